@@ -1,0 +1,206 @@
+//! One call: its head, the head of its answer, its deadline, its times. Bodies travel beside them, in pieces.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+/// Most bytes of one piece of a body on any wire; also the most that an offer carries ahead of the start.
+pub const CHUNK: usize = 64 * 1024;
+
+/// Credit that a receiver of a body gives at first, in bytes: one call holds no more than this in any one place.
+pub const WINDOW: u32 = 256 * 1024;
+
+/// Most bytes of names and values of a call's headers together.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// Most headers.
+pub const MAX_HEADERS: usize = 256;
+
+/// A header. Names compare without regard to case; values are bytes without CR, LF and NUL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    pub name: String,
+    pub value: Bytes,
+}
+
+/// Headers in the order in which they came; a name may stand several times.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Headers(pub Vec<Header>);
+
+impl Headers {
+    /// The first value of `name`, if it is text.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|h| h.name.eq_ignore_ascii_case(name))
+            .and_then(|h| std::str::from_utf8(&h.value).ok())
+    }
+
+    /// Adds one at the end.
+    pub fn push(&mut self, name: impl Into<String>, value: impl Into<Bytes>) {
+        self.0.push(Header { name: name.into(), value: value.into() });
+    }
+
+    /// Bytes of all names and values.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|h| h.name.len() + h.value.len()).sum()
+    }
+
+    /// Checks names, values and limits.
+    ///
+    /// # Errors
+    /// A sentence that names the header and what is wrong with it, and whether it is a matter of size.
+    pub fn check(&self) -> Result<(), HeaderProblem> {
+        if self.0.len() > MAX_HEADERS {
+            return Err(HeaderProblem::TooLarge(format!(
+                "{} headers, at most {MAX_HEADERS} are allowed",
+                self.0.len()
+            )));
+        }
+        let size = self.size();
+        if size > MAX_HEADER_BYTES {
+            return Err(HeaderProblem::TooLarge(format!(
+                "headers of {size} bytes, at most {MAX_HEADER_BYTES} are allowed"
+            )));
+        }
+        for header in &self.0 {
+            if header.name.is_empty() || !header.name.bytes().all(is_token) {
+                return Err(HeaderProblem::Invalid(format!("{:?} is not a header name", header.name)));
+            }
+            if header.value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
+                return Err(HeaderProblem::Invalid(format!(
+                    "the value of header {:?} has a line break",
+                    header.name
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What [`Headers::check`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderProblem {
+    /// A name or a value that no header can have.
+    Invalid(String),
+    /// Over a limit.
+    TooLarge(String),
+}
+
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+}
+
+/// Through which kind of door a call came: formats tell functions so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Intent {
+    /// A function was invoked by its name or id; headers are for the function as they are.
+    #[default]
+    Invoke,
+    /// An HTTP request to a trigger; status and headers of the answer are for the HTTP client.
+    HttpRequest,
+}
+
+/// Everything of a request but its body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RequestHead {
+    pub intent: Intent,
+    /// HTTP method, `POST` unless the door says otherwise.
+    pub method: String,
+    /// The URL as the client sent it; may be empty for doors that have none.
+    pub url: String,
+    pub headers: Headers,
+}
+
+/// Everything of an answer but its body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseHead {
+    /// HTTP status; 200 where the function's format has none.
+    pub status: u16,
+    pub headers: Headers,
+}
+
+/// W3C trace context, handed on as it came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    /// `traceparent`, empty if there is none.
+    pub parent: String,
+    /// `tracestate`, empty if there is none.
+    pub state: String,
+}
+
+/// When a call must be over. Travels as remaining time and becomes absolute at each door, so that no clock is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(pub Instant);
+
+impl Deadline {
+    /// `remaining` from now.
+    #[must_use]
+    pub fn after(remaining: Duration) -> Self {
+        Self(Instant::now() + remaining.min(MAX_REMAINING))
+    }
+
+    /// What is left; zero once it has passed.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Longest remaining time that any door takes; longer ones are cut to it.
+pub const MAX_REMAINING: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the time of a call went on the runner. Phases that did not happen are zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// From the offer's arrival to a slot.
+    pub wait: Duration,
+    /// Of `wait`: the sandbox was prepared (namespaces, mounts, limits).
+    pub create: Duration,
+    /// Of `wait`: the process was started, until its `exec`.
+    pub start: Duration,
+    /// Of `wait`: the function made itself ready.
+    pub init: Duration,
+    /// The frozen container was thawed.
+    pub thaw: Duration,
+    /// From the first byte of input to the head of the answer.
+    pub first_byte: Duration,
+    /// From the first byte of input to the end of the answer.
+    pub execution: Duration,
+    /// The call's own launch served it: it was a cold start.
+    pub cold: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_checked() {
+        let one = |name: &str, value: &'static str| {
+            let mut headers = Headers::default();
+            headers.push(name, value);
+            headers
+        };
+        assert_eq!(one("X-Ok", "fine").check(), Ok(()));
+        assert_eq!(one("X-Ok", "fine").get("x-ok"), Some("fine"));
+        for (name, value) in [("", "x"), ("a b", "x"), ("a:", "x"), ("a", "x\ny"), ("a", "x\0"), ("é", "x")]
+        {
+            assert!(matches!(one(name, value).check(), Err(HeaderProblem::Invalid(_))), "{name:?} {value:?}");
+        }
+        let mut many = Headers::default();
+        (0..=MAX_HEADERS).for_each(|_| many.push("a", "b"));
+        assert!(matches!(many.check(), Err(HeaderProblem::TooLarge(_))));
+        let mut large = Headers::default();
+        large.push("a", vec![b'x'; MAX_HEADER_BYTES]);
+        assert!(matches!(large.check(), Err(HeaderProblem::TooLarge(_))));
+    }
+
+    #[test]
+    fn deadlines_pass() {
+        assert_eq!(Deadline::after(Duration::ZERO).remaining(), Duration::ZERO);
+        assert!(Deadline::after(Duration::MAX).remaining() <= MAX_REMAINING);
+    }
+}

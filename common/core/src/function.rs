@@ -1,0 +1,501 @@
+//! A function: its name, and everything that a runner must know to run it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::ids::is_name;
+use crate::listed;
+use crate::resources::Ask;
+
+/// `app/function`; both parts are [names](is_name).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FunctionName {
+    text: Arc<str>,
+    slash: usize,
+}
+
+impl FunctionName {
+    /// `None` unless both are names.
+    pub fn new(app: &str, function: &str) -> Option<Self> {
+        (is_name(app) && is_name(function))
+            .then(|| Self { text: format!("{app}/{function}").into(), slash: app.len() })
+    }
+
+    /// Reads `app/function`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (app, function) = text.split_once('/')?;
+        Self::new(app, function)
+    }
+
+    /// The app.
+    #[must_use]
+    pub fn app(&self) -> &str {
+        &self.text[..self.slash]
+    }
+
+    /// The function within its app.
+    #[must_use]
+    pub fn function(&self) -> &str {
+        &self.text[self.slash + 1..]
+    }
+
+    /// `app/function`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The id under which Fn's doors know it: 26 characters, the same on every machine for the same name.
+    #[must_use]
+    pub fn id(&self) -> String {
+        opaque_id("fn", &self.text)
+    }
+
+    /// The id of its app.
+    #[must_use]
+    pub fn app_id(&self) -> String {
+        opaque_id("app", self.app())
+    }
+}
+
+/// 26 characters of Crockford's base 32 (130 bits of SHA-256), like the ids that Fn makes, but derived.
+fn opaque_id(kind: &str, text: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+    let hash = Sha256::digest(format!("stoker:{kind}:{text}"));
+    let mut out = String::with_capacity(26);
+    let (mut bits, mut held) = (0u32, 0u32);
+    for byte in hash {
+        held = (held << 8) | u32::from(byte);
+        bits += 8;
+        while bits >= 5 && out.len() < 26 {
+            bits -= 5;
+            out.push(char::from(ALPHABET[((held >> bits) & 31) as usize]));
+        }
+    }
+    out
+}
+
+impl fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl TryFrom<String> for FunctionName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("`{text}` is not a function: write app/function"))
+    }
+}
+
+impl From<FunctionName> for String {
+    fn from(name: FunctionName) -> String {
+        name.text.as_ref().to_owned()
+    }
+}
+
+/// How calls and answers are written for the function. Contracts: `docs/formats.md`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// STDIN and STDOUT once, one call per process.
+    #[default]
+    Default,
+    /// HTTP/1.1 on a Unix socket, many calls.
+    HttpStream,
+}
+
+listed!(Format: Default, HttpStream);
+
+impl Format {
+    /// The name in files and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Format::Default => "default",
+            Format::HttpStream => "http-stream",
+        }
+    }
+
+    /// Reads the name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        use crate::machine::Listed as _;
+        Self::ALL.iter().copied().find(|f| f.as_str() == text)
+    }
+
+    /// A container serves more than one call.
+    #[must_use]
+    pub fn is_hot(self) -> bool {
+        match self {
+            Format::Default => false,
+            Format::HttpStream => true,
+        }
+    }
+}
+
+/// What the function sees as `/`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Root {
+    /// The host's files, read-only.
+    #[default]
+    Host,
+    /// A directory of the host.
+    Rootfs(PathBuf),
+}
+
+/// What the function may reach.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Nothing.
+    #[default]
+    None,
+    /// Outgoing connections.
+    Egress,
+    /// The host's network.
+    Host,
+}
+
+listed!(Network: None, Egress, Host);
+
+impl Network {
+    /// The name in files and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Network::None => "none",
+            Network::Egress => "egress",
+            Network::Host => "host",
+        }
+    }
+
+    /// Reads the name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        use crate::machine::Listed as _;
+        Self::ALL.iter().copied().find(|n| n.as_str() == text)
+    }
+}
+
+/// A way in besides the function's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trigger {
+    /// The path after `/t/{app}`, with its leading slash.
+    pub http: String,
+}
+
+/// One version of a function. Serialised with serde (the registry's text form); [`Digest`] names the version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionSpec {
+    pub name: FunctionName,
+    pub root: Root,
+    /// Program and arguments; never empty.
+    pub command: Vec<String>,
+    pub workdir: PathBuf,
+    pub format: Format,
+    /// Bytes.
+    pub memory: u64,
+    /// Thousandths of a core; 0 is no limit.
+    pub cpu_millis: u32,
+    /// Milliseconds in the function, once it has the input.
+    pub timeout_ms: u64,
+    /// Milliseconds to become ready.
+    pub init_timeout_ms: u64,
+    /// Milliseconds that a hot container is kept without a call.
+    pub idle_timeout_ms: u64,
+    /// Calls at once in one container.
+    pub concurrency: u32,
+    /// Containers that each runner of the fleet keeps at least.
+    pub min_containers: u32,
+    /// Containers that one runner starts at most.
+    pub max_containers: u32,
+    pub network: Network,
+    pub env: BTreeMap<String, String>,
+    /// A call that may have started may be run again.
+    pub idempotent: bool,
+    pub triggers: Vec<Trigger>,
+}
+
+/// Limits and defaults of a function's fields, in one place for every door through which a function comes in.
+pub mod limits {
+    use std::ops::RangeInclusive;
+
+    /// Bytes.
+    pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
+    pub const DEFAULT_MEMORY: u64 = 128 << 20;
+    pub const CPU_MILLIS: RangeInclusive<u32> = 0..=1_024_000;
+    /// Milliseconds.
+    pub const TIMEOUT_MS: RangeInclusive<u64> = 1..=24 * 3_600_000;
+    pub const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+    pub const INIT_TIMEOUT_MS: RangeInclusive<u64> = 1..=3_600_000;
+    pub const DEFAULT_INIT_TIMEOUT_MS: u64 = 5_000;
+    pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 0..=24 * 3_600_000;
+    pub const DEFAULT_IDLE_TIMEOUT_MS: u64 = 60_000;
+    pub const CONCURRENCY: RangeInclusive<u32> = 1..=1_000;
+    pub const MAX_CONTAINERS: RangeInclusive<u32> = 1..=10_000;
+    pub const DEFAULT_MAX_CONTAINERS: u32 = 64;
+    /// Environment variables, and their bytes together.
+    pub const ENV: usize = 512;
+    pub const ENV_BYTES: usize = 128 * 1024;
+    pub const TRIGGERS: usize = 64;
+    pub const COMMAND: usize = 256;
+    pub const COMMAND_BYTES: usize = 64 * 1024;
+}
+
+impl FunctionSpec {
+    /// A function of this name, command and work directory, everything else at its default.
+    #[must_use]
+    pub fn new(name: FunctionName, command: Vec<String>, workdir: PathBuf) -> Self {
+        Self {
+            name,
+            root: Root::Host,
+            command,
+            workdir,
+            format: Format::Default,
+            memory: limits::DEFAULT_MEMORY,
+            cpu_millis: 0,
+            timeout_ms: limits::DEFAULT_TIMEOUT_MS,
+            init_timeout_ms: limits::DEFAULT_INIT_TIMEOUT_MS,
+            idle_timeout_ms: limits::DEFAULT_IDLE_TIMEOUT_MS,
+            concurrency: 1,
+            min_containers: 0,
+            max_containers: limits::DEFAULT_MAX_CONTAINERS,
+            network: Network::None,
+            env: BTreeMap::new(),
+            idempotent: false,
+            triggers: Vec::new(),
+        }
+    }
+
+    /// Names this version: the hash of all that makes its containers interchangeable. Triggers and the numbers of
+    /// containers may change without a new version.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut same = self.clone();
+        same.triggers.clear();
+        same.min_containers = 0;
+        same.max_containers = 0;
+        same.idempotent = false;
+        let text = serde_json::to_vec(&same).expect("a spec has only string keys");
+        Digest(Sha256::digest(text).into())
+    }
+
+    /// What a container of it needs.
+    #[must_use]
+    pub fn ask(&self) -> Ask {
+        Ask { memory: self.memory, cpu_millis: self.cpu_millis }
+    }
+
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
+    }
+
+    #[must_use]
+    pub fn init_timeout(&self) -> Duration {
+        Duration::from_millis(self.init_timeout_ms)
+    }
+
+    #[must_use]
+    pub fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    /// Everything that is wrong with it, each with the field's name. Every door checks with this.
+    ///
+    /// # Errors
+    /// All problems, in the order of the fields.
+    pub fn check(&self) -> Result<(), Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut wrong = |field: &'static str, text: String| problems.push(Problem { field, text });
+        if let Root::Rootfs(path) = &self.root
+            && !path.is_absolute()
+        {
+            wrong("rootfs", format!("`{}` is not an absolute path", path.display()));
+        }
+        if self.command.first().is_none_or(String::is_empty) {
+            wrong(
+                "command",
+                "is missing: write the program and its arguments, like [\"python3\", \"func.py\"]".into(),
+            );
+        }
+        let bytes: usize = self.command.iter().map(String::len).sum();
+        if self.command.len() > limits::COMMAND || bytes > limits::COMMAND_BYTES {
+            wrong(
+                "command",
+                format!("has more than {} parts or {} bytes", limits::COMMAND, limits::COMMAND_BYTES),
+            );
+        }
+        if self.command.iter().any(|part| part.contains('\0')) {
+            wrong("command", "has a NUL character".into());
+        }
+        if !self.workdir.is_absolute() || self.workdir.as_os_str().len() > 4096 {
+            wrong("workdir", format!("`{}` is not an absolute path", self.workdir.display()));
+        }
+        range(&mut wrong, "memory", self.memory, &limits::MEMORY, crate::units::format_size);
+        range(&mut wrong, "cpu", self.cpu_millis, &limits::CPU_MILLIS, crate::units::format_cpu);
+        let time = |ms| crate::units::format_duration(Duration::from_millis(ms));
+        range(&mut wrong, "timeout", self.timeout_ms, &limits::TIMEOUT_MS, time);
+        range(&mut wrong, "init_timeout", self.init_timeout_ms, &limits::INIT_TIMEOUT_MS, time);
+        range(&mut wrong, "idle_timeout", self.idle_timeout_ms, &limits::IDLE_TIMEOUT_MS, time);
+        range(&mut wrong, "concurrency", self.concurrency, &limits::CONCURRENCY, |n| n.to_string());
+        if self.concurrency > 1 && self.format != Format::HttpStream {
+            wrong("concurrency", format!("format {} takes one call at a time", self.format.as_str()));
+        }
+        range(&mut wrong, "max_containers", self.max_containers, &limits::MAX_CONTAINERS, |n| n.to_string());
+        if self.min_containers > self.max_containers {
+            wrong(
+                "min_containers",
+                format!("{} is more than max_containers, {}", self.min_containers, self.max_containers),
+            );
+        }
+        let bytes: usize = self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+        if self.env.len() > limits::ENV || bytes > limits::ENV_BYTES {
+            wrong("env", format!("has more than {} variables or {} bytes", limits::ENV, limits::ENV_BYTES));
+        }
+        for (key, value) in &self.env {
+            if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+                wrong("env", format!("{key:?} cannot be an environment variable"));
+            }
+        }
+        if self.triggers.len() > limits::TRIGGERS {
+            wrong("triggers", format!("has more than {} entries", limits::TRIGGERS));
+        }
+        for trigger in &self.triggers {
+            if !trigger.http.starts_with('/')
+                || trigger.http.len() > 2048
+                || trigger.http.contains(['?', '#', '\0', ' '])
+            {
+                wrong(
+                    "triggers",
+                    format!(
+                        "{:?} is not a path: it starts with a slash and has no ?, # or space",
+                        trigger.http
+                    ),
+                );
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+}
+
+fn range<T: PartialOrd + Copy>(
+    wrong: &mut impl FnMut(&'static str, String),
+    field: &'static str,
+    value: T,
+    allowed: &std::ops::RangeInclusive<T>,
+    show: impl Fn(T) -> String,
+) {
+    if !allowed.contains(&value) {
+        wrong(
+            field,
+            format!("{} is not between {} and {}", show(value), show(*allowed.start()), show(*allowed.end())),
+        );
+    }
+}
+
+/// One thing that is wrong with a function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The key in the function file.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub text: String,
+}
+
+/// Names one version of a function: SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// `None` unless there are 32 bytes.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..6].iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> FunctionSpec {
+        let name = FunctionName::new("demo", "hello").unwrap();
+        FunctionSpec::new(name, vec!["true".into()], "/tmp".into())
+    }
+
+    #[test]
+    fn names_split_and_give_stable_ids() {
+        let name = FunctionName::parse("demo/hello").unwrap();
+        assert_eq!((name.app(), name.function(), name.as_str()), ("demo", "hello", "demo/hello"));
+        assert_eq!(name.id().len(), 26);
+        assert_eq!(name.id(), FunctionName::new("demo", "hello").unwrap().id());
+        assert_ne!(name.id(), FunctionName::new("demo", "hell").unwrap().id());
+        for bad in ["", "demo", "/x", "x/", "a/b/c", "a b/c"] {
+            assert_eq!(FunctionName::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_default_function_is_valid_and_survives_its_text_form() {
+        let spec = hello();
+        assert_eq!(spec.check(), Ok(()));
+        let text = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<FunctionSpec>(&text).unwrap(), spec);
+    }
+
+    #[test]
+    fn the_digest_changes_with_what_containers_depend_on_and_only_then() {
+        let base = hello().digest();
+        let with = |change: fn(&mut FunctionSpec)| {
+            let mut spec = hello();
+            change(&mut spec);
+            spec.digest()
+        };
+        assert_eq!(base, with(|s| s.triggers.push(Trigger { http: "/x".into() })));
+        assert_eq!(base, with(|s| s.max_containers = 3));
+        assert_ne!(base, with(|s| s.memory += 1));
+        assert_ne!(base, with(|s| s.command.push("x".into())));
+        assert_ne!(base, with(|s| _ = s.env.insert("A".into(), "b".into())));
+        assert_ne!(base, with(|s| s.name = FunctionName::new("demo", "other").unwrap()));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let mut spec = hello();
+        spec.command.clear();
+        spec.workdir = "relative".into();
+        spec.memory = 1;
+        spec.timeout_ms = 0;
+        spec.concurrency = 5;
+        spec.min_containers = 100;
+        spec.env.insert("A=B".into(), String::new());
+        spec.triggers.push(Trigger { http: "x".into() });
+        let fields: Vec<_> = spec.check().unwrap_err().into_iter().map(|p| p.field).collect();
+        assert_eq!(
+            fields,
+            ["command", "workdir", "memory", "timeout", "concurrency", "min_containers", "env", "triggers"]
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! The words of the domain, shared by every part of Stoker.
+//!
+//! Nothing here performs I/O or knows a wire format: other crates convert into these types at their border and from
+//! then on may trust them.
+
+pub mod backoff;
+pub mod call;
+pub mod capacity;
+pub mod error;
+pub mod function;
+pub mod ids;
+pub mod machine;
+pub mod resources;
+pub mod units;
+
+pub use call::{Deadline, RequestHead, ResponseHead, Timings, TraceContext};
+pub use capacity::{Capacity, RunnerState, Warmth};
+pub use error::{Blame, Code, Error, Refusal, Retry};
+pub use function::{Digest, Format, FunctionName, FunctionSpec};
+pub use ids::{CallId, ContainerId, Incarnation, RunnerName};
+pub use resources::{Ask, Resources};

@@ -1,0 +1,103 @@
+//! One suite for every registry: panics at the first thing that is not as [`crate::Registry`] promises.
+
+use std::collections::BTreeMap;
+
+use stoker_core::capacity::{Capacity, RunnerState};
+use stoker_core::function::{FunctionName, FunctionSpec, Trigger};
+use stoker_core::ids::{Incarnation, RunnerName};
+use stoker_core::resources::Resources;
+
+use crate::{Applied, Error, Registry};
+
+/// A function to test with.
+#[must_use]
+pub fn function(app: &str, name: &str) -> FunctionSpec {
+    let name = FunctionName::new(app, name).expect("tests give names");
+    FunctionSpec::new(name, vec!["true".into()], "/tmp".into())
+}
+
+/// A runner's record to test with.
+#[must_use]
+pub fn runner(name: &str) -> Capacity {
+    let total = Resources { memory: 1 << 30, cpu_millis: 2000, slots: 16 };
+    Capacity {
+        runner: RunnerName::new(name).expect("tests give names"),
+        incarnation: Incarnation::new(),
+        address: "http://127.0.0.1:1".into(),
+        zone: String::new(),
+        labels: BTreeMap::new(),
+        sequence: 0,
+        state: RunnerState::Ready,
+        total,
+        free: total,
+        reclaimable: Resources::default(),
+        in_flight: 0,
+        waiting: 0,
+        functions: BTreeMap::new(),
+    }
+}
+
+/// Runs the suite on an empty registry; leaves it empty.
+pub async fn run(registry: &dyn Registry) {
+    functions(registry).await;
+    fleet(registry).await;
+}
+
+async fn functions(registry: &dyn Registry) {
+    let mut watch = registry.functions();
+    let (mut a, b) = (function("app", "a"), function("app", "b"));
+    a.triggers.push(Trigger { http: "/x".into() });
+
+    let applied = registry.apply_functions(vec![a.clone(), b.clone()]).await.expect("both are new");
+    assert_eq!(applied, [Applied::Created, Applied::Created]);
+    watch.wait_for(|f| f.known && f.by_name.len() == 2).await.expect("the registry lives");
+    assert!(registry.functions().borrow().find("app/a").is_some());
+    assert!(registry.functions().borrow().find(&a.name.id()).is_some());
+    assert!(registry.functions().borrow().find("app/c").is_none());
+
+    a.memory *= 2;
+    let applied = registry.apply_functions(vec![a.clone(), b.clone()]).await.expect("both are there");
+    assert_eq!(applied, [Applied::Updated, Applied::Unchanged]);
+    watch.wait_for(|f| f.by_name.get(&a.name).is_some_and(|s| **s == a)).await.expect("the registry lives");
+
+    // All or none: the second takes a path that is taken, so the first is not there either.
+    let (c, mut d) = (function("app", "c"), function("app", "d"));
+    d.triggers.push(Trigger { http: "/x".into() });
+    let refused = registry.apply_functions(vec![c, d.clone()]).await;
+    assert!(matches!(refused, Err(Error::TriggerTaken { .. })), "{refused:?}");
+    assert_eq!(registry.functions().borrow().by_name.len(), 2);
+
+    // The same path in another app is another path.
+    d.name = FunctionName::new("other", "d").expect("it is a name");
+    registry.apply_functions(vec![d.clone()]).await.expect("no one has it");
+
+    for name in [&a.name, &b.name, &d.name] {
+        assert!(registry.delete_function(name).await.expect("it can be deleted"));
+        assert!(!registry.delete_function(name).await.expect("deleting nothing is no error"));
+    }
+    watch.wait_for(|f| f.by_name.is_empty()).await.expect("the registry lives");
+}
+
+async fn fleet(registry: &dyn Registry) {
+    let mut watch = registry.fleet();
+    let one = runner("one");
+    let registration = registry.register(one.clone()).await.expect("the name is free");
+    watch.wait_for(|f| f.known && f.runners.len() == 1).await.expect("the registry lives");
+
+    let mut other = one.clone();
+    other.incarnation = Incarnation(one.incarnation.0.wrapping_add(1));
+    let refused = registry.register(other).await.map(|_| ());
+    assert!(matches!(refused, Err(Error::RunnerNameTaken(_))), "{refused:?}");
+
+    let mut changed = one.clone();
+    changed.sequence = 1;
+    changed.in_flight = 7;
+    registration.publish(changed).await.expect("it can be published");
+    watch.wait_for(|f| f.runners.values().all(|r| r.in_flight == 7)).await.expect("the registry lives");
+
+    registration.withdraw().await;
+    watch.wait_for(|f| f.runners.is_empty()).await.expect("the registry lives");
+
+    drop(registry.register(one).await.expect("the name is free again"));
+    watch.wait_for(|f| f.runners.is_empty()).await.expect("the registry lives");
+}

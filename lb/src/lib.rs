@@ -1,0 +1,1 @@
+//! The stateless load balancer: fronts, admission, placement, links to runners.

@@ -1,0 +1,51 @@
+//! The wire: generated code, the conversions at its border, and the one table of statuses.
+//!
+//! Generated types end where a message is received: [`convert`] checks them into the words of `stoker_core`, which the rest of
+//! the code may trust.
+
+pub mod convert;
+pub mod status;
+
+/// Services and messages for clients and operators.
+pub mod v1 {
+    #![allow(
+        missing_docs,
+        clippy::pedantic,
+        clippy::all,
+        rust_2018_idioms,
+        unused_qualifications,
+        rustdoc::all
+    )]
+    tonic::include_proto!("stoker.v1");
+}
+
+/// Between balancer and runner.
+pub mod runner {
+    /// Version 1 of the private protocol.
+    pub mod v1 {
+        #![allow(
+            missing_docs,
+            clippy::pedantic,
+            clippy::all,
+            rust_2018_idioms,
+            unused_qualifications,
+            rustdoc::all
+        )]
+        tonic::include_proto!("stoker.runner.v1");
+    }
+}
+
+/// The descriptors of all files, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The newest version of the session protocol that this build speaks.
+pub const SESSION_VERSION: u32 = 1;
+
+/// The oldest.
+pub const OLDEST_SESSION_VERSION: u32 = 1;
+
+/// Most bytes of one message on a session: a piece of a body, a head and room for the rest.
+pub const MAX_FRAME: usize = 1 << 20;
+
+/// Most bytes of one message of the services that hold a whole body.
+pub const MAX_MESSAGE: usize = 4 << 20;

@@ -1,0 +1,1 @@
+//! Function formats as pure codecs: bytes in, events out, no I/O.

@@ -1,0 +1,396 @@
+//! What both drivers of this crate share: a spawner, cgroups, blanks made ahead, and the way from [`Spec`] to a [`Cell`].
+//!
+//! A **blank** is an init that waits for its plan: cloned, in its cgroups, with its network namespace. None of that
+//! depends on the function, and it is the slow half of a creation (entering a version 1 cgroup after a pause waits for a
+//! grace period of 5 to 13 ms), so a few are kept ready.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::cell::{self, Cell, Channel};
+use crate::cgroup::{Base, Controller, Leaf, Limits};
+use crate::spawner::Command;
+use crate::spawner::client::{Client, Init};
+use crate::state::State;
+use crate::wire::{Begin, Identity, Order, Plan, RootPlan, Setup};
+use crate::{Error, Network, Root, Sandbox, Shared, Spec};
+
+/// How an engine makes sandboxes.
+pub struct Flavour {
+    /// Name of the driver, and of its state.
+    pub driver: &'static str,
+    /// Namespaces and their own roots; plain processes else.
+    pub isolate: bool,
+    /// The engine runs without root.
+    pub rootless: bool,
+    /// Functions get a user namespace of their own (always so without root).
+    pub user_namespace: bool,
+    /// First of the host's user ids that functions run as, one per sandbox.
+    pub first_user: u32,
+    /// Host directories that [`Root::Host`] shows.
+    pub host_paths: Vec<PathBuf>,
+    /// Blanks kept ready.
+    pub spares: usize,
+}
+
+pub struct Engine {
+    pub flavour: Flavour,
+    pub base: Base,
+    state: State,
+    client: Client,
+    slots: Mutex<BTreeSet<u32>>,
+    next_leaf: AtomicU64,
+    blanks: Mutex<Vec<Blank>>,
+    filling: AtomicBool,
+    home: Option<PathBuf>,
+}
+
+/// An init that waits for its plan.
+struct Blank {
+    control: Channel,
+    init: Init,
+    leaf: CellLeaf,
+}
+
+/// A leaf that is removed when it is dropped, if not before.
+pub struct CellLeaf {
+    leaf: Option<Leaf>,
+    cleared: AtomicBool,
+}
+
+impl CellLeaf {
+    pub fn new(leaf: Option<Leaf>) -> Self {
+        Self { leaf, cleared: AtomicBool::new(false) }
+    }
+
+    pub fn get(&self) -> Option<&Leaf> {
+        self.leaf.as_ref()
+    }
+
+    /// Kills what is in it and removes it. May take some milliseconds.
+    pub fn clear(&self) {
+        let Some(leaf) = &self.leaf else { return };
+        if !self.cleared.swap(true, Ordering::AcqRel) {
+            clear(leaf);
+        }
+    }
+}
+
+fn clear(leaf: &Leaf) {
+    for directory in leaf.directories() {
+        if let Err(error) = crate::cgroup::remove_tree(&directory) {
+            tracing::warn!(directory = %directory.display(), %error, "a cgroup could not be removed");
+        }
+    }
+}
+
+impl Drop for CellLeaf {
+    fn drop(&mut self) {
+        let Some(leaf) = self.leaf.take().filter(|_| !*self.cleared.get_mut()) else { return };
+        let clear = move || {
+            leaf.kill();
+            clear(&leaf);
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => {
+                runtime.spawn_blocking(clear);
+            }
+            Err(_) => clear(),
+        }
+    }
+}
+
+/// A user id that is given back when it is dropped.
+pub struct Slot {
+    engine: Weak<Engine>,
+    number: u32,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(engine) = self.engine.upgrade() {
+            engine.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        }
+    }
+}
+
+impl Engine {
+    /// Takes the name, makes the cgroups and starts the spawner.
+    ///
+    /// # Errors
+    /// [`Error::Platform`].
+    pub async fn start(
+        flavour: Flavour,
+        name: &str,
+        state_dir: &std::path::Path,
+        cgroup_parent: Option<&std::path::Path>,
+        spawner: Command,
+    ) -> Result<Arc<Self>, Error> {
+        let state = State::open(state_dir, flavour.driver, name)?;
+        let base = Base::create(&state.cgroup_name(name), cgroup_parent);
+        // A death between these two lines leaves empty directories; nothing lives in them yet.
+        state.write_down(base.directories())?;
+        let setup = Setup {
+            isolate: flavour.isolate,
+            rootless: flavour.isolate && flavour.rootless,
+            lock: state.spawner_lock(),
+            cgroups: base.directories(),
+            remove: vec![state.life(), state.record()],
+        };
+        let client = match Client::start(spawner, setup).await {
+            Ok(client) => client,
+            Err(error) => {
+                // Nobody else is there to do it.
+                for directory in base.directories() {
+                    crate::cgroup::remove_tree(&directory).ok();
+                }
+                std::fs::remove_file(state.record()).ok();
+                return Err(error);
+            }
+        };
+        Ok(Arc::new(Self {
+            flavour,
+            base,
+            state,
+            client,
+            slots: Mutex::default(),
+            next_leaf: AtomicU64::new(0),
+            blanks: Mutex::default(),
+            filling: AtomicBool::new(false),
+            home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
+        }))
+    }
+
+    /// The spawner's process id.
+    pub async fn spawner(&self) -> Option<u32> {
+        self.client.pid().await
+    }
+
+    /// See [`State::collect`].
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub async fn collect_leftovers(self: &Arc<Self>) -> Result<Vec<String>, Error> {
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || engine.state.collect()).await.map_err(|error| {
+            Error::Platform { step: "collect leftovers".to_owned(), source: std::io::Error::other(error) }
+        })?
+    }
+
+    /// Makes a sandbox up to its `exec`.
+    ///
+    /// # Errors
+    /// As [`crate::Driver::create`] says.
+    pub async fn create(self: &Arc<Self>, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        check(&spec)?;
+        // On a task of its own: a caller that gives up halfway must not leave half a sandbox.
+        let engine = Arc::clone(self);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let made = engine.build(spec).await;
+            // Nobody waiting drops the sandbox, which ends it.
+            drop(sender.send(made));
+            engine.refill();
+        });
+        let made = receiver.await.map_err(|error| Error::Platform {
+            step: "create the sandbox".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        made.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+    }
+
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
+        let own_network = self.flavour.isolate && spec.network == Network::None;
+        let mut ready = None;
+        if own_network {
+            ready = self.blanks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            // One made by a spawner that has died since is dead, too.
+            ready = ready.filter(|blank: &Blank| !*blank.init.orphaned.borrow());
+        }
+        let blank = match ready {
+            Some(blank) => blank,
+            None => self.blank(own_network).await?,
+        };
+        if let Some(leaf) = blank.leaf.get() {
+            let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, pids: spec.pids };
+            leaf.limit(&limits)
+                .map_err(|source| Error::Platform { step: "set the cgroup's limits".to_owned(), source })?;
+        }
+        let slot = (self.flavour.isolate && !self.flavour.rootless).then(|| self.slot());
+        let identity = match &slot {
+            None if self.flavour.isolate => Identity::Inside,
+            None => Identity::Same,
+            Some(slot) => {
+                let user = self.flavour.first_user + slot.number;
+                if self.flavour.user_namespace { Identity::Mapped(user) } else { Identity::Plain(user) }
+            }
+        };
+        let counted = self.base.has(Controller::Pids);
+        let weighed = self.base.has(Controller::Memory);
+        let host_shared = match &spec.shared {
+            Some(asked) if !self.flavour.isolate => Some(self.host_directory(&spec.id, asked)?),
+            _ => None,
+        };
+        let plan = Plan {
+            id: spec.id.clone(),
+            root: match spec.root {
+                Root::Host if !self.flavour.isolate => RootPlan::Unchanged,
+                Root::Host => RootPlan::Host(self.flavour.host_paths.clone()),
+                Root::Directory(directory) => RootPlan::Directory(directory),
+            },
+            writable_root: spec.writable_root,
+            command: spec.command,
+            env: spec.env,
+            workdir: spec.workdir,
+            tmp_size: spec.tmp_size,
+            open_files: spec.open_files,
+            // Counted per user: exact only in a user namespace of one's own.
+            processes: (self.flavour.isolate && !counted).then_some(spec.pids),
+            watch_memory: (!weighed).then_some(spec.memory),
+            host_network: spec.network == Network::Host,
+            shared: spec.shared.clone().filter(|_| self.flavour.isolate),
+            identity,
+            home: self.home.clone(),
+        };
+        let holdings = cell::Holdings { leaf: blank.leaf, _slot: slot, directory: host_shared };
+        let inside = match &holdings.directory {
+            Some(directory) => Some(directory.path.clone()),
+            None => plan.shared.clone(),
+        };
+        Cell::build(spec.id, plan, inside, blank.control, blank.init, holdings, self).await
+    }
+
+    /// Clones an init and lets it do what does not depend on the function.
+    async fn blank(self: &Arc<Self>, network: bool) -> Result<Blank, Error> {
+        let fail = |step: &str| {
+            let step = step.to_owned();
+            move |source: std::io::Error| Error::Platform { step, source }
+        };
+        let leaf = if self.base == Base::default() {
+            CellLeaf::new(None)
+        } else {
+            let name = self.next_leaf.fetch_add(1, Ordering::Relaxed).to_string();
+            CellLeaf::new(Some(self.base.leaf(&name).map_err(fail("make the sandbox's cgroups"))?))
+        };
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|error| fail("make a socket pair")(error.into()))?;
+        let control = Channel::new(ours).map_err(fail("make a socket pair"))?;
+        let init = self.client.clone_init(theirs, leaf.get().and_then(Leaf::handle).map(AsFd::as_fd)).await?;
+        let own_ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let begin = Begin {
+            isolate: self.flavour.isolate,
+            rootless: (self.flavour.isolate && self.flavour.rootless).then_some(own_ids),
+            attach: leaf.get().map(Leaf::attach).unwrap_or_default(),
+            network,
+        };
+        control.send(&Order::Begin(begin), &[]).await.map_err(fail("instruct the sandbox's init"))?;
+        Ok(Blank { control, init, leaf })
+    }
+
+    /// Makes blanks until there are enough, in the background.
+    pub fn refill(self: &Arc<Self>) {
+        if self.flavour.spares == 0 || self.filling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let engine = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                let have = {
+                    let mut blanks = engine.blanks.lock().unwrap_or_else(PoisonError::into_inner);
+                    blanks.retain(|blank| !*blank.init.orphaned.borrow());
+                    blanks.len()
+                };
+                if have >= engine.flavour.spares {
+                    break;
+                }
+                match engine.blank(true).await {
+                    Ok(blank) => engine.blanks.lock().unwrap_or_else(PoisonError::into_inner).push(blank),
+                    Err(error) => {
+                        // The next create meets the same and says so to somebody.
+                        tracing::debug!(%error, "no spare sandbox could be made");
+                        break;
+                    }
+                }
+            }
+            engine.filling.store(false, Ordering::Release);
+        });
+    }
+
+    fn slot(self: &Arc<Self>) -> Slot {
+        let mut taken = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
+        taken.insert(number);
+        Slot { engine: Arc::downgrade(self), number }
+    }
+
+    /// A directory on the host for plain processes, in one that only our user may enter.
+    fn host_directory(&self, id: &str, asked: &std::path::Path) -> Result<HostDirectory, Error> {
+        let name = asked.file_name().unwrap_or(std::ffi::OsStr::new("shared"));
+        let parent = self.state.life().join(id);
+        let path = parent.join(name);
+        let made = std::fs::create_dir_all(&path).and_then(|()| {
+            let flags =
+                rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+            Ok(rustix::fs::open(&path, flags, rustix::fs::Mode::empty())?)
+        });
+        match made {
+            Ok(handle) => Ok(HostDirectory { parent, path, handle: Some(handle) }),
+            Err(source) => {
+                std::fs::remove_dir_all(&parent).ok();
+                Err(Error::Platform { step: format!("make the shared directory {}", path.display()), source })
+            }
+        }
+    }
+}
+
+/// A shared directory on the host, removed with its sandbox.
+pub struct HostDirectory {
+    parent: PathBuf,
+    path: PathBuf,
+    handle: Option<OwnedFd>,
+}
+
+impl HostDirectory {
+    /// The two sides' view of it. Once.
+    pub fn shared(&mut self) -> Option<Shared> {
+        self.handle.take().map(|directory| Shared { directory, inside: self.path.clone() })
+    }
+}
+
+impl Drop for HostDirectory {
+    fn drop(&mut self) {
+        // What a function left in it may be much or gone; the next start collects what remains.
+        std::fs::remove_dir_all(&self.parent).ok();
+    }
+}
+
+/// What no driver can make sense of.
+fn check(spec: &Spec) -> Result<(), Error> {
+    let valid = (1..=63).contains(&spec.id.len())
+        && spec.id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !valid {
+        return Err(Error::Platform {
+            step: format!("use {:?} as a sandbox id", spec.id),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, "[a-z0-9-]{1,63} only"),
+        });
+    }
+    if spec.command.first().is_none_or(String::is_empty) {
+        return Err(Error::Function("the command is empty".to_owned()));
+    }
+    if !spec.workdir.is_absolute() {
+        return Err(Error::Function(format!(
+            "the work directory {} is not an absolute path",
+            spec.workdir.display()
+        )));
+    }
+    let paths = [Some(&spec.workdir), spec.shared.as_ref()];
+    if let Some(path) = paths.into_iter().flatten().find(|path| path.to_str().is_none()) {
+        return Err(Error::Function(format!("{} is not UTF-8", path.display())));
+    }
+    Ok(())
+}

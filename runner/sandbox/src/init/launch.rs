@@ -1,0 +1,210 @@
+//! The function's own process between its clone and its `exec`.
+//!
+//! It takes on limits and identity, gives up its privileges, says that it is parked, and waits for the late environment.
+//! What it says afterwards is only why `exec` failed; success closes the stream.
+
+use std::ffi::CString;
+use std::io;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{DATA_SLACK, LOCKED_MEMORY, become_user, c_string, seal, shows_host};
+use crate::sys::{self, Limit};
+use crate::wire::{self, Failure, INSIDE, Identity, Inbox, Launch, Launched, Plan, Step};
+
+/// Where programs are looked for when the environment has no `PATH`.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Exit status of a process that could not run its command, as shells have it.
+const NOT_RUN: i32 = 127;
+/// When the whole machine is short of memory, functions go before what serves them.
+const OOM_SCORE: &str = "500";
+
+/// Runs as the function's process.
+pub fn run(
+    plan: &Plan,
+    isolate: bool,
+    stdio: [OwnedFd; 3],
+    launch: &OwnedFd,
+    gate: &OwnedFd,
+    filter: Option<&[libc::sock_filter]>,
+) -> ! {
+    let failure = match prepare(plan, isolate, stdio, gate, filter) {
+        Ok(()) => park(plan, launch),
+        Err(failure) => Some(failure),
+    };
+    if let Some(failure) = failure {
+        // The runner may be gone; then nobody needs to know.
+        wire::send_frame(launch.as_fd(), &Launched::Failed(failure), &[]).ok();
+    }
+    sys::exit(NOT_RUN)
+}
+
+fn prepare(
+    plan: &Plan,
+    isolate: bool,
+    stdio: [OwnedFd; 3],
+    gate: &OwnedFd,
+    filter: Option<&[libc::sock_filter]>,
+) -> Result<(), Failure> {
+    // Until the maps of the user namespace are written.
+    let opened =
+        rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the user namespace".to_owned())?;
+    if opened == 0 {
+        sys::exit(NOT_RUN);
+    }
+    // The last moment at which it is allowed to lower its standing: /proc/self is closed to another user.
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).ok();
+    if isolate {
+        sys::close_capabilities();
+    }
+    match plan.identity {
+        Identity::Mapped(_) => become_user(INSIDE)?,
+        Identity::Plain(user) => become_user(user)?,
+        Identity::Inside | Identity::Same => {}
+    }
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
+    let limit = |what, value| sys::limit(what, value).step(|| "set a resource limit".to_owned());
+    limit(Limit::OpenFiles, plan.open_files.into())?;
+    limit(Limit::Core, 0)?;
+    if isolate {
+        limit(Limit::LockedMemory, LOCKED_MEMORY)?;
+    }
+    if let Some(processes) = plan.processes {
+        // One more for the init, which is the same user.
+        limit(Limit::Processes, u64::from(processes) + 1)?;
+    }
+    if let Some(memory) = plan.watch_memory {
+        limit(Limit::Data, memory + DATA_SLACK)?;
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))?;
+    for (number, pipe) in (0..).zip(&stdio) {
+        sys::place(pipe.as_fd(), number).step(|| "put the function's pipes in place".to_owned())?;
+    }
+    drop(stdio);
+    sys::close_from_on_exec(3);
+    sys::reset_signals();
+    match filter {
+        Some(filter) => seal(filter),
+        None => super::die_with_parent(),
+    }
+}
+
+fn workdir_failure(plan: &Plan, error: rustix::io::Errno) -> Failure {
+    let directory = plan.workdir.display();
+    Failure::function(match error {
+        rustix::io::Errno::NOENT if shows_host(plan) => {
+            format!("the work directory {directory} does not exist")
+        }
+        rustix::io::Errno::NOENT => format!("the work directory {directory} does not exist in the image"),
+        rustix::io::Errno::NOTDIR => format!("the work directory {directory} is not a directory"),
+        rustix::io::Errno::ACCESS => format!(
+            "the work directory {directory} is closed to the function's user: give others read and search permission"
+        ),
+        error => format!("the work directory {directory}: {}", io::Error::from(error)),
+    })
+}
+
+/// Waits for the late environment, then runs the command. Returns only if that fails; `None` if the runner is gone.
+fn park(plan: &Plan, launch: &OwnedFd) -> Option<Failure> {
+    wire::send_frame(launch.as_fd(), &Launched::Parked, &[]).ok()?;
+    let Launch { env } = Inbox::default().wait(launch).ok()??;
+    Some(match execute(plan, &env) {
+        Ok(failure) | Err(failure) => failure,
+    })
+}
+
+fn execute(plan: &Plan, late: &[(String, String)]) -> Result<Failure, Failure> {
+    let mut variables: Vec<(&str, &str)> = Vec::with_capacity(plan.env.len() + late.len());
+    for (name, value) in plan.env.iter().chain(late) {
+        if name.is_empty() || name.contains('=') {
+            return Err(Failure::function(format!("{name:?} cannot be the name of an environment variable")));
+        }
+        variables.retain(|(known, _)| known != name);
+        variables.push((name, value));
+    }
+    let path = variables.iter().find(|(name, _)| *name == "PATH").map_or(DEFAULT_PATH, |(_, path)| path);
+    let program = plan.command.first().map_or("", String::as_str);
+    let environment: Vec<CString> = variables
+        .iter()
+        .map(|(name, value)| c_string(&format!("{name}={value}")))
+        .collect::<Result<_, _>>()?;
+    let arguments: Vec<CString> =
+        plan.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?;
+    if program.is_empty() {
+        return Err(Failure::function("the command is empty"));
+    }
+    if program.contains('/') {
+        let error = sys::execve(&c_string(program)?, &arguments, &environment);
+        return Ok(explain(Path::new(program), &error));
+    }
+    let mut best = None;
+    for directory in path.split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let candidate = PathBuf::from(directory).join(program);
+        let error = sys::execve(&c_string(&candidate.to_string_lossy())?, &arguments, &environment);
+        let there = candidate.symlink_metadata().is_ok();
+        if there && best.is_none() {
+            best = Some(explain(&candidate, &error));
+        }
+        // Something found that cannot be run must not hide one further on that can.
+    }
+    Ok(best.unwrap_or_else(|| Failure::function(format!("command {program:?} not found in PATH {path}"))))
+}
+
+/// Why a program did not run, in words its author can use.
+fn explain(program: &Path, error: &io::Error) -> Failure {
+    let name = program.display();
+    let text = match error.raw_os_error() {
+        Some(libc::ENOENT) => match (program.symlink_metadata(), program.metadata()) {
+            (Err(_), _) => format!("command {name} does not exist"),
+            (Ok(_), Err(_)) => {
+                format!("command {name} is a symbolic link to something that does not exist here")
+            }
+            (Ok(_), Ok(_)) => match interpreter(program) {
+                Some(interpreter) => {
+                    format!("command {name} is a script for {interpreter}, which does not exist here")
+                }
+                None => format!("command {name} needs a program loader that does not exist here"),
+            },
+        },
+        Some(libc::EACCES) => match program.metadata() {
+            Ok(metadata) if metadata.is_dir() => format!("command {name} is a directory"),
+            Ok(metadata) if metadata.permissions().mode() & 0o111 == 0 => {
+                format!("command {name} is not executable: permission denied")
+            }
+            Ok(_) => match interpreter(program) {
+                Some(interpreter) => {
+                    format!(
+                        "command {name} or its interpreter {interpreter}: permission denied to the function's user"
+                    )
+                }
+                None => format!("command {name}: permission denied to the function's user"),
+            },
+            Err(_) => format!(
+                "command {name} is in a directory that is closed to the function's user: permission denied"
+            ),
+        },
+        Some(libc::ENOEXEC) => {
+            format!("command {name} is neither a program for this machine nor a script with a #! line")
+        }
+        Some(libc::E2BIG) => "the arguments and the environment are too large for the kernel".to_owned(),
+        Some(libc::ENOTDIR) => format!("command {name}: a part of the path is not a directory"),
+        Some(libc::ELOOP) => {
+            format!("command {name}: too many symbolic links, or interpreters of interpreters")
+        }
+        _ => format!("command {name} cannot be run: {error}"),
+    };
+    Failure::function(text)
+}
+
+/// The program named by a script's first line.
+pub fn interpreter(script: &Path) -> Option<String> {
+    let mut head = [0; 256];
+    let length = std::fs::File::open(script).ok()?.read(&mut head).ok()?;
+    let line = head.get(..length)?.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let text = std::str::from_utf8(line).ok()?;
+    text.split_whitespace().next().map(str::to_owned)
+}

@@ -1,0 +1,564 @@
+//! What a sandbox sees as `/`.
+//!
+//! Sources on the host are opened as detached trees first, made read-only as a whole (mounts below them too), then put
+//! together on a root that is stacked on the old one; `pivot_root` and a lazy unmount leave nothing of the host's tree.
+//! No directory of the host is needed as a mount point, and nothing has to be cleaned up: it all lives in the sandbox's own
+//! mount namespace. Paths inside the new root are resolved as if it were `/` already, so that symbolic links in an image lead nowhere.
+
+mod expose;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2, symlinkat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+};
+
+use crate::sys::{self, MountAttributes};
+use crate::wire::{Failure, INSIDE, Identity, Plan, RootPlan, Step};
+
+const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
+const NO_EXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+
+/// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide.
+const MASKED: &[&str] = &[
+    "acpi",
+    "asound",
+    "interrupts",
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "timer_list",
+    "timer_stats",
+];
+/// Paths below `/proc` that may be read only.
+const PROTECTED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+/// Devices that every program may expect, with their numbers.
+const DEVICES: &[(&str, u32, u32)] =
+    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// Room for a shared directory outside `/tmp`: sockets and small files.
+const SHARED_SIZE: u64 = 4 << 20;
+/// Room for POSIX shared memory, at most; never more than the `/tmp`.
+const SHM_SIZE: u64 = 64 << 20;
+
+/// Builds the root and moves into it. Returns a handle on the shared directory.
+pub fn build(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
+    sys::unshare(libc::CLONE_NEWNS).step(|| "unshare the mount namespace".to_owned())?;
+    let host = path_only("/")?;
+    sys::mount_setattr(
+        host.as_fd(),
+        MountAttributes { propagation: libc::MS_PRIVATE, recursive: true, ..Default::default() },
+    )
+    .step(|| "cut the mount namespace off".to_owned())?;
+    rustix::process::umask(Mode::empty());
+
+    let mut copies = Vec::new();
+    if let (true, RootPlan::Host(names)) = (plan.writable_root, &plan.root) {
+        let directories: Vec<_> =
+            names.iter().filter(|name| name.symlink_metadata().is_ok_and(|found| found.is_dir())).collect();
+        copies = directories.iter().map(|name| (*name).clone()).zip(overlays(&directories, plan)?).collect();
+    }
+    let builder = Builder { plan, root: root(plan)?, copies, owner: owner(plan.identity) };
+    builder.populate()?;
+    builder.enter()
+}
+
+/// User and group that own what the function may write to, in the numbers of the namespace that mounts it.
+fn owner(identity: Identity) -> u32 {
+    match identity {
+        Identity::Mapped(user) | Identity::Plain(user) => user,
+        Identity::Inside | Identity::Same => INSIDE,
+    }
+}
+
+struct Builder<'a> {
+    plan: &'a Plan,
+    root: OwnedFd,
+    /// Host directories with a private layer, where the root is to be writable.
+    copies: Vec<(PathBuf, OwnedFd)>,
+    owner: u32,
+}
+
+/// Makes the root file system and stacks it on the old one, still writable to us.
+fn root(plan: &Plan) -> Result<OwnedFd, Failure> {
+    let tree = match &plan.root {
+        RootPlan::Host(_) | RootPlan::Unchanged => {
+            tmpfs(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4k")], NO_SUID | NO_DEVICES)?
+        }
+        RootPlan::Directory(directory) => {
+            let tree =
+                detach(directory, NO_SUID | NO_DEVICES | READ_ONLY).map_err(|failure| {
+                    match failure.errno {
+                        libc::ENOENT | libc::ENOTDIR => Failure {
+                            step: format!("the root directory {} is not there", directory.display()),
+                            ..failure
+                        },
+                        _ => failure,
+                    }
+                })?;
+            let missing = ["proc", "dev", "tmp"].iter().any(|name| beneath(&tree, name).is_err());
+            let shared = plan.shared.as_deref().filter(|path| !path.starts_with("/tmp"));
+            let homeless = shared.is_some_and(|path| inside(&tree, path).is_err());
+            if !plan.writable_root && !missing && !homeless {
+                tree
+            } else {
+                let mut overlays = overlays(&[directory], plan)?;
+                overlays.pop().ok_or_else(|| Failure::function("the root directory has no name"))?
+            }
+        }
+    };
+    stack(&tree)?;
+    Ok(tree)
+}
+
+/// An overlay over each directory, all with their private layers on one tmpfs. Not attached yet.
+fn overlays(directories: &[&PathBuf], plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
+    let size = plan.tmp_size.max(1).to_string();
+    let upper = tmpfs(&[("mode", "0755"), ("size", &size)], NO_SUID | NO_DEVICES)?;
+    // It has to be mounted somewhere while overlays are made over it, and nowhere afterwards: they have it by themselves.
+    stack(&upper)?;
+    let made = directories
+        .iter()
+        .enumerate()
+        .map(|(number, directory)| overlay(directory, &upper, &number.to_string(), plan))
+        .collect();
+    unmount(format!("/proc/self/fd/{}", upper.as_raw_fd()), UnmountFlags::DETACH)
+        .step(|| "unmount the private layers".to_owned())?;
+    made
+}
+
+/// An overlay over a directory, its private layer named `layer` in `upper`. Not attached yet.
+fn overlay(directory: &Path, upper: &OwnedFd, layer: &str, plan: &Plan) -> Result<OwnedFd, Failure> {
+    let step = || format!("mount an overlay over {}", directory.display());
+    let work = format!("{layer}.work");
+    for name in [layer, &work] {
+        mkdirat(upper, name, Mode::from_raw_mode(0o755)).step(step)?;
+    }
+    if plan.writable_root {
+        // Else the function could not even make a file beside the image's directories.
+        give(upper, layer, owner(plan.identity))?;
+    }
+    let handle = upper.as_raw_fd();
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+    // The separator of lower directories is a colon, and the escape a backslash.
+    let lower = directory.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
+    fsconfig_set_string(&context, "lowerdir", lower.as_str()).step(step)?;
+    fsconfig_set_string(&context, "upperdir", format!("/proc/self/fd/{handle}/{layer}")).step(step)?;
+    fsconfig_set_string(&context, "workdir", format!("/proc/self/fd/{handle}/{work}")).step(step)?;
+    if plan.identity == Identity::Inside {
+        fsconfig_set_flag(&context, "userxattr").step(step)?;
+    }
+    fsconfig_create(&context).step(step)?;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
+    set(&tree, NO_SUID | NO_DEVICES, false).step(step)?;
+    Ok(tree)
+}
+
+impl Builder<'_> {
+    fn populate(&self) -> Result<(), Failure> {
+        if let RootPlan::Host(names) = &self.plan.root {
+            self.host(names)?;
+        }
+        if self.plan.host_network {
+            self.name_resolution()?;
+        }
+        self.devices()?;
+        self.process_information()?;
+        self.temporary()?;
+        if let RootPlan::Host(names) = &self.plan.root {
+            self.workdir(names)?;
+            for path in expose::needed(self.plan, names)? {
+                self.show(&path, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's own directories, and places that programs expect to exist.
+    fn host(&self, names: &[PathBuf]) -> Result<(), Failure> {
+        for name in names {
+            let Ok(metadata) = name.symlink_metadata() else { continue };
+            let Ok(inner) = name.strip_prefix("/") else { continue };
+            if metadata.is_symlink() {
+                let target = fs::read_link(name).step(|| format!("read {}", name.display()))?;
+                symlinkat(target, &self.root, inner).step(|| format!("link {}", name.display()))?;
+            } else if metadata.is_dir() {
+                match self.copies.iter().find(|(copied, _)| copied == name) {
+                    Some((_, tree)) => {
+                        attach(tree, &self.directory(name)?).step(|| format!("show {}", name.display()))?;
+                    }
+                    None => self.show(name, name)?,
+                }
+            }
+        }
+        for name in ["home", "root", "run", "srv", "sys", "var"] {
+            self.directory(Path::new(name))?;
+        }
+        symlinkat("../tmp", &self.root, "var/tmp").step(|| "link /var/tmp".to_owned())?;
+        symlinkat("../run", &self.root, "var/run").step(|| "link /var/run".to_owned())?;
+        Ok(())
+    }
+
+    /// With the host's network, names are resolved as the host does. Its `/etc/resolv.conf` often leads into the hidden
+    /// `/run`; an image's own is covered, where it has one.
+    fn name_resolution(&self) -> Result<(), Failure> {
+        for name in ["/etc/resolv.conf", "/etc/hosts"] {
+            let Ok(real) = fs::canonicalize(name) else { continue };
+            match self.plan.root {
+                RootPlan::Host(_) if real.starts_with("/run") => self.show(&real, &real)?,
+                RootPlan::Directory(_) if inside(&self.root, Path::new(name)).is_ok() => {
+                    self.show(&real, Path::new(name))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows a file or directory of the host read-only at `at`.
+    fn show(&self, host: &Path, at: &Path) -> Result<(), Failure> {
+        let tree = detach(host, READ_ONLY | NO_SUID | NO_DEVICES)?;
+        let directory = host.metadata().is_ok_and(|metadata| metadata.is_dir());
+        let target = if directory { self.directory(at)? } else { self.file(at)? };
+        attach(&tree, &target).step(|| format!("show {}", at.display()))
+    }
+
+    /// The function's directory at its own path, whatever is hidden or closed on the way.
+    fn workdir(&self, names: &[PathBuf]) -> Result<(), Failure> {
+        let directory = normal(&self.plan.workdir)?;
+        for reserved in ["/proc", "/dev", "/sys"] {
+            if directory.starts_with(reserved) {
+                return Err(Failure::function(format!("the work directory may not be in {reserved}")));
+            }
+        }
+        if directory == Path::new("/") || directory == Path::new("/tmp") {
+            return Ok(());
+        }
+        let metadata = directory.metadata().map_err(|error| {
+            let path = directory.display();
+            match error.kind() {
+                io::ErrorKind::NotFound => {
+                    Failure::function(format!("the work directory {path} does not exist"))
+                }
+                _ => Failure::function(format!("the work directory {path}: {error}")),
+            }
+        })?;
+        if !metadata.is_dir() {
+            let path = directory.display();
+            return Err(Failure::function(format!("the work directory {path} is not a directory")));
+        }
+        if names.iter().any(|name| directory.starts_with(name)) {
+            let Some(closed) = self.closed_parent(&directory) else {
+                // Visible already, and open to the function.
+                return Ok(());
+            };
+            let cover = tmpfs(&[("mode", "0755"), ("size", "64k")], NO_SUID | NO_DEVICES)?;
+            let tree = detach(&directory, READ_ONLY | NO_SUID | NO_DEVICES)?;
+            attach(&cover, &self.directory(&closed)?).step(|| format!("cover {}", closed.display()))?;
+            let target = self.directory(&directory)?;
+            set(&cover, READ_ONLY, false).step(|| format!("cover {}", closed.display()))?;
+            return attach(&tree, &target).step(|| format!("show {}", directory.display()));
+        }
+        self.show(&directory, &directory)
+    }
+
+    /// The first directory on the way that the function's user cannot pass. Our own user passes where we do.
+    fn closed_parent(&self, directory: &Path) -> Option<PathBuf> {
+        if self.plan.identity == Identity::Inside {
+            return None;
+        }
+        let mut parents: Vec<_> = directory.ancestors().skip(1).collect();
+        parents.reverse();
+        parents
+            .into_iter()
+            .find(|parent| parent.metadata().is_ok_and(|metadata| metadata.mode() & 0o001 == 0))
+            .map(Path::to_path_buf)
+    }
+
+    fn devices(&self) -> Result<(), Failure> {
+        let step = || "make /dev".to_owned();
+        let mut options = vec![("mode", "0755"), ("size", "64k"), ("nr_inodes", "64")];
+        let shm_size = SHM_SIZE.min(self.plan.tmp_size).to_string();
+        let dev = tmpfs(&options, NO_SUID | NO_EXEC)?;
+        // A user namespace may not make devices: there the host's are shown.
+        let shown = self.plan.identity == Identity::Inside;
+        let sources = if shown {
+            DEVICES
+                .iter()
+                .filter(|(name, ..)| {
+                    fs::metadata(format!("/dev/{name}"))
+                        .is_ok_and(|metadata| metadata.file_type().is_char_device())
+                })
+                .map(|(name, ..)| Ok((*name, detach(Path::new(&format!("/dev/{name}")), NO_SUID | NO_EXEC)?)))
+                .collect::<Result<Vec<_>, Failure>>()?
+        } else {
+            for &(name, major, minor) in DEVICES {
+                let mode = Mode::from_raw_mode(0o666);
+                let number = rustix::fs::makedev(major, minor);
+                rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, number)
+                    .step(|| format!("make /dev/{name}"))?;
+            }
+            Vec::new()
+        };
+        attach(&dev, &self.mount_point("dev")?).step(step)?;
+        for (name, tree) in sources {
+            attach(&tree, &self.file(&Path::new("dev").join(name))?).step(|| format!("show /dev/{name}"))?;
+        }
+        for (name, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+        ] {
+            symlinkat(target, &dev, name).step(|| format!("link /dev/{name}"))?;
+        }
+        options = vec![("mode", "1777"), ("size", &shm_size)];
+        let shm = tmpfs(&options, NO_SUID | NO_DEVICES | NO_EXEC)?;
+        attach(&shm, &self.directory(Path::new("dev/shm"))?).step(|| "make /dev/shm".to_owned())?;
+        set(&dev, READ_ONLY, false).step(step)
+    }
+
+    fn process_information(&self) -> Result<(), Failure> {
+        let step = || "mount /proc".to_owned();
+        let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+        fsconfig_create(&context).step(step)?;
+        let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
+        set(&proc, NO_SUID | NO_DEVICES | NO_EXEC, false).step(step)?;
+        attach(&proc, &self.mount_point("proc")?).step(step)?;
+        let mut empty: Option<OwnedFd> = None;
+        for name in MASKED {
+            let Ok(target) = beneath(&proc, name) else { continue };
+            let step = || format!("mask /proc/{name}");
+            let metadata = rustix::fs::fstat(&target).step(step)?;
+            if rustix::fs::FileType::from_raw_mode(metadata.st_mode).is_dir() {
+                let cover = match &empty {
+                    Some(first) => copy(first).step(step)?,
+                    None => tmpfs(&[("size", "0"), ("mode", "0755")], READ_ONLY | NO_SUID | NO_DEVICES)?,
+                };
+                attach(&cover, &target).step(step)?;
+                empty.get_or_insert(cover);
+            } else {
+                let null = beneath(&self.root, "dev/null").step(step)?;
+                attach(&copy(&null).step(step)?, &target).step(step)?;
+            }
+        }
+        for name in PROTECTED {
+            let Ok(target) = beneath(&proc, name) else { continue };
+            let step = || format!("protect /proc/{name}");
+            let tree = copy(&target).step(step)?;
+            set(&tree, READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC, true).step(step)?;
+            attach(&tree, &target).step(step)?;
+        }
+        Ok(())
+    }
+
+    /// The private `/tmp`, and the shared directory in it or by itself.
+    fn temporary(&self) -> Result<(), Failure> {
+        let size = self.plan.tmp_size.max(1).to_string();
+        // A page of memory per inode at least, or empty files would be a way around the size.
+        let inodes = (self.plan.tmp_size / 4096).clamp(64, 1 << 20).to_string();
+        let tmp = tmpfs(&[("mode", "1777"), ("size", &size), ("nr_inodes", &inodes)], NO_SUID | NO_DEVICES)?;
+        attach(&tmp, &self.mount_point("tmp")?).step(|| "mount /tmp".to_owned())?;
+        let Some(shared) = &self.plan.shared else { return Ok(()) };
+        let shared = normal(shared)?;
+        let step = || format!("make the shared directory {}", shared.display());
+        let directory = self.directory(&shared)?;
+        if !shared.starts_with("/tmp") {
+            let size = SHARED_SIZE.to_string();
+            let own = tmpfs(&[("mode", "0700"), ("size", &size)], NO_SUID | NO_DEVICES)?;
+            attach(&own, &directory).step(step)?;
+            return give(&own, "", self.owner);
+        }
+        if shared != Path::new("/tmp") {
+            give(&directory, "", self.owner)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the new root `/`, and the old one unreachable.
+    fn enter(self) -> Result<Option<OwnedFd>, Failure> {
+        let shared = match &self.plan.shared {
+            Some(path) => Some(
+                inside(&self.root, &normal(path)?)
+                    .step(|| format!("open the shared directory {}", path.display()))?,
+            ),
+            None => None,
+        };
+        if !(self.plan.writable_root && matches!(self.plan.root, RootPlan::Directory(_))) {
+            set(&self.root, READ_ONLY, false).step(|| "make the root read-only".to_owned())?;
+        }
+        rustix::process::fchdir(&self.root).step(|| "enter the new root".to_owned())?;
+        rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
+        unmount(".", UnmountFlags::DETACH).step(|| "unmount the old root".to_owned())?;
+        rustix::process::chdir("/").step(|| "enter the new root".to_owned())?;
+        self.verify()?;
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        Ok(shared)
+    }
+
+    /// `/..` must be `/`: were anything of the host left mounted over the new root, that is the way to it.
+    fn verify(&self) -> Result<(), Failure> {
+        let step = || "look at the new root".to_owned();
+        let root = rustix::fs::fstat(&self.root).step(step)?;
+        let above = rustix::fs::stat("/..").step(step)?;
+        if (root.st_dev, root.st_ino) == (above.st_dev, above.st_ino) {
+            return Ok(());
+        }
+        Err(Failure { function: false, step: "leave the old root".to_owned(), errno: libc::EBUSY })
+    }
+
+    /// A mount point that must be a plain directory: a link in an image would put it somewhere else.
+    fn mount_point(&self, name: &str) -> Result<OwnedFd, Failure> {
+        match beneath(&self.root, name) {
+            Ok(directory) => Ok(directory),
+            Err(rustix::io::Errno::NOENT) => self.directory(Path::new(name)),
+            Err(rustix::io::Errno::LOOP) => Err(Failure::function(format!(
+                "/{name} is a symbolic link in the image; it must be a directory"
+            ))),
+            error => error.step(|| format!("open the mount point /{name}")),
+        }
+    }
+
+    /// Opens a directory of the new root, making what is missing of it.
+    fn directory(&self, path: &Path) -> Result<OwnedFd, Failure> {
+        self.make(path, |parent, name| mkdirat(parent, name, Mode::from_raw_mode(0o755)))
+    }
+
+    /// Opens a file of the new root, making it empty if it is missing.
+    fn file(&self, path: &Path) -> Result<OwnedFd, Failure> {
+        if let Some(parent) = path.parent() {
+            self.directory(parent)?;
+        }
+        self.make(path, |parent, name| {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        })
+    }
+
+    fn make(
+        &self,
+        path: &Path,
+        create: impl Fn(BorrowedFd<'_>, &Path) -> rustix::io::Result<()>,
+    ) -> Result<OwnedFd, Failure> {
+        let step = || format!("make {} in the new root", path.display());
+        let mut so_far = PathBuf::from("/");
+        let mut at = inside(&self.root, &so_far).step(step)?;
+        let parts: Vec<_> = path
+            .components()
+            .filter_map(|part| if let Component::Normal(name) = part { Some(Path::new(name)) } else { None })
+            .collect();
+        for name in parts {
+            so_far.push(name);
+            at = match inside(&self.root, &so_far) {
+                Err(rustix::io::Errno::NOENT) => {
+                    create(at.as_fd(), name).map_err(|error| match error {
+                        rustix::io::Errno::ROFS => Failure::function(format!(
+                            "{} does not exist in the read-only root and cannot be made there",
+                            so_far.display()
+                        )),
+                        error => Failure { function: false, step: step(), errno: error.raw_os_error() },
+                    })?;
+                    inside(&self.root, &so_far).step(step)?
+                }
+                found => found.step(step)?,
+            };
+        }
+        Ok(at)
+    }
+}
+
+/// An absolute path without `.`; with `..` it is refused, for nobody can say what it means across links.
+fn normal(path: &Path) -> Result<PathBuf, Failure> {
+    if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(Failure::function(format!("{} must be an absolute path without ..", path.display())));
+    }
+    Ok(path.components().collect())
+}
+
+fn path_only(path: &str) -> Result<OwnedFd, Failure> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(|| format!("open {path}"))
+}
+
+/// A path in a root, links resolved as if that were `/`.
+fn inside(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
+/// A path in a root, without any link on the way.
+fn beneath(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+    openat2(
+        root,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+    )
+}
+
+fn give(directory: &OwnedFd, path: &str, owner: u32) -> Result<(), Failure> {
+    let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+    chownat(directory, path, Some(user), Some(group), AtFlags::EMPTY_PATH)
+        .step(|| "give the function its directory".to_owned())?;
+    Ok(())
+}
+
+/// A detached copy of a host path and of what is mounted below it, with `attributes` on all of it.
+fn detach(path: &Path, attributes: u64) -> Result<OwnedFd, Failure> {
+    let step = || format!("open {} for the sandbox", path.display());
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, path, flags).step(step)?;
+    set(&tree, attributes, true).step(step)?;
+    Ok(tree)
+}
+
+/// Another mount of what `mounted` (in our namespace) refers to.
+fn copy(mounted: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    Ok(open_tree(mounted, "", flags)?)
+}
+
+fn set(tree: &OwnedFd, attributes: u64, recursive: bool) -> io::Result<()> {
+    sys::mount_setattr(tree.as_fd(), MountAttributes { set: attributes, recursive, ..Default::default() })
+}
+
+fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, "", target, "", flags)?)
+}
+
+/// Mounts on top of `/`. What runs with the old root goes on seeing the old one.
+fn stack(tree: &OwnedFd) -> Result<(), Failure> {
+    move_mount(tree, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .step(|| "stack the new root".to_owned())
+}
+
+fn tmpfs(options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd, Failure> {
+    let step = || "make a tmpfs".to_owned();
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value).step(step)?;
+    }
+    fsconfig_create(&context).step(step)?;
+    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
+    set(&tree, attributes, false).step(step)?;
+    Ok(tree)
+}

@@ -1,0 +1,224 @@
+//! Sandboxes: how a function's process is isolated, limited, frozen and removed.
+//!
+//! A [`Driver`] prepares and creates; a [`Sandbox`] starts, freezes, thaws, stops, waits and tells what it used. The
+//! traits carry no word of any engine: what a driver needs beyond [`Spec`] is its own configuration. Every driver
+//! passes the suite in [`conformance`].
+//!
+//! The life of a sandbox is `create` (everything is in place, the process is parked just before its `exec`) →
+//! `start` (the last environment variables arrive, the command runs) → `wait`. Dropping a sandbox kills what is left
+//! of it and frees what it held; nothing outlives the runner.
+
+pub mod conformance;
+pub mod native;
+pub mod process;
+pub mod select;
+pub mod spawner;
+
+mod cell;
+mod cgroup;
+mod engine;
+mod init;
+mod state;
+mod sys;
+mod wire;
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+/// What a driver is, and what it can do on this machine. Printed at start-up, so that nobody has to guess.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// `native`, `process`, …
+    pub name: &'static str,
+    /// Why it was chosen and what is missing, in one sentence a user understands.
+    pub why: String,
+    /// The function is kept apart from the host and from other functions.
+    pub isolates: bool,
+    /// [`Sandbox::freeze`] works.
+    pub freezes: bool,
+    /// Memory beyond the limit is refused or ends the function.
+    pub limits_memory: bool,
+    /// The CPU share is enforced.
+    pub limits_cpu: bool,
+    /// The number of processes is enforced per sandbox.
+    pub limits_pids: bool,
+    /// `network: none` is enforced.
+    pub isolates_network: bool,
+}
+
+/// What a sandbox sees as `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The host's files, read-only, with a private `/tmp`; the work directory stands at its own path.
+    Host,
+    /// This directory, read-only unless [`Spec::writable_root`].
+    Directory(PathBuf),
+}
+
+/// What the sandbox may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// Its own loopback device and nothing else.
+    None,
+    /// Outgoing connections.
+    Egress,
+    /// The host's network.
+    Host,
+}
+
+/// A sandbox to be. Driver-neutral: paths, limits and strings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Unique on this runner while the sandbox lives; `[a-z0-9-]{1,63}`.
+    pub id: String,
+    /// What it sees as `/`.
+    pub root: Root,
+    /// Writes to the root are kept in a private layer that goes with the sandbox.
+    pub writable_root: bool,
+    /// Program and arguments; the program is looked up in the `PATH` of `env` when it has no slash.
+    pub command: Vec<String>,
+    /// The environment, complete but for what [`Sandbox::start`] adds.
+    pub env: Vec<(String, String)>,
+    /// Where the command starts. With [`Root::Host`] the host's directory of that path is visible (read-only) even when a
+    /// parent of it is closed to the function's user.
+    pub workdir: PathBuf,
+    /// Hard memory limit in bytes, swap excluded.
+    pub memory: u64,
+    /// CPU in thousandths of a core; 0 is unlimited.
+    pub cpu_millis: u32,
+    /// Processes and threads at once.
+    pub pids: u32,
+    /// Size of the private `/tmp` in bytes.
+    pub tmp_size: u64,
+    /// Open files per process.
+    pub open_files: u32,
+    /// What it may reach.
+    pub network: Network,
+    /// A directory inside (say `/tmp/iofs`) that the function may write to and the runner can look into.
+    pub shared: Option<PathBuf>,
+}
+
+/// The directory of [`Spec::shared`], seen from both sides.
+#[derive(Debug)]
+pub struct Shared {
+    /// An `O_PATH` handle on it; reach files through `/proc/self/fd/N/…`. Its content is the function's: trust nothing
+    /// in it, follow no link.
+    pub directory: OwnedFd,
+    /// Its path as the function sees it. Drivers without a mount namespace give another one than was asked for.
+    pub inside: PathBuf,
+}
+
+/// The ends of the three pipes of a started process; blocking mode is off.
+#[derive(Debug)]
+pub struct Stdio {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    pub cause: ExitCause,
+    /// The kernel killed something in it for memory.
+    pub out_of_memory: bool,
+}
+
+/// What ended the first process of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitCause {
+    /// It exited with this status.
+    Code(i32),
+    /// A signal that it received.
+    Signal(i32),
+}
+
+/// What a sandbox used so far. Zero where the driver cannot tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Memory now, in bytes.
+    pub memory: u64,
+    /// The highest memory so far, in bytes.
+    pub memory_peak: u64,
+    /// CPU time so far.
+    pub cpu: Duration,
+}
+
+/// Why a sandbox could not be made or driven. The text names the step and what the system said.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The function's own doing: a command that does not exist, a work directory that is not there, a command that may not
+    /// be executed.
+    #[error("{0}")]
+    Function(String),
+    /// The machine's or the driver's.
+    #[error("{step}: {source}")]
+    Platform { step: String, source: std::io::Error },
+    /// The driver cannot do this here (freezing without a freezer, say).
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// Prepares and creates sandboxes.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// What this driver is and can do here.
+    fn describe(&self) -> &Description;
+
+    /// Everything but the command: namespaces, mounts, limits, pipes. The process waits just before its `exec`.
+    ///
+    /// # Errors
+    /// [`Error::Function`] for what the function's author must mend, [`Error::Platform`] else. Nothing is left behind.
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error>;
+
+    /// Removes what an earlier runner of the same name left behind, and says what it was.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    async fn collect_leftovers(&self) -> Result<Vec<String>, Error>;
+}
+
+/// One sandbox. All methods may be called from several tasks; dropping it kills and removes it.
+#[async_trait]
+pub trait Sandbox: Send + Sync {
+    /// [`Spec::id`].
+    fn id(&self) -> &str;
+
+    /// The shared directory, where one was asked for.
+    fn shared(&self) -> Option<&Shared>;
+
+    /// Runs the command, with `env` added to the environment of the spec (later entries win). Once.
+    ///
+    /// # Errors
+    /// [`Error::Function`] when the command cannot be executed.
+    async fn start(&self, env: Vec<(String, String)>) -> Result<Stdio, Error>;
+
+    /// Binds a TCP listener where the function can reach it: in its network namespace, where it has one, so that every
+    /// sandbox has all ports to itself (else on the host: ask for port 0). Non-blocking. Before [`Sandbox::start`], or while it runs.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when the address is taken or the sandbox has ended; [`Error::Unsupported`].
+    async fn listen(&self, address: SocketAddr) -> Result<TcpListener, Error> {
+        Err(Error::Unsupported(format!("this driver cannot listen on {address} for a function")))
+    }
+
+    /// Stops every process in it without telling them. Returns once they stand still.
+    async fn freeze(&self) -> Result<(), Error>;
+
+    /// Undoes [`Sandbox::freeze`].
+    async fn thaw(&self) -> Result<(), Error>;
+
+    /// Asks with SIGTERM, kills all of it after `grace` (at once when zero), and returns when it is gone. A frozen one is
+    /// thawed first where there is a grace.
+    async fn stop(&self, grace: Duration) -> Exit;
+
+    /// Waits until it is gone. Any number of callers, at any time.
+    async fn wait(&self) -> Exit;
+
+    /// What it used so far.
+    async fn usage(&self) -> Usage;
+}

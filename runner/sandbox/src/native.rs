@@ -1,0 +1,191 @@
+//! The `native` driver: Linux namespaces, built here, without a daemon or a system package.
+//!
+//! Works as root and as an ordinary user (through user namespaces, where the kernel lets ordinary users have them).
+//!
+//! **Who a function is.** Inside it is user and group 1000. To the host, under root it is a user of its own from an unassigned
+//! range (see [`Config::first_user`]), different for every live sandbox, so it owns nothing, shares no per-user limit, and
+//! reads what everybody may read: a function's files must be readable by others. Without root it is the runner's own
+//! user, as only that can be mapped; it reads what that user reads, among what is shown.
+//!
+//! **What it sees.** With [`crate::Root::Host`]: the host's program directories ([`Config::host_paths`]) read-only, its work
+//! directory at its own path, an own `/tmp`, `/dev`, `/proc` with the usual parts masked; no homes, no `/run`, no `/var`, no `/sys`.
+//! A command found outside of that brings its installation along, as little as possible of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::cgroup::{Base, Controller};
+use crate::engine::{Engine, Flavour};
+use crate::{Description, Driver, Error, Network, Sandbox, Spec, spawner};
+
+/// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
+const UNASSIGNED: u32 = 1_900_000_000;
+/// Sandboxes of one runner at once, at most; and the distance of runners of different names in the range.
+const USERS: u32 = 1 << 14;
+
+/// How the driver works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The runner's name: one live runner per name and state directory.
+    pub name: String,
+    /// A directory for locks and for notes on what must be removed after a crash.
+    pub state_dir: PathBuf,
+    /// How the spawner is started.
+    pub spawner: spawner::Command,
+    /// Where cgroups are made; chosen by the driver if absent. Cgroup version 2.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Under root, the first of the host's user and group ids that functions run as; derived from the name if absent.
+    pub first_user: Option<u32>,
+    /// Under root: every function in a user namespace of its own, where the kernel has them.
+    pub user_namespaces: bool,
+    /// Host directories and links that a function without an image sees, read-only.
+    pub host_paths: Vec<PathBuf>,
+    /// Sandboxes without a function that are kept ready, so that a creation does not wait for cgroups and network.
+    pub spares: usize,
+}
+
+impl Config {
+    /// The defaults for a runner of this name.
+    pub fn new(name: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        let host_paths =
+            ["/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/usr", "/etc", "/opt", "/nix", "/gnu"];
+        Self {
+            name: name.into(),
+            state_dir: state_dir.into(),
+            spawner: spawner::Command::default(),
+            cgroup_parent: None,
+            first_user: None,
+            user_namespaces: true,
+            host_paths: host_paths.map(PathBuf::from).to_vec(),
+            spares: 2,
+        }
+    }
+}
+
+/// The driver.
+pub struct Native {
+    engine: Arc<Engine>,
+    description: Description,
+}
+
+impl Native {
+    /// Starts the spawner and makes the cgroups. In a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the kernel or our standing rules it out, [`Error::Platform`] when a step fails. That
+    /// it comes up does not prove that sandboxes work: [`crate::select`] tries one.
+    pub async fn new(config: Config) -> Result<Self, Error> {
+        let root = rustix::process::geteuid().is_root();
+        let privileged = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
+        if root && !privileged {
+            return Err(Error::Unsupported(
+                "native sandboxes need CAP_SYS_ADMIN as root, or an ordinary user: without it functions would be root themselves"
+                    .to_owned(),
+            ));
+        }
+        let user_namespace = std::fs::read_to_string("/proc/sys/user/max_user_namespaces")
+            .is_ok_and(|most| most.trim() != "0");
+        if !root && !user_namespace {
+            return Err(Error::Unsupported(
+                "native sandboxes need root or user namespaces, which this kernel or its settings do not allow".to_owned(),
+            ));
+        }
+        let user_namespace = user_namespace && (config.user_namespaces || !root);
+        let flavour = Flavour {
+            driver: "native",
+            isolate: true,
+            rootless: !root,
+            user_namespace,
+            first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
+            host_paths: config.host_paths,
+            spares: config.spares,
+        };
+        let engine = Engine::start(
+            flavour,
+            &config.name,
+            &config.state_dir,
+            config.cgroup_parent.as_deref(),
+            config.spawner,
+        )
+        .await?;
+        let description = describe(root, user_namespace, &engine.base);
+        engine.refill();
+        Ok(Self { engine, description })
+    }
+
+    /// The spawner's process id, for whoever watches or tests it.
+    pub async fn spawner(&self) -> Option<u32> {
+        self.engine.spawner().await
+    }
+}
+
+/// Different names get different ranges, mostly; that two meet costs nothing but the separation of their per-user limits.
+fn first_user(name: &str) -> u32 {
+    let hash =
+        name.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
+    UNASSIGNED + hash % 4096 * USERS
+}
+
+fn describe(root: bool, user_namespace: bool, base: &Base) -> Description {
+    let memory = base.has(Controller::Memory);
+    let cpu = base.has(Controller::Cpu);
+    let pids = base.has(Controller::Pids);
+    let mut why = String::from("own Linux namespaces");
+    why.push_str(match (root, user_namespace) {
+        (true, true) => " as root; every function is another unprivileged user in a user namespace",
+        (true, false) => " as root, but without user namespaces; every function is another unprivileged user",
+        (false, _) => " without root; functions are the runner's own user to the host",
+    });
+    let mut missing = Vec::new();
+    if !memory {
+        missing.push("memory is counted by a watcher, which a fast allocation may pass by some megabytes");
+    }
+    if !cpu {
+        missing.push("CPU shares are not enforced");
+    }
+    if !pids {
+        missing.push("processes are limited by RLIMIT_NPROC");
+    }
+    if !base.freezes() {
+        missing.push("freezing is by SIGSTOP");
+    }
+    if !missing.is_empty() {
+        why.push_str("; no cgroups may be written here for all limits: ");
+        why.push_str(&missing.join(", "));
+    }
+    Description {
+        name: "native",
+        why,
+        isolates: true,
+        freezes: true,
+        limits_memory: true,
+        limits_cpu: cpu,
+        // Without a cgroup RLIMIT_NPROC counts within the sandbox's own user namespace.
+        limits_pids: pids || user_namespace,
+        isolates_network: true,
+    }
+}
+
+#[async_trait]
+impl Driver for Native {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        if spec.network == Network::Egress {
+            return Err(Error::Unsupported(
+                "the native driver has no filtered way out yet: use network none, or host where the function may reach all that the host does"
+                    .to_owned(),
+            ));
+        }
+        self.engine.create(spec).await
+    }
+
+    async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
+        self.engine.collect_leftovers().await
+    }
+}

@@ -1,0 +1,237 @@
+//! The runner's side of the spawner: starts it, asks it, notices its death and starts another.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use super::{ARGUMENT, Command};
+use crate::wire::{self, FromSpawner, Setup, ToSpawner};
+use crate::{Error, sys};
+
+/// How long a spawner may take to come up.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// A handle on the spawner of one driver.
+pub struct Client {
+    command: Command,
+    setup: Setup,
+    live: tokio::sync::Mutex<Option<Arc<Live>>>,
+}
+
+/// One spawner process.
+struct Live {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<Waiting>,
+    gone: watch::Sender<bool>,
+    pid: u32,
+}
+
+#[derive(Default)]
+struct Waiting {
+    sequence: u64,
+    /// No answer will come any more.
+    closed: bool,
+    answers: HashMap<u64, oneshot::Sender<Result<Init, io::Error>>>,
+}
+
+/// A cloned init.
+pub struct Init {
+    pub pidfd: OwnedFd,
+    /// Turns true when the spawner that made it is gone.
+    pub orphaned: watch::Receiver<bool>,
+}
+
+impl Client {
+    /// Starts the spawner.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when it does not come up.
+    pub async fn start(command: Command, setup: Setup) -> Result<Self, Error> {
+        let client = Self { command, setup, live: tokio::sync::Mutex::new(None) };
+        client.live().await?;
+        Ok(client)
+    }
+
+    /// The spawner's process id.
+    pub async fn pid(&self) -> Option<u32> {
+        self.live.lock().await.as_ref().map(|live| live.pid)
+    }
+
+    /// Has an init cloned that listens on `control`.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when the clone fails or the spawner is gone; the next call starts another.
+    pub async fn clone_init(&self, control: OwnedFd, cgroup: Option<BorrowedFd<'_>>) -> Result<Init, Error> {
+        let live = self.live().await?;
+        let gone = || Error::Platform {
+            step: "ask the sandbox spawner".to_owned(),
+            source: io::Error::new(io::ErrorKind::BrokenPipe, "it is gone"),
+        };
+        let (answer, answered) = oneshot::channel();
+        let sequence = {
+            let mut waiting = live.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.closed {
+                return Err(gone());
+            }
+            waiting.sequence += 1;
+            let sequence = waiting.sequence;
+            waiting.answers.insert(sequence, answer);
+            sequence
+        };
+        let message = ToSpawner::Clone { sequence, cgroup: cgroup.is_some() };
+        let descriptors: Vec<_> = [control.as_fd()].into_iter().chain(cgroup).collect();
+        let sent = live
+            .socket
+            .async_io(Interest::WRITABLE, |socket| wire::send_packet(socket.as_fd(), &message, &descriptors))
+            .await;
+        drop(control);
+        if sent.is_err() {
+            live.waiting.lock().unwrap_or_else(PoisonError::into_inner).answers.remove(&sequence);
+            return Err(gone());
+        }
+        match answered.await {
+            Ok(Ok(init)) => Ok(init),
+            Ok(Err(source)) => Err(Error::Platform { step: "clone the sandbox".to_owned(), source }),
+            Err(_) => Err(gone()),
+        }
+    }
+
+    async fn live(&self) -> Result<Arc<Live>, Error> {
+        let mut slot = self.live.lock().await;
+        if let Some(live) = &*slot
+            && !*live.gone.borrow()
+        {
+            return Ok(Arc::clone(live));
+        }
+        let live = self.launch().await.map_err(|source| Error::Platform {
+            step: format!("start the sandbox spawner {}", self.command.program.display()),
+            source,
+        })?;
+        *slot = Some(Arc::clone(&live));
+        Ok(live)
+    }
+
+    async fn launch(&self) -> io::Result<Arc<Live>> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let mut command = std::process::Command::new(&self.command.program);
+        command
+            .args(&self.command.args)
+            .arg(ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            .stdin(theirs)
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
+        // Starting a process may take milliseconds; not on the runtime's threads.
+        let mut child =
+            tokio::task::spawn_blocking(move || command.spawn()).await.map_err(io::Error::other)??;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        let socket = sys::watch(ours, Interest::READABLE | Interest::WRITABLE)?;
+        let ready = async {
+            socket
+                .async_io(Interest::WRITABLE, |socket| {
+                    wire::send_packet(socket.as_fd(), &ToSpawner::Setup(self.setup.clone()), &[])
+                })
+                .await?;
+            socket
+                .async_io(Interest::READABLE, |socket| wire::receive_packet::<FromSpawner>(socket.as_fd()))
+                .await
+        };
+        // It waits for the one before it (of an earlier runner of the name) to clear away.
+        let ready = tokio::time::timeout(START_LIMIT, ready).await.unwrap_or_else(|_| {
+            Err(io::Error::new(io::ErrorKind::TimedOut, "an earlier one may still be clearing away"))
+        });
+        match ready {
+            Ok((FromSpawner::Ready, _)) => {}
+            Ok(_) => {
+                end(child);
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it answered something else than ready",
+                ));
+            }
+            Err(error) => {
+                drop(socket);
+                child.kill()?;
+                end(child);
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("it did not come up ({error}); does its main call spawner::run_if_asked first?"),
+                ));
+            }
+        }
+        let live = Arc::new(Live {
+            socket,
+            waiting: Mutex::default(),
+            gone: watch::Sender::new(false),
+            pid: child.id(),
+        });
+        // Ends with the spawner, or with the driver: the last handle on the socket but this task's own closes it.
+        tokio::spawn(listen(Arc::downgrade(&live), child));
+        Ok(live)
+    }
+}
+
+/// Hands answers out until the spawner is gone.
+async fn listen(live: std::sync::Weak<Live>, child: Child) {
+    // The driver may be dropped while we wait, and only its drop closes the socket: hold it only for one step at a time,
+    // on a duplicate that registers for itself.
+    let Some(held) = live.upgrade() else { return };
+    let duplicate =
+        held.socket.get_ref().try_clone().and_then(|socket| sys::watch(socket, Interest::READABLE));
+    drop(held);
+    if let Ok(socket) = duplicate {
+        loop {
+            let packet = socket
+                .async_io(Interest::READABLE, |socket| wire::receive_packet::<FromSpawner>(socket.as_fd()));
+            let Ok((message, mut descriptors)) = packet.await else { break };
+            let Some(live) = live.upgrade() else { break };
+            let (sequence, result) = match message {
+                FromSpawner::Cloned { sequence, .. } => match descriptors.pop() {
+                    Some(pidfd) => (sequence, Ok(Init { pidfd, orphaned: live.gone.subscribe() })),
+                    None => break,
+                },
+                FromSpawner::Failed { sequence, errno } => {
+                    (sequence, Err(io::Error::from_raw_os_error(errno)))
+                }
+                FromSpawner::Ready => continue,
+            };
+            let answer =
+                live.waiting.lock().unwrap_or_else(PoisonError::into_inner).answers.remove(&sequence);
+            if let Some(answer) = answer {
+                // Nobody waiting any more means that the create was given up: its control stream is closed, the init ends.
+                answer.send(result).ok();
+            }
+        }
+    }
+    if let Some(live) = live.upgrade() {
+        let mut waiting = live.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.closed = true;
+        waiting.answers.clear();
+        drop(waiting);
+        tracing::warn!(pid = live.pid, "the sandbox spawner is gone; its sandboxes are, too");
+        live.gone.send_replace(true);
+    }
+    end(child);
+}
+
+/// Collects an ended child without holding anybody up.
+fn end(mut child: Child) {
+    tokio::task::spawn_blocking(move || child.wait());
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // The listener holds a duplicate of the socket: shutting it down is what both ends see.
+        rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both).ok();
+    }
+}

@@ -1,0 +1,410 @@
+//! What runner, spawner and inits say to each other, and how: JSON with a length in front, descriptors beside it.
+//!
+//! Three channels exist. The **spawner's** (one per runner, `SOCK_SEQPACKET`) carries only "clone" and its answer. Every
+//! sandbox has a **control** stream to its init, and a **launch** stream to the parked process of the function, which
+//! closes when its `exec` succeeds. Nothing a sandbox says is trusted beyond its own fate.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Descriptors in one message, at most.
+const DESCRIPTORS: usize = 8;
+/// The largest message: an environment may have 2 MiB (the kernel's own limit on `exec`), and JSON may escape some of it.
+const LIMIT: usize = 16 << 20;
+
+/// Runner → spawner.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToSpawner {
+    /// First message: what to clear away when the runner is gone.
+    Setup(Setup),
+    /// Clone an init. Descriptors: its control stream, and its cgroup v2 directory if `cgroup`.
+    Clone { sequence: u64, cgroup: bool },
+}
+
+/// How a spawner works for its runner.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Setup {
+    /// Own pid namespaces; plain processes else.
+    pub isolate: bool,
+    /// User namespaces at the clone, for a spawner without root.
+    pub rootless: bool,
+    /// Held for as long as the spawner lives.
+    pub lock: PathBuf,
+    /// The runner's own cgroups, removed with all that is in them.
+    pub cgroups: Vec<PathBuf>,
+    /// Directories and files of this runner, removed at the end.
+    pub remove: Vec<PathBuf>,
+}
+
+/// Spawner → runner.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromSpawner {
+    /// Set up: the lock is held.
+    Ready,
+    /// Descriptor: the init's pidfd.
+    Cloned {
+        sequence: u64,
+        pid: i32,
+    },
+    Failed {
+        sequence: u64,
+        errno: i32,
+    },
+}
+
+/// Runner → init.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    /// First message: what can be had before anything is known about the function.
+    Begin(Begin),
+    /// Second message. Descriptors: stdin, stdout, stderr, launch stream.
+    Build(Box<Plan>),
+    /// SIGTERM to the function.
+    Terminate,
+    /// SIGKILL to everything.
+    Kill,
+    /// SIGSTOP to everything, answered by [`Report::Stopped`] once all stand still.
+    Stop,
+    /// SIGCONT to everything, answered by [`Report::Continued`].
+    Continue,
+    /// Bind a TCP listener in the sandbox's network namespace.
+    Listen(SocketAddr),
+}
+
+/// The part of a sandbox that is the same for all functions, so that it can be made ahead.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begin {
+    pub isolate: bool,
+    /// Map this user and group to [`INSIDE`] and write the maps oneself: the spawner is not root.
+    pub rootless: Option<(u32, u32)>,
+    /// `cgroup.procs` of the cgroup v1 leaves to enter.
+    pub attach: Vec<PathBuf>,
+    /// An own network namespace.
+    pub network: bool,
+}
+
+/// User and group of a function as itself sees them.
+pub const INSIDE: u32 = 1000;
+
+/// A function's sandbox, complete but for its late environment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub id: String,
+    pub root: RootPlan,
+    pub writable_root: bool,
+    pub command: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub workdir: PathBuf,
+    pub tmp_size: u64,
+    pub open_files: u32,
+    /// `RLIMIT_NPROC`, where no cgroup counts.
+    pub processes: Option<u32>,
+    /// Watch the memory of all processes, where no cgroup does.
+    pub watch_memory: Option<u64>,
+    /// The host's network is shared: make its name resolution work.
+    pub host_network: bool,
+    pub shared: Option<PathBuf>,
+    pub identity: Identity,
+    /// The runner's home directory, never shown for a program in it.
+    pub home: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub enum RootPlan {
+    /// The host as it is; plain processes.
+    Unchanged,
+    /// These top-level names of the host, read-only.
+    Host(Vec<PathBuf>),
+    Directory(PathBuf),
+}
+
+/// Who a function is to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Identity {
+    /// Unchanged: plain processes.
+    Same,
+    /// This user and group of the host, shown inside as [`INSIDE`] by a user namespace.
+    Mapped(u32),
+    /// This user and group of the host, without a user namespace.
+    Plain(u32),
+    /// [`INSIDE`], mapped already at the clone.
+    Inside,
+}
+
+/// Init → runner.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// All but the function's own last steps is done. Descriptor: the shared directory, if asked for.
+    Built,
+    Failed(Failure),
+    Stopped,
+    Continued,
+    /// Descriptor: the listener.
+    Listening,
+    NotListening {
+        errno: i32,
+    },
+    /// The function ended; the init is about to.
+    Ended {
+        code: Option<i32>,
+        signal: Option<i32>,
+        out_of_memory: bool,
+    },
+}
+
+/// Runner → parked function: the late environment.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Launch {
+    pub env: Vec<(String, String)>,
+}
+
+/// Parked function → runner. After [`Launched::Parked`], end of file means that `exec` succeeded.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Launched {
+    Parked,
+    Failed(Failure),
+}
+
+/// A step that failed, and whose fault it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Failure {
+    /// The function's, else the platform's.
+    pub function: bool,
+    /// What was attempted; for the function's faults the whole sentence.
+    pub step: String,
+    pub errno: i32,
+}
+
+impl Failure {
+    /// The function's author must mend it.
+    pub fn function(text: impl Into<String>) -> Self {
+        Self { function: true, step: text.into(), errno: 0 }
+    }
+}
+
+impl From<Failure> for crate::Error {
+    fn from(failure: Failure) -> Self {
+        if failure.function {
+            return Self::Function(failure.step);
+        }
+        Self::Platform { step: failure.step, source: io::Error::from_raw_os_error(failure.errno) }
+    }
+}
+
+/// Names the step that an error belongs to.
+pub trait Step<T> {
+    /// # Errors
+    /// The same error with `step` said.
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: impl FnOnce() -> String) -> Result<T, Failure> {
+        self.map_err(|error| {
+            let errno = error.into().raw_os_error().unwrap_or(libc::EIO);
+            Failure { function: false, step: step(), errno }
+        })
+    }
+}
+
+/// A message as it goes over a stream.
+pub fn frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message).map_err(io::Error::other)?;
+    let length = bytes.len() - 4;
+    if length > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message is larger than 16 MiB"));
+    }
+    bytes[..4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(bytes)
+}
+
+/// Sends as much of `bytes` as fits, with `descriptors` on the first byte.
+///
+/// # Errors
+/// What `sendmsg` says, `WouldBlock` among it.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Sends one frame over a blocking stream.
+///
+/// # Errors
+/// What `sendmsg` says.
+pub fn send_frame<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = frame(message)?;
+    let mut sent = send(socket, &bytes, descriptors)?;
+    while sent < bytes.len() {
+        sent += send(socket, &bytes[sent..], &[])?;
+    }
+    Ok(())
+}
+
+/// One packet of a `SOCK_SEQPACKET` socket, with its descriptors.
+///
+/// # Errors
+/// What `recvmsg` says; `UnexpectedEof` when the other side is gone; `InvalidData`.
+pub fn receive_packet<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut buffer = [0; 16 << 10];
+    let mut descriptors = VecDeque::new();
+    let length = receive(socket, &mut buffer, &mut descriptors)?;
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let message = serde_json::from_slice(&buffer[..length])
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok((message, descriptors.into()))
+}
+
+/// Sends one packet of a `SOCK_SEQPACKET` socket.
+///
+/// # Errors
+/// What `sendmsg` says.
+pub fn send_packet<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message).map_err(io::Error::other)?;
+    send(socket, &bytes, descriptors).map(drop)
+}
+
+fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut VecDeque<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let message = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result?,
+        }
+    };
+    for entry in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = entry {
+            descriptors.extend(received);
+        }
+    }
+    if message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was cut off"));
+    }
+    Ok(message.bytes)
+}
+
+/// The receiving end of a stream of frames: what has arrived, whole or in part.
+#[derive(Default)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    descriptors: VecDeque<OwnedFd>,
+}
+
+impl Inbox {
+    /// Reads once. `false` at the end of the stream.
+    ///
+    /// # Errors
+    /// What `recvmsg` says, `WouldBlock` among it.
+    pub fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let mut buffer = [0; 16 << 10];
+        let length = receive(socket, &mut buffer, &mut self.descriptors)?;
+        self.bytes.extend_from_slice(&buffer[..length]);
+        Ok(length > 0)
+    }
+
+    /// Takes one whole message out, if there is one.
+    ///
+    /// # Errors
+    /// `InvalidData` when it is no message of this kind.
+    pub fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some((head, rest)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*head) as usize;
+        if length > LIMIT {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is larger than 16 MiB"));
+        }
+        let Some(body) = rest.get(..length) else { return Ok(None) };
+        let message = serde_json::from_slice(body)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        self.bytes.drain(..4 + length);
+        Ok(Some(message))
+    }
+
+    /// Takes the oldest descriptor received and not yet taken.
+    pub fn descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptors.pop_front()
+    }
+
+    /// Waits for one message on a blocking stream. `None` at its end.
+    ///
+    /// # Errors
+    /// What `recvmsg` says; `InvalidData`.
+    pub fn wait<T: DeserializeOwned>(&mut self, socket: &impl AsFd) -> io::Result<Option<T>> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            if !self.fill(socket.as_fd())? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    #[test]
+    fn frames_and_descriptors_arrive_in_order_whatever_their_size() {
+        let (left, right) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        let big = "x".repeat(3 << 20);
+        let writer = std::thread::spawn(move || {
+            let stdin = io::stdin();
+            let env = vec![("BIG".to_owned(), big)];
+            send_frame(left.as_fd(), &Launch { env }, &[stdin.as_fd()]).unwrap();
+            send_frame(left.as_fd(), &Launch { env: vec![("A".to_owned(), "b".to_owned())] }, &[]).unwrap();
+        });
+        let mut inbox = Inbox::default();
+        let first: Launch = inbox.wait(&right).unwrap().unwrap();
+        let second: Launch = inbox.wait(&right).unwrap().unwrap();
+        writer.join().unwrap();
+        assert_eq!(first.env[0].1.len(), 3 << 20);
+        assert_eq!(second.env[0].0, "A");
+        assert!(inbox.descriptor().is_some());
+        assert!(inbox.descriptor().is_none());
+        assert!(inbox.wait::<Launch>(&right).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused() {
+        let mut inbox = Inbox { bytes: vec![0xff, 0xff, 0xff, 0xff, 0], ..Inbox::default() };
+        assert!(inbox.take::<Launch>().is_err());
+    }
+}

@@ -1,0 +1,420 @@
+//! Both drivers against the suite, as root and without, and against the deaths that no suite can stage from inside.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use stoker_sandbox::conformance::{self, Subject};
+use stoker_sandbox::native::{self, Native};
+use stoker_sandbox::process::{self, Process};
+use stoker_sandbox::select::{self, Choice};
+use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Sandbox, Spec, spawner};
+
+/// An id that no account has; ordinary in every respect.
+const ORDINARY: u32 = 64_242;
+/// Longer than anything here takes on a slow and busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn guest() -> PathBuf {
+    let built = env!("CARGO_BIN_EXE_stoker-spawner");
+    std::env::var_os("STOKER_TEST_GUEST").map_or_else(|| PathBuf::from(built), PathBuf::from)
+}
+
+fn command() -> spawner::Command {
+    spawner::Command { program: guest(), args: Vec::new() }
+}
+
+/// A state directory that goes with the test.
+struct State(PathBuf);
+
+impl State {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("stoker-sandbox-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+async fn native(name: &str, state: &Path) -> Result<Native, Error> {
+    Native::new(native::Config { spawner: command(), ..native::Config::new(name, state) }).await
+}
+
+async fn process(name: &str, state: &Path) -> Result<Process, Error> {
+    Process::new(process::Config { spawner: command(), ..process::Config::new(name, state) }).await
+}
+
+async fn check(driver: &dyn Driver) {
+    let report = conformance::run(Subject { driver, guest: &guest() }).await;
+    println!("{}: {}\n{report}", driver.describe().name, driver.describe().why);
+    assert!(report.failed.is_empty(), "{} case(s) failed:\n{report}", report.failed.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_conforms() {
+    let state = State::new("native");
+    check(&native("conform", &state.0).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn native_conforms_without_user_namespaces() {
+    if !we_are_root() {
+        println!("left out: only root can do without");
+        return;
+    }
+    let state = State::new("plain-native");
+    let config = native::Config {
+        spawner: command(),
+        user_namespaces: false,
+        ..native::Config::new("plain", &state.0)
+    };
+    check(&Native::new(config).await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn process_conforms() {
+    let state = State::new("process");
+    check(&process("conform", &state.0).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn the_strongest_that_works_is_selected() {
+    let state = State::new("select");
+    let config = select::Config::new(Choice::Auto, "select", &state.0).with_spawner(command());
+    let selection = select::select(config).await.unwrap();
+    println!("{selection:?}");
+    assert_eq!(selection.driver.describe().name, "native");
+    assert!(selection.rejected.is_empty());
+}
+
+#[tokio::test]
+async fn a_broken_spawner_is_told_and_nothing_is_selected() {
+    let state = State::new("broken");
+    let broken = spawner::Command { program: PathBuf::from("/bin/true"), args: Vec::new() };
+    let config = select::Config::new(Choice::Auto, "broken", &state.0).with_spawner(broken);
+    let error = select::select(config).await.unwrap_err().to_string();
+    assert!(error.contains("run_if_asked"), "{error}");
+    assert!(cgroups("broken").is_empty());
+    assert_eq!(lives(&state.0, "native", "broken") + lives(&state.0, "process", "broken"), 0);
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_one_live_runner() {
+    let state = State::new("name");
+    let first = native("name", &state.0).await.unwrap();
+    assert!(matches!(native("name", &state.0).await, Err(Error::Platform { .. })));
+    native("other-name", &state.0).await.unwrap();
+    drop(first);
+    // What it was doing in the background ends first.
+    let begun = Instant::now();
+    while native("name", &state.0).await.is_err() {
+        assert!(begun.elapsed() < LIMIT, "the name is not given back");
+        tokio::task::yield_now().await;
+    }
+}
+
+fn spec(id: &str, words: &[&str]) -> Spec {
+    let mut command = vec![guest().to_string_lossy().into_owned(), "guest".to_owned()];
+    command.extend(words.iter().map(|word| (*word).to_owned()));
+    Spec {
+        id: id.to_owned(),
+        root: Root::Host,
+        writable_root: false,
+        command,
+        env: Vec::new(),
+        workdir: PathBuf::from("/"),
+        memory: 64 << 20,
+        cpu_millis: 0,
+        pids: 16,
+        tmp_size: 1 << 20,
+        open_files: 64,
+        network: Network::None,
+        shared: Some(PathBuf::from("/tmp/shared")),
+    }
+}
+
+/// Processes of the host that have this word among their arguments.
+fn alive(word: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
+}
+
+/// Cgroups of a runner's name.
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+                walk(&entry.path(), prefix, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
+    found
+}
+
+/// Waits for a state, with a limit.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < LIMIT, "never: {what}");
+        std::thread::yield_now();
+    }
+}
+
+async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn Sandbox> {
+    let sandbox = driver.create(spec(id, words)).await.unwrap();
+    let stdio = sandbox.start(Vec::new()).await.unwrap();
+    // The pipes may close: the guest says one word before it waits.
+    let line = tokio::task::spawn_blocking(move || {
+        wait_in_reads(&stdio.stdout);
+        let mut line = String::new();
+        BufReader::new(std::fs::File::from(stdio.stdout)).read_line(&mut line).map(|_| line)
+    });
+    assert_eq!(line.await.unwrap().unwrap().trim(), "ready");
+    sandbox
+}
+
+fn wait_in_reads(descriptor: &std::os::fd::OwnedFd) {
+    rustix::io::ioctl_fionbio(descriptor, false).unwrap();
+}
+
+async fn survives_its_spawner(driver: &dyn Driver, spawner: u32, word: &str) {
+    let running = started(driver, "running", &["wait", word]).await;
+    let frozen = started(driver, "frozen", &["wait", word]).await;
+    frozen.freeze().await.unwrap();
+    let parked = driver.create(spec("parked", &["wait", word])).await.unwrap();
+    assert_eq!(alive(word), 2);
+    assert!(Command::new("kill").args(["-9", &spawner.to_string()]).status().unwrap().success());
+    for sandbox in [running, frozen, parked] {
+        let exit = tokio::time::timeout(LIMIT, sandbox.wait()).await.unwrap();
+        assert!(matches!(exit.cause, ExitCause::Signal(_)), "{exit:?}");
+    }
+    until("the functions are gone", || alive(word) == 0);
+    // One create may still meet the dead one; then another is there.
+    let first = driver.create(spec("again", &["wait", word])).await;
+    assert!(matches!(first, Ok(_) | Err(Error::Platform { .. })));
+    drop(first);
+    started(driver, "and-again", &["wait", word]).await.stop(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_spawner_is_noticed_and_replaced() {
+    let state = State::new("spawner");
+    let driver = native("spawner", &state.0).await.unwrap();
+    let pid = driver.spawner().await.unwrap();
+    survives_its_spawner(&driver, pid, "spawner-native").await;
+    let driver = process("spawner", &state.0).await.unwrap();
+    let pid = driver.spawner().await.unwrap();
+    survives_its_spawner(&driver, pid, "spawner-process").await;
+}
+
+/// Not a test: the runner that others start, to kill it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started by the tests that kill it"]
+async fn helper() {
+    let Some(state) = std::env::var_os("STOKER_TEST_STATE") else { return };
+    let (name, state) = (std::env::var("STOKER_TEST_NAME").unwrap(), PathBuf::from(state));
+    let (driver, spawner): (Box<dyn Driver>, _) = if std::env::var("STOKER_TEST_DRIVER").unwrap() == "native"
+    {
+        let driver = native(&name, &state).await.unwrap();
+        let spawner = driver.spawner().await.unwrap();
+        (Box::new(driver), spawner)
+    } else {
+        let driver = process(&name, &state).await.unwrap();
+        let spawner = driver.spawner().await.unwrap();
+        (Box::new(driver), spawner)
+    };
+    let running = started(&*driver, "running", &["wait", &name]).await;
+    let frozen = started(&*driver, "frozen", &["wait", &name]).await;
+    frozen.freeze().await.unwrap();
+    let parked = driver.create(spec("parked", &["wait", &name])).await.unwrap();
+    println!("\nspawner {spawner}");
+    std::future::pending::<()>().await;
+    drop((running, frozen, parked));
+}
+
+/// A runner in a process of its own, with sandboxes running, frozen and parked; and its spawner's process id.
+fn helper_process(driver: &str, name: &str, state: &Path) -> (Child, String) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper", "--ignored", "--nocapture"])
+        .env("STOKER_TEST_STATE", state)
+        .env("STOKER_TEST_NAME", name)
+        .env("STOKER_TEST_DRIVER", driver)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let spawner =
+        lines.map_while(Result::ok).find_map(|line| line.strip_prefix("spawner ").map(str::to_owned));
+    (child, spawner.expect("the helper came up"))
+}
+
+fn signal(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
+fn lives(state: &Path, driver: &str, name: &str) -> usize {
+    std::fs::read_dir(state.join(driver).join(name).join("lives")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_killed_runner_leaves_nothing() {
+    for driver in ["native", "process"] {
+        let state = State::new(&format!("killed-{driver}"));
+        let name = format!("killed-{driver}-{}", std::process::id());
+        let (mut child, _) = helper_process(driver, &name, &state.0);
+        assert!(alive(&name) >= 2);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("its functions are gone", || alive(&name) == 0);
+        until("its cgroups are gone", || cgroups(&name).is_empty());
+        until("its notes are gone", || lives(&state.0, driver, &name) == 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_of_a_runner_killed_with_its_spawner_are_collected() {
+    for driver in ["native", "process"] {
+        let state = State::new(&format!("leftover-{driver}"));
+        let name = format!("leftover-{driver}-{}", std::process::id());
+        let (mut child, spawner) = helper_process(driver, &name, &state.0);
+        let bystander = helper_process(driver, &format!("{name}-bystander"), &state.0);
+        // So that it cannot clear away when its runner goes.
+        signal("-STOP", &spawner);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = cgroups(&name);
+        signal("-KILL", &spawner);
+        let next: Box<dyn Driver> = if driver == "native" {
+            Box::new(native(&name, &state.0).await.unwrap())
+        } else {
+            Box::new(process(&name, &state.0).await.unwrap())
+        };
+        let removed = next.collect_leftovers().await.unwrap();
+        println!("{driver}: {removed:?}");
+        assert!(removed.len() >= left.len(), "{left:?} were there, {removed:?} removed");
+        until("its functions are gone", || alive(&name) == 0);
+        for directory in left {
+            assert!(!directory.exists(), "{} stays", directory.display());
+        }
+        // It works as if nothing had been, and nobody else was touched.
+        started(&*next, "next", &["wait", &name]).await.stop(Duration::ZERO).await;
+        assert!(next.collect_leftovers().await.unwrap().is_empty());
+        let (mut bystander, _) = bystander;
+        assert!(alive(&format!("{name}-bystander")) >= 2);
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
+        until("the bystander's functions are gone", || alive(&format!("{name}-bystander")) == 0);
+    }
+}
+
+/// This test program and the guest, where an ordinary user can run them.
+fn for_everybody(state: &State) -> (PathBuf, PathBuf) {
+    std::fs::create_dir_all(&state.0).unwrap();
+    std::fs::set_permissions(&state.0, PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = |from: PathBuf, name: &str| {
+        let to = state.0.join(name);
+        std::fs::copy(from, &to).unwrap();
+        std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
+        to
+    };
+    (copy(std::env::current_exe().unwrap(), "tests"), copy(guest(), "stoker-spawner"))
+}
+
+fn we_are_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The rest of this file again, as an ordinary user.
+#[test]
+fn rootless() {
+    if !we_are_root() {
+        println!("left out: already an ordinary user");
+        return;
+    }
+    let state = State::new("rootless");
+    let (tests, guest) = for_everybody(&state);
+    let status = Command::new(tests)
+        .args(["--nocapture", "--test-threads", "1", "--skip", "rootless"])
+        .env("STOKER_TEST_GUEST", guest)
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+        .uid(ORDINARY)
+        .gid(ORDINARY)
+        .status()
+        .unwrap();
+    assert!(status.success(), "as user {ORDINARY}: {status}");
+}
+
+/// Both suites where less of the cgroup tree can be had, in a mount namespace that hides it.
+#[test]
+fn with_fewer_cgroups() {
+    if !we_are_root() || !Path::new("/sys/fs/cgroup").exists() {
+        println!("left out: only root can hide a part of the cgroup tree");
+        return;
+    }
+    let v1 = std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(" - cgroup ");
+    let mut hidden = vec!["umount -l $(grep ' - cgroup2\\? ' /proc/self/mountinfo | cut -d' ' -f5)"];
+    if v1 {
+        hidden.push("umount -l $(grep ' - cgroup2 ' /proc/self/mountinfo | cut -d' ' -f5)");
+    } else {
+        println!("left out: version 1 alone, as this machine has none");
+    }
+    for hide in hidden {
+        let script = format!("{hide} && exec \"$0\" --nocapture --exact native_conforms process_conforms");
+        let status = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "/bin/sh", "-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .status()
+            .unwrap();
+        assert!(status.success(), "{hide}: {status}");
+    }
+}
+
+/// The suite as an ordinary user that owns a part of the cgroup tree, as a service manager would delegate it.
+#[test]
+fn rootless_with_a_delegated_cgroup() {
+    let tops = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+    let Some(top) = tops.into_iter().find(|top| top.join("cgroup.procs").exists()) else {
+        println!("left out: there is no cgroup v2 tree");
+        return;
+    };
+    let directory = top.join(format!("stoker-delegated-{}", std::process::id()));
+    if !we_are_root() || std::fs::create_dir(&directory).is_err() {
+        println!("left out: only root can delegate a cgroup");
+        return;
+    }
+    for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+        std::os::unix::fs::chown(directory.join(file), Some(ORDINARY), Some(ORDINARY)).unwrap();
+    }
+    let state = State::new("delegated");
+    let (tests, guest) = for_everybody(&state);
+    let enter = "echo $$ >\"$0\"/cgroup.procs && exec setpriv --reuid \"$1\" --regid \"$1\" --clear-groups \"$2\" --nocapture --exact native_conforms";
+    let status = Command::new("/bin/sh")
+        .args(["-c", enter])
+        .arg(&directory)
+        .arg(ORDINARY.to_string())
+        .arg(tests)
+        .env("STOKER_TEST_GUEST", guest)
+        .current_dir("/")
+        .status()
+        .unwrap();
+    until("the delegated cgroup is empty", || {
+        cgroups("conform").iter().all(|path| !path.starts_with(&directory))
+    });
+    std::fs::remove_dir(&directory).unwrap();
+    assert!(status.success(), "as user {ORDINARY}: {status}");
+}

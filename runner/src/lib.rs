@@ -1,0 +1,1 @@
+//! The runner: owns hot containers, admits calls, speaks the function formats.

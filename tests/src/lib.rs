@@ -1,0 +1,1 @@
+//! What tests across components share.
