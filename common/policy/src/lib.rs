@@ -1,1 +1,9 @@
-//! Pure decisions: placement, waiting, launching, eviction.
+//! Decisions without I/O: each is a function of facts, observations, the time and a seed.
+//!
+//! The balancer, the runner and the simulator run the same code, so that what was measured in a model is what runs. Nothing here
+//! reads a clock or draws a random number of its own.
+
+pub mod eviction;
+pub mod launch;
+pub mod placement;
+pub mod waiting;
