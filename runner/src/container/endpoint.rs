@@ -1,0 +1,158 @@
+//! The Unix socket on which an http-stream function listens.
+//!
+//! The directory belongs to the function, so nothing in it is trusted: a link is followed once, by us, and only to a
+//! name in the same directory; what it names is opened without following, must be a socket, and is connected to through that
+//! very handle, so that swapping names wins nothing.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use stoker_core::backoff::Backoff;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+/// The name that `FN_LISTENER` gives.
+pub const NAME: &str = "lsnr.sock";
+
+/// Watches the directory from before the function starts.
+pub struct Watch {
+    events: AsyncFd<OwnedFd>,
+}
+
+/// Why there is no connection (yet).
+#[derive(Debug)]
+pub enum Problem {
+    /// Nothing stands there, or nobody listens, yet.
+    NotYet,
+    /// What stands there breaks the contract.
+    Broken(String),
+    /// The machine's.
+    System(io::Error),
+}
+
+impl Watch {
+    pub fn new(directory: &OwnedFd) -> io::Result<Self> {
+        let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        inotify::add_watch(
+            &events,
+            format!("/proc/self/fd/{}", directory.as_raw_fd()),
+            WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ATTRIB | WatchFlags::ONLYDIR,
+        )?;
+        #[expect(deprecated, reason = "its replacement is unsafe; an `OwnedFd` keeps what that asks for")]
+        let events = AsyncFd::new(events)?;
+        Ok(Self { events })
+    }
+
+    /// The first connection. Woken by what happens in the directory. Only between `bind` and `listen`, which no event tells
+    /// apart, is it tried again by time. The caller limits how long.
+    pub async fn first(&self, directory: &OwnedFd) -> Result<UnixStream, Problem> {
+        let mut pause =
+            Backoff::new(Duration::from_millis(1), Duration::from_millis(50), directory.as_raw_fd() as u64);
+        loop {
+            let there = match resolve(directory) {
+                Ok(socket) => match connect(&socket).await {
+                    Err(Problem::NotYet) => true,
+                    other => return other,
+                },
+                Err(Problem::NotYet) => false,
+                Err(other) => return Err(other),
+            };
+            tokio::select! {
+                changed = self.changed() => changed.map_err(Problem::System)?,
+                () = tokio::time::sleep(pause.next().unwrap_or_default()), if there => {}
+            }
+        }
+    }
+
+    async fn changed(&self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        self.events
+            .async_io(tokio::io::Interest::READABLE, |fd| match rustix::io::read(fd, &mut buffer) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            })
+            .await
+    }
+}
+
+/// Another connection to a function that is ready.
+pub async fn again(directory: &OwnedFd) -> Result<UnixStream, Problem> {
+    connect(&resolve(directory)?).await
+}
+
+fn resolve(directory: &OwnedFd) -> Result<OwnedFd, Problem> {
+    let at = |name: &str| match rustix::fs::openat(
+        directory.as_fd(),
+        name,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(fd) => {
+            let stat = rustix::fs::fstat(&fd).map_err(|e| Problem::System(e.into()))?;
+            Ok((fd, FileType::from_raw_mode(stat.st_mode)))
+        }
+        Err(rustix::io::Errno::NOENT) => Err(Problem::NotYet),
+        Err(error) => Err(Problem::System(error.into())),
+    };
+    let (link, kind) = at(NAME)?;
+    match kind {
+        FileType::Socket => return Ok(link),
+        FileType::Symlink => {}
+        other => return Err(Problem::Broken(format!("{NAME} is no socket but a {other:?}"))),
+    }
+    let target = rustix::fs::readlinkat(&link, "", Vec::new()).map_err(|e| Problem::System(e.into()))?;
+    let target = target.to_str().unwrap_or_default().trim_start_matches("./").to_owned();
+    if target.is_empty() || target.contains('/') || target == ".." || target == "." {
+        return Err(Problem::Broken(format!(
+            "{NAME} is a link out of its directory; link to a name within it"
+        )));
+    }
+    match at(&target)? {
+        (socket, FileType::Socket) => Ok(socket),
+        (_, other) => {
+            Err(Problem::Broken(format!("{NAME} links to {target:?}, which is no socket but a {other:?}")))
+        }
+    }
+}
+
+async fn connect(socket: &OwnedFd) -> Result<UnixStream, Problem> {
+    match UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await {
+        Ok(stream) => Ok(stream),
+        Err(error) => match error.kind() {
+            // Not listening yet, not permitted yet (a chmod follows), or its backlog is full.
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::PermissionDenied
+            | io::ErrorKind::WouldBlock => Err(Problem::NotYet),
+            _ => Err(Problem::System(error)),
+        },
+    }
+}
+
+/// Whether an idle connection still stands and is silent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Idle {
+    Fine,
+    Closed,
+    /// The function said something that nobody asked for.
+    Noise,
+}
+
+/// Looks at a connection without taking anything from it.
+pub fn look(stream: &UnixStream) -> Idle {
+    let mut one = [0u8; 1];
+    let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+    match rustix::net::recv(stream, &mut one[..], flags) {
+        Ok((0, _)) => Idle::Closed,
+        Ok(_) => Idle::Noise,
+        Err(rustix::io::Errno::AGAIN) => Idle::Fine,
+        Err(_) => Idle::Closed,
+    }
+}
+
+/// Whether the socket's file can be seen at all: for the error of a function that never listens.
+pub fn exists(directory: &OwnedFd) -> bool {
+    rustix::fs::statat(directory.as_fd(), NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+}

@@ -1,0 +1,223 @@
+//! What functions wrote: bounded rings, one a function, lines attributed to calls, and the last lines of a container for
+//! the errors that need them. Writers never wait for readers; what a reader missed is counted.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::{Bytes, BytesMut};
+use stoker_core::error::MAX_LOG_TAIL;
+use stoker_core::function::FunctionName;
+use stoker_core::{CallId, ContainerId};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::sync::{broadcast, watch};
+
+/// Lines kept of one function, and their bytes.
+const RING_LINES: usize = 1000;
+const RING_BYTES: usize = 512 * 1024;
+/// Longest line; longer ones are split.
+const MAX_LINE: usize = 16 * 1024;
+/// Lines that a follower may lag behind before it misses some.
+const FOLLOW: usize = 1024;
+
+/// Where a line was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Stdout,
+    Stderr,
+}
+
+/// One line.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub time: SystemTime,
+    pub source: Source,
+    pub text: Bytes,
+    pub call: Option<CallId>,
+    pub container: ContainerId,
+}
+
+/// Of all functions of this runner.
+#[derive(Debug, Default)]
+pub struct Logs {
+    functions: Mutex<HashMap<FunctionName, Arc<Ring>>>,
+}
+
+impl Logs {
+    /// The ring of a function, made if there is none.
+    pub fn ring(&self, function: &FunctionName) -> Arc<Ring> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        functions.entry(function.clone()).or_default().clone()
+    }
+}
+
+/// Of one function.
+#[derive(Debug)]
+pub struct Ring {
+    lines: Mutex<(VecDeque<Arc<Line>>, usize)>,
+    follow: broadcast::Sender<Arc<Line>>,
+}
+
+impl Default for Ring {
+    fn default() -> Self {
+        Self { lines: Mutex::default(), follow: broadcast::channel(FOLLOW).0 }
+    }
+}
+
+impl Ring {
+    fn push(&self, line: Line) {
+        let line = Arc::new(line);
+        let mut guard = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lines, bytes) = &mut *guard;
+        *bytes += line.text.len();
+        lines.push_back(line.clone());
+        while lines.len() > RING_LINES || *bytes > RING_BYTES {
+            match lines.pop_front() {
+                Some(old) => *bytes -= old.text.len(),
+                None => break,
+            }
+        }
+        // Under the lock, so that a new follower sees each line once. Nobody listening is no error.
+        _ = self.follow.send(line);
+    }
+
+    /// What is kept, and what comes from then on.
+    pub fn read(&self) -> (Vec<Arc<Line>>, broadcast::Receiver<Arc<Line>>) {
+        let guard = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        (guard.0.iter().cloned().collect(), self.follow.subscribe())
+    }
+}
+
+/// Of one container.
+#[derive(Debug)]
+pub struct ContainerLog {
+    id: ContainerId,
+    ring: Arc<Ring>,
+    state: Mutex<State>,
+    /// Pipes that are still open.
+    open: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<CallId>,
+    tail: VecDeque<u8>,
+}
+
+impl ContainerLog {
+    pub fn new(id: ContainerId, ring: Arc<Ring>) -> Arc<Self> {
+        Arc::new(Self { id, ring, state: Mutex::default(), open: watch::Sender::new(0) })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lines belong to this call from now on, as long as it is the only one.
+    pub fn begin(&self, call: CallId) {
+        self.state().calls.push(call);
+    }
+
+    /// The call is over.
+    pub fn end(&self, call: CallId) {
+        self.state().calls.retain(|c| *c != call);
+    }
+
+    /// The last lines.
+    pub fn tail(&self) -> String {
+        let bytes: Vec<u8> = self.state().tail.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Returns when every pipe was read to its end. The caller bounds it: a child of the function may keep one open.
+    pub async fn drained(&self) {
+        // The sender lives in `self`.
+        _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// Reads a pipe to its end in a task of its own, which ends with the pipe: when the container has.
+    pub fn follow(self: &Arc<Self>, source: Source, pipe: impl AsyncRead + Send + Unpin + 'static) {
+        self.open.send_modify(|open| *open += 1);
+        let log = self.clone();
+        tokio::spawn(async move {
+            log.read(source, pipe).await;
+            log.open.send_modify(|open| *open -= 1);
+        });
+    }
+
+    async fn read(&self, source: Source, mut pipe: impl AsyncRead + Unpin) {
+        let mut buffer = BytesMut::with_capacity(MAX_LINE);
+        loop {
+            let end = !matches!(pipe.read_buf(&mut buffer).await, Ok(n) if n > 0);
+            while let Some(text) = split(&mut buffer, end) {
+                self.line(source, &text);
+            }
+            if end {
+                return;
+            }
+            buffer.reserve(4096);
+        }
+    }
+
+    fn line(&self, source: Source, text: &[u8]) {
+        let call = {
+            let mut state = self.state();
+            state.tail.extend(text);
+            state.tail.push_back(b'\n');
+            let excess = state.tail.len().saturating_sub(MAX_LOG_TAIL);
+            state.tail.drain(..excess);
+            match state.calls.as_slice() {
+                [one] => Some(*one),
+                _ => None,
+            }
+        };
+        self.ring.push(Line {
+            time: SystemTime::now(),
+            source,
+            text: Bytes::copy_from_slice(text),
+            call,
+            container: self.id.clone(),
+        });
+    }
+}
+
+/// The next line without its end; what is too long, or last, counts as one.
+fn split(buffer: &mut BytesMut, end: bool) -> Option<BytesMut> {
+    match buffer.iter().take(MAX_LINE).position(|b| *b == b'\n') {
+        Some(at) => {
+            let mut line = buffer.split_to(at + 1);
+            line.truncate(at);
+            if line.last() == Some(&b'\r') {
+                line.truncate(at - 1);
+            }
+            Some(line)
+        }
+        None if buffer.len() >= MAX_LINE => Some(buffer.split_to(MAX_LINE)),
+        None if end && !buffer.is_empty() => Some(buffer.split()),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stoker_core::Incarnation;
+
+    #[tokio::test]
+    async fn lines_are_kept_split_and_attributed() {
+        let logs = Logs::default();
+        let name = FunctionName::parse("a/b").unwrap();
+        let log = ContainerLog::new(ContainerId::new(Incarnation(1), 1), logs.ring(&name));
+        let call = CallId::new();
+        log.begin(call);
+        let text = [&b"one\r\n\n"[..], &[b'x'; MAX_LINE + 1], b"\nlast"].concat();
+        log.follow(Source::Stderr, std::io::Cursor::new(text));
+        log.drained().await;
+        let (lines, _) = logs.ring(&name).read();
+        let lengths: Vec<_> = lines.iter().map(|l| l.text.len()).collect();
+        assert_eq!(lengths, [3, 0, MAX_LINE, 1, 4]);
+        assert!(lines.iter().all(|l| l.call == Some(call)));
+        assert!(log.tail().ends_with("x\nlast\n"));
+        assert!(log.tail().len() <= MAX_LOG_TAIL);
+    }
+}

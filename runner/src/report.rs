@@ -1,0 +1,121 @@
+//! What this runner says about itself: sampled from ledger and pools, published to the registry and to every session, on
+//! change at most every 100 ms, and on a beat.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use stoker_core::{Capacity, Incarnation, RunnerName, RunnerState};
+use stoker_registry::Registration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::pool::Pools;
+
+const APART: Duration = Duration::from_millis(100);
+const BEAT: Duration = Duration::from_secs(5);
+
+/// Makes the record.
+pub struct Report {
+    pub name: RunnerName,
+    pub incarnation: Incarnation,
+    pub address: String,
+    pub zone: String,
+    pub labels: BTreeMap<String, String>,
+    pools: Arc<Pools>,
+    sequence: AtomicU64,
+    latest: watch::Sender<Arc<Capacity>>,
+}
+
+impl Report {
+    pub fn new(
+        name: RunnerName,
+        incarnation: Incarnation,
+        address: String,
+        zone: String,
+        labels: BTreeMap<String, String>,
+        pools: Arc<Pools>,
+    ) -> Arc<Self> {
+        let mut report = Self {
+            name,
+            incarnation,
+            address,
+            zone,
+            labels,
+            pools,
+            sequence: AtomicU64::new(0),
+            latest: watch::Sender::new(Arc::new(Capacity {
+                runner: RunnerName::new("x").expect("x is a name"),
+                incarnation,
+                address: String::new(),
+                zone: String::new(),
+                labels: BTreeMap::new(),
+                sequence: 0,
+                state: RunnerState::Ready,
+                total: Default::default(),
+                free: Default::default(),
+                reclaimable: Default::default(),
+                in_flight: 0,
+                waiting: 0,
+                functions: BTreeMap::new(),
+            })),
+        };
+        report.latest = watch::Sender::new(Arc::new(report.now()));
+        Arc::new(report)
+    }
+
+    /// The record of this moment.
+    pub fn now(&self) -> Capacity {
+        let survey = self.pools.survey();
+        Capacity {
+            runner: self.name.clone(),
+            incarnation: self.incarnation,
+            address: self.address.clone(),
+            zone: self.zone.clone(),
+            labels: self.labels.clone(),
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+            state: if survey.draining { RunnerState::Draining } else { RunnerState::Ready },
+            total: self.pools.ledger.total(),
+            free: self.pools.ledger.free(),
+            reclaimable: survey.reclaimable,
+            in_flight: survey.in_flight,
+            waiting: survey.waiting,
+            functions: survey.functions,
+        }
+    }
+
+    /// The record as it is published.
+    pub fn watch(&self) -> watch::Receiver<Arc<Capacity>> {
+        self.latest.subscribe()
+    }
+
+    /// Publishes now.
+    pub async fn publish(&self, registration: &dyn Registration) {
+        let record = self.now();
+        self.latest.send_replace(Arc::new(record.clone()));
+        if let Err(error) = registration.publish(record).await {
+            tracing::warn!(%error, "the capacity could not be published; the next beat tries again");
+        }
+    }
+
+    /// Publishes until told to stop, and hands the registration back.
+    pub async fn run(
+        self: Arc<Self>,
+        registration: Box<dyn Registration>,
+        stop: CancellationToken,
+    ) -> Box<dyn Registration> {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return registration,
+                () = self.pools.changed.notified() => {}
+                () = tokio::time::sleep(BEAT) => {}
+            }
+            self.publish(&*registration).await;
+            tokio::select! {
+                () = stop.cancelled() => return registration,
+                () = tokio::time::sleep(APART) => {}
+            }
+        }
+    }
+}

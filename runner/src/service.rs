@@ -1,0 +1,163 @@
+//! The gRPC server that balancers talk to.
+
+pub mod call;
+pub mod line;
+pub mod session;
+pub mod state;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use stoker_core::function::FunctionName;
+use stoker_proto::runner::v1::runner_service_server::RunnerService;
+use stoker_proto::runner::v1::{self as wire};
+use stoker_proto::{convert, v1};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::logs::{Line, Logs, Source};
+use crate::pool::Pools;
+use crate::report::Report;
+
+/// This software, for people.
+pub const SOFTWARE: &str = concat!("stoker-runner ", env!("CARGO_PKG_VERSION"));
+
+/// Frames that wait for the stream of one session.
+const OUTBOX: usize = 256;
+/// Lines of one response.
+const LINES: usize = 256;
+
+/// What all sessions share.
+pub struct Shared {
+    pub pools: Arc<Pools>,
+    pub report: Arc<Report>,
+    pub logs: Arc<Logs>,
+    pub sandbox: String,
+    /// Calls, sessions and readers of logs.
+    pub tasks: TaskTracker,
+    /// Ends them.
+    pub over: CancellationToken,
+}
+
+/// The service.
+#[derive(Clone)]
+pub struct Service(pub Arc<Shared>);
+
+type Out<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl RunnerService for Service {
+    type EngageStream = Out<wire::EngageResponse>;
+    type StreamLogsStream = Out<wire::StreamLogsResponse>;
+
+    async fn engage(
+        &self,
+        request: Request<Streaming<wire::EngageRequest>>,
+    ) -> Result<Response<Self::EngageStream>, Status> {
+        let (out, frames) = mpsc::channel(OUTBOX);
+        self.0.tasks.spawn(session::run(self.0.clone(), request.into_inner(), out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<wire::GetStatusRequest>,
+    ) -> Result<Response<wire::GetStatusResponse>, Status> {
+        Ok(Response::new(wire::GetStatusResponse {
+            capacity: Some(convert::to_capacity(&self.0.report.now())),
+            sandbox: self.0.sandbox.clone(),
+            software: SOFTWARE.to_owned(),
+        }))
+    }
+
+    async fn stream_logs(
+        &self,
+        request: Request<wire::StreamLogsRequest>,
+    ) -> Result<Response<Self::StreamLogsStream>, Status> {
+        let request = request.into_inner();
+        let name = FunctionName::new(&request.app, &request.function)
+            .ok_or_else(|| Status::invalid_argument("app and function are names"))?;
+        let call = match request.call_id.as_str() {
+            "" => None,
+            text => Some(
+                stoker_core::CallId::parse(text)
+                    .ok_or_else(|| Status::invalid_argument("call_id is not the id of a call"))?,
+            ),
+        };
+        let (out, responses) = mpsc::channel(16);
+        let shared = self.0.clone();
+        let over = shared.over.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = send_logs(&shared, &name, call, request.follow, &out) => {}
+                () = out.closed() => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+}
+
+async fn send_logs(
+    shared: &Shared,
+    name: &FunctionName,
+    call: Option<stoker_core::CallId>,
+    follow: bool,
+    out: &mpsc::Sender<Result<wire::StreamLogsResponse, Status>>,
+) {
+    let (kept, mut coming) = shared.logs.ring(name).read();
+    let wanted = |line: &Line| call.is_none() || line.call == call;
+    let runner = shared.report.name.as_str();
+    for lines in kept.chunks(LINES) {
+        let lines: Vec<_> = lines.iter().filter(|l| wanted(l)).map(|l| to_line(l, runner)).collect();
+        if !lines.is_empty() && out.send(Ok(wire::StreamLogsResponse { lines, dropped: 0 })).await.is_err() {
+            return;
+        }
+    }
+    let mut dropped = 0;
+    if !follow {
+        return;
+    }
+    loop {
+        match coming.recv().await {
+            Ok(line) if wanted(&line) => {
+                let lines = vec![to_line(&line, runner)];
+                if out
+                    .send(Ok(wire::StreamLogsResponse { lines, dropped: std::mem::take(&mut dropped) }))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(RecvError::Lagged(missed)) => dropped += missed,
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+fn to_line(line: &Line, runner: &str) -> v1::LogLine {
+    let since = line.time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    v1::LogLine {
+        time: Some(prost_types::Timestamp {
+            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+            nanos: since.subsec_nanos() as i32,
+        }),
+        source: match line.source {
+            Source::Stdout => v1::LogSource::Stdout,
+            Source::Stderr => v1::LogSource::Stderr,
+        }
+        .into(),
+        text: line.text.clone(),
+        call_id: line.call.map(|c| c.to_string()).unwrap_or_default(),
+        container: line.container.to_string(),
+        runner: runner.to_owned(),
+    }
+}

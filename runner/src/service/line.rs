@@ -1,0 +1,261 @@
+//! One call's place on a session: what the balancer said, kept until the call's task takes it, and what the task says.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::machine::Machine as _;
+use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
+use tokio::sync::{Notify, mpsc};
+use tonic::Status;
+
+use super::state::{Event, State};
+
+/// Towards the balancer; shared by all calls of a session.
+pub type Outbox = mpsc::Sender<Result<wire::EngageResponse, Status>>;
+
+/// One call on one session.
+pub struct Line {
+    pub number: u64,
+    out: Outbox,
+    inner: Mutex<Inner>,
+    body: Notify,
+    credit: Notify,
+    word: Notify,
+}
+
+struct Inner {
+    state: State,
+    body: BytesMut,
+    last: bool,
+    /// Bytes that the balancer may still send, and that this side may.
+    may_receive: u64,
+    may_send: u64,
+    cancelled: Option<wire::CancelReason>,
+}
+
+/// What the balancer said about the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    Start,
+    Cancelled(wire::CancelReason),
+}
+
+/// The session is over.
+#[derive(Debug)]
+pub struct Lost;
+
+impl Line {
+    pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool) -> Self {
+        let inner = Inner {
+            state: State::Offered,
+            body: BytesMut::from(first),
+            last: complete,
+            may_receive: 0,
+            may_send: u64::from(WINDOW),
+            cancelled: None,
+        };
+        Self {
+            number,
+            out,
+            inner: Mutex::new(inner),
+            body: Notify::new(),
+            credit: Notify::new(),
+            word: Notify::new(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // === what the balancer says: a text is a violation ===
+
+    pub fn start(&self) -> Result<(), String> {
+        self.inner().step(Event::Start)?;
+        self.word.notify_one();
+        Ok(())
+    }
+
+    pub fn cancel(&self, reason: wire::CancelReason) {
+        let mut inner = self.inner();
+        // A call that had its outcome is not cancelled any more.
+        if inner.step(Event::Cancel).is_ok() {
+            inner.cancelled.get_or_insert(reason);
+            drop(inner);
+            self.word.notify_one();
+        }
+    }
+
+    pub fn receive(&self, data: &[u8], last: bool) -> Result<(), String> {
+        if data.len() > CHUNK {
+            return Err(format!("a piece of {} bytes, at most {CHUNK} are allowed", data.len()));
+        }
+        let mut inner = self.inner();
+        if inner.state == State::Closed {
+            return Ok(());
+        }
+        inner.step(Event::Body)?;
+        if inner.last {
+            return Err("a body goes on after its last piece".to_owned());
+        }
+        inner.may_receive = inner
+            .may_receive
+            .checked_sub(data.len() as u64)
+            .ok_or_else(|| format!("a piece of {} bytes is more than the credit allows", data.len()))?;
+        inner.body.extend_from_slice(data);
+        inner.last = last;
+        drop(inner);
+        self.body.notify_one();
+        Ok(())
+    }
+
+    pub fn credit(&self, bytes: u32) -> Result<(), String> {
+        let mut inner = self.inner();
+        if inner.state == State::Closed {
+            return Ok(());
+        }
+        inner.step(Event::Credit)?;
+        inner.may_send += u64::from(bytes);
+        if inner.may_send > u64::from(WINDOW) {
+            return Err(format!("credit for more than the {WINDOW} bytes of a window"));
+        }
+        drop(inner);
+        self.credit.notify_one();
+        Ok(())
+    }
+
+    // === what the call's task asks and says ===
+
+    /// Takes what there is of the body; waits until there is some, or the end of it.
+    pub async fn next_body(&self) -> (BytesMut, bool) {
+        loop {
+            {
+                let mut inner = self.inner();
+                if !inner.body.is_empty() || inner.last {
+                    return (inner.body.split(), inner.last);
+                }
+            }
+            self.body.notified().await;
+        }
+    }
+
+    /// What is there of the body now, and whether that is all.
+    pub fn first_body(&self) -> (BytesMut, bool) {
+        let mut inner = self.inner();
+        (inner.body.split(), inner.last)
+    }
+
+    /// How much of `wanted` bytes may be sent; waits until it is something.
+    pub async fn take_credit(&self, wanted: usize) -> usize {
+        loop {
+            {
+                let mut inner = self.inner();
+                let some = inner.may_send.min(wanted as u64);
+                if some > 0 || wanted == 0 {
+                    inner.may_send -= some;
+                    return some as usize;
+                }
+            }
+            self.credit.notified().await;
+        }
+    }
+
+    /// All of `wanted`, or nothing, at once.
+    pub fn try_credit(&self, wanted: usize) -> bool {
+        let mut inner = self.inner();
+        match inner.may_send.checked_sub(wanted as u64) {
+            Some(left) => {
+                inner.may_send = left;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Until the balancer cancels.
+    pub async fn cancelled(&self) -> wire::CancelReason {
+        loop {
+            if let Some(reason) = self.inner().cancelled {
+                return reason;
+            }
+            self.word.notified().await;
+        }
+    }
+
+    /// Until the balancer permits the start, or cancels.
+    pub async fn word(&self) -> Word {
+        loop {
+            {
+                let inner = self.inner();
+                if let Some(reason) = inner.cancelled {
+                    return Word::Cancelled(reason);
+                }
+                if inner.state == State::Permitted {
+                    return Word::Start;
+                }
+            }
+            self.word.notified().await;
+        }
+    }
+
+    /// Makes a move of this side, and says it.
+    pub async fn say(&self, event: Event, frame: Frame) -> Result<(), Lost> {
+        self.step(event);
+        self.send(frame).await
+    }
+
+    /// Makes a move of this side that needs no frame.
+    pub fn step(&self, event: Event) {
+        if let Err(text) = self.inner().step(event) {
+            tracing::error!(call = self.number, text, "this runner broke its own protocol");
+        }
+    }
+
+    /// Gives the balancer credit for more of the body.
+    pub async fn allow(&self, bytes: u32) -> Result<(), Lost> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        {
+            let mut inner = self.inner();
+            if inner.last {
+                return Ok(());
+            }
+            inner.may_receive += u64::from(bytes);
+        }
+        self.send(Frame::Credit(wire::Credit { call: self.number, bytes })).await
+    }
+
+    pub async fn send(&self, frame: Frame) -> Result<(), Lost> {
+        self.out.send(Ok(wire::EngageResponse { frame: Some(frame) })).await.map_err(|_| Lost)
+    }
+}
+
+impl Inner {
+    fn step(&mut self, event: Event) -> Result<(), String> {
+        self.state = self.state.on(event).map_err(|refused| refused.to_string())?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bodies_need_credit() {
+        let (out, mut sent) = mpsc::channel(4);
+        let line = Line::new(7, out, Bytes::from_static(b"first"), false);
+        assert!(line.receive(b"x", false).unwrap_err().contains("credit"));
+        line.step(Event::Begin);
+        line.allow(2).await.unwrap();
+        assert!(sent.recv().await.is_some());
+        line.receive(b"ab", false).unwrap();
+        assert!(line.receive(b"c", false).is_err());
+        line.receive(b"", true).unwrap();
+        assert!(line.receive(b"", true).unwrap_err().contains("last"));
+        assert_eq!(line.next_body().await, (BytesMut::from(&b"firstab"[..]), true));
+        assert!(line.credit(1).unwrap_err().contains("window"));
+    }
+}

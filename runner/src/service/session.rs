@@ -1,0 +1,213 @@
+//! One session: reads the balancer's frames and hands each to its call. Ends with the stream, with a violation, or when the
+//! runner stops; whatever ends it, every call on it is cancelled.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use stoker_core::call::{CHUNK, TraceContext};
+use stoker_core::function::{Digest, FunctionSpec};
+use stoker_core::{CallId, Deadline};
+use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
+use stoker_proto::{OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
+use tonic::{Status, Streaming};
+
+use super::Shared;
+use super::call::{self, Offer};
+use super::line::{Line, Outbox};
+use super::state::Event;
+
+/// Versions of functions that one session may define.
+const MAX_DEFINED: usize = 65_536;
+
+type Calls = Arc<Mutex<HashMap<u64, Arc<Line>>>>;
+
+struct Session {
+    shared: Arc<Shared>,
+    out: Outbox,
+    calls: Calls,
+    defined: HashMap<Digest, Arc<FunctionSpec>>,
+    newest: Option<u64>,
+}
+
+/// Serves a session to its end.
+pub async fn run(shared: Arc<Shared>, mut frames: Streaming<wire::EngageRequest>, out: Outbox) {
+    let calls = Calls::default();
+    let mut session = Session {
+        shared: shared.clone(),
+        out: out.clone(),
+        calls: calls.clone(),
+        defined: HashMap::new(),
+        newest: None,
+    };
+    let ended = tokio::select! {
+        ended = session.serve(&mut frames) => ended,
+        () = shared.over.cancelled() => Err(Status::unavailable("the runner stopped")),
+    };
+    if let Err(status) = ended {
+        tracing::info!(%status, "a session ended with an error");
+        // A balancer that does not read learns it from the end of the stream.
+        _ = out.try_send(Err(status));
+    }
+    let left: Vec<_> =
+        calls.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, line)| line).collect();
+    for line in left {
+        line.cancel(wire::CancelReason::CallerGone);
+    }
+}
+
+impl Session {
+    async fn serve(&mut self, frames: &mut Streaming<wire::EngageRequest>) -> Result<(), Status> {
+        self.greet(frames).await?;
+        let mut capacity = self.shared.report.watch();
+        let mut drains = false;
+        loop {
+            tokio::select! {
+                frame = frames.message() => match frame? {
+                    None => return Ok(()),
+                    Some(wire::EngageRequest { frame: Some(frame) }) => self.on(frame)?,
+                    // Of a newer balancer.
+                    Some(wire::EngageRequest { frame: None }) => {}
+                },
+                changed = capacity.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let record = capacity.borrow_and_update().clone();
+                    let draining = record.state == stoker_core::RunnerState::Draining;
+                    let changed = wire::CapacityChanged { capacity: Some(convert::to_capacity(&record)) };
+                    // News that does not fit is stale by the time it would.
+                    _ = self.out.try_send(frame(engage_response::Frame::Capacity(changed)));
+                    if draining && !drains {
+                        let reason = "the runner is stopping".to_owned();
+                        let said = self.out.try_send(frame(engage_response::Frame::Draining(wire::Draining { reason })));
+                        drains = said.is_ok();
+                    }
+                }
+            }
+        }
+    }
+
+    async fn greet(&self, frames: &mut Streaming<wire::EngageRequest>) -> Result<(), Status> {
+        let first = tokio::time::timeout(Duration::from_secs(10), frames.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+        let Some(wire::EngageRequest { frame: Some(Frame::Hello(hello)) }) = first else {
+            return Err(Status::invalid_argument("the first frame of a session is Hello"));
+        };
+        let version = hello.version.min(SESSION_VERSION);
+        if version < OLDEST_SESSION_VERSION || version < hello.oldest_version {
+            return Err(Status::failed_precondition(format!(
+                "no common version of the session protocol: the balancer speaks {} to {}, this runner {} to {}",
+                hello.oldest_version, hello.version, OLDEST_SESSION_VERSION, SESSION_VERSION
+            )));
+        }
+        let welcome = wire::Welcome {
+            version,
+            capacity: Some(convert::to_capacity(&self.shared.report.now())),
+            software: super::SOFTWARE.to_owned(),
+        };
+        let sent = self.out.send(frame(engage_response::Frame::Welcome(welcome))).await;
+        sent.map_err(|_| Status::cancelled("the balancer left"))
+    }
+
+    fn on(&mut self, frame: Frame) -> Result<(), Status> {
+        match frame {
+            Frame::Hello(_) => Err(Status::invalid_argument("a second Hello")),
+            Frame::Define(define) => self.define(define),
+            Frame::Offer(offer) => self.offer(offer),
+            Frame::Start(start) => self.with(start.call, |line| line.start()),
+            Frame::Body(body) => self.with(body.call, |line| line.receive(&body.data, body.last)),
+            Frame::Credit(credit) => self.with(credit.call, |line| line.credit(credit.bytes)),
+            Frame::Cancel(cancel) => self.with(cancel.call, |line| {
+                line.cancel(cancel.reason());
+                Ok(())
+            }),
+        }
+    }
+
+    /// Frames for calls that are over are late, not wrong.
+    fn with(&self, call: u64, run: impl FnOnce(&Line) -> Result<(), String>) -> Result<(), Status> {
+        let line = self.calls.lock().unwrap_or_else(PoisonError::into_inner).get(&call).cloned();
+        match line {
+            Some(line) => run(&line).map_err(|text| Status::invalid_argument(format!("call {call}: {text}"))),
+            None if self.newest.is_some_and(|newest| call <= newest) => Ok(()),
+            None => Err(Status::invalid_argument(format!("call {call} was never offered"))),
+        }
+    }
+
+    fn define(&mut self, define: wire::Define) -> Result<(), Status> {
+        let invalid = |text: String| Status::invalid_argument(format!("Define: {text}"));
+        let digest =
+            Digest::from_slice(&define.digest).ok_or_else(|| invalid("a digest is 32 bytes".to_owned()))?;
+        let function = define.function.ok_or_else(|| invalid("the function is missing".to_owned()))?;
+        let spec = convert::function(function).map_err(|problems| {
+            let all: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
+            invalid(all.join("; "))
+        })?;
+        if spec.digest() != digest {
+            return Err(invalid("the digest is not the function's".to_owned()));
+        }
+        if self.defined.len() >= MAX_DEFINED && !self.defined.contains_key(&digest) {
+            return Err(Status::resource_exhausted(format!(
+                "a session defines at most {MAX_DEFINED} functions"
+            )));
+        }
+        self.defined.insert(digest, Arc::new(spec));
+        Ok(())
+    }
+
+    fn offer(&mut self, offer: wire::Offer) -> Result<(), Status> {
+        let arrived = Instant::now();
+        let number = offer.call;
+        let invalid = |text: &str| Status::invalid_argument(format!("call {number}: {text}"));
+        if self.newest.is_some_and(|newest| number <= newest) {
+            return Err(invalid("its number was used before; numbers grow"));
+        }
+        let id = CallId::from_slice(&offer.call_id).ok_or_else(|| invalid("a call id is 16 bytes"))?;
+        let digest = Digest::from_slice(&offer.digest).ok_or_else(|| invalid("a digest is 32 bytes"))?;
+        let spec =
+            self.defined.get(&digest).cloned().ok_or_else(|| invalid("its function was not defined"))?;
+        if offer.body.len() > CHUNK {
+            return Err(invalid("the first piece of its body is too large"));
+        }
+        self.newest = Some(number);
+        let line = Arc::new(Line::new(number, self.out.clone(), offer.body, offer.complete));
+        let head = match convert::request_head(offer.head.unwrap_or_default()) {
+            Ok(head) => head,
+            Err(error) => {
+                // The caller's mistake, not the balancer's: the call ends, the session goes on.
+                let finished = wire::Finished {
+                    call: number,
+                    error: Some(convert::to_call_error(&error)),
+                    ..Default::default()
+                };
+                self.shared.tasks.spawn(async move {
+                    _ = line.say(Event::Finish, engage_response::Frame::Finished(finished)).await;
+                });
+                return Ok(());
+            }
+        };
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(number, line.clone());
+        let offer = Offer {
+            id,
+            digest,
+            spec,
+            head,
+            trace: TraceContext { parent: offer.traceparent, state: offer.tracestate },
+            deadline: Deadline::after(Duration::from_millis(offer.remaining_ms)),
+            arrived,
+        };
+        let (pools, report, calls) =
+            (self.shared.pools.clone(), self.shared.report.clone(), self.calls.clone());
+        self.shared.tasks.spawn(async move {
+            call::run(line, offer, pools, report).await;
+            calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        });
+        Ok(())
+    }
+}
+
+fn frame(frame: engage_response::Frame) -> Result<wire::EngageResponse, Status> {
+    Ok(wire::EngageResponse { frame: Some(frame) })
+}
