@@ -1,1 +1,54 @@
-fn main() {}
+//! `stoker`: a whole fleet on one machine (`stoker up`), and the client of every other.
+//!
+//! This file only finds out what was asked for; each command has a module of its own.
+
+mod args;
+mod bench;
+mod call;
+mod client;
+mod failure;
+mod file;
+mod fleet;
+mod functions;
+mod logs;
+mod output;
+mod runners;
+mod up;
+
+use std::process::ExitCode;
+
+use args::{Cli, Command};
+use clap::{CommandFactory as _, Parser as _};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    // Before any thread, parser or runtime: the sandboxes' spawner is this very program, started again.
+    stoker_sandbox::spawner::run_if_asked();
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let common = cli.common;
+    match cli.command {
+        Command::Up(args) => up::run(args, &common),
+        Command::Apply(args) => client::block_on(functions::apply(args, &common)),
+        Command::Functions(args) => client::block_on(functions::list(args, &common)),
+        Command::Describe(args) => client::block_on(functions::describe(args, &common)),
+        Command::Delete(args) => client::block_on(functions::delete(args, &common)),
+        Command::Call(args) => client::block_on(call::run(args, &common)),
+        Command::Runners => client::block_on(runners::run(&common)),
+        Command::Logs(args) => client::block_on(logs::run(args, &common)),
+        Command::Bench(args) => client::block_on(bench::run(args, &common)),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "stoker", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

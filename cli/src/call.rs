@@ -1,0 +1,191 @@
+//! `call`: one call, streamed both ways, so that bodies of any size pass through in pieces.
+
+use std::io::{Read, Write as _};
+use std::time::Instant;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use stoker_core::call::CHUNK;
+use stoker_proto::v1;
+use stoker_proto::v1::invoke_stream_request::Frame as Send;
+use stoker_proto::v1::invoke_stream_response::Frame as Receive;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::args::{Call, Common, Output};
+use crate::failure::Failure;
+use crate::{client, output};
+
+/// Pieces of the body read ahead.
+const AHEAD: usize = 4;
+
+pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
+    let source = open(&args.data)?;
+    let channel = client::connect(&common.server).await?;
+    let mut calls = client::calls(channel);
+    let headers = args.headers.iter().map(|(name, value)| v1::Header {
+        name: name.clone(),
+        value: Bytes::from(value.clone().into_bytes()),
+    });
+    let head = v1::RequestHead { headers: headers.collect(), ..Default::default() };
+    let start = v1::CallStart { function: args.function.clone(), head: Some(head) };
+
+    let (frames, receiver) = mpsc::channel(AHEAD);
+    let (problems, mut read_failed) = mpsc::channel(1);
+    // Reading may block (a terminal, a pipe), so it has a thread. It ends with its source, or when nobody takes its pieces
+    // any more; one that still waits for STDIN when the answer is complete ends with the process.
+    std::thread::Builder::new()
+        .name("body".into())
+        .spawn(move || feed(start, source, &frames, &problems))
+        .map_err(|error| Failure::platform(format!("cannot start a thread: {error}"), ""))?;
+
+    let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+    if let Some(timeout) = args.timeout {
+        request.set_timeout(timeout);
+    }
+    let began = Instant::now();
+    let mut answer = Answer::default();
+    let receive = async {
+        let mut stream = calls.invoke_stream(request).await?.into_inner();
+        while let Some(response) = stream.message().await? {
+            match response.frame {
+                Some(Receive::Answer(head)) => answer.head = head,
+                Some(Receive::Body(piece)) if common.output == Output::Json => {
+                    answer.body.extend_from_slice(&piece)
+                }
+                Some(Receive::Body(piece)) => write(&piece)?,
+                Some(Receive::End(end)) => answer.end = Some(end),
+                None => {}
+            }
+        }
+        Ok::<_, Failure>(())
+    };
+    tokio::select! {
+        result = receive => result?,
+        // A body that cannot be read to its end must not look like a shorter one: leaving cancels the call.
+        Some(failure) = read_failed.recv() => return Err(failure),
+    }
+    let total = began.elapsed();
+    if answer.end.is_none() {
+        return Err(Failure::platform(
+            "the answer ended before it was complete",
+            "see `stoker runners`, and try again",
+        ));
+    }
+    if common.output == Output::Json {
+        output::print_json(&answer.json(total));
+    }
+    if args.show_timing {
+        eprint!("{}", answer.timing(total));
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Answer {
+    head: v1::CallAnswer,
+    /// Only kept for JSON; else it goes out as it comes.
+    body: Vec<u8>,
+    end: Option<v1::CallEnd>,
+}
+
+impl Answer {
+    fn json(&self, total: std::time::Duration) -> Value {
+        let head = self.head.head.clone().unwrap_or_default();
+        let end = self.end.clone().unwrap_or_default();
+        let headers = head.headers.iter().map(|h| json!([h.name, String::from_utf8_lossy(&h.value)]));
+        json!({
+            "call_id": self.head.call_id,
+            "runner": end.runner,
+            "status": head.status,
+            "headers": headers.collect::<Vec<_>>(),
+            // Text where it is text; programs that send bytes take them from STDOUT without -o json.
+            "body": String::from_utf8_lossy(&self.body),
+            "body_bytes": self.body.len(),
+            "timings": output::timings(end.timings.as_ref()),
+            "total_us": total.as_micros() as u64,
+        })
+    }
+
+    fn timing(&self, total: std::time::Duration) -> String {
+        let end = self.end.clone().unwrap_or_default();
+        let t = end.timings.unwrap_or_default();
+        let total_us = total.as_micros() as u64;
+        let start = if t.cold { "cold: a container was started for it" } else { "warm" };
+        let rows = [
+            ("call", self.head.call_id.clone()),
+            ("runner", end.runner),
+            ("start", start.to_owned()),
+            ("total", output::human_us(total_us)),
+            (
+                "  on the way",
+                output::human_us(total_us.saturating_sub(t.wait_us + t.thaw_us + t.execution_us)),
+            ),
+            ("  waited", output::human_us(t.wait_us)),
+            ("    create", output::human_us(t.create_us)),
+            ("    start", output::human_us(t.start_us)),
+            ("    init", output::human_us(t.init_us)),
+            ("  thaw", output::human_us(t.thaw_us)),
+            ("  function", output::human_us(t.execution_us)),
+            ("    first byte", output::human_us(t.first_byte_us)),
+        ];
+        rows.iter().map(|(key, value)| format!("{key:<14} {value}\n")).collect()
+    }
+}
+
+/// Where the body comes from.
+fn open(data: &str) -> Result<Box<dyn Read + std::marker::Send>, Failure> {
+    if data == "-" {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    match data.strip_prefix('@') {
+        None => Ok(Box::new(std::io::Cursor::new(data.as_bytes().to_vec()))),
+        Some(path) => match std::fs::File::open(path) {
+            Ok(file) => Ok(Box::new(file)),
+            Err(error) => {
+                Err(Failure::usage(format!("{path} cannot be read: {error}"), "name a file that is there"))
+            }
+        },
+    }
+}
+
+fn feed(
+    start: v1::CallStart,
+    mut source: Box<dyn Read + std::marker::Send>,
+    frames: &mpsc::Sender<v1::InvokeStreamRequest>,
+    problems: &mpsc::Sender<Failure>,
+) {
+    let frame = |frame| v1::InvokeStreamRequest { frame: Some(frame) };
+    if frames.blocking_send(frame(Send::Start(start))).is_err() {
+        return;
+    }
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(n) => {
+                if frames.blocking_send(frame(Send::Body(Bytes::copy_from_slice(&buffer[..n])))).is_err() {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let failure =
+                    Failure::usage(format!("the body cannot be read: {error}"), "check what --data names");
+                // Nobody listens once the answer is complete.
+                _ = problems.blocking_send(failure);
+                return;
+            }
+        }
+    }
+}
+
+fn write(piece: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(piece).and_then(|()| out.flush()).map_err(|error| {
+        Failure::usage(
+            format!("the answer cannot be written: {error}"),
+            "check where STDOUT goes; the call was cancelled",
+        )
+    })
+}

@@ -1,0 +1,544 @@
+//! The function file: YAML into checked [`FunctionSpec`]s.
+//!
+//! People fix a file faster when they see all of it at once, so reading never stops at the first mistake: each is noted with
+//! its place and what would be right, and a spec comes out only if there is none. Relative paths mean the file's directory,
+//! so that a file works wherever it is called from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
+use stoker_core::function::{Network, Root, Trigger};
+use stoker_core::machine::Listed as _;
+use stoker_core::units::{parse_cpu, parse_duration, parse_size};
+use stoker_core::{Format, FunctionName, FunctionSpec};
+
+/// Keys at the top of a file.
+const TOP_KEYS: [&str; 2] = ["app", "functions"];
+
+/// Keys of one function.
+const KEYS: [&str; 17] = [
+    "name",
+    "rootfs",
+    "command",
+    "workdir",
+    "format",
+    "memory",
+    "cpu",
+    "timeout",
+    "init_timeout",
+    "idle_timeout",
+    "concurrency",
+    "min_containers",
+    "max_containers",
+    "network",
+    "env",
+    "idempotent",
+    "triggers",
+];
+
+/// Keys that the file format has and this version does not, with what to write instead.
+const LATER_KEYS: [(&str, &str); 4] = [
+    ("image", "write rootfs with an unpacked directory, or leave both out for the host's files"),
+    ("archive", "unpack it and write rootfs with the directory"),
+    ("oci-layout", "unpack it and write rootfs with the directory"),
+    ("async", "leave it out; calls wait for their answer"),
+];
+
+/// Formats that the design has and this version does not.
+const LATER_FORMATS: [&str; 6] = ["http", "json", "json-http", "cloudevent", "lambda", "mless"];
+
+/// One thing wrong with a file, and where.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mistake {
+    pub file: PathBuf,
+    /// From 1; 0 if the file could not be read at all.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    pub text: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => write!(f, "{}: {}", self.file.display(), self.text),
+            _ => write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.text),
+        }
+    }
+}
+
+/// Reads files that are applied together.
+///
+/// # Errors
+/// Every mistake of every file, in the order of their places.
+pub fn load(files: &[PathBuf]) -> Result<Vec<FunctionSpec>, Vec<Mistake>> {
+    let mut mistakes = Vec::new();
+    let mut known = Known::default();
+    let mut specs = Vec::new();
+    for file in files {
+        match std::fs::read_to_string(file) {
+            Ok(text) => specs.extend(parse(file, &text, &mut known, &mut mistakes)),
+            Err(error) => mistakes.push(Mistake {
+                file: file.clone(),
+                line: 0,
+                column: 0,
+                text: format!("cannot be read: {error}"),
+            }),
+        }
+    }
+    if mistakes.is_empty() { Ok(specs) } else { Err(mistakes) }
+}
+
+/// What must be unique over all files: `app/name` and `app/path` of triggers, with the place that had it first.
+#[derive(Debug, Default)]
+struct Known {
+    names: BTreeMap<String, String>,
+    triggers: BTreeMap<(String, String), String>,
+}
+
+fn parse(file: &Path, text: &str, known: &mut Known, mistakes: &mut Vec<Mistake>) -> Vec<FunctionSpec> {
+    let mut reader =
+        Reader { file, directory: directory_of(file), source: text.chars().collect(), mistakes: Vec::new() };
+    let specs = match MarkedYaml::load_from_str(text) {
+        Ok(documents) => reader.documents(&documents, known),
+        Err(error) => {
+            reader.wrong(*error.marker(), format!("is not YAML: {}", error.info()));
+            Vec::new()
+        }
+    };
+    reader.mistakes.sort();
+    mistakes.append(&mut reader.mistakes);
+    specs
+}
+
+fn directory_of(file: &Path) -> PathBuf {
+    let directory = match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    directory
+        .canonicalize()
+        .or_else(|_| std::path::absolute(directory))
+        .unwrap_or_else(|_| directory.to_owned())
+}
+
+type Node<'y> = MarkedYaml<'y>;
+
+struct Reader<'a> {
+    file: &'a Path,
+    directory: PathBuf,
+    /// For the text of scalars as written: YAML reads `1.10` as a number, an environment variable wants it as it stands.
+    source: Vec<char>,
+    mistakes: Vec<Mistake>,
+}
+
+impl Reader<'_> {
+    fn wrong(&mut self, at: Marker, text: impl Into<String>) {
+        // The default marker of a node without a place has line 0.
+        let (line, column) = (at.line().max(1), at.col() + 1);
+        self.mistakes.push(Mistake { file: self.file.to_owned(), line, column, text: text.into() });
+    }
+
+    fn place(&self, at: Marker) -> String {
+        format!("{}:{}:{}", self.file.display(), at.line(), at.col() + 1)
+    }
+
+    fn documents(&mut self, documents: &[Node<'_>], known: &mut Known) -> Vec<FunctionSpec> {
+        let Some(first) = documents.first() else {
+            self.wrong(Marker::new(0, 1, 0), "is empty: write `app: NAME` and `functions:` with a list");
+            return Vec::new();
+        };
+        if let Some(second) = documents.get(1) {
+            self.wrong(second.span.start, "is a second document: write one app a file");
+        }
+        let YamlData::Mapping(top) = &first.data else {
+            self.wrong(first.span.start, "must be a mapping with the keys `app` and `functions`");
+            return Vec::new();
+        };
+        let (mut app, mut functions) = (None, None);
+        for (key, value) in top {
+            match key.data.as_str() {
+                Some("app") => app = Some(value),
+                Some("functions") => functions = Some(value),
+                _ => self.unknown(key, &TOP_KEYS, "a function file"),
+            }
+        }
+        let app = match app {
+            None => {
+                self.wrong(first.span.start, "`app` is missing: write `app: NAME` at the top");
+                None
+            }
+            Some(node) => self.text(node, "app").filter(|name| self.name(node.span.start, "app", name)),
+        };
+        let Some(functions) = functions else {
+            self.wrong(first.span.start, "`functions` is missing: write a list of functions");
+            return Vec::new();
+        };
+        let YamlData::Sequence(list) = &functions.data else {
+            self.wrong(functions.span.start, format!("`functions` must be a list, not {}", kind(functions)));
+            return Vec::new();
+        };
+        // Without a valid app the functions are still checked, under a name that no message shows.
+        let app = app.as_deref().unwrap_or("app");
+        list.iter().filter_map(|node| self.function(app, node, known)).collect()
+    }
+
+    fn function(&mut self, app: &str, node: &Node<'_>, known: &mut Known) -> Option<FunctionSpec> {
+        let YamlData::Mapping(map) = &node.data else {
+            self.wrong(
+                node.span.start,
+                format!("a function must be a mapping like `name: hello`, not {}", kind(node)),
+            );
+            return None;
+        };
+        let before = self.mistakes.len();
+        let mut fields: BTreeMap<&str, &Node<'_>> = BTreeMap::new();
+        for (key, value) in map {
+            let name = key.data.as_str().unwrap_or_default();
+            if let Some((_, instead)) = LATER_KEYS.iter().find(|(later, _)| *later == name) {
+                self.wrong(key.span.start, format!("`{name}` is not in this version of Stoker: {instead}"));
+            } else if let Some(known) = KEYS.iter().find(|known| **known == name) {
+                fields.insert(known, value);
+            } else {
+                self.unknown(key, &KEYS, "a function");
+            }
+        }
+        let mut bad_fields = Vec::new();
+        let spec = self.fields(app, node.span.start, &fields, &mut bad_fields);
+        if let Err(problems) = spec.check() {
+            for problem in problems.into_iter().filter(|p| !bad_fields.contains(&p.field)) {
+                let at = fields.get(problem.field).map_or(node.span.start, |n| n.span.start);
+                self.wrong(at, format!("`{}` {}", problem.field, problem.text));
+            }
+        }
+        self.unique(&spec, &fields, known);
+        (self.mistakes.len() == before).then_some(spec)
+    }
+
+    /// All fields, wrong ones at their defaults and named in `bad`.
+    fn fields(
+        &mut self,
+        app: &str,
+        at: Marker,
+        fields: &BTreeMap<&str, &Node<'_>>,
+        bad: &mut Vec<&'static str>,
+    ) -> FunctionSpec {
+        let placeholder = FunctionName::new("app", "function").expect("both are names");
+        let mut spec = FunctionSpec::new(placeholder, Vec::new(), self.directory.clone());
+        match fields.get("name") {
+            None => self.wrong(at, "`name` is missing: every function has one, like `name: hello`"),
+            Some(node) => {
+                if let Some(name) = self.text(node, "name")
+                    && self.name(node.span.start, "name", &name)
+                    && let Some(name) = FunctionName::new(app, &name)
+                {
+                    spec.name = name;
+                }
+            }
+        }
+        // One line a field: how it is read, and where it goes.
+        macro_rules! field {
+            ($key:literal, $read:ident, $set:expr) => {
+                if let Some(node) = fields.get($key) {
+                    match self.$read(node, $key) {
+                        Some(value) => $set(&mut spec, value),
+                        None => bad.push($key),
+                    }
+                }
+            };
+        }
+        field!("rootfs", path, |s: &mut FunctionSpec, v| s.root = Root::Rootfs(v));
+        field!("workdir", path, |s: &mut FunctionSpec, v| s.workdir = v);
+        field!("command", strings, |s: &mut FunctionSpec, v| s.command = v);
+        field!("format", format, |s: &mut FunctionSpec, v| s.format = v);
+        field!("memory", size, |s: &mut FunctionSpec, v| s.memory = v);
+        field!("cpu", cpu, |s: &mut FunctionSpec, v| s.cpu_millis = v);
+        field!("timeout", millis, |s: &mut FunctionSpec, v| s.timeout_ms = v);
+        field!("init_timeout", millis, |s: &mut FunctionSpec, v| s.init_timeout_ms = v);
+        field!("idle_timeout", millis, |s: &mut FunctionSpec, v| s.idle_timeout_ms = v);
+        field!("concurrency", count, |s: &mut FunctionSpec, v| s.concurrency = v);
+        field!("min_containers", count, |s: &mut FunctionSpec, v| s.min_containers = v);
+        field!("max_containers", count, |s: &mut FunctionSpec, v| s.max_containers = v);
+        field!("network", network, |s: &mut FunctionSpec, v| s.network = v);
+        field!("env", variables, |s: &mut FunctionSpec, v| s.env = v);
+        field!("idempotent", truth, |s: &mut FunctionSpec, v| s.idempotent = v);
+        field!("triggers", triggers, |s: &mut FunctionSpec, v| s.triggers = v);
+        if fields.contains_key("rootfs") && !fields.contains_key("workdir") {
+            // The file's directory is a place of the host; in a root directory of its own a function starts at the top.
+            spec.workdir = "/".into();
+        }
+        spec
+    }
+
+    fn unique(&mut self, spec: &FunctionSpec, fields: &BTreeMap<&str, &Node<'_>>, known: &mut Known) {
+        if let Some(node) = fields.get("name") {
+            let here = self.place(node.span.start);
+            let name = spec.name.to_string();
+            if let Some(first) = known.names.get(&name) {
+                let text =
+                    format!("there is a function `{name}` already, at {first}: give this one another name");
+                self.wrong(node.span.start, text);
+            } else {
+                known.names.insert(name, here);
+            }
+        }
+        if let Some(node) = fields.get("triggers") {
+            for (n, trigger) in spec.triggers.iter().enumerate() {
+                let at = match &node.data {
+                    YamlData::Sequence(list) => list.get(n).unwrap_or(node).span.start,
+                    _ => node.span.start,
+                };
+                let key = (spec.name.app().to_owned(), trigger.http.clone());
+                if let Some(first) = known.triggers.get(&key) {
+                    let text = format!(
+                        "`{}` is a trigger already, at {first}: a path leads to one function",
+                        trigger.http
+                    );
+                    self.wrong(at, text);
+                } else {
+                    known.triggers.insert(key, self.place(at));
+                }
+            }
+        }
+    }
+
+    fn unknown(&mut self, key: &Node<'_>, keys: &[&str], of: &str) {
+        let name = self.written(key);
+        let text = match nearest(&name, keys.iter().copied()) {
+            Some(near) => format!("`{name}` is not a key of {of}: did you mean `{near}`?"),
+            None => format!("`{name}` is not a key of {of}: it has {}", keys.join(", ")),
+        };
+        self.wrong(key.span.start, text);
+    }
+
+    fn name(&mut self, at: Marker, key: &str, name: &str) -> bool {
+        let good = stoker_core::ids::is_name(name);
+        if !good {
+            self.wrong(
+                at,
+                format!("`{key}` {name:?} is not a name: write 1 to 255 of a-z, A-Z, 0-9, - and _"),
+            );
+        }
+        good
+    }
+
+    /// A scalar as it stands in the file.
+    fn written(&self, node: &Node<'_>) -> String {
+        if let Some(text) = node.data.as_str() {
+            return text.to_owned();
+        }
+        let (start, end) = (node.span.start.index(), node.span.end.index());
+        let written: String = self.source.get(start..end).unwrap_or_default().iter().collect();
+        written.lines().next().unwrap_or_default().trim().to_owned()
+    }
+
+    /// Any scalar, as text.
+    fn text(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
+        match &node.data {
+            YamlData::Value(Scalar::Null) => self.wrong(node.span.start, format!("`{key}` has no value")),
+            YamlData::Value(_) => return Some(self.written(node)),
+            _ => self.wrong(node.span.start, format!("`{key}` must be one value, not {}", kind(node))),
+        }
+        None
+    }
+
+    fn by<T>(
+        &mut self,
+        node: &Node<'_>,
+        key: &'static str,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = self.text(node, key)?;
+        read(&text).map_err(|problem| self.wrong(node.span.start, format!("`{key}`: {problem}"))).ok()
+    }
+
+    fn size(&mut self, node: &Node<'_>, key: &'static str) -> Option<u64> {
+        self.by(node, key, |text| match text.parse::<u64>() {
+            // 128 alone is 128 bytes to the parser, and never what was meant.
+            Ok(number) if number > 0 => Err(format!("`{text}` has no unit: write it like {text}MiB")),
+            _ => parse_size(text),
+        })
+    }
+
+    fn cpu(&mut self, node: &Node<'_>, key: &'static str) -> Option<u32> {
+        self.by(node, key, parse_cpu)
+    }
+
+    fn millis(&mut self, node: &Node<'_>, key: &'static str) -> Option<u64> {
+        self.by(node, key, |text| match text.parse::<u64>() {
+            Ok(_) => Err(format!("`{text}` has no unit: write it like {text}s")),
+            Err(_) => parse_duration(text).map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+        })
+    }
+
+    fn count(&mut self, node: &Node<'_>, key: &'static str) -> Option<u32> {
+        self.by(node, key, |text| text.parse().map_err(|_| format!("`{text}` is not a whole number")))
+    }
+
+    fn truth(&mut self, node: &Node<'_>, key: &'static str) -> Option<bool> {
+        if let YamlData::Value(Scalar::Boolean(value)) = &node.data {
+            return Some(*value);
+        }
+        self.by(node, key, |text| Err(format!("`{text}` must be true or false")))
+    }
+
+    fn format(&mut self, node: &Node<'_>, key: &'static str) -> Option<Format> {
+        self.by(node, key, |text| {
+            let names = Format::ALL.iter().map(|f| f.as_str());
+            Format::parse(text).ok_or_else(|| match nearest(text, names.clone()) {
+                _ if LATER_FORMATS.contains(&text) => {
+                    format!("`{text}` is not in this version of Stoker: write {}", or(names))
+                }
+                Some(near) => format!("`{text}` is not a format: did you mean `{near}`?"),
+                None => format!("`{text}` is not a format: write {}", or(names)),
+            })
+        })
+    }
+
+    fn network(&mut self, node: &Node<'_>, key: &'static str) -> Option<Network> {
+        // `network: none` is text in YAML, but `network: null` and `~` are nothing.
+        self.by(node, key, |text| {
+            let names = Network::ALL.iter().map(|n| n.as_str());
+            Network::parse(text).ok_or_else(|| format!("`{text}` is not a network: write {}", or(names)))
+        })
+    }
+
+    /// A path, relative to the file.
+    fn path(&mut self, node: &Node<'_>, key: &'static str) -> Option<PathBuf> {
+        let text = self.text(node, key)?;
+        let path = self.directory.join(text);
+        Some(path.canonicalize().unwrap_or(path))
+    }
+
+    fn strings(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<String>> {
+        let YamlData::Sequence(list) = &node.data else {
+            let example = match node.data.as_str() {
+                Some(text) => {
+                    let words: Vec<_> = text.split_whitespace().map(|word| format!("{word:?}")).collect();
+                    format!("[{}]", words.join(", "))
+                }
+                None => "[\"python3\", \"func.py\"]".to_owned(),
+            };
+            self.wrong(node.span.start, format!("`{key}` must be a list like {example}, not {}", kind(node)));
+            return None;
+        };
+        let all: Vec<_> = list.iter().map(|item| self.text(item, key)).collect();
+        all.into_iter().collect()
+    }
+
+    fn variables(&mut self, node: &Node<'_>, key: &'static str) -> Option<BTreeMap<String, String>> {
+        let YamlData::Mapping(map) = &node.data else {
+            self.wrong(
+                node.span.start,
+                format!("`{key}` must be a mapping like {{NAME: value}}, not {}", kind(node)),
+            );
+            return None;
+        };
+        let mut all = Some(BTreeMap::new());
+        for (name, value) in map {
+            let value = match &value.data {
+                // `NAME:` alone is an empty variable.
+                YamlData::Value(Scalar::Null) => Some(String::new()),
+                _ => self.text(value, key),
+            };
+            match (self.text(name, key), value, &mut all) {
+                (Some(name), Some(value), Some(all)) => _ = all.insert(name, value),
+                (Some(_), Some(_), None) => {}
+                _ => all = None,
+            }
+        }
+        all
+    }
+
+    fn triggers(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Trigger>> {
+        let YamlData::Sequence(list) = &node.data else {
+            self.wrong(
+                node.span.start,
+                format!("`{key}` must be a list like [{{http: /hello}}], not {}", kind(node)),
+            );
+            return None;
+        };
+        let mut all = Some(Vec::new());
+        for item in list {
+            let YamlData::Mapping(map) = &item.data else {
+                self.wrong(
+                    item.span.start,
+                    format!("a trigger must be like {{http: /hello}}, not {}", kind(item)),
+                );
+                all = None;
+                continue;
+            };
+            let mut http = None;
+            for (name, value) in map {
+                match name.data.as_str() {
+                    Some("http") => http = Some(self.text(value, "http")),
+                    _ => self.unknown(name, &["http"], "a trigger"),
+                }
+            }
+            match http {
+                Some(Some(http)) => all.iter_mut().for_each(|all| all.push(Trigger { http: http.clone() })),
+                Some(None) => all = None,
+                None => {
+                    self.wrong(
+                        item.span.start,
+                        "a trigger must have `http` with a path, like {http: /hello}",
+                    );
+                    all = None;
+                }
+            }
+        }
+        all
+    }
+}
+
+fn kind(node: &Node<'_>) -> &'static str {
+    match &node.data {
+        YamlData::Mapping(_) => "a mapping",
+        YamlData::Sequence(_) => "a list",
+        YamlData::Value(Scalar::Null) => "nothing",
+        YamlData::Value(Scalar::Integer(_) | Scalar::FloatingPoint(_)) => "a number",
+        YamlData::Value(Scalar::Boolean(_)) => "true or false",
+        YamlData::Value(Scalar::String(_)) => "text",
+        _ => "a value of another kind",
+    }
+}
+
+fn or<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<_> = names.collect();
+    match names.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// The known word that `word` was probably meant to be.
+pub fn nearest<'n>(word: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let same = |a: &str, b: &str| a.to_lowercase().replace('-', "_") == b.replace('-', "_");
+    known
+        .map(|candidate| (if same(word, candidate) { 0 } else { distance(word, candidate) }, candidate))
+        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Letters to insert, remove or change to make `b` of `a` (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests;

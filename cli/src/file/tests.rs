@@ -1,0 +1,156 @@
+//! A good file in full, and a table of bad ones.
+
+use super::*;
+
+fn read(text: &str) -> Result<Vec<FunctionSpec>, Vec<String>> {
+    let mut mistakes = Vec::new();
+    let specs = parse(Path::new("/f/functions.yaml"), text, &mut Known::default(), &mut mistakes);
+    if mistakes.is_empty() {
+        Ok(specs)
+    } else {
+        Err(mistakes
+            .iter()
+            .map(|m| m.to_string().trim_start_matches("/f/functions.yaml:").to_owned())
+            .collect())
+    }
+}
+
+#[test]
+fn every_key_is_read() {
+    let text = r#"
+app: demo
+functions:
+  - name: hello
+    command: ["python3", func.py, 1.10, true]
+    workdir: sub
+    format: http-stream
+    memory: 64MiB
+    cpu: 250m
+    timeout: 3s
+    init_timeout: 2s
+    idle_timeout: 1m
+    concurrency: 4
+    min_containers: 1
+    max_containers: 20
+    network: egress
+    env: {GREETING: hi, VERSION: 1.10, NOTHING: , ON: yes}
+    idempotent: true
+    triggers: [{http: /hello}, {http: /hi}]
+  - name: other
+    rootfs: /r
+    command: [x]
+    cpu: 2
+"#;
+    let specs = read(text).unwrap();
+    let hello = &specs[0];
+    assert_eq!(hello.name.as_str(), "demo/hello");
+    assert_eq!(hello.command, ["python3", "func.py", "1.10", "true"]);
+    assert_eq!(hello.workdir, Path::new("/f/sub"));
+    assert_eq!((hello.format, hello.memory, hello.cpu_millis), (Format::HttpStream, 64 << 20, 250));
+    assert_eq!((hello.timeout_ms, hello.init_timeout_ms, hello.idle_timeout_ms), (3000, 2000, 60_000));
+    assert_eq!((hello.concurrency, hello.min_containers, hello.max_containers), (4, 1, 20));
+    assert_eq!((hello.network, hello.idempotent), (Network::Egress, true));
+    let env: Vec<_> = hello.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    assert_eq!(env, ["GREETING=hi", "NOTHING=", "ON=yes", "VERSION=1.10"]);
+    assert_eq!(hello.triggers.len(), 2);
+    let other = &specs[1];
+    assert_eq!(other.root, Root::Rootfs("/r".into()));
+    assert_eq!((other.workdir.as_path(), other.cpu_millis), (Path::new("/"), 2000));
+}
+
+#[test]
+fn bad_files() {
+    let function =
+        |lines: &str| format!("app: demo\nfunctions:\n  - name: a\n    command: [x]\n    {lines}\n");
+    let table: &[(String, &[&str])] = &[
+        (String::new(), &["1:1: is empty"]),
+        ("- a".into(), &["1:1: must be a mapping"]),
+        ("a: [".into(), &["is not YAML"]),
+        ("app: demo".into(), &["1:1: `functions` is missing"]),
+        ("functions: []".into(), &["1:1: `app` is missing"]),
+        (
+            "app: a b\nfunctions: 3".into(),
+            &["1:6: `app` \"a b\" is not a name", "2:12: `functions` must be a list, not a number"],
+        ),
+        (
+            "ap: demo\nfunctions: []".into(),
+            &["1:1: `ap` is not a key of a function file: did you mean `app`?", "1:1: `app` is missing"],
+        ),
+        ("app: d\nfunctions: [3]".into(), &["2:13: a function must be a mapping"]),
+        ("app: d\nfunctions: [{command: [x]}]".into(), &["2:13: `name` is missing"]),
+        ("app: d\nfunctions: [{name: a}]".into(), &["2:13: `command` is missing"]),
+        (function("memmory: 1MiB"), &["5:5: `memmory` is not a key of a function: did you mean `memory`?"]),
+        (
+            function("idle-timeout: 1s"),
+            &["5:5: `idle-timeout` is not a key of a function: did you mean `idle_timeout`?"],
+        ),
+        (function("colour: red"), &["5:5: `colour` is not a key of a function: it has name, rootfs"]),
+        (function("image: x:1"), &["5:5: `image` is not in this version of Stoker: write rootfs"]),
+        (function("async: {max_attempts: 3}"), &["5:5: `async` is not in this version"]),
+        (function("memory: 128"), &["5:13: `memory`: `128` has no unit: write it like 128MiB"]),
+        (function("memory: 128mb"), &["5:13: `memory`: `128mb` is not a size"]),
+        (function("memory: 1KiB"), &["5:13: `memory` 1KiB is not between 1MiB and 1024GiB"]),
+        (function("memory: [1]"), &["5:13: `memory` must be one value, not a list"]),
+        (function("memory:"), &["`memory` has no value"]),
+        (function("cpu: fast"), &["5:10: `cpu`: `fast` is not a share of CPU"]),
+        (function("timeout: 30"), &["5:14: `timeout`: `30` has no unit: write it like 30s"]),
+        (function("timeout: 0s"), &["5:14: `timeout` 0ms is not between"]),
+        (function("timeout: 1.5s"), &["5:14: `timeout`: `1.5s` is not a duration"]),
+        (function("concurrency: 4"), &["5:18: `concurrency` format default takes one call at a time"]),
+        (function("concurrency: many"), &["5:18: `concurrency`: `many` is not a whole number"]),
+        (function("min_containers: 100"), &["5:21: `min_containers` 100 is more than max_containers"]),
+        (
+            function("format: http-strem"),
+            &["5:13: `format`: `http-strem` is not a format: did you mean `http-stream`?"],
+        ),
+        (
+            function("format: lambda"),
+            &["5:13: `format`: `lambda` is not in this version of Stoker: write default or http-stream"],
+        ),
+        (function("network: all"), &["5:14: `network`: `all` is not a network: write none, egress or host"]),
+        (function("idempotent: maybe"), &["5:17: `idempotent`: `maybe` must be true or false"]),
+        (function("env: [A]"), &["5:10: `env` must be a mapping"]),
+        (function("env: {A: [1]}"), &["`env` must be one value, not a list"]),
+        (function("env: {A=B: 1}"), &["5:10: `env` \"A=B\" cannot be an environment variable"]),
+        (function("triggers: /x"), &["5:15: `triggers` must be a list"]),
+        (function("triggers: [{http: x}]"), &["5:15: `triggers` \"x\" is not a path"]),
+        (
+            function("triggers: [{htp: /x}]"),
+            &["a trigger must have `http`", "`htp` is not a key of a trigger: did you mean `http`?"],
+        ),
+        (
+            function("triggers: [{http: /x}, {http: /x}]"),
+            &["5:28: `/x` is a trigger already, at /f/functions.yaml:5:16"],
+        ),
+        (function("name: b"), &["5:5: is not YAML: duplicated key"]),
+        (
+            "app: d\nfunctions:\n- {name: a, command: [x]}\n- {name: a, command: [x]}".into(),
+            &["4:10: there is a function `d/a` already, at /f/functions.yaml:3:10"],
+        ),
+        (
+            "app: d\nfunctions:\n- {name: a, command: python3 f.py}".into(),
+            &["`command` must be a list like [\"python3\", \"f.py\"], not text"],
+        ),
+        (function("memory: 3\n    timeout: 4\n    colour: red"), &["5:13", "6:14", "7:5"]),
+    ];
+    for (text, expected) in table {
+        let mistakes = read(text).expect_err(text);
+        assert_eq!(mistakes.len(), expected.len(), "{text}\n{mistakes:#?}");
+        for (mistake, expected) in mistakes.iter().zip(*expected) {
+            assert!(mistake.contains(expected), "{text}\n{mistake}\n{expected}");
+        }
+    }
+}
+
+#[test]
+fn unreadable_files_are_mistakes_too() {
+    let mistakes = load(&["/nowhere/f.yaml".into()]).unwrap_err();
+    assert!(mistakes[0].to_string().starts_with("/nowhere/f.yaml: cannot be read"));
+}
+
+#[test]
+fn near_words() {
+    assert_eq!(nearest("comand", KEYS.into_iter()), Some("command"));
+    assert_eq!(nearest("Memory", KEYS.into_iter()), Some("memory"));
+    assert_eq!(nearest("zzz", KEYS.into_iter()), None);
+}

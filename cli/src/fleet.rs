@@ -1,0 +1,209 @@
+//! A whole fleet inside this process: one balancer and some runners over a registry in memory.
+//!
+//! Each member has a thread with a runtime of its own, as it would have a process of its own elsewhere: a busy runner does
+//! not hold up the balancer, and the connections between them are real ones on loopback. A member ends when it is told to
+//! stop, or by itself on an error; [`Fleet::lost`] tells of the latter.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use stoker_core::{Resources, RunnerName};
+use stoker_registry::Registry;
+use stoker_sandbox::select::Choice;
+use tokio::sync::oneshot;
+
+use crate::failure::Failure;
+
+/// An idle container is frozen after this long.
+const FREEZE_AFTER: Duration = Duration::from_millis(100);
+
+/// What is to be started.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    /// One for each runner, unique on this machine.
+    pub runners: Vec<RunnerName>,
+    /// What each of them offers.
+    pub resources: Resources,
+    pub sandbox: Choice,
+    /// For what runners keep on disk.
+    pub state: PathBuf,
+    /// How long calls may take to finish at the end.
+    pub grace: Duration,
+}
+
+/// A fleet that serves.
+pub struct Fleet {
+    balancer: Member,
+    runners: Vec<Member>,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    /// The driver in use and why, as the runners tell it.
+    pub sandbox: String,
+}
+
+impl Fleet {
+    /// Starts all members and returns once calls can be placed.
+    pub async fn start(plan: Plan, registry: Arc<dyn Registry>) -> Result<Self, Failure> {
+        // The runners first: then the balancer's first view of the fleet is the whole of it.
+        let starting = plan.runners.iter().map(|name| runner(&plan, name.clone(), Arc::clone(&registry)));
+        let mut runners = Vec::new();
+        let mut sandbox = String::new();
+        let mut failed = None;
+        for started in join_all(starting).await {
+            match started {
+                Ok((member, description)) => {
+                    runners.push(member);
+                    sandbox = description;
+                }
+                Err(failure) => failed = Some(failure),
+            }
+        }
+        let started = match failed {
+            Some(failure) => Err(failure),
+            None => balancer(&plan, registry).await,
+        };
+        match started {
+            Ok((balancer, (grpc, http))) => Ok(Self { balancer, runners, grpc, http, sandbox }),
+            Err(failure) => {
+                join_all(runners.into_iter().map(Member::stop)).await;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Returns when a member ended that was not told to.
+    pub async fn lost(&mut self) -> Failure {
+        let mut members: FuturesUnordered<_> =
+            self.runners.iter_mut().chain([&mut self.balancer]).map(Member::ended).collect();
+        let name = members.next().await.unwrap_or_default();
+        Failure::platform(format!("{name} stopped by itself"), "its last words are above; please report them")
+    }
+
+    /// The balancer finishes its calls, then the runners have none and go.
+    pub async fn stop(self) {
+        self.balancer.stop().await;
+        join_all(self.runners.into_iter().map(Member::stop)).await;
+    }
+}
+
+/// A thread with a server in it.
+struct Member {
+    name: String,
+    stop: oneshot::Sender<()>,
+    /// Closes when the thread is done.
+    done: oneshot::Receiver<()>,
+}
+
+impl Member {
+    /// Runs `serve` on a thread of its own. It says through the first channel that it is ready, or why it cannot be, and
+    /// returns once the second says stop and it has stopped.
+    async fn start<R, S>(
+        name: String,
+        serve: impl FnOnce(oneshot::Sender<anyhow::Result<R>>, oneshot::Receiver<()>) -> S + Send + 'static,
+    ) -> Result<(Self, R), Failure>
+    where
+        R: Send + 'static,
+        S: Future<Output = ()>,
+    {
+        let (stop, stopping) = oneshot::channel();
+        let (ready, is_ready) = oneshot::channel();
+        let (finished, done) = oneshot::channel();
+        let body = move || {
+            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime.block_on(serve(ready, stopping)),
+                Err(error) => _ = ready.send(Err(error.into())),
+            }
+            drop::<oneshot::Sender<()>>(finished);
+        };
+        std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(body)
+            .map_err(|error| Failure::platform(format!("cannot start a thread for {name}: {error}"), ""))?;
+        match is_ready.await {
+            Ok(Ok(ready)) => Ok((Self { name, stop, done }, ready)),
+            Ok(Err(error)) => Err(Failure::platform(format!("{name} cannot start: {error:#}"), "")),
+            Err(_) => {
+                Err(Failure::platform(format!("{name} ended before it was ready"), "please report this"))
+            }
+        }
+    }
+
+    async fn ended(&mut self) -> String {
+        // Nothing is ever sent: the error is the news.
+        _ = (&mut self.done).await;
+        self.name.clone()
+    }
+
+    async fn stop(self) {
+        // One that has ended already takes no message.
+        _ = self.stop.send(());
+        _ = self.done.await;
+    }
+}
+
+async fn runner(
+    plan: &Plan,
+    name: RunnerName,
+    registry: Arc<dyn Registry>,
+) -> Result<(Member, String), Failure> {
+    let config = stoker_runner::Config {
+        name: name.clone(),
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        advertise: None,
+        resources: plan.resources,
+        sandbox: plan.sandbox,
+        state_dir: plan.state.join(name.as_str()),
+        zone: String::new(),
+        labels: BTreeMap::new(),
+        spawner: stoker_sandbox::spawner::Command::default(),
+        freeze_after: FREEZE_AFTER,
+        drain_grace: plan.grace,
+    };
+    let grace = plan.grace;
+    let serve = async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| {
+        match stoker_runner::Runner::start(config, registry).await {
+            Ok(runner) => {
+                _ = ready.send(Ok(runner.describe().to_owned()));
+                _ = stop.await;
+                runner.stop(grace).await;
+            }
+            Err(error) => _ = ready.send(Err(error)),
+        }
+    };
+    Member::start(name.to_string(), serve).await
+}
+
+async fn balancer(
+    plan: &Plan,
+    registry: Arc<dyn Registry>,
+) -> Result<(Member, (SocketAddr, SocketAddr)), Failure> {
+    let config = stoker_lb::Config {
+        name: "balancer".to_owned(),
+        grpc: plan.grpc,
+        http: plan.http,
+        ..stoker_lb::Config::default()
+    };
+    let grace = plan.grace;
+    let serve =
+        async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| match stoker_lb::Balancer::start(
+            config, registry,
+        )
+        .await
+        {
+            Ok(balancer) => {
+                balancer.ready().await;
+                _ = ready.send(Ok((balancer.grpc_address(), balancer.http_address())));
+                _ = stop.await;
+                balancer.stop(grace).await;
+            }
+            Err(error) => _ = ready.send(Err(error)),
+        };
+    Member::start("balancer".to_owned(), serve).await
+}

@@ -1,0 +1,162 @@
+//! `apply`, `functions`, `describe`, `delete`: the function registry.
+
+use serde_json::json;
+use stoker_core::FunctionSpec;
+use stoker_core::units::{format_duration, format_size};
+use stoker_proto::v1;
+use stoker_proto::v1::ApplyOutcome;
+use stoker_proto::v1::function_service_client::FunctionServiceClient;
+use tonic::transport::Channel;
+
+use crate::args::{Apply, Common, Function, Functions, Output};
+use crate::failure::Failure;
+use crate::{client, file, output};
+
+/// Reads the files, or fails with all mistakes of all of them.
+pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> {
+    file::load(files).map_err(|mistakes| {
+        let list: Vec<_> = mistakes.iter().map(|mistake| format!("\n  {mistake}")).collect();
+        let count = if list.len() == 1 { "a mistake".to_owned() } else { format!("{} mistakes", list.len()) };
+        Failure::usage(
+            format!("{count} in what was to be applied:{}", list.concat()),
+            "correct them; nothing was applied",
+        )
+    })
+}
+
+/// Creates or replaces functions.
+pub async fn send(
+    client: &mut FunctionServiceClient<Channel>,
+    specs: &[FunctionSpec],
+) -> Result<Vec<v1::AppliedFunction>, Failure> {
+    let functions = specs.iter().map(stoker_proto::convert::to_function).collect();
+    Ok(client.apply_functions(v1::ApplyFunctionsRequest { functions }).await?.into_inner().functions)
+}
+
+pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
+    let specs = read(&args.files)?;
+    let applied = send(&mut client::functions(&common.server).await?, &specs).await?;
+    let outcome = |f: &v1::AppliedFunction| match f.outcome() {
+        ApplyOutcome::Created => "created",
+        ApplyOutcome::Updated => "updated",
+        ApplyOutcome::Unchanged => "unchanged",
+        ApplyOutcome::Unspecified => "applied",
+    };
+    match common.output {
+        Output::Json => output::print_json(&json!({
+            "functions": applied.iter().map(|f| json!({
+                "app": f.app, "name": f.name, "id": f.id, "outcome": outcome(f),
+            })).collect::<Vec<_>>()
+        })),
+        Output::Table => {
+            applied.iter().for_each(|f| output::print(&format!("{}/{} {}\n", f.app, f.name, outcome(f))));
+        }
+    }
+    Ok(())
+}
+
+pub async fn list(args: Functions, common: &Common) -> Result<(), Failure> {
+    let mut client = client::functions(&common.server).await?;
+    let mut list =
+        client.list_functions(v1::ListFunctionsRequest { app: args.app }).await?.into_inner().functions;
+    let name = |d: &v1::FunctionDescription| d.function.as_ref().map(|f| (f.app.clone(), f.name.clone()));
+    list.sort_by_key(name);
+    if common.output == Output::Json {
+        output::print_json(&json!({"functions": list.iter().map(output::function).collect::<Vec<_>>()}));
+        return Ok(());
+    }
+    if list.is_empty() {
+        eprintln!("There are no functions. Apply some with `stoker apply -f FILE`.");
+        return Ok(());
+    }
+    let rows = list.iter().map(|d| {
+        let f = d.function.clone().unwrap_or_default();
+        let triggers: Vec<_> = f.triggers.iter().map(|t| t.http.as_str()).collect();
+        vec![
+            format!("{}/{}", f.app, f.name),
+            f.format,
+            format_size(f.memory),
+            output::cpu(f.cpu_millis),
+            d.idle.to_string(),
+            d.busy.to_string(),
+            d.waiting.to_string(),
+            triggers.join(" "),
+        ]
+    });
+    let header = ["FUNCTION", "FORMAT", "MEMORY", "CPU", "IDLE", "BUSY", "WAITING", "TRIGGERS"];
+    output::print(&output::table(&header, rows.collect()));
+    Ok(())
+}
+
+pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
+    let mut client = client::functions(&common.server).await?;
+    let answer = client.get_function(v1::GetFunctionRequest { function: args.function }).await?.into_inner();
+    let description = answer.function.unwrap_or_default();
+    if common.output == Output::Json {
+        output::print_json(&output::function(&description));
+        return Ok(());
+    }
+    let f = description.function.clone().unwrap_or_default();
+    let time = |d: Option<prost_types::Duration>| {
+        format_duration(d.map(stoker_proto::convert::duration).unwrap_or_default())
+    };
+    let mut rows = vec![
+        ("function", format!("{}/{}", f.app, f.name)),
+        ("id", description.id),
+        ("version", description.digest),
+        ("command", f.command.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(" ")),
+        ("workdir", f.workdir),
+        ("root", if f.rootfs.is_empty() { "the host's files, read-only".to_owned() } else { f.rootfs }),
+        ("format", f.format),
+        ("memory", format_size(f.memory)),
+        ("cpu", output::cpu(f.cpu_millis)),
+        ("timeout", time(f.timeout)),
+        ("init timeout", time(f.init_timeout)),
+        ("idle timeout", time(f.idle_timeout)),
+        ("calls at once", format!("{} in one container", f.concurrency)),
+        ("containers", format!("{} to {} on a runner", f.min_containers, f.max_containers)),
+        (
+            "now",
+            format!("{} idle, {} busy, {} waiting", description.idle, description.busy, description.waiting),
+        ),
+        ("network", f.network),
+        ("idempotent", f.idempotent.to_string()),
+    ];
+    rows.extend(f.triggers.iter().map(|t| ("trigger", format!("/t/{}{}", f.app, t.http))));
+    let env = std::collections::BTreeMap::from_iter(f.env);
+    rows.extend(env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
+    let style = output::Style::stdout();
+    rows.iter()
+        .for_each(|(key, value)| output::print(&format!("{} {value}\n", style.bold(&format!("{key:<14}")))));
+    Ok(())
+}
+
+pub async fn delete(args: Function, common: &Common) -> Result<(), Failure> {
+    let mut client = client::functions(&common.server).await?;
+    client.delete_function(v1::DeleteFunctionRequest { function: args.function.clone() }).await?;
+    match common.output {
+        Output::Json => output::print_json(&json!({"deleted": args.function})),
+        Output::Table => output::print(&format!("{} deleted\n", args.function)),
+    }
+    Ok(())
+}
+
+/// A word as a shell would take it.
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(["a/b.py", "", "it's", "a b"].map(quoted), ["a/b.py", "''", "'it'\\''s'", "'a b'"]);
+    }
+}

@@ -1,0 +1,139 @@
+//! Tables and JSON on STDOUT, and a little colour where a person looks.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::{Value, json};
+use stoker_core::units::{format_cpu, format_size};
+use stoker_proto::{convert, v1};
+
+/// Colours, or none: `NO_COLOR` (any text) and pipes turn them off.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    on: bool,
+}
+
+impl Style {
+    pub fn stdout() -> Self {
+        Self { on: wanted() && std::io::stdout().is_terminal() }
+    }
+
+    pub fn stderr() -> Self {
+        Self { on: wanted() && std::io::stderr().is_terminal() }
+    }
+
+    pub fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    pub fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    pub fn red(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.on { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+fn wanted() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A table without lines, as wide as the terminal allows.
+pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.to_vec());
+    rows.into_iter().for_each(|row| _ = table.add_row(row));
+    table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
+}
+
+/// Writes a text to STDOUT. A reader that went away (`| head`) is no error.
+pub fn print(text: &str) {
+    _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Writes a value to STDOUT, for people to read and programs to parse.
+pub fn print_json(value: &Value) {
+    print(&format!("{value:#}\n"));
+}
+
+/// A size for people: two digits of the fitting unit.
+pub fn human_size(bytes: u64) -> String {
+    if bytes >= 10 << 30 {
+        format!("{:.1}GiB", bytes as f64 / f64::from(1 << 30))
+    } else if bytes >= 10 << 20 {
+        format!("{}MiB", bytes >> 20)
+    } else {
+        format_size(bytes)
+    }
+}
+
+/// Microseconds for people.
+pub fn human_us(us: u64) -> String {
+    match us {
+        0 => "-".to_owned(),
+        1..1_000 => format!("{us} µs"),
+        1_000..1_000_000 => format!("{:.2} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+pub fn resources(r: Option<&v1::Resources>) -> Value {
+    let r = r.copied().unwrap_or_default();
+    json!({"memory": r.memory, "cpu_millis": r.cpu_millis, "slots": r.slots})
+}
+
+pub fn cpu(millis: u32) -> String {
+    if millis == 0 { "no limit".to_owned() } else { format_cpu(millis) }
+}
+
+/// Where the time of a call went, in microseconds.
+pub fn timings(t: Option<&v1::Timings>) -> Value {
+    let t = t.copied().unwrap_or_default();
+    json!({
+        "wait_us": t.wait_us, "create_us": t.create_us, "start_us": t.start_us, "init_us": t.init_us,
+        "thaw_us": t.thaw_us, "first_byte_us": t.first_byte_us, "execution_us": t.execution_us, "cold": t.cold,
+    })
+}
+
+/// Everything known of a function.
+pub fn function(description: &v1::FunctionDescription) -> Value {
+    let f = description.function.clone().unwrap_or_default();
+    let ms = |d: Option<prost_types::Duration>| d.map_or(0, |d| convert::duration(d).as_millis() as u64);
+    json!({
+        "app": f.app, "name": f.name, "id": description.id, "digest": description.digest,
+        "command": f.command, "workdir": f.workdir, "rootfs": f.rootfs, "format": f.format,
+        "memory": f.memory, "cpu_millis": f.cpu_millis, "timeout_ms": ms(f.timeout),
+        "init_timeout_ms": ms(f.init_timeout), "idle_timeout_ms": ms(f.idle_timeout),
+        "concurrency": f.concurrency, "min_containers": f.min_containers, "max_containers": f.max_containers,
+        "network": f.network, "env": std::collections::BTreeMap::from_iter(f.env), "idempotent": f.idempotent,
+        "triggers": f.triggers.iter().map(|t| json!({"http": t.http})).collect::<Vec<_>>(),
+        "containers": {"idle": description.idle, "busy": description.busy, "waiting": description.waiting},
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes_for_people() {
+        assert_eq!([0, 5, 1_500, 2_000_000].map(human_us), ["-", "5 µs", "1.50 ms", "2.00 s"]);
+        assert_eq!([1 << 20, 100 << 20, 16 << 30].map(human_size), ["1MiB", "100MiB", "16.0GiB"]);
+    }
+
+    #[test]
+    fn tables_have_no_trailing_space() {
+        let text =
+            table(&["A", "LONGER"], vec![vec!["1".into(), "2".into()], vec!["333".into(), "4".into()]]);
+        assert!(text.lines().all(|line| line.trim_end() == line), "{text:?}");
+        assert_eq!(text.lines().count(), 3);
+    }
+}

@@ -1,0 +1,92 @@
+//! `runners`: the fleet, as this balancer sees it.
+
+use serde_json::{Value, json};
+use stoker_core::units::format_cpu;
+use stoker_proto::v1::{self, LinkState, RunnerState};
+
+use crate::args::{Common, Output};
+use crate::failure::Failure;
+use crate::{client, output};
+
+pub async fn run(common: &Common) -> Result<(), Failure> {
+    let mut client = client::fleet(&common.server).await?;
+    let mut runners = client.list_runners(v1::ListRunnersRequest {}).await?.into_inner().runners;
+    runners.sort_by_key(|r| r.capacity.as_ref().map(|c| c.runner.clone()));
+    if common.output == Output::Json {
+        output::print_json(&json!({"runners": runners.iter().map(record).collect::<Vec<_>>()}));
+        return Ok(());
+    }
+    if runners.is_empty() {
+        eprintln!("There are no runners. `stoker up` starts a fleet with one.");
+        return Ok(());
+    }
+    let header = [
+        "RUNNER",
+        "STATE",
+        "ADDRESS",
+        "MEMORY FREE",
+        "CPU FREE",
+        "SLOTS FREE",
+        "HOT",
+        "CALLS",
+        "WAITING",
+        "SEEN",
+    ];
+    output::print(&output::table(&header, runners.iter().map(row).collect()));
+    Ok(())
+}
+
+fn link(r: &v1::RunnerDescription) -> &'static str {
+    match r.link() {
+        LinkState::Connecting => "connecting",
+        LinkState::Ready => "ready",
+        LinkState::Draining => "draining",
+        LinkState::Lost => "lost",
+        LinkState::Unspecified => "unknown",
+    }
+}
+
+fn row(r: &v1::RunnerDescription) -> Vec<String> {
+    let c = r.capacity.clone().unwrap_or_default();
+    let (total, free, reclaimable) =
+        (c.total.unwrap_or_default(), c.free.unwrap_or_default(), c.reclaimable.unwrap_or_default());
+    let state = if r.reason.is_empty() { link(r).to_owned() } else { format!("{}: {}", link(r), r.reason) };
+    let (idle, busy) = c.functions.iter().fold((0, 0), |(idle, busy), w| (idle + w.idle, busy + w.busy));
+    vec![
+        c.runner,
+        state,
+        c.address,
+        // What idle containers hold is given up on demand: to a reader who asks "is there room" it is free.
+        format!(
+            "{} of {}",
+            output::human_size(free.memory + reclaimable.memory),
+            output::human_size(total.memory)
+        ),
+        format!("{} of {}", format_cpu(free.cpu_millis), format_cpu(total.cpu_millis)),
+        format!("{} of {}", free.slots + reclaimable.slots, total.slots),
+        format!("{idle} idle, {busy} busy"),
+        c.in_flight.to_string(),
+        c.waiting.to_string(),
+        r.age.map_or_else(String::new, |age| {
+            format!("{:.1} s ago", stoker_proto::convert::duration(age).as_secs_f64())
+        }),
+    ]
+}
+
+fn record(r: &v1::RunnerDescription) -> Value {
+    let c = r.capacity.clone().unwrap_or_default();
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    json!({
+        "runner": c.runner, "incarnation": format!("{:016x}", c.incarnation), "address": c.address, "zone": c.zone,
+        "labels": std::collections::BTreeMap::from_iter(c.labels.clone()), "sequence": c.sequence,
+        "state": if c.state() == RunnerState::Draining { "draining" } else { "ready" },
+        "link": link(r), "reason": r.reason,
+        "total": output::resources(c.total.as_ref()), "free": output::resources(c.free.as_ref()),
+        "reclaimable": output::resources(c.reclaimable.as_ref()),
+        "in_flight": c.in_flight, "waiting": c.waiting,
+        "functions": c.functions.iter().map(|w| json!({
+            "digest": hex(&w.digest), "idle": w.idle, "busy": w.busy, "waiting": w.waiting,
+        })).collect::<Vec<_>>(),
+        "age_ms": r.age.map(|age| stoker_proto::convert::duration(age).as_millis() as u64),
+    })
+}

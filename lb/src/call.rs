@@ -1,0 +1,163 @@
+//! A call inside the balancer: what a door makes of a request, and what it gets back.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use stoker_core::call::{Deadline, TraceContext};
+use stoker_core::error::{Code, Error};
+use stoker_core::ids::CallId;
+use stoker_proto::v1;
+use tokio::time::Sleep;
+
+use crate::admission::Admitted;
+use crate::directory::Known;
+use crate::link::session::{Event, LinkCall};
+
+/// A call that a door let in.
+pub struct Call {
+    pub id: CallId,
+    pub function: Arc<Known>,
+    /// Checked, and in the form of the wire: it goes out as it is.
+    pub head: v1::RequestHead,
+    pub deadline: Deadline,
+    pub trace: TraceContext,
+    /// Its place in this balancer, held to its end.
+    pub admitted: Admitted,
+}
+
+/// Pieces of a request's body of any size.
+pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
+
+/// A request's body.
+pub struct Input {
+    /// Rides on the offer; at most `CHUNK` bytes, kept until the call has started.
+    pub first: Bytes,
+    /// What follows; `None` if `first` is all.
+    pub rest: Option<Pieces>,
+}
+
+impl Input {
+    /// A body that is all there.
+    pub fn whole(body: Bytes) -> Self {
+        use stoker_core::call::CHUNK;
+        if body.len() <= CHUNK {
+            return Self { first: body, rest: None };
+        }
+        let mut rest = body;
+        let first = rest.split_to(CHUNK);
+        Self { first, rest: Some(Box::pin(futures_util::stream::iter([Ok(rest)]))) }
+    }
+}
+
+/// A function's answer, from its head on.
+pub struct Answer {
+    pub head: v1::ResponseHead,
+    /// The first piece, and all of it where `rest` is `None`.
+    pub first: Bytes,
+    pub rest: Option<Rest>,
+    pub end: End,
+}
+
+/// What is known at the end of a call.
+#[derive(Debug, Clone, Default)]
+pub struct End {
+    /// Present once the call has ended.
+    pub timings: Option<v1::Timings>,
+    pub runner: String,
+}
+
+/// The rest of an answer, as its reader takes it. Dropping it cancels the call.
+pub struct Rest {
+    call: LinkCall,
+    deadline: Pin<Box<Sleep>>,
+    done: bool,
+    end: End,
+    settle: Option<Settle>,
+    _admitted: Admitted,
+}
+
+/// What a call's end is told to.
+pub type Settle = Box<dyn FnOnce(&stoker_proto::runner::v1::Finished) + Send>;
+
+impl Rest {
+    pub fn new(
+        call: LinkCall,
+        deadline: Deadline,
+        runner: String,
+        settle: Settle,
+        admitted: Admitted,
+    ) -> Self {
+        Self {
+            call,
+            deadline: Box::pin(tokio::time::sleep_until(deadline.0.into())),
+            done: false,
+            end: End { timings: None, runner },
+            settle: Some(settle),
+            _admitted: admitted,
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+
+    /// What is known at the end.
+    pub fn end(&self) -> End {
+        self.end.clone()
+    }
+}
+
+impl Stream for Rest {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.done {
+            return Poll::Ready(None);
+        }
+        loop {
+            let event = match self.call.poll_next(cx) {
+                Poll::Ready(event) => event,
+                Poll::Pending => {
+                    std::task::ready!(self.deadline.as_mut().poll(cx));
+                    self.done = true;
+                    let error =
+                        Error::new(Code::DeadlineExceeded, "the deadline passed while the answer was coming");
+                    return Poll::Ready(Some(Err(error.may_have_started())));
+                }
+            };
+            match event {
+                Event::Body(piece) => {
+                    self.call.consumed(piece.len());
+                    return Poll::Ready(Some(Ok(piece)));
+                }
+                Event::Finished(finished) => {
+                    self.done = true;
+                    if let Some(settle) = self.settle.take() {
+                        settle(&finished);
+                    }
+                    self.end.timings = finished.timings;
+                    if let Some(error) = finished.error {
+                        return Poll::Ready(Some(Err(stoker_proto::convert::call_error(error))));
+                    }
+                    return Poll::Ready((!finished.body.is_empty()).then(|| Ok(finished.body)));
+                }
+                Event::Lost { reason, .. } => {
+                    self.done = true;
+                    let text =
+                        format!("runner {} was lost while the answer was coming: {reason}", self.end.runner);
+                    return Poll::Ready(Some(Err(Error::new(Code::RunnerLost, text).may_have_started())));
+                }
+                Event::InputFailed(error) => {
+                    self.done = true;
+                    return Poll::Ready(Some(Err(error.may_have_started())));
+                }
+                // The table of states lets none of these through once the head has come; a start that was said late is no news.
+                Event::Started | Event::Ready | Event::Accepted | Event::Refused { .. } | Event::Head(_) => {}
+            }
+        }
+    }
+}

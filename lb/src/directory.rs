@@ -1,0 +1,110 @@
+//! The functions, found by name, by id or by trigger.
+//!
+//! Built from the registry's snapshot when that has changed, by whichever call notices: a function that was applied is there
+//! for the very next call, and what is costly (digest, id, message) is made once per version.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use stoker_core::function::{Digest, FunctionSpec};
+use stoker_policy::placement;
+use stoker_proto::{convert, v1};
+use stoker_registry::Functions;
+use tokio::sync::watch;
+
+/// A function with all that calls need of it.
+pub struct Known {
+    pub spec: Arc<FunctionSpec>,
+    pub digest: Digest,
+    pub digest_bytes: Bytes,
+    /// Its key for placement and queue.
+    pub key: u64,
+    pub id: String,
+    pub message: v1::Function,
+}
+
+impl Known {
+    fn new(spec: Arc<FunctionSpec>) -> Arc<Self> {
+        let digest = spec.digest();
+        Arc::new(Self {
+            digest,
+            digest_bytes: Bytes::copy_from_slice(&digest.0),
+            key: placement::key(spec.name.as_str().as_bytes()),
+            id: spec.name.id(),
+            message: convert::to_function(&spec),
+            spec,
+        })
+    }
+}
+
+#[derive(Default)]
+struct Index {
+    source: Option<Arc<Functions>>,
+    by_name: HashMap<String, Arc<Known>>,
+    by_id: HashMap<String, Arc<Known>>,
+    by_trigger: HashMap<(String, String), Arc<Known>>,
+}
+
+/// The functions as of now.
+pub struct Directory {
+    source: watch::Receiver<Arc<Functions>>,
+    index: ArcSwap<Index>,
+    building: Mutex<()>,
+}
+
+impl Directory {
+    pub fn new(source: watch::Receiver<Arc<Functions>>) -> Self {
+        Self { source, index: ArcSwap::default(), building: Mutex::default() }
+    }
+
+    /// `app/function`, or its id.
+    pub fn find(&self, text: &str) -> Option<Arc<Known>> {
+        let index = self.current();
+        index.by_name.get(text).or_else(|| index.by_id.get(text)).cloned()
+    }
+
+    /// By app and path.
+    pub fn find_trigger(&self, app: &str, path: &str) -> Option<Arc<Known>> {
+        self.current().by_trigger.get(&(app.to_owned(), path.to_owned())).cloned()
+    }
+
+    /// All, by name.
+    pub fn all(&self) -> Vec<Arc<Known>> {
+        let index = self.current();
+        let mut all: Vec<_> = index.by_name.values().cloned().collect();
+        all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        all
+    }
+
+    fn current(&self) -> Arc<Index> {
+        let wanted = self.source.borrow().clone();
+        let is_current =
+            |index: &Index| index.source.as_ref().is_some_and(|source| Arc::ptr_eq(source, &wanted));
+        let have = self.index.load();
+        if is_current(&have) {
+            return Arc::clone(&have);
+        }
+        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let have = self.index.load_full();
+        if is_current(&have) {
+            return have;
+        }
+        let mut index = Index { source: Some(wanted.clone()), ..Index::default() };
+        for (name, spec) in &wanted.by_name {
+            let known = match have.by_name.get(name.as_str()) {
+                Some(known) if Arc::ptr_eq(&known.spec, spec) => known.clone(),
+                _ => Known::new(spec.clone()),
+            };
+            for trigger in &spec.triggers {
+                index.by_trigger.insert((name.app().to_owned(), trigger.http.clone()), known.clone());
+            }
+            index.by_id.insert(known.id.clone(), known.clone());
+            index.by_name.insert(name.as_str().to_owned(), known);
+        }
+        let index = Arc::new(index);
+        self.index.store(index.clone());
+        index
+    }
+}

@@ -1,0 +1,285 @@
+//! gRPC for clients: `CallService`, and everything that is served beside it on the port.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::{Stream, StreamExt as _};
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use stoker_core::call::CHUNK;
+use stoker_core::error::{Code, Error};
+use stoker_core::ids::CallId;
+use stoker_proto::v1::call_service_server::{CallService, CallServiceServer};
+use stoker_proto::v1::fleet_service_server::FleetServiceServer;
+use stoker_proto::v1::function_service_server::FunctionServiceServer;
+use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Status, Streaming};
+use tower::Service as _;
+
+use super::operators::Operators;
+use super::{Door, Health, session, trace};
+use crate::call::{Input, Rest};
+
+/// Room for a head beside a body of the largest size.
+const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
+
+/// All gRPC services.
+pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
+    let calls = CallServiceServer::new(Calls(door.clone()))
+        .max_decoding_message_size(MESSAGE)
+        .max_encoding_message_size(MESSAGE);
+    let operators = Arc::new(Operators(door));
+    let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
+    let fleet = FleetServiceServer::from_arc(operators).max_decoding_message_size(MAX_FRAME);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut routes = Routes::builder();
+    routes
+        .add_service(calls)
+        .add_service(functions)
+        .add_service(fleet)
+        .add_service(tonic_health::pb::health_server::HealthServer::new(health.service()))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    Ok(routes.routes().prepare())
+}
+
+/// The services as what a connection wants.
+#[derive(Clone)]
+pub struct Served(Routes);
+
+impl Served {
+    pub fn new(routes: Routes) -> Self {
+        Self(routes)
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Served {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = <Routes as tower::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        self.0.clone().call(request)
+    }
+}
+
+struct Calls(Arc<Door>);
+
+/// `grpc-timeout`, if the client set one.
+///
+/// # Errors
+/// Text that is none.
+pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let wrong =
+        || Error::new(Code::InvalidRequest, "grpc-timeout is not up to 8 digits and one of H, M, S, m, u, n");
+    let text = value.to_str().map_err(|_| wrong())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let n: u64 = digits.parse().map_err(|_| wrong())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return Err(wrong()),
+    }))
+}
+
+#[tonic::async_trait]
+impl CallService for Calls {
+    async fn invoke(
+        &self,
+        request: tonic::Request<v1::InvokeRequest>,
+    ) -> Result<tonic::Response<v1::InvokeResponse>, Status> {
+        let id = CallId::new();
+        let (metadata, _, message) = request.into_parts();
+        let headers = metadata.into_headers();
+        invoke(&self.0, id, &headers, message)
+            .await
+            .map(tonic::Response::new)
+            .map_err(|error| status::to_status(&error, &id.to_string()))
+    }
+
+    type InvokeStreamStream = Pin<Box<dyn Stream<Item = Result<v1::InvokeStreamResponse, Status>> + Send>>;
+
+    async fn invoke_stream(
+        &self,
+        request: tonic::Request<Streaming<v1::InvokeStreamRequest>>,
+    ) -> Result<tonic::Response<Self::InvokeStreamStream>, Status> {
+        let id = CallId::new();
+        let (metadata, _, stream) = request.into_parts();
+        let headers = metadata.into_headers();
+        let answer = invoke_stream(&self.0, id, &headers, stream);
+        answer
+            .await
+            .map(|stream| tonic::Response::new(Box::pin(stream) as Self::InvokeStreamStream))
+            .map_err(|error| status::to_status(&error, &id.to_string()))
+    }
+
+    type SessionStream = session::Frames;
+
+    async fn session(
+        &self,
+        request: tonic::Request<Streaming<v1::SessionRequest>>,
+    ) -> Result<tonic::Response<Self::SessionStream>, Status> {
+        Ok(tonic::Response::new(session::open(self.0.clone(), request.into_inner())))
+    }
+}
+
+async fn invoke(
+    door: &Door,
+    id: CallId,
+    headers: &HeaderMap,
+    message: v1::InvokeRequest,
+) -> Result<v1::InvokeResponse, Error> {
+    let function = door.find(&message.function)?;
+    if message.body.len() > MAX_MESSAGE {
+        let text = format!(
+            "the body has {} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream",
+            message.body.len()
+        );
+        return Err(Error::new(Code::RequestTooLarge, text));
+    }
+    let call =
+        door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, trace(headers))?;
+    let mut answer = door.dispatch.call(call, Input::whole(message.body)).await?;
+    let mut end = answer.end;
+    let body = match answer.rest.take() {
+        None => answer.first,
+        Some(mut rest) => {
+            let mut body = BytesMut::from(answer.first);
+            while let Some(piece) = rest.next().await {
+                body.extend_from_slice(&piece?);
+                if body.len() > MAX_MESSAGE {
+                    let text =
+                        format!("the answer has more than {MAX_MESSAGE} bytes: use InvokeStream for it");
+                    return Err(Error::new(Code::ResponseTooLarge, text).may_have_started());
+                }
+            }
+            end = rest.end();
+            body.freeze()
+        }
+    };
+    if body.len() > MAX_MESSAGE {
+        let text = format!("the answer has more than {MAX_MESSAGE} bytes: use InvokeStream for it");
+        return Err(Error::new(Code::ResponseTooLarge, text).may_have_started());
+    }
+    Ok(v1::InvokeResponse {
+        call_id: id.to_string(),
+        head: Some(answer.head),
+        body,
+        timings: end.timings,
+        runner: end.runner,
+    })
+}
+
+async fn invoke_stream(
+    door: &Door,
+    id: CallId,
+    headers: &HeaderMap,
+    mut stream: Streaming<v1::InvokeStreamRequest>,
+) -> Result<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + Send + use<>, Error> {
+    use v1::invoke_stream_request::Frame as In;
+    use v1::invoke_stream_response::Frame as Out;
+    let first = stream.message().await.map_err(|status| status::from_status(&status))?;
+    let Some(In::Start(start)) = first.and_then(|message| message.frame) else {
+        return Err(Error::new(Code::InvalidRequest, "the first frame of InvokeStream is `start`"));
+    };
+    let function = door.find(&start.function)?;
+    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout(headers)?, trace(headers))?;
+    let pieces = stream.filter_map(|message| {
+        std::future::ready(match message.map(|message| message.frame) {
+            Ok(Some(In::Body(piece))) if piece.len() <= CHUNK => Some(Ok(piece)),
+            Ok(Some(In::Body(piece))) => {
+                let text =
+                    format!("a piece of the body has {} bytes, at most {CHUNK} are allowed", piece.len());
+                Some(Err(Error::new(Code::InvalidRequest, text)))
+            }
+            Ok(Some(In::Start(_))) => Some(Err(Error::new(Code::InvalidRequest, "a second `start` frame"))),
+            Ok(None) => None,
+            Err(status) => Some(Err(status::from_status(&status))),
+        })
+    });
+    let input = super::http::begin(Box::pin(pieces), false).await?;
+    let answer = door.dispatch.call(call, input).await?;
+    let frame = |frame| Ok(v1::InvokeStreamResponse { frame: Some(frame) });
+    let head = frame(Out::Answer(v1::CallAnswer { call_id: id.to_string(), head: Some(answer.head) }));
+    let mut opening = vec![head];
+    if !answer.first.is_empty() {
+        opening.push(frame(Out::Body(answer.first)));
+    }
+    let tail = match answer.rest {
+        Some(rest) => Tail::Pieces { rest, id },
+        None => {
+            opening.push(frame(Out::End(v1::CallEnd {
+                timings: answer.end.timings,
+                runner: answer.end.runner,
+            })));
+            Tail::Done
+        }
+    };
+    Ok(futures_util::stream::iter(opening).chain(tail))
+}
+
+/// The frames after the head.
+enum Tail {
+    Pieces { rest: Rest, id: CallId },
+    Done,
+}
+
+impl Stream for Tail {
+    type Item = Result<v1::InvokeStreamResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        use v1::invoke_stream_response::Frame as Out;
+        let Tail::Pieces { rest, id } = &mut *self else { return Poll::Ready(None) };
+        let next = std::task::ready!(Pin::new(&mut *rest).poll_next(cx));
+        let (item, done) = match next {
+            Some(Ok(piece)) => (Ok(Out::Body(piece)), false),
+            Some(Err(error)) => (Err(status::to_status(&error, &id.to_string())), true),
+            None => {
+                let end = rest.end();
+                (Ok(Out::End(v1::CallEnd { timings: end.timings, runner: end.runner })), true)
+            }
+        };
+        if done {
+            *self = Tail::Done;
+        }
+        Poll::Ready(Some(item.map(|frame| v1::InvokeStreamResponse { frame: Some(frame) })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect("a header value"));
+            timeout(&headers).map_err(|error| error.code)
+        };
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+        assert_eq!(read("250m"), Ok(Some(Duration::from_millis(250))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3600))));
+        for wrong in ["", "m", "5", "-5m", "123456789S", "5x", "5 m"] {
+            assert_eq!(read(wrong), Err(Code::InvalidRequest), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! HTTP for clients: Fn's direct invocation and its HTTP triggers.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt as _, StreamExt as _};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyStream;
+use hyper::body::Incoming;
+use stoker_core::call::CHUNK;
+use stoker_core::error::{Code, Error, Retry};
+use stoker_core::ids::CallId;
+use stoker_proto::{status, v1};
+
+use super::{Door, trace};
+use crate::call::{Input, Pieces, Rest};
+use crate::directory::Known;
+
+/// What Fn's clients read the call's id from.
+const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
+
+/// Headers between two neighbours, not between the ends.
+const HOP_BY_HOP: [&str; 10] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+];
+
+/// The doors as what a connection wants.
+#[derive(Clone)]
+pub struct Served(Arc<Door>);
+
+impl Served {
+    pub fn new(door: Arc<Door>) -> Self {
+        Self(door)
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Served {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let door = self.0.clone();
+        Box::pin(async move {
+            let id = CallId::new();
+            Ok(handle(&door, id, request).await.unwrap_or_else(|error| failure(&error, id)))
+        })
+    }
+}
+
+/// What a path leads to.
+enum Route {
+    Invoke(Arc<Known>),
+    Trigger(Arc<Known>),
+}
+
+fn route(door: &Door, path: &str) -> Result<Route, Error> {
+    let none = || {
+        Error::new(
+            Code::NotFound,
+            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id} or /t/{app}/{path}",
+        )
+    };
+    if let Some(function) = path.strip_prefix("/invoke/") {
+        return door.find(function).map(Route::Invoke);
+    }
+    let (app, source) = path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')).ok_or_else(none)?;
+    let function = door
+        .directory
+        .find_trigger(app, &format!("/{source}"))
+        .ok_or_else(|| Error::new(Code::NotFound, format!("app `{app}` has no trigger at `/{source}`")))?;
+    Ok(Route::Trigger(function))
+}
+
+async fn handle(door: &Door, id: CallId, request: Request<Incoming>) -> Result<Response<AnswerBody>, Error> {
+    let (parts, body) = request.into_parts();
+    let route = route(door, parts.uri.path())?;
+    let (function, intent) = match &route {
+        Route::Invoke(function) => (function.clone(), v1::Intent::Invoke),
+        Route::Trigger(function) => (function.clone(), v1::Intent::HttpRequest),
+    };
+    if intent == v1::Intent::Invoke {
+        if parts.method == Method::OPTIONS {
+            return Ok(allowed(StatusCode::NO_CONTENT, id));
+        }
+        if parts.method != Method::POST {
+            let error = Error::new(Code::MethodNotAllowed, "functions are invoked with POST");
+            let mut response = failure(&error, id);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+            return Ok(response);
+        }
+        if parts
+            .headers
+            .get("fn-invoke-type")
+            .is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"detached"))
+        {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                "detached calls are not taken here: leave Fn-Invoke-Type out",
+            ));
+        }
+    }
+    let head = v1::RequestHead {
+        intent: intent.into(),
+        method: parts.method.as_str().to_owned(),
+        url: url(&parts.uri, &parts.headers),
+        headers: request_headers(&parts.headers),
+    };
+    let call = door.admit(id, function, head, None, trace(&parts.headers))?;
+    let small = parts
+        .headers
+        .get(http::header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
+        .is_some_and(|length| length <= CHUNK);
+    let input =
+        if body.is_end_stream() { Input::whole(Bytes::new()) } else { begin(pieces(body), small).await? };
+    let answer = door.dispatch.call(call, input).await?;
+    let status = match intent {
+        v1::Intent::HttpRequest => u16::try_from(answer.head.status).ok(),
+        _ => Some(200),
+    };
+    let mut response = Response::new(AnswerBody { first: answer.first, rest: answer.rest });
+    *response.status_mut() = status
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .filter(|status| !status.is_informational())
+        .unwrap_or(StatusCode::OK);
+    response_headers(response.headers_mut(), answer.head.headers);
+    response.headers_mut().insert(CALL_ID, header(&id.to_string()));
+    Ok(response)
+}
+
+/// The URL as the client meant it: in full where it named a host.
+fn url(uri: &http::Uri, headers: &HeaderMap) -> String {
+    if uri.scheme().is_some() {
+        return uri.to_string();
+    }
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    match headers.get(http::header::HOST).and_then(|host| host.to_str().ok()) {
+        Some(host) if !host.bytes().any(|b| b <= b' ' || b == 0x7f) => format!("http://{host}{path}"),
+        _ => path.to_owned(),
+    }
+}
+
+fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
+    HOP_BY_HOP.contains(&name) || named.iter().any(|other| other == name)
+}
+
+fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
+    // What `Connection` names is between neighbours as well.
+    let named: Vec<String> = headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
+        .collect();
+    headers
+        .iter()
+        .filter(|(name, _)| !is_hop_by_hop(name.as_str(), &named) && *name != CALL_ID)
+        .map(|(name, value)| v1::Header {
+            name: name.as_str().to_owned(),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        })
+        .collect()
+}
+
+fn response_headers(to: &mut HeaderMap, headers: Vec<v1::Header>) {
+    for v1::Header { name, value } in headers {
+        let name = name.to_ascii_lowercase();
+        if is_hop_by_hop(&name, &[]) {
+            continue;
+        }
+        // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value)) {
+            to.append(name, value);
+        }
+    }
+}
+
+fn pieces(body: Incoming) -> Pieces {
+    Box::pin(BodyStream::new(body).filter_map(|frame| {
+        std::future::ready(match frame {
+            // Trailers are no part of a call.
+            Ok(frame) => frame.into_data().ok().map(Ok),
+            Err(_) => {
+                Some(Err(Error::new(Code::Cancelled, "the request's body broke off: the client went away")))
+            }
+        })
+    }))
+}
+
+/// The beginning of a body for the offer. A body that is known to be small is read whole; of another only what is there
+/// already is taken, since a function may answer before its input has come.
+pub async fn begin(mut pieces: Pieces, small: bool) -> Result<Input, Error> {
+    let mut first = BytesMut::new();
+    let mut single: Option<Bytes> = None;
+    loop {
+        let next = if small {
+            pieces.next().await
+        } else {
+            match pieces.next().now_or_never() {
+                Some(next) => next,
+                None => break,
+            }
+        };
+        let mut piece = match next {
+            Some(piece) => piece?,
+            None => {
+                let first = single.unwrap_or_else(|| first.freeze());
+                return Ok(Input { first, rest: None });
+            }
+        };
+        // One piece that fits is passed on as it is, uncopied.
+        if single.is_none() && first.is_empty() && piece.len() <= CHUNK {
+            single = Some(piece);
+            continue;
+        }
+        if let Some(single) = single.take() {
+            first.extend_from_slice(&single);
+        }
+        let fits = piece.split_to(piece.len().min(CHUNK - first.len()));
+        first.extend_from_slice(&fits);
+        if !piece.is_empty() || first.len() == CHUNK {
+            let left = futures_util::stream::iter((!piece.is_empty()).then_some(Ok(piece)));
+            return Ok(Input { first: first.freeze(), rest: Some(Box::pin(left.chain(pieces))) });
+        }
+    }
+    Ok(Input { first: single.unwrap_or_else(|| first.freeze()), rest: Some(pieces) })
+}
+
+fn header(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+fn allowed(status: StatusCode, id: CallId) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody { first: Bytes::new(), rest: None });
+    *response.status_mut() = status;
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    response.headers_mut().insert(CALL_ID, header(&id.to_string()));
+    response
+}
+
+/// An error as HTTP.
+fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
+    let row = status::row(error.code);
+    let mut body = serde_json::json!({
+        "message": error.message,
+        "code": row.reason,
+        "blame": error.blame().as_str(),
+        "retry": error.retry.as_str(),
+        "call_id": id.to_string(),
+    });
+    if error.may_have_started {
+        body["may_have_started"] = true.into();
+    }
+    if !error.log_tail.is_empty() {
+        body["log_tail"] = error.log_tail.as_str().into();
+    }
+    let mut response = Response::new(AnswerBody { first: Bytes::from(body.to_string()), rest: None });
+    *response.status_mut() = StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CALL_ID, header(&id.to_string()));
+    if let Retry::After(wait) = error.retry {
+        // Whole seconds, rounded up: sooner would be too soon.
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000).max(1) as u64));
+    }
+    response
+}
+
+/// The body of an answer, as it comes. Dropping it cancels the call.
+pub struct AnswerBody {
+    first: Bytes,
+    rest: Option<Rest>,
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if !self.first.is_empty() {
+            let first = std::mem::take(&mut self.first);
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
+        let next = std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx));
+        if next.is_none() {
+            self.rest = None;
+        }
+        Poll::Ready(next.map(|piece| piece.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_empty() && self.rest.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.rest.is_none() { SizeHint::with_exact(self.first.len() as u64) } else { SizeHint::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_between_neighbours_stay_there() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "x-mine, close"), ("x-mine", "1"), ("te", "trailers"), ("x-app", "2")]
+        {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let names: Vec<_> = request_headers(&headers).into_iter().map(|h| h.name).collect();
+        assert_eq!(names, ["x-app"]);
+    }
+
+    #[tokio::test]
+    async fn a_body_begins_with_what_is_there() {
+        let all =
+            |parts: Vec<Bytes>| -> Pieces { Box::pin(futures_util::stream::iter(parts.into_iter().map(Ok))) };
+        let input = begin(all(vec![Bytes::from_static(b"ab")]), true).await.expect("a body");
+        assert!(input.first == "ab" && input.rest.is_none());
+        let input = begin(all(vec![Bytes::from(vec![1; CHUNK + 5]), Bytes::from(vec![2; 9])]), false)
+            .await
+            .expect("a body");
+        assert_eq!(input.first.len(), CHUNK);
+        let rest: Vec<_> =
+            input.rest.expect("more").map(|piece| piece.expect("a piece").len()).collect().await;
+        assert_eq!(rest, [5, 9]);
+        let input = begin(Box::pin(futures_util::stream::pending()), false).await.expect("a body");
+        assert!(input.first.is_empty() && input.rest.is_some());
+    }
+}

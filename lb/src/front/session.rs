@@ -1,0 +1,312 @@
+//! Many calls of one client on one stream.
+//!
+//! One task owns the stream: it reads frames and drives all calls of the session, so that a small warm call costs neither a
+//! task nor a stream. The task ends with the client's stream, with a violation, or when the client is gone; whatever still runs
+//! is then cancelled by being dropped.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt as _};
+use stoker_core::call::{CHUNK, TraceContext, WINDOW};
+use stoker_core::error::{Code, Error};
+use stoker_core::ids::CallId;
+use stoker_proto::v1::session_request::Frame as In;
+use stoker_proto::v1::session_response::Frame as Out;
+use stoker_proto::{convert, status, v1};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Status, Streaming};
+
+use super::Door;
+use crate::call::Input;
+use crate::link::outbox::{Outbox, Outgoing, outbox};
+
+type Sender = Outbox<Result<v1::SessionResponse, Status>>;
+
+/// Frames for the client. Dropping them, which is what happens when the client goes, ends the session.
+pub struct Frames {
+    outgoing: Outgoing<Result<v1::SessionResponse, Status>>,
+    _gone: DropGuard,
+}
+
+impl Stream for Frames {
+    type Item = Result<v1::SessionResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut self.outgoing).poll_next(cx)
+    }
+}
+
+/// Serves a session.
+pub fn open(door: Arc<Door>, stream: Streaming<v1::SessionRequest>) -> Frames {
+    let (out, outgoing) = outbox();
+    let gone = CancellationToken::new();
+    let frames = Frames { outgoing, _gone: gone.clone().drop_guard() };
+    let tasks = door.dispatch.uploads.clone();
+    tasks.spawn(async move {
+        let done = tokio::select! {
+            done = run(&door, stream, &out) => done,
+            () = gone.cancelled() => Ok(()),
+        };
+        if let Err(violation) = done {
+            out.push(Err(status::to_status(&Error::new(Code::InvalidRequest, violation), "")));
+        }
+        out.close();
+    });
+    frames
+}
+
+/// One call as the reader of the stream sees it.
+struct Running {
+    shared: Arc<Shared>,
+    cancel: CancellationToken,
+    complete: bool,
+}
+
+/// Bodies and credit of one call, between the reader of the stream and the call.
+#[derive(Default)]
+struct Shared(Mutex<Flow>);
+
+#[derive(Default)]
+struct Flow {
+    pieces: VecDeque<Bytes>,
+    last: bool,
+    /// Bytes that the client may still send.
+    granted: u64,
+    /// Taken by the call since the last credit.
+    taken: u32,
+    asked: bool,
+    /// Bytes of the answer that the client takes.
+    credit: u64,
+    input: Option<Waker>,
+    output: Option<Waker>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Flow> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The rest of a request's body: asks the client for more as it is taken.
+struct Uploaded {
+    number: u64,
+    shared: Arc<Shared>,
+    out: Sender,
+}
+
+impl Stream for Uploaded {
+    type Item = Result<Bytes, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut flow = self.shared.lock();
+        let mut credit = 0;
+        if !flow.asked {
+            // First read: the call has started, so that the client may send what is behind the first piece.
+            flow.asked = true;
+            credit = WINDOW;
+        }
+        let next = match flow.pieces.pop_front() {
+            Some(piece) => {
+                flow.taken += piece.len() as u32;
+                if flow.taken >= WINDOW / 4 {
+                    credit += std::mem::take(&mut flow.taken);
+                }
+                Poll::Ready(Some(Ok(piece)))
+            }
+            None if flow.last => Poll::Ready(None),
+            None => {
+                flow.input = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        };
+        flow.granted += u64::from(credit);
+        let wanted = credit > 0 && !flow.last;
+        drop(flow);
+        if wanted {
+            send(&self.out, self.number, Out::Credit(v1::SessionCredit { bytes: credit }));
+        }
+        next
+    }
+}
+
+fn send(out: &Sender, call: u64, frame: Out) {
+    out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
+}
+
+async fn run(door: &Door, mut stream: Streaming<v1::SessionRequest>, out: &Sender) -> Result<(), String> {
+    let mut running: HashMap<u64, Running> = HashMap::new();
+    let mut calls = FuturesUnordered::new();
+    let mut open = true;
+    loop {
+        if !open && calls.is_empty() {
+            return Ok(());
+        }
+        tokio::select! {
+            Some(number) = calls.next(), if !calls.is_empty() => { running.remove(&number); }
+            () = door.stopping.cancelled(), if open => open = false,
+            message = stream.message(), if open => match message {
+                Ok(Some(v1::SessionRequest { call, frame: Some(frame) })) => match frame {
+                    In::Start(start) => {
+                        if running.contains_key(&call) {
+                            return Err(format!("start: call {call} runs already"));
+                        }
+                        if start.body.len() > CHUNK {
+                            return Err(format!("start: call {call} begins with {} bytes, at most {CHUNK} are allowed", start.body.len()));
+                        }
+                        let entry = Running {
+                            shared: Arc::default(),
+                            cancel: CancellationToken::new(),
+                            complete: start.complete,
+                        };
+                        entry.shared.lock().credit = WINDOW.into();
+                        calls.push(one(door, call, start, entry.shared.clone(), entry.cancel.clone(), out));
+                        running.insert(call, entry);
+                    }
+                    // A call that has just ended may still be spoken of: what the client sent before it knew is dropped.
+                    other => if let Some(entry) = running.get_mut(&call) { entry.take(call, other)? },
+                },
+                Ok(Some(v1::SessionRequest { frame: None, .. })) => {}
+                Ok(None) => open = false,
+                Err(status) => {
+                    tracing::debug!(%status, "a session broke off");
+                    return Ok(());
+                }
+            },
+        }
+    }
+}
+
+impl Running {
+    fn take(&mut self, number: u64, frame: In) -> Result<(), String> {
+        let mut flow = self.shared.lock();
+        let waker = match frame {
+            In::Body(body) => {
+                if self.complete {
+                    return Err(format!("body: the body of call {number} was complete"));
+                }
+                let len = body.data.len() as u64;
+                if body.data.len() > CHUNK || len > flow.granted {
+                    return Err(format!(
+                        "body: a piece of {len} bytes of call {number} is over its credit or {CHUNK}"
+                    ));
+                }
+                flow.granted -= len;
+                if len > 0 {
+                    flow.pieces.push_back(body.data);
+                }
+                flow.last = body.last;
+                self.complete = body.last;
+                flow.input.take()
+            }
+            In::Credit(credit) => {
+                flow.credit = flow.credit.saturating_add(credit.bytes.into());
+                flow.output.take()
+            }
+            In::Cancel(_) => {
+                self.cancel.cancel();
+                None
+            }
+            In::Start(_) => None,
+        };
+        drop(flow);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(())
+    }
+}
+
+/// One call from its start to its one `finished`.
+async fn one(
+    door: &Door,
+    number: u64,
+    start: v1::SessionStart,
+    shared: Arc<Shared>,
+    cancel: CancellationToken,
+    out: &Sender,
+) -> u64 {
+    let id = CallId::new();
+    let call = follow(door, number, id, start, &shared, out);
+    let outcome = tokio::select! {
+        outcome = call => outcome,
+        () = cancel.cancelled() => Err(Error::new(Code::Cancelled, "the client cancelled the call").may_have_started()),
+    };
+    let finished = outcome.unwrap_or_else(|error| v1::SessionFinished {
+        error: Some(convert::to_call_error(&error)),
+        ..v1::SessionFinished::default()
+    });
+    send(out, number, Out::Finished(v1::SessionFinished { call_id: id.to_string(), ..finished }));
+    number
+}
+
+async fn follow(
+    door: &Door,
+    number: u64,
+    id: CallId,
+    start: v1::SessionStart,
+    shared: &Arc<Shared>,
+    out: &Sender,
+) -> Result<v1::SessionFinished, Error> {
+    let function = door.find(&start.function)?;
+    let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
+    let trace = TraceContext { parent: start.traceparent, state: start.tracestate };
+    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, trace)?;
+    let until = call.deadline.0.into();
+    let mut input = Input { first: start.body, rest: None };
+    if !start.complete {
+        input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
+    }
+    let answer = door.dispatch.call(call, input).await?;
+    let Some(mut rest) = answer.rest else {
+        return Ok(v1::SessionFinished {
+            head: Some(answer.head),
+            body: answer.first,
+            timings: answer.end.timings,
+            runner: answer.end.runner,
+            ..v1::SessionFinished::default()
+        });
+    };
+    send(out, number, Out::Head(v1::SessionHead { call_id: id.to_string(), head: Some(answer.head) }));
+    let mut piece = answer.first;
+    loop {
+        while !piece.is_empty() {
+            let late = || {
+                Error::new(
+                    Code::DeadlineExceeded,
+                    "the deadline passed while the client took no more of the answer",
+                )
+            };
+            let credit = tokio::time::timeout_at(until, credit(shared))
+                .await
+                .map_err(|_| late().may_have_started())?;
+            let part = piece.split_to(piece.len().min(CHUNK).min(credit));
+            shared.lock().credit -= part.len() as u64;
+            send(out, number, Out::Body(v1::SessionBody { data: part, last: false }));
+        }
+        match rest.next().await {
+            Some(next) => piece = next?,
+            None => break,
+        }
+    }
+    let end = rest.end();
+    Ok(v1::SessionFinished { timings: end.timings, runner: end.runner, ..v1::SessionFinished::default() })
+}
+
+/// Waits until the client takes more of an answer.
+async fn credit(shared: &Shared) -> usize {
+    std::future::poll_fn(|cx| {
+        let mut flow = shared.lock();
+        if flow.credit > 0 {
+            return Poll::Ready(usize::try_from(flow.credit).unwrap_or(usize::MAX));
+        }
+        flow.output = Some(cx.waker().clone());
+        Poll::Pending
+    })
+    .await
+}

@@ -1,0 +1,102 @@
+//! A server on a port: accepts, serves each connection, stops gracefully up to a limit.
+//!
+//! Ours and not tonic's, because tonic answers an expired `grpc-timeout` by itself and with the wrong status, and waits for ever
+//! for open streams when it is told to stop.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Listens on `address`.
+pub async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {what}"))?;
+    let bound = listener.local_addr().with_context(|| format!("cannot listen on {address} for {what}"))?;
+    Ok((listener, bound))
+}
+
+/// Which HTTP versions a port speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speaks {
+    /// HTTP/2 alone: gRPC.
+    Http2,
+    Both,
+}
+
+/// Two ways to end: `calm` takes no new connections and no new requests on the old ones; `now` drops what is left.
+#[derive(Debug, Clone, Default)]
+pub struct Stops {
+    pub calm: CancellationToken,
+    pub now: CancellationToken,
+}
+
+/// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`.
+pub async fn serve<S, B>(listener: TcpListener, service: S, speaks: Speaks, tasks: TaskTracker, stops: Stops)
+where
+    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_concurrent_streams(10_000)
+        .max_header_list_size(128 << 10);
+    if speaks == Speaks::Http2 {
+        builder = builder.http2_only();
+    }
+    loop {
+        let accepted = tokio::select! {
+            () = stops.calm.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, or a client that left at once: the next may do better, though not in this instant.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                continue;
+            }
+        };
+        stream.set_nodelay(true).ok();
+        let (builder, service, stops) = (builder.clone(), service.clone(), stops.clone());
+        tasks.spawn(async move {
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = stops.calm.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    tokio::select! {
+                        ended = connection.as_mut() => ended,
+                        () = stops.now.cancelled() => return,
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+    }
+}
