@@ -1,13 +1,14 @@
 //! One suite for every registry: panics at the first thing that is not as [`crate::Registry`] promises.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use stoker_core::capacity::{Capacity, RunnerState};
 use stoker_core::function::{FunctionName, FunctionSpec, Trigger};
 use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::resources::Resources;
 
-use crate::{Applied, Error, Registry};
+use crate::{Applied, Error, Fleet, Registry};
 
 /// A function to test with.
 #[must_use]
@@ -86,6 +87,7 @@ async fn fleet(registry: &dyn Registry) {
 
     let mut other = one.clone();
     other.incarnation = Incarnation(one.incarnation.0.wrapping_add(1));
+    other.address = "http://127.0.0.1:2".into();
     let refused = registry.register(other).await.map(|_| ());
     assert!(matches!(refused, Err(Error::RunnerNameTaken(_))), "{refused:?}");
 
@@ -98,6 +100,19 @@ async fn fleet(registry: &dyn Registry) {
     registration.withdraw().await;
     watch.wait_for(|f| f.runners.is_empty()).await.expect("the registry lives");
 
-    drop(registry.register(one).await.expect("the name is free again"));
+    drop(registry.register(one.clone()).await.expect("the name is free again"));
+    watch.wait_for(|f| f.runners.is_empty()).await.expect("the registry lives");
+
+    // A life that ended without a word, and the next one at its address.
+    let before = registry.register(one.clone()).await.expect("the name is free again");
+    let mut after = one.clone();
+    after.incarnation = Incarnation(one.incarnation.0.wrapping_add(1));
+    let registration = registry.register(after.clone()).await.expect("it takes the place of the one before");
+    let is_after = |f: &Arc<Fleet>| f.runners.values().any(|r| r.incarnation == after.incarnation);
+    watch.wait_for(is_after).await.expect("the registry lives");
+    before.publish(one.clone()).await.expect("nothing is wrong with it");
+    before.withdraw().await;
+    assert!(is_after(&registry.fleet().borrow()), "the earlier life changes nothing any more");
+    registration.withdraw().await;
     watch.wait_for(|f| f.runners.is_empty()).await.expect("the registry lives");
 }

@@ -5,17 +5,23 @@
 //! implementation passes [`conformance`].
 
 pub mod conformance;
+pub mod etcd;
 pub mod memory;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
+use stoker_core::error::{Code, Retry};
 use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::RunnerName;
 use tokio::sync::watch;
 
+pub use etcd::EtcdRegistry;
 pub use memory::MemoryRegistry;
 
 /// Every runner that is registered.
@@ -47,6 +53,25 @@ impl Functions {
     }
 }
 
+/// Two functions of one app must not claim one path.
+fn check_triggers(by_name: &BTreeMap<FunctionName, Arc<FunctionSpec>>) -> Result<(), Error> {
+    let mut owners = BTreeMap::new();
+    for spec in by_name.values() {
+        for trigger in &spec.triggers {
+            if let Some(owner) = owners.insert((spec.name.app(), trigger.http.as_str()), &spec.name)
+                && owner != &spec.name
+            {
+                return Err(Error::TriggerTaken {
+                    app: spec.name.app().to_owned(),
+                    path: trigger.http.clone(),
+                    owner: owner.clone(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What applying did to one function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
@@ -64,24 +89,53 @@ pub enum Error {
     /// A runner of this name is registered, and it is alive.
     #[error("a runner named {0} is registered already: give this one another name")]
     RunnerNameTaken(RunnerName),
+    /// More at once than the store takes.
+    #[error("{attempt}: {reason}: this is more than fits into one change, make it in several")]
+    TooLarge { attempt: String, reason: String },
+    /// The store does not answer. What was asked for may have been done.
+    #[error("{attempt}: {reason}")]
+    Unavailable { attempt: String, reason: String },
     /// The store behind it.
     #[error("{attempt}: {source}")]
     Store { attempt: String, source: std::io::Error },
+    /// What the registry was told about its store.
+    #[error("{0}")]
+    Config(String),
+}
+
+/// For those who asked by a call: whose fault it is, and whether to ask again.
+impl From<&Error> for stoker_core::Error {
+    fn from(error: &Error) -> Self {
+        let code = match error {
+            Error::TriggerTaken { .. } | Error::RunnerNameTaken(_) => Code::InvalidRequest,
+            Error::TooLarge { .. } => Code::RequestTooLarge,
+            Error::Unavailable { .. } => Code::Unavailable,
+            Error::Store { .. } | Error::Config(_) => Code::Internal,
+        };
+        let says = stoker_core::Error::new(code, error.to_string());
+        match error {
+            // Each of these changes can be made twice.
+            Error::Unavailable { .. } => says.retry(Retry::After(Duration::from_secs(1))),
+            _ => says,
+        }
+    }
 }
 
 /// Where runners and functions are known.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
-    /// Makes a runner known until the registration is dropped.
+    /// Makes a runner known until the registration is dropped. A record of the same name and address is that of an earlier life,
+    /// since an address serves one process: it is replaced. A store that does not answer is no error: the runner is made known
+    /// when it does.
     ///
     /// # Errors
     /// [`Error::RunnerNameTaken`], or the store's.
     async fn register(&self, record: Capacity) -> Result<Box<dyn Registration>, Error>;
 
-    /// The fleet, now and as it changes.
+    /// The fleet, now and as it changes. Is called on a runtime: the first call may start a task that follows a store.
     fn fleet(&self) -> watch::Receiver<Arc<Fleet>>;
 
-    /// The functions, now and as they change.
+    /// The functions, now and as they change. Is called on a runtime, like [`Registry::fleet`].
     fn functions(&self) -> watch::Receiver<Arc<Functions>>;
 
     /// Creates or replaces functions: all or, on an error, none. The specs are valid (`FunctionSpec::check`). Once this
@@ -101,11 +155,15 @@ pub trait Registry: Send + Sync + 'static {
 /// A runner's place in the fleet. Dropping it takes the runner out.
 #[async_trait]
 pub trait Registration: Send + Sync {
-    /// Replaces the record.
+    /// Replaces the record. Waits for no store: what is published while one is away or slow is written when it answers, the newest
+    /// record only.
     ///
     /// # Errors
     /// The store's. The record that was published last stays.
     async fn publish(&self, record: Capacity) -> Result<(), Error>;
+
+    /// Whether the runner has been made known: false as long as the store has never answered, true from then on.
+    fn known(&self) -> watch::Receiver<bool>;
 
     /// Takes the runner out and returns when that is done.
     async fn withdraw(self: Box<Self>);

@@ -11,7 +11,7 @@ use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::{Incarnation, RunnerName};
 use tokio::sync::watch;
 
-use crate::{Applied, Error, Fleet, Functions, Registration, Registry};
+use crate::{Applied, Error, Fleet, Functions, Registration, Registry, check_triggers};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -85,32 +85,13 @@ fn write(path: &Path, by_name: &BTreeMap<FunctionName, Arc<FunctionSpec>>) -> io
     std::fs::rename(&beside, path)
 }
 
-/// Two functions of one app must not claim one path.
-fn check_triggers(by_name: &BTreeMap<FunctionName, Arc<FunctionSpec>>) -> Result<(), Error> {
-    let mut owners = BTreeMap::new();
-    for spec in by_name.values() {
-        for trigger in &spec.triggers {
-            if let Some(owner) = owners.insert((spec.name.app(), trigger.http.as_str()), &spec.name)
-                && owner != &spec.name
-            {
-                return Err(Error::TriggerTaken {
-                    app: spec.name.app().to_owned(),
-                    path: trigger.http.clone(),
-                    owner: owner.clone(),
-                });
-            }
-        }
-    }
-    Ok(())
-}
-
 #[async_trait]
 impl Registry for MemoryRegistry {
     async fn register(&self, record: Capacity) -> Result<Box<dyn Registration>, Error> {
         let (name, incarnation) = (record.runner.clone(), record.incarnation);
         let mut taken = false;
         self.fleet.send_if_modified(|fleet| {
-            taken = fleet.runners.contains_key(&name);
+            taken = fleet.runners.get(&name).is_some_and(|r| r.address != record.address);
             if !taken {
                 Arc::make_mut(fleet).runners.insert(name.clone(), Arc::new(record));
             }
@@ -158,13 +139,28 @@ struct MemoryRegistration {
     incarnation: Incarnation,
 }
 
+impl MemoryRegistration {
+    /// Whether the record under this name is still that of this life.
+    fn is_in(&self, fleet: &Fleet) -> bool {
+        fleet.runners.get(&self.name).is_some_and(|r| r.incarnation == self.incarnation)
+    }
+}
+
 #[async_trait]
 impl Registration for MemoryRegistration {
     async fn publish(&self, record: Capacity) -> Result<(), Error> {
-        self.fleet.send_modify(|fleet| {
-            Arc::make_mut(fleet).runners.insert(self.name.clone(), Arc::new(record));
+        self.fleet.send_if_modified(|fleet| {
+            let ours = self.is_in(fleet);
+            if ours {
+                Arc::make_mut(fleet).runners.insert(self.name.clone(), Arc::new(record));
+            }
+            ours
         });
         Ok(())
+    }
+
+    fn known(&self) -> watch::Receiver<bool> {
+        watch::channel(true).1
     }
 
     async fn withdraw(self: Box<Self>) {}
@@ -173,7 +169,7 @@ impl Registration for MemoryRegistration {
 impl Drop for MemoryRegistration {
     fn drop(&mut self) {
         self.fleet.send_if_modified(|fleet| {
-            let ours = fleet.runners.get(&self.name).is_some_and(|r| r.incarnation == self.incarnation);
+            let ours = self.is_in(fleet);
             if ours {
                 Arc::make_mut(fleet).runners.remove(&self.name);
             }
