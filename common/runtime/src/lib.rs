@@ -1,5 +1,10 @@
-//! The process around a component: logs, signals, and the gate that a drain waits at.
+//! The process around a component: settings, logs, telemetry, metrics, the admin port, and its orderly end.
 
+pub mod admin;
+pub mod config;
 pub mod gate;
 pub mod lifecycle;
 pub mod logs;
+pub mod metrics;
+pub mod server;
+pub mod telemetry;

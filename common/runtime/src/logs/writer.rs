@@ -1,0 +1,115 @@
+//! Writes lines from a bounded queue, in a thread of its own.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait.
+const LINES: usize = 4096;
+
+/// The thread that writes, until [`Writer::stop`].
+#[derive(Debug)]
+pub(super) struct Writer {
+    lines: Lines,
+    /// Disconnected once the thread has ended.
+    ended: Receiver<()>,
+}
+
+/// Where lines are put. Never waits.
+#[derive(Debug, Clone)]
+pub(super) struct Lines {
+    queue: SyncSender<Told>,
+    dropped: Arc<AtomicU64>,
+}
+
+enum Told {
+    Line(Vec<u8>),
+    Stop,
+}
+
+impl Writer {
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, told) = sync_channel(LINES);
+        let (ending, ended) = sync_channel(1);
+        let dropped = Arc::new(AtomicU64::new(0));
+        let lines = Lines { queue, dropped: dropped.clone() };
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || {
+            write(&told, &dropped, out);
+            drop(ending);
+        })?;
+        Ok(Self { lines, ended })
+    }
+
+    pub fn lines(&self) -> Lines {
+        self.lines.clone()
+    }
+
+    /// Writes what waits, for at most `limit`; a thread that hangs in a write is left behind.
+    pub fn stop(self, limit: Duration) {
+        // A full queue means that the other end does not read: there is nothing to wait for.
+        if self.lines.queue.try_send(Told::Stop).is_ok() {
+            self.ended.recv_timeout(limit).ok();
+        }
+    }
+}
+
+impl Lines {
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write(told: &Receiver<Told>, dropped: &AtomicU64, mut out: impl Write) {
+    let mut said = 0;
+    while let Ok(Told::Line(line)) = told.recv() {
+        let lost = dropped.load(Ordering::Relaxed);
+        if lost > said {
+            // Without the subscriber: its queue may be full again.
+            let text =
+                format!("{{\"level\":\"WARN\",\"message\":\"{} log lines were dropped\"}}\n", lost - said);
+            out.write_all(text.as_bytes()).ok();
+            said = lost;
+        }
+        // There is nobody to tell that STDERR is gone.
+        out.write_all(&line).ok();
+    }
+    out.flush().ok();
+}
+
+impl<'w> MakeWriter<'w> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'w self) -> Line {
+        Line { lines: self.clone(), text: Vec::new() }
+    }
+}
+
+/// One line; it leaves when it is dropped.
+pub(super) struct Line {
+    lines: Lines,
+    text: Vec<u8>,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let text = std::mem::take(&mut self.text);
+        if !text.is_empty() && self.lines.queue.try_send(Told::Line(text)).is_err() {
+            self.lines.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Whether others can read our metrics: Prometheus' own linter, and the parser of its Python client.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use stoker_runtime::metrics::{Bounded, Counter, Gauge, Histogram, Metrics};
+use stoker_runtime::telemetry::TraceId;
+
+fn metrics() -> Metrics {
+    let metrics = Metrics::default();
+    metrics.describe_process("stoker-test", "1.2.3");
+    metrics.counter("stoker_refusals", "Offers that a runner refused").add(3);
+    let _inside = metrics.gauge("stoker_waiting_calls", "Calls that wait").enter();
+    metrics.gauged("stoker_free_memory_bytes", "Memory to give out", || 1.5e9);
+    metrics.counted(
+        "stoker_spans",
+        "Spans by outcome",
+        &["outcome"],
+        [("sent", 7), ("dropped", 0)].map(|(outcome, spans)| (outcome, move || spans)),
+    );
+    metrics.histogram("stoker_body_bytes", "Sizes of bodies", Histogram::sizes).observe(1024.0, None);
+    let calls = metrics.labelled("stoker_calls", "Calls", &["function"], Counter::default);
+    let busy =
+        metrics.labelled("stoker_busy_containers", "Containers with a call", &["function"], Gauge::default);
+    let times =
+        metrics.labelled("stoker_call_duration_seconds", "Whole calls", &["function"], Histogram::times);
+    let functions =
+        Bounded::new(1, move |name| (calls.with(&[name]), busy.with(&[name]), times.with(&[name])));
+    for name in ["demo/hello", "odd \"name\"\\ with\nlines"] {
+        let handles = functions.get(name);
+        handles.0.add_one();
+        handles.1.set(2);
+        handles.2.observe_time(Duration::from_micros(300), Some(TraceId::from_bytes([0x0a; 16])));
+    }
+    metrics
+}
+
+fn feed(command: &mut Command, text: &str) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    child.stdin.take().expect("it is piped").write_all(text.as_bytes()).expect("it reads");
+    child.wait_with_output().expect("it ends")
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+/// Python with the packages that `scripts/test` installs.
+fn python() -> Option<PathBuf> {
+    let tools = std::env::var_os("STOKER_TEST_TOOLS").map(PathBuf::from)?;
+    Some(tools.join("bin/python3")).filter(|python| python.is_file())
+}
+
+#[test]
+fn promtool_has_nothing_to_say() {
+    let Some(promtool) = on_path("promtool") else {
+        println!("left out: promtool (package prometheus) is missing");
+        return;
+    };
+    // The linter reads the older text format: it has no exemplars, no end mark, and a counter has its suffix everywhere.
+    let open_metrics = metrics().text();
+    let mut text = String::new();
+    for line in open_metrics.lines().filter(|line| *line != "# EOF") {
+        let mut words: Vec<&str> = line.split(" # {").next().unwrap_or(line).split(' ').collect();
+        let name = words.get(2).copied().unwrap_or_default();
+        let suffixed = format!("{name}_total");
+        if line.starts_with('#') && open_metrics.contains(&format!("# TYPE {name} counter")) {
+            words[2] = &suffixed;
+        }
+        text += &format!("{}\n", words.join(" "));
+    }
+    let out = feed(Command::new(promtool).args(["check", "metrics"]), &text);
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.is_empty(), "{said}\n{text}");
+}
+
+#[test]
+fn the_python_client_reads_every_series() {
+    let Some(python) = python() else {
+        println!("left out: STOKER_TEST_TOOLS names no Python with prometheus_client");
+        return;
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/read_metrics.py");
+    let out = feed(Command::new(python).arg(script), &metrics().text());
+    assert!(out.status.success(), "{}\n{}", String::from_utf8_lossy(&out.stderr), metrics().text());
+    let read: serde_json::Value = serde_json::from_slice(&out.stdout).expect("the script writes JSON");
+    let value =
+        |series: &str| read[series]["value"].as_f64().unwrap_or_else(|| panic!("{series} in {read:#}"));
+    for (series, expected) in [
+        ("stoker_build_info{program=stoker-test,version=1.2.3}", 1.0),
+        ("stoker_refusals_total{}", 3.0),
+        ("stoker_waiting_calls{}", 0.0),
+        ("stoker_free_memory_bytes{}", 1.5e9),
+        ("stoker_spans_total{outcome=sent}", 7.0),
+        ("stoker_spans_total{outcome=dropped}", 0.0),
+        ("stoker_body_bytes_bucket{le=1024.0}", 1.0),
+        ("stoker_calls_total{function=demo/hello}", 1.0),
+        ("stoker_calls_total{function=(other)}", 1.0),
+        ("stoker_busy_containers{function=(other)}", 2.0),
+        ("stoker_call_duration_seconds_count{function=demo/hello}", 1.0),
+        ("stoker_call_duration_seconds_bucket{function=demo/hello,le=0.0005}", 1.0),
+        ("stoker_call_duration_seconds_bucket{function=demo/hello,le=0.00025}", 0.0),
+    ] {
+        assert!((value(series) - expected).abs() < 1e-9, "{series} is {}", value(series));
+    }
+    let exemplar = &read["stoker_call_duration_seconds_bucket{function=demo/hello,le=0.0005}"]["exemplar"];
+    assert_eq!(exemplar["trace_id"], "0a".repeat(16), "{read:#}");
+    for process in ["process_resident_memory_bytes{}", "process_open_fds{}", "process_start_time_seconds{}"] {
+        assert!(value(process) > 0.0, "{process}");
+    }
+    assert!(value("process_cpu_seconds_total{}") >= 0.0);
+}
