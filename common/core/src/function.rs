@@ -141,6 +141,100 @@ impl Format {
     }
 }
 
+/// Which version of CloudEvents a function of the format `cloudevent` speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum CloudEvents {
+    /// 0.1, as Fn spoke it.
+    #[default]
+    #[serde(rename = "0.1")]
+    V0_1,
+    /// 1.0, structured JSON.
+    #[serde(rename = "1.0")]
+    V1_0,
+}
+
+listed!(CloudEvents: V0_1, V1_0);
+
+impl CloudEvents {
+    /// As files and events write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CloudEvents::V0_1 => "0.1",
+            CloudEvents::V1_0 => "1.0",
+        }
+    }
+
+    /// Reads the number.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        use crate::machine::Listed as _;
+        Self::ALL.iter().copied().find(|v| v.as_str() == text)
+    }
+}
+
+/// What a function may choose about its format: `format_options` in the function file. Everything off is the format as old
+/// functions know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FormatOptions {
+    /// `cloudevent`: the version.
+    pub cloudevents: CloudEvents,
+    /// A request whose `Content-Type` is `application/cloudevents+json` reaches the function in the format `cloudevent`, whatever
+    /// its own is: Fn's rule. Such calls have containers of their own.
+    pub cloudevents_by_content_type: bool,
+    /// `json`: bodies are base64 in both directions, and say so in `body_encoding`.
+    pub base64_bodies: bool,
+    /// `json-http`: one call per process, its STDOUT is the bare answer, as the Open Function Format had it.
+    pub cold: bool,
+    /// `default` and `http`: the variables of the Open Function Format too (`METHOD`, `ROUTE`, `REQUEST_URL`, `PARAM_…`, `HEADER_…`).
+    pub open_function_variables: bool,
+    /// `mless`: what the startup message names.
+    pub handler: String,
+}
+
+impl FormatOptions {
+    /// Longest `handler`, in bytes.
+    pub const MAX_HANDLER: usize = 1024;
+
+    /// Everything that is wrong with them for a function of the format of this name: an option that the format does not have
+    /// is a mistake, not decoration.
+    #[must_use]
+    pub fn problems(&self, format: &str) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut only = |set: bool, key: &str, formats: &[&str]| {
+            if set && !formats.contains(&format) {
+                problems.push(format!("{key} belongs to {}, not to {format}", formats.join(" and ")));
+            }
+        };
+        only(self.cloudevents != CloudEvents::default(), "cloudevents", &["cloudevent"]);
+        let others = ["default", "http", "json", "json-http", "http-stream"];
+        only(self.cloudevents_by_content_type, "cloudevents_by_content_type", &others);
+        only(self.base64_bodies, "base64_bodies", &["json"]);
+        only(self.cold, "cold", &["json-http"]);
+        only(self.open_function_variables, "open_function_variables", &["default", "http"]);
+        only(!self.handler.is_empty(), "handler", &["mless"]);
+        if format == "mless" && self.handler.is_empty() {
+            problems.push("handler is missing: format mless names one, like `func.handler`".to_owned());
+        }
+        if self.handler.len() > Self::MAX_HANDLER || self.handler.contains('\0') {
+            problems
+                .push(format!("handler is longer than {} bytes or has a NUL character", Self::MAX_HANDLER));
+        }
+        problems
+    }
+
+    /// Whether a call of this head reaches the function in the format `cloudevent` although its own is another.
+    #[must_use]
+    pub fn force_cloudevent(&self, head: &crate::call::RequestHead) -> bool {
+        self.cloudevents_by_content_type
+            && head.headers.get("content-type").is_some_and(|value| {
+                let kind = value.split(';').next().unwrap_or_default().trim();
+                kind.eq_ignore_ascii_case("application/cloudevents+json")
+            })
+    }
+}
+
 /// What the function sees as `/`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -497,5 +591,34 @@ mod tests {
             fields,
             ["command", "workdir", "memory", "timeout", "concurrency", "min_containers", "env", "triggers"]
         );
+    }
+
+    #[test]
+    fn options_belong_to_formats() {
+        assert_eq!(FormatOptions::default().problems("json"), Vec::<String>::new());
+        let cold = FormatOptions { cold: true, ..Default::default() };
+        assert_eq!(cold.problems("json-http"), Vec::<String>::new());
+        assert_eq!(cold.problems("json"), ["cold belongs to json-http, not to json"]);
+        let two = FormatOptions { cloudevents: CloudEvents::V1_0, base64_bodies: true, ..Default::default() };
+        assert_eq!(two.problems("http").len(), 2);
+        assert_eq!(FormatOptions::default().problems("mless").len(), 1);
+        let handler = FormatOptions { handler: "f.h".into(), ..Default::default() };
+        assert_eq!(handler.problems("mless"), Vec::<String>::new());
+        let text = r#"{"cloudevents":"1.0"}"#;
+        assert_eq!(serde_json::from_str::<FormatOptions>(text).unwrap().cloudevents, CloudEvents::V1_0);
+        assert!(serde_json::from_str::<FormatOptions>(r#"{"cloudevent":"1.0"}"#).is_err());
+    }
+
+    #[test]
+    fn events_force_their_format_where_that_is_asked() {
+        let forced = |on, kind: &'static str| {
+            let mut head = crate::RequestHead::default();
+            head.headers.push("content-type", kind);
+            FormatOptions { cloudevents_by_content_type: on, ..Default::default() }.force_cloudevent(&head)
+        };
+        assert!(forced(true, "application/cloudevents+json"));
+        assert!(forced(true, "Application/CloudEvents+JSON; charset=utf-8"));
+        assert!(!forced(false, "application/cloudevents+json"));
+        assert!(!forced(true, "application/json"));
     }
 }

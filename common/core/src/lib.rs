@@ -16,6 +16,6 @@ pub mod units;
 pub use call::{Deadline, RequestHead, ResponseHead, Timings, TraceContext};
 pub use capacity::{Capacity, RunnerState, Warmth};
 pub use error::{Blame, Code, Error, Refusal, Retry};
-pub use function::{Digest, Format, FunctionName, FunctionSpec};
+pub use function::{Digest, Format, FormatOptions, FunctionName, FunctionSpec};
 pub use ids::{CallId, ContainerId, Incarnation, RunnerName};
 pub use resources::{Ask, Resources};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Reads a size: a whole number of bytes with an optional unit `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB`
-/// (powers of 1024; `Ki`, `Mi`, `Gi` mean the same).
+/// Reads a size: a whole number of bytes with an optional unit `B`, `KB`, `MB`, `GB` (powers of 1000), `KiB`, `MiB`, `GiB`,
+/// `TiB` (powers of 1024; `Ki`, `Mi`, `Gi`, `Ti` mean the same).
 ///
 /// # Errors
 /// A sentence that says what is wrong and what would be right.
@@ -17,9 +17,10 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "KiB" | "Ki" => 1 << 10,
         "MiB" | "Mi" => 1 << 20,
         "GiB" | "Gi" => 1 << 30,
+        "TiB" | "Ti" => 1 << 40,
         _ => {
             return Err(format!(
-                "`{text}` is not a size: write a whole number and B, KiB, MiB or GiB, like 128MiB"
+                "`{text}` is not a size: write a whole number and B, KiB, MiB, GiB or TiB, like 128MiB"
             ));
         }
     };
@@ -29,7 +30,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Writes a size in the largest binary unit that divides it.
 pub fn format_size(bytes: u64) -> String {
-    for (shift, unit) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+    for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);
         }
@@ -109,6 +110,7 @@ mod tests {
             ("1KiB", 1024),
             ("128MiB", 128 << 20),
             ("2Gi", 2 << 30),
+            ("3TiB", 3 << 40),
             ("5MB", 5_000_000),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");

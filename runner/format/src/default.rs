@@ -5,17 +5,19 @@ use bytes::BytesMut;
 use stoker_core::ResponseHead;
 use stoker_core::call::Headers;
 
-use crate::{After, Event, Request, rfc3339_seconds};
+use crate::headers::canonical;
+use crate::{After, Event, Request, rfc3339_millis, url};
 
 /// Most bytes of one `FN_HEADER_…` variable: the kernel takes no string over 128 KiB.
 const MAX_VALUE: usize = 120 * 1024;
 
-/// The variables that only the call knows.
+/// The variables that only the call knows, as Fn names them. Headers stand under two names: the one that Fn's documents promise,
+/// and the one that its code wrote.
 #[must_use]
 pub fn environment(request: &Request<'_>) -> Vec<(String, String)> {
     let mut env = vec![
         ("FN_CALL_ID".to_owned(), request.call.to_string()),
-        ("FN_DEADLINE".to_owned(), rfc3339_seconds(request.deadline)),
+        ("FN_DEADLINE".to_owned(), rfc3339_millis(request.deadline)),
         ("FN_METHOD".to_owned(), request.head.method.clone()),
         ("FN_REQUEST_URL".to_owned(), request.head.url.clone()),
     ];
@@ -25,20 +27,56 @@ pub fn environment(request: &Request<'_>) -> Vec<(String, String)> {
     if !request.trace.state.is_empty() {
         env.push(("TRACESTATE".to_owned(), request.trace.state.clone()));
     }
-    let fixed = env.len();
-    for header in &request.head.headers.0 {
-        let key = format!("FN_HEADER_{}", variable(&header.name));
-        let value = String::from_utf8_lossy(&header.value);
-        match env[fixed..].iter_mut().find(|(k, _)| *k == key) {
-            Some((_, old)) if old.len() + value.len() < MAX_VALUE => {
-                old.push_str(", ");
-                old.push_str(&value);
-            }
-            Some(_) => {}
-            None => env.push((key, value.into_owned())),
+    for (name, value) in joined(request, ", ") {
+        let (spoken, written) = (format!("FN_HEADER_{}", variable(&name)), format!("FN_HEADER_{name}"));
+        if spoken != written {
+            add(&mut env, written, value.clone(), ", ");
         }
+        add(&mut env, spoken, value, ", ");
     }
+    env.iter_mut().for_each(|(_, value)| value.retain(|c| c != '\0'));
     env
+}
+
+/// The variables of the Open Function Format: the route is the URL's path, its parameters are those of the query.
+#[must_use]
+pub fn open_function(request: &Request<'_>) -> Vec<(String, String)> {
+    let url = &request.head.url;
+    let mut env = vec![
+        ("METHOD".to_owned(), request.head.method.clone()),
+        ("ROUTE".to_owned(), url::path(url).to_owned()),
+        ("REQUEST_URL".to_owned(), url.clone()),
+    ];
+    for (name, value) in url::parameters(url) {
+        add(&mut env, format!("PARAM_{}", variable(&name)), value, " ");
+    }
+    for (name, value) in joined(request, " ") {
+        add(&mut env, format!("HEADER_{}", variable(&name)), value, " ");
+    }
+    env.iter_mut().for_each(|(_, value)| value.retain(|c| c != '\0'));
+    env
+}
+
+/// Each header once, in Go's spelling, its values joined.
+fn joined(request: &Request<'_>, by: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = Vec::new();
+    for header in &request.head.headers.0 {
+        let name = canonical(&header.name).into_owned();
+        add(&mut found, name, String::from_utf8_lossy(&header.value).into_owned(), by);
+    }
+    found
+}
+
+/// Two names may fold into one variable: it has both values, as far as the kernel takes them.
+fn add(env: &mut Vec<(String, String)>, name: String, value: String, by: &str) {
+    match env.iter_mut().find(|(n, _)| *n == name) {
+        None => env.push((name, value)),
+        Some((_, old)) if old.len() + value.len() < MAX_VALUE => {
+            old.push_str(by);
+            old.push_str(&value);
+        }
+        Some(_) => {}
+    }
 }
 
 /// `Content-Type` → `CONTENT_TYPE`.
@@ -111,16 +149,42 @@ mod tests {
         let env = environment(&Request { call, head: &head, deadline, trace: &trace, length: None });
         let expected: Vec<(String, String)> = [
             ("FN_CALL_ID", call.to_string().as_str()),
-            ("FN_DEADLINE", "1970-01-01T00:00:01Z"),
+            ("FN_DEADLINE", "1970-01-01T00:00:01.500Z"),
             ("FN_METHOD", "POST"),
             ("FN_REQUEST_URL", "/x?y"),
             ("TRACEPARENT", "00-1"),
+            ("FN_HEADER_Content-Type", "a/b"),
             ("FN_HEADER_CONTENT_TYPE", "a/b"),
+            ("FN_HEADER_X-Two", "1, 2"),
             ("FN_HEADER_X_TWO", "1, 2"),
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .into();
         assert_eq!(env, expected);
+    }
+
+    #[test]
+    fn the_older_variables_are_there_for_who_asks() {
+        let url = "http://h/blogs/x?page=2&page=3&b-c=d%20e";
+        let mut head = RequestHead { method: "GET".into(), url: url.into(), ..Default::default() };
+        head.headers.push("x-two", "1");
+        head.headers.push("X-Two", "2");
+        let trace = TraceContext::default();
+        let request =
+            Request { call: CallId::new(), head: &head, deadline: UNIX_EPOCH, trace: &trace, length: None };
+        let env = open_function(&request);
+        let env: Vec<_> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(
+            env,
+            [
+                ("METHOD", "GET"),
+                ("ROUTE", "/blogs/x"),
+                ("REQUEST_URL", url),
+                ("PARAM_PAGE", "2"),
+                ("PARAM_B_C", "d e"),
+                ("HEADER_X_TWO", "1 2")
+            ]
+        );
     }
 
     #[test]

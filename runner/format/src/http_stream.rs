@@ -10,32 +10,13 @@ use bytes::{Bytes, BytesMut};
 use stoker_core::call::{Headers, Intent};
 use stoker_core::{Code, ResponseHead};
 
-use crate::chunked::{Chunked, Step};
-use crate::{After, Event, MAX_HEAD, MAX_HEADERS, Request, rfc3339_seconds};
+use crate::headers::{belongs_to_the_hop, is_one_of};
+use crate::http1::{self, Found, Piece, line};
+use crate::{After, Event, Fault, MAX_REASON, Request, rfc3339_seconds};
 
-/// Most bytes kept of what a function says about its failure.
-const MAX_REASON: usize = 4096;
-
-/// Headers that belong to a connection, and those that the platform itself writes.
-fn belongs_to_the_hop(name: &str) -> bool {
-    const NAMES: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-    ];
-    NAMES.iter().any(|n| name.eq_ignore_ascii_case(n))
-}
-
+/// What the platform itself writes.
 fn is_ours(name: &str) -> bool {
-    const NAMES: [&str; 4] = ["host", "content-length", "fn-call-id", "fn-deadline"];
-    NAMES.iter().any(|n| name.eq_ignore_ascii_case(n))
+    is_one_of(name, &["host", "content-length", "fn-call-id", "fn-deadline"])
 }
 
 fn strip<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
@@ -57,9 +38,7 @@ pub struct Exchange {
 #[derive(Debug)]
 enum State {
     Head,
-    Length(u64),
-    Chunked(Chunked),
-    UntilEnd,
+    Body(http1::Body),
     Ended,
 }
 
@@ -76,6 +55,12 @@ impl Exchange {
         }
     }
 
+    /// Pieces of the body go as they are.
+    #[must_use]
+    pub fn is_verbatim(&self) -> bool {
+        !self.chunked
+    }
+
     /// See [`crate::Exchange::encode_head`].
     pub fn encode_head(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let head = request.head;
@@ -86,13 +71,10 @@ impl Exchange {
                 continue;
             }
             // What would speak for the platform may only come from it.
-            let spoken_for = ["fn-http-method", "fn-http-request-url", "fn-intent"];
-            if http && spoken_for.iter().any(|n| header.name.eq_ignore_ascii_case(n)) {
+            if http && is_one_of(&header.name, &["fn-http-method", "fn-http-request-url", "fn-intent"]) {
                 continue;
             }
-            let trace = !request.trace.parent.is_empty()
-                && ["traceparent", "tracestate"].iter().any(|n| header.name.eq_ignore_ascii_case(n));
-            if trace {
+            if !request.trace.parent.is_empty() && is_one_of(&header.name, &["traceparent", "tracestate"]) {
                 continue;
             }
             if http && !header.name.eq_ignore_ascii_case("content-type") {
@@ -113,67 +95,66 @@ impl Exchange {
         }
         let deadline = rfc3339_seconds(request.deadline);
         _ = write!(out, "Fn-Call-Id: {}\r\nFn-Deadline: {deadline}\r\n", request.call);
-        match request.length {
-            Some(length) => _ = write!(out, "Content-Length: {length}\r\n\r\n"),
-            None => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
-        }
+        http1::end_head(out, request.length);
     }
 
     /// See [`crate::Exchange::encode_body`].
     pub fn encode_body(&mut self, piece: &[u8], out: &mut BytesMut) {
-        if !self.chunked {
+        if self.chunked {
+            http1::chunk(out, piece);
+        } else {
             out.extend_from_slice(piece);
-        } else if !piece.is_empty() {
-            // An empty chunk would be the end.
-            _ = write!(out, "{:x}\r\n", piece.len());
-            out.extend_from_slice(piece);
-            out.extend_from_slice(b"\r\n");
         }
     }
 
     /// See [`crate::Exchange::encode_end`].
     pub fn encode_end(&mut self, out: &mut BytesMut) {
         if self.chunked {
-            out.extend_from_slice(b"0\r\n\r\n");
+            http1::last_chunk(out);
         }
     }
 
     /// See [`crate::Exchange::decode`].
     pub fn decode(&mut self, input: &mut BytesMut, eof: bool) -> Option<Event> {
+        let found = self.step(input, eof);
+        found.unwrap_or_else(|fault| Some(self.failed(fault)))
+    }
+
+    fn step(&mut self, input: &mut BytesMut, eof: bool) -> Result<Option<Event>, Fault> {
         loop {
-            let piece = match &mut self.state {
-                State::Ended => return None,
-                State::Head => match self.head(input, eof) {
-                    Found::Event(event) => return Some(event),
-                    Found::More => return None,
-                    Found::Again => continue,
-                },
-                State::Length(0) => return Some(self.end(input)),
-                State::Length(left) => {
-                    if input.is_empty() {
-                        let left = *left;
-                        return eof.then(|| self.broken(format!("its body ended {left} bytes early")));
+            match &mut self.state {
+                State::Ended => return Ok(None),
+                State::Head => {
+                    let intent = self.intent;
+                    let head = match http1::head(input, eof, false, |fields| read(fields, intent))? {
+                        Found::More => return Ok(None),
+                        Found::Announced => continue,
+                        Found::Head(head) => head,
+                    };
+                    self.keep_alive = head.keep_alive && !matches!(head.body, http1::Body::UntilEnd);
+                    let length = head.body.length();
+                    self.state = State::Body(head.body);
+                    match head.status {
+                        200 => return Ok(Some(Event::Head { head: head.read, length })),
+                        502 => self.failure = Some((Code::FunctionFailed, Vec::new())),
+                        504 => self.failure = Some((Code::FunctionTimeout, Vec::new())),
+                        other => {
+                            let why = format!(
+                                "the function answered with status {other}; http-stream knows 200, 502 and 504"
+                            );
+                            return Err(Fault::new(Code::FunctionInvalidResponse, why));
+                        }
                     }
-                    let take = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
-                    *left -= take as u64;
-                    input.split_to(take).freeze()
                 }
-                State::Chunked(chunked) => match chunked.next(input) {
-                    Step::Data(piece) => piece,
-                    Step::End => return Some(self.end(input)),
-                    Step::More if eof => return Some(self.broken("its body ended early".to_owned())),
-                    Step::More => return None,
-                    Step::Broken(why) => return Some(self.broken(why.to_owned())),
-                },
-                State::UntilEnd => {
-                    if input.is_empty() {
-                        return eof.then(|| self.end(input));
+                State::Body(body) => match body.next(input, eof, "HTTP")? {
+                    Piece::More => return Ok(None),
+                    Piece::End => return Ok(Some(self.end(input))),
+                    Piece::Data(piece) => {
+                        if let Some(event) = self.body(piece) {
+                            return Ok(Some(event));
+                        }
                     }
-                    input.split().freeze()
-                }
-            };
-            if let Some(event) = self.body(piece) {
-                return Some(event);
+                },
             }
         }
     }
@@ -214,189 +195,42 @@ impl Exchange {
         }
     }
 
-    fn broken(&mut self, why: String) -> Event {
-        self.failed(Code::FunctionInvalidResponse, format!("the function's answer is not valid HTTP: {why}"))
-    }
-
-    fn failed(&mut self, code: Code, message: String) -> Event {
+    fn failed(&mut self, fault: Fault) -> Event {
         self.state = State::Ended;
-        Event::Failed { code, message, after: After::Destroy }
-    }
-
-    fn head(&mut self, input: &mut BytesMut, eof: bool) -> Found {
-        let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut fields);
-        let (used, raw) = match response.parse(input) {
-            Ok(httparse::Status::Complete(used)) if used > MAX_HEAD => {
-                return Found::Event(self.head_too_large());
-            }
-            Ok(httparse::Status::Complete(used)) => {
-                let status = response.code.unwrap_or(0);
-                (used, read(status, response.version.unwrap_or(1), response.headers, self.intent))
-            }
-            Ok(httparse::Status::Partial) if input.len() > MAX_HEAD => {
-                return Found::Event(self.head_too_large());
-            }
-            Ok(httparse::Status::Partial) if eof && input.is_empty() => {
-                let message = "the function closed the connection without an answer".to_owned();
-                return Found::Event(self.failed(Code::FunctionInvalidResponse, message));
-            }
-            Ok(httparse::Status::Partial) if eof => {
-                return Found::Event(self.broken("its head ended early".to_owned()));
-            }
-            Ok(httparse::Status::Partial) => return Found::More,
-            Err(httparse::Error::TooManyHeaders) => return Found::Event(self.head_too_large()),
-            Err(error) => return Found::Event(self.broken(error.to_string())),
-        };
-        let raw = match raw {
-            Ok(raw) => raw,
-            Err(why) => return Found::Event(self.broken(why)),
-        };
-        _ = input.split_to(used);
-        // 1xx only announce; 101 would change the protocol.
-        if (100..200).contains(&raw.status) && raw.status != 101 {
-            return Found::Again;
-        }
-        self.keep_alive = raw.keep_alive;
-        self.state = match raw.length {
-            Length::Chunked => State::Chunked(Chunked::Size),
-            Length::Known(n) => State::Length(n),
-            Length::UntilEnd => {
-                self.keep_alive = false;
-                State::UntilEnd
-            }
-        };
-        match raw.status {
-            200 => {
-                let length = match raw.length {
-                    Length::Known(n) => Some(n),
-                    _ => None,
-                };
-                Found::Event(Event::Head { head: raw.head, length })
-            }
-            502 => {
-                self.failure = Some((Code::FunctionFailed, Vec::new()));
-                Found::Again
-            }
-            504 => {
-                self.failure = Some((Code::FunctionTimeout, Vec::new()));
-                Found::Again
-            }
-            other => Found::Event(self.failed(
-                Code::FunctionInvalidResponse,
-                format!("the function answered with status {other}; http-stream knows 200, 502 and 504"),
-            )),
-        }
-    }
-
-    fn head_too_large(&mut self) -> Event {
-        let message =
-            format!("the headers of the function's answer exceed {MAX_HEADERS} or {MAX_HEAD} bytes");
-        self.failed(Code::ResponseHeadersTooLarge, message)
+        fault.into_event()
     }
 }
 
-enum Found {
-    Event(Event),
-    More,
-    Again,
-}
-
-enum Length {
-    Known(u64),
-    Chunked,
-    UntilEnd,
-}
-
-struct Raw {
-    status: u16,
-    head: ResponseHead,
-    length: Length,
-    keep_alive: bool,
-}
-
-fn read(status: u16, version: u8, fields: &[httparse::Header<'_>], intent: Intent) -> Result<Raw, String> {
-    let mut length: Option<u64> = None;
-    let (mut chunked, mut keep_alive) = (false, version == 1);
-    let mut named = Vec::new();
-    let mut client_status = 200;
-    for field in fields {
-        let text = || std::str::from_utf8(field.value).unwrap_or_default();
-        if field.name.eq_ignore_ascii_case("content-length") {
-            let value = text().trim();
-            let number = value.parse().ok().filter(|_| value.bytes().all(|b| b.is_ascii_digit()));
-            match (number, length) {
-                (None, _) => return Err("its Content-Length is not a number".to_owned()),
-                (Some(n), Some(before)) if n != before => return Err("it has two lengths".to_owned()),
-                (number, _) => length = number,
-            }
-        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
-            if !text().trim().eq_ignore_ascii_case("chunked") {
-                return Err(format!("its Transfer-Encoding is {:?}", text()));
-            }
-            chunked = true;
-        } else if field.name.eq_ignore_ascii_case("connection") {
-            for word in text().split(',').map(str::trim) {
-                if word.eq_ignore_ascii_case("close") {
-                    keep_alive = false;
-                } else if word.eq_ignore_ascii_case("keep-alive") {
-                    keep_alive |= version == 0;
-                } else {
-                    named.push(word.to_owned());
-                }
-            }
-        } else if intent == Intent::HttpRequest && field.name.eq_ignore_ascii_case("fn-http-status") {
-            client_status = text()
+/// The client's status and headers, out of those on the wire.
+fn read(fields: &http1::Fields<'_, '_>, intent: Intent) -> Result<ResponseHead, String> {
+    let mut head = ResponseHead { status: 200, headers: Headers::default() };
+    for (name, value) in fields.iter() {
+        let copy = || Bytes::copy_from_slice(value);
+        if intent == Intent::Invoke {
+            head.headers.push(name, copy());
+        } else if name.eq_ignore_ascii_case("fn-http-status") {
+            let text = std::str::from_utf8(value).unwrap_or_default();
+            head.status = text
                 .trim()
                 .parse()
                 .ok()
                 .filter(|s| (200..=599).contains(s))
-                .ok_or_else(|| format!("its Fn-Http-Status is {:?}", text()))?;
-        }
-    }
-    if chunked && length.is_some() {
-        return Err("it has both a Content-Length and chunks".to_owned());
-    }
-    let mut headers = Headers::default();
-    for field in fields {
-        let value = Bytes::copy_from_slice(field.value);
-        let hop = belongs_to_the_hop(field.name) || named.iter().any(|n| n.eq_ignore_ascii_case(field.name));
-        match intent {
-            _ if hop || field.name.eq_ignore_ascii_case("content-length") => {}
-            Intent::Invoke => headers.push(field.name, value),
-            Intent::HttpRequest => {
-                if let Some(name) = strip(field.name, "fn-http-h-") {
-                    let framing =
-                        ["content-length", "content-type"].iter().any(|n| name.eq_ignore_ascii_case(n));
-                    if !belongs_to_the_hop(name) && !framing {
-                        headers.push(name, value);
-                    }
-                } else if field.name.eq_ignore_ascii_case("content-type") {
-                    headers.push(field.name, value);
-                }
+                .ok_or_else(|| format!("its Fn-Http-Status is {text:?}"))?;
+        } else if let Some(name) = strip(name, "fn-http-h-") {
+            if !belongs_to_the_hop(name) && !is_one_of(name, &["content-length", "content-type"]) {
+                head.headers.push(name, copy());
             }
+        } else if name.eq_ignore_ascii_case("content-type") {
+            head.headers.push(name, copy());
         }
     }
-    // A status in the wire's head is never the client's.
-    let length = match (chunked, length) {
-        (true, _) => Length::Chunked,
-        (false, Some(n)) => Length::Known(n),
-        (false, None) if status == 204 || status == 304 => Length::Known(0),
-        (false, None) => Length::UntilEnd,
-    };
-    Ok(Raw { status, head: ResponseHead { status: client_status, headers }, length, keep_alive })
-}
-
-fn line(out: &mut BytesMut, name: &str, value: &[u8]) {
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
+    Ok(head)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{MAX_HEAD, MAX_HEADERS};
     use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};
     use stoker_core::{CallId, RequestHead, TraceContext};

@@ -1,27 +1,144 @@
 //! Function formats as pure codecs: a call becomes bytes, bytes become events. No I/O, no clock.
 //!
-//! An [`Exchange`] lives as long as one call. A carrier writes what it encodes, feeds it what it read, and acts on the
-//! events; so that a format is tested without a process, and a new one touches no carrier.
+//! A [`Codec`] is what a function's containers speak. Where the format has a greeting it gives a [`Startup`] for a container that is
+//! new, and for each call an [`Exchange`], which lives as long as that call. A carrier writes what it encodes, feeds it what it
+//! read, and acts on the events; so that a format is tested without a process, and a new one touches no carrier.
+//!
+//! A carrier of a format on STDIN and STDOUT keeps one buffer of input for the life of the container:
+//!
+//! 1. before each call, what is there already must be [`quiet`]; noise is late output: another container takes the call;
+//! 2. [`Codec::begin`], then encode head, body and end. When [`Exchange::fault`] stands before anything was written, the call ends
+//!    with it and the container is untouched;
+//! 3. write, and meanwhile read and [`Exchange::decode`], up to the one event that is last;
+//! 4. act on its [`After`]. An answer that was complete before the request was written whole leaves a container that is not where
+//!    the next call would start: it is destroyed, whatever is said here.
 
+pub mod cloudevent;
 pub mod default;
+pub mod http;
 pub mod http_stream;
+pub mod json;
+pub mod json_http;
+pub mod mless;
 
 mod chunked;
+mod headers;
+mod http1;
+mod jsontext;
+mod reply;
 mod time;
+mod url;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::function::Format;
-use stoker_core::{CallId, Code, RequestHead, ResponseHead, TraceContext};
+use stoker_core::{CallId, Code, FormatOptions, RequestHead, ResponseHead, TraceContext, listed};
 
-pub use time::rfc3339_seconds;
+pub use mless::Startup;
+pub use time::{epoch_millis, rfc3339_millis, rfc3339_seconds};
 
 /// Most bytes of an answer's head, before they are understood.
 pub const MAX_HEAD: usize = 64 * 1024;
 
 /// Most headers of an answer.
 pub const MAX_HEADERS: usize = 256;
+
+/// Most bytes kept of what a function says about its failure.
+pub const MAX_REASON: usize = 4096;
+
+/// What a function's containers speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wire {
+    /// See [`default`].
+    Default,
+    /// See [`http`].
+    Http,
+    /// See [`json`].
+    Json,
+    /// See [`json_http`].
+    JsonHttp,
+    /// See [`cloudevent`].
+    CloudEvent,
+    /// See [`http_stream`].
+    HttpStream,
+    /// See [`mless`].
+    Mless,
+}
+
+listed!(Wire: Default, Http, Json, JsonHttp, CloudEvent, HttpStream, Mless);
+
+impl Wire {
+    /// The name in files and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Wire::Default => "default",
+            Wire::Http => "http",
+            Wire::Json => "json",
+            Wire::JsonHttp => "json-http",
+            Wire::CloudEvent => "cloudevent",
+            Wire::HttpStream => "http-stream",
+            Wire::Mless => "mless",
+        }
+    }
+
+    /// A container takes one call after the other, where the function does not say otherwise.
+    #[must_use]
+    pub fn is_streamable(self) -> bool {
+        self != Wire::Default
+    }
+
+    /// Calls come on STDIN and STDOUT is the answer, so that it is no log.
+    #[must_use]
+    pub fn reads_stdio(self) -> bool {
+        self != Wire::HttpStream
+    }
+}
+
+impl fmt::Display for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Wire {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        use stoker_core::machine::Listed as _;
+        let found = Self::ALL.iter().copied().find(|w| w.as_str() == text);
+        found.ok_or_else(|| format!("`{text}` is not a format on the wire"))
+    }
+}
+
+impl From<Format> for Wire {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Default => Wire::Default,
+            Format::HttpStream => Wire::HttpStream,
+        }
+    }
+}
+
+/// The most that is kept of one answer, or let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a message that is kept until it is whole: an answer in JSON, an event.
+    pub message: usize,
+    /// Bytes of the body of any answer.
+    pub body: u64,
+}
+
+impl Default for Limits {
+    /// Lambda's limit for whole messages; bodies that pass by have none.
+    fn default() -> Self {
+        Self { message: 6 * 1024 * 1024, body: u64::MAX }
+    }
+}
 
 /// What a format tells a function about a call, besides the body.
 #[derive(Debug, Clone, Copy)]
@@ -63,55 +180,253 @@ pub enum Event {
     Failed { code: Code, message: String, after: After },
 }
 
+/// Why a request cannot be written, or an answer not be understood. The channel is of no more use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub code: Code,
+    /// One sentence for people.
+    pub message: String,
+}
+
+impl Fault {
+    fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    fn into_event(self) -> Event {
+        Event::Failed { code: self.code, message: self.message, after: After::Destroy }
+    }
+}
+
+/// Whether a container said nothing since its last answer: space means nothing, and is taken off. Not for `http-stream`, whose
+/// connections have their own rule.
+#[must_use]
+pub fn quiet(input: &mut BytesMut) -> bool {
+    reply::trim(input);
+    input.is_empty()
+}
+
+/// How the containers of one function are spoken to.
+#[derive(Debug, Clone)]
+pub struct Codec {
+    wire: Wire,
+    /// Its name within its app.
+    function: String,
+    options: FormatOptions,
+    limits: Limits,
+}
+
+impl Codec {
+    /// For a function of this name within its app.
+    #[must_use]
+    pub fn new(wire: Wire, function: &str, options: &FormatOptions) -> Self {
+        Self { wire, function: function.to_owned(), options: options.clone(), limits: Limits::default() }
+    }
+
+    /// With other limits.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// A container takes one call after the other.
+    #[must_use]
+    pub fn is_hot(&self) -> bool {
+        self.wire.is_streamable() && !(self.wire == Wire::JsonHttp && self.options.cold)
+    }
+
+    /// What the process of one call finds in its environment, where a process has one call.
+    #[must_use]
+    pub fn environment(&self, request: &Request<'_>) -> Vec<(String, String)> {
+        if self.is_hot() {
+            return Vec::new();
+        }
+        let mut env = default::environment(request);
+        if self.options.open_function_variables {
+            env.extend(default::open_function(request));
+        }
+        env
+    }
+
+    /// The greeting of a container that is new, where the format has one. `env`: the function's own.
+    #[must_use]
+    pub fn startup(&self, env: &BTreeMap<String, String>) -> Option<Startup> {
+        (self.wire == Wire::Mless).then(|| Startup::new(&self.options.handler, env))
+    }
+
+    /// The next call.
+    #[must_use]
+    pub fn begin(&self, request: &Request<'_>) -> Exchange {
+        let (options, limit) = (&self.options, self.limits.message);
+        let kind = match self.wire {
+            Wire::Default => Kind::Default(default::Exchange::new()),
+            Wire::Http => Kind::Http(http::Exchange::new(request, options.open_function_variables)),
+            Wire::Json => Kind::Json(json::Exchange::new(options.base64_bodies, limit)),
+            Wire::JsonHttp => Kind::JsonHttp(json_http::Exchange::new(request, options.cold)),
+            Wire::CloudEvent => {
+                Kind::CloudEvent(cloudevent::Exchange::new(options.cloudevents, request, limit))
+            }
+            Wire::HttpStream => Kind::HttpStream(http_stream::Exchange::new(request)),
+            Wire::Mless => Kind::Mless(mless::Exchange::new(request, &self.function, limit)),
+        };
+        Exchange { kind, fault: None, ended: false, room: self.limits.body }
+    }
+}
+
 /// One call in one format.
 #[derive(Debug)]
-pub enum Exchange {
-    /// See [`default`].
+pub struct Exchange {
+    kind: Kind,
+    /// Why the request could not be written.
+    fault: Option<Fault>,
+    ended: bool,
+    /// Bytes that the body may still have.
+    room: u64,
+}
+
+#[derive(Debug)]
+enum Kind {
     Default(default::Exchange),
-    /// See [`http_stream`].
+    Http(http::Exchange),
+    Json(json::Exchange),
+    JsonHttp(json_http::Exchange),
+    CloudEvent(cloudevent::Exchange),
     HttpStream(http_stream::Exchange),
+    Mless(mless::Exchange),
 }
 
 impl Exchange {
-    /// For a call of this format.
+    /// For a call of a format that has no options.
     #[must_use]
     pub fn new(format: Format, request: &Request<'_>) -> Self {
-        match format {
-            Format::Default => Self::Default(default::Exchange::new()),
-            Format::HttpStream => Self::HttpStream(http_stream::Exchange::new(request)),
-        }
+        Codec::new(format.into(), "", &FormatOptions::default()).begin(request)
     }
 
     /// Writes what stands before the body.
     pub fn encode_head(&mut self, request: &Request<'_>, out: &mut BytesMut) {
-        match self {
-            Self::Default(_) => {}
-            Self::HttpStream(exchange) => exchange.encode_head(request, out),
-        }
+        self.encode(out, |kind, out| {
+            match kind {
+                Kind::Default(_) => {}
+                Kind::Http(exchange) => exchange.encode_head(request, out),
+                Kind::Json(exchange) => exchange.encode_head(request, out),
+                Kind::JsonHttp(exchange) => exchange.encode_head(request, out),
+                Kind::CloudEvent(exchange) => exchange.encode_head(request, out)?,
+                Kind::HttpStream(exchange) => exchange.encode_head(request, out),
+                Kind::Mless(exchange) => exchange.encode_head(request, out)?,
+            }
+            Ok(())
+        });
     }
 
     /// Writes a piece of the body.
     pub fn encode_body(&mut self, piece: &[u8], out: &mut BytesMut) {
-        match self {
-            Self::Default(_) => out.extend_from_slice(piece),
-            Self::HttpStream(exchange) => exchange.encode_body(piece, out),
-        }
+        self.encode(out, |kind, out| {
+            match kind {
+                Kind::Default(_) => out.extend_from_slice(piece),
+                Kind::Http(exchange) => exchange.encode_body(piece, out),
+                Kind::Json(exchange) => exchange.encode_body(piece, out)?,
+                Kind::JsonHttp(exchange) => exchange.encode_body(piece, out),
+                Kind::CloudEvent(exchange) => exchange.encode_body(piece, out)?,
+                Kind::HttpStream(exchange) => exchange.encode_body(piece, out),
+                Kind::Mless(exchange) => exchange.encode_body(piece, out)?,
+            }
+            Ok(())
+        });
     }
 
     /// Writes what stands after the body.
     pub fn encode_end(&mut self, out: &mut BytesMut) {
-        match self {
-            Self::Default(_) => {}
-            Self::HttpStream(exchange) => exchange.encode_end(out),
+        self.encode(out, |kind, out| {
+            match kind {
+                Kind::Default(_) => {}
+                Kind::Http(exchange) => exchange.encode_end(out),
+                Kind::Json(exchange) => exchange.encode_end(out)?,
+                Kind::JsonHttp(exchange) => exchange.encode_end(out),
+                Kind::CloudEvent(exchange) => exchange.encode_end(out)?,
+                Kind::HttpStream(exchange) => exchange.encode_end(out),
+                Kind::Mless(exchange) => exchange.encode_end(out)?,
+            }
+            Ok(())
+        });
+    }
+
+    /// After a fault nothing more is written, and nothing of the step in which it was found.
+    fn encode(
+        &mut self,
+        out: &mut BytesMut,
+        step: impl FnOnce(&mut Kind, &mut BytesMut) -> Result<(), Fault>,
+    ) {
+        if self.fault.is_some() {
+            return;
+        }
+        let start = out.len();
+        if let Err(fault) = step(&mut self.kind, out) {
+            out.truncate(start);
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Why the request cannot be written in this format. If none of it was, the container has seen nothing of the call.
+    #[must_use]
+    pub fn fault(&self) -> Option<&Fault> {
+        self.fault.as_ref()
+    }
+
+    /// Pieces of the body are written as they are, so that a carrier may do that itself and spare a copy. Head and end are
+    /// encoded all the same.
+    #[must_use]
+    pub fn is_verbatim(&self) -> bool {
+        match &self.kind {
+            Kind::Default(_) => true,
+            Kind::Http(exchange) => exchange.is_verbatim(),
+            Kind::JsonHttp(exchange) => exchange.is_verbatim(),
+            Kind::HttpStream(exchange) => exchange.is_verbatim(),
+            Kind::Json(_) | Kind::CloudEvent(_) | Kind::Mless(_) => false,
         }
     }
 
     /// Takes the next event out of what was read; `None` when more must be read first. `eof`: nothing more will come. An
     /// `eof` ends in an event, always.
     pub fn decode(&mut self, input: &mut BytesMut, eof: bool) -> Option<Event> {
-        match self {
-            Self::Default(exchange) => exchange.decode(input, eof),
-            Self::HttpStream(exchange) => exchange.decode(input, eof),
+        if self.ended {
+            return None;
+        }
+        let found = match (&self.fault, &mut self.kind) {
+            (Some(fault), _) => Err(fault.clone()),
+            (None, Kind::Default(exchange)) => Ok(exchange.decode(input, eof)),
+            (None, Kind::Http(exchange)) => exchange.decode(input, eof),
+            (None, Kind::Json(exchange)) => exchange.decode(input, eof),
+            (None, Kind::JsonHttp(exchange)) => exchange.decode(input, eof),
+            (None, Kind::CloudEvent(exchange)) => exchange.decode(input, eof),
+            (None, Kind::HttpStream(exchange)) => Ok(exchange.decode(input, eof)),
+            (None, Kind::Mless(exchange)) => exchange.decode(input, eof),
+        };
+        let found = found.and_then(|event| self.bounded(event));
+        let event = found.unwrap_or_else(|fault| Some(fault.into_event()));
+        self.ended = matches!(event, Some(Event::End(_) | Event::Failed { .. }));
+        event
+    }
+
+    fn bounded(&mut self, event: Option<Event>) -> Result<Option<Event>, Fault> {
+        let (said, come) = match &event {
+            Some(Event::Head { length: Some(length), .. }) => (*length, 0),
+            Some(Event::Body(piece)) => (piece.len() as u64, piece.len() as u64),
+            _ => return Ok(event),
+        };
+        if said > self.room {
+            return Err(Fault::new(Code::ResponseTooLarge, "the body of the function's answer is too large"));
+        }
+        self.room -= come;
+        Ok(event)
+    }
+
+    /// What an `mless` reply said besides the result.
+    #[must_use]
+    pub fn report(&self) -> Option<&mless::Report> {
+        match &self.kind {
+            Kind::Mless(exchange) => exchange.report(),
+            _ => None,
         }
     }
 }

@@ -11,6 +11,21 @@ pub fn rfc3339_seconds(at: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
+/// The same with milliseconds, as the formats on STDIN have it.
+#[must_use]
+pub fn rfc3339_millis(at: SystemTime) -> String {
+    let mut text = rfc3339_seconds(at);
+    text.truncate(text.len() - 1);
+    text.push_str(&format!(".{:03}Z", epoch_millis(at) % 1_000));
+    text
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn epoch_millis(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// The date of a day after 1970-01-01, by counting in eras of 400 years that start in March.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
@@ -40,6 +55,8 @@ mod tests {
         ] {
             assert_eq!(rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
-        assert_eq!(rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(999)), "1970-01-01T00:00:00Z");
+        let late = UNIX_EPOCH + Duration::from_millis(999);
+        assert_eq!(rfc3339_seconds(late), "1970-01-01T00:00:00Z");
+        assert_eq!((rfc3339_millis(late).as_str(), epoch_millis(late)), ("1970-01-01T00:00:00.999Z", 999));
     }
 }

@@ -1,0 +1,237 @@
+//! HTTP/1.1 as functions answer it: the head with its framing, and the body piece by piece. What an answer's status and headers
+//! mean is the business of the formats.
+
+use std::fmt::Write as _;
+
+use bytes::{Bytes, BytesMut};
+use stoker_core::Code;
+
+use crate::chunked::{Chunked, Step};
+use crate::headers::{belongs_to_the_hop, is_one_of};
+use crate::reply::broken;
+use crate::{Fault, MAX_HEAD, MAX_HEADERS};
+
+/// A body on its way.
+#[derive(Debug)]
+pub enum Body {
+    Length(u64),
+    Chunked(Chunked),
+    /// It ends with the connection.
+    UntilEnd,
+}
+
+/// What [`Body::next`] found.
+#[derive(Debug)]
+pub enum Piece {
+    Data(Bytes),
+    End,
+    More,
+}
+
+impl Body {
+    /// Bytes that it will have, where that is known.
+    pub fn length(&self) -> Option<u64> {
+        match self {
+            Body::Length(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    /// The next piece of it.
+    ///
+    /// # Errors
+    /// When it breaks off or breaks its framing.
+    pub fn next(&mut self, input: &mut BytesMut, eof: bool, kind: &str) -> Result<Piece, Fault> {
+        match self {
+            Body::Length(0) => Ok(Piece::End),
+            Body::Length(left) if input.is_empty() && eof => {
+                Err(broken(kind, &format!("its body ended {left} bytes early")))
+            }
+            Body::Length(_) | Body::UntilEnd if input.is_empty() && !eof => Ok(Piece::More),
+            Body::Length(left) => {
+                let take = usize::try_from(*left).unwrap_or(usize::MAX).min(input.len());
+                *left -= take as u64;
+                Ok(Piece::Data(input.split_to(take).freeze()))
+            }
+            Body::Chunked(chunked) => match chunked.next(input) {
+                Step::Data(piece) => Ok(Piece::Data(piece)),
+                Step::End => Ok(Piece::End),
+                Step::More if eof => Err(broken(kind, "its body ended early")),
+                Step::More => Ok(Piece::More),
+                Step::Broken(why) => Err(broken(kind, why)),
+            },
+            Body::UntilEnd if input.is_empty() => Ok(Piece::End),
+            Body::UntilEnd => Ok(Piece::Data(input.split().freeze())),
+        }
+    }
+}
+
+/// An answer's head.
+#[derive(Debug)]
+pub struct Head<T> {
+    pub status: u16,
+    pub body: Body,
+    /// `Connection: close` stands there.
+    pub close: bool,
+    /// By the rules of its version the connection goes on.
+    pub keep_alive: bool,
+    /// What the format made of the fields.
+    pub read: T,
+}
+
+/// The fields that are for the client.
+#[derive(Debug)]
+pub struct Fields<'a, 'b> {
+    all: &'a [httparse::Header<'b>],
+    /// Names that `Connection` claims for itself.
+    named: Vec<&'b str>,
+}
+
+impl<'a, 'b: 'a> Fields<'a, 'b> {
+    /// Name and value of all that belong neither to the connection nor to the framing.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.all.iter().map(|f| (f.name, f.value)).filter(|(name, _)| {
+            !belongs_to_the_hop(name)
+                && !name.eq_ignore_ascii_case("content-length")
+                && !is_one_of(name, &self.named)
+        })
+    }
+}
+
+/// What [`head`] found.
+#[derive(Debug)]
+pub enum Found<T> {
+    More,
+    /// A 1xx, which only announces: the head is still to come.
+    Announced,
+    Head(Head<T>),
+}
+
+/// Takes a head off the input. `bodiless`: the request was one whose answers have no body, whatever they say.
+///
+/// # Errors
+/// The function's fault.
+pub fn head<T>(
+    input: &mut BytesMut,
+    eof: bool,
+    bodiless: bool,
+    read: impl FnOnce(&Fields<'_, '_>) -> Result<T, String>,
+) -> Result<Found<T>, Fault> {
+    let mut fields = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut fields);
+    let (used, head) = match response.parse(input) {
+        Ok(httparse::Status::Complete(used)) if used > MAX_HEAD => return Err(too_large()),
+        Ok(httparse::Status::Complete(used)) => {
+            let status = response.code.unwrap_or(0);
+            let version = response.version.unwrap_or(1);
+            let head = framed(status, version, response.headers, bodiless, read)
+                .map_err(|why| broken("HTTP", &why))?;
+            (used, head)
+        }
+        Ok(httparse::Status::Partial) if input.len() > MAX_HEAD => return Err(too_large()),
+        Ok(httparse::Status::Partial) if eof && input.is_empty() => {
+            let why = "the function closed the connection without an answer";
+            return Err(Fault::new(Code::FunctionInvalidResponse, why));
+        }
+        Ok(httparse::Status::Partial) if eof => return Err(broken("HTTP", "its head ended early")),
+        Ok(httparse::Status::Partial) => return Ok(Found::More),
+        Err(httparse::Error::TooManyHeaders) => return Err(too_large()),
+        Err(error) => return Err(broken("HTTP", &error.to_string())),
+    };
+    _ = input.split_to(used);
+    // 101 would change the protocol.
+    let announced = (100..200).contains(&head.status) && head.status != 101;
+    Ok(if announced { Found::Announced } else { Found::Head(head) })
+}
+
+fn too_large() -> Fault {
+    let why = format!("the headers of the function's answer exceed {MAX_HEADERS} or {MAX_HEAD} bytes");
+    Fault::new(Code::ResponseHeadersTooLarge, why)
+}
+
+fn framed<T>(
+    status: u16,
+    version: u8,
+    fields: &[httparse::Header<'_>],
+    bodiless: bool,
+    read: impl FnOnce(&Fields<'_, '_>) -> Result<T, String>,
+) -> Result<Head<T>, String> {
+    let mut length: Option<u64> = None;
+    let (mut chunked, mut close, mut keep) = (false, false, version == 1);
+    let mut named = Vec::new();
+    for field in fields {
+        let text = || std::str::from_utf8(field.value).unwrap_or_default();
+        if field.name.eq_ignore_ascii_case("content-length") {
+            let value = text().trim();
+            let number = value.parse().ok().filter(|_| value.bytes().all(|b| b.is_ascii_digit()));
+            match (number, length) {
+                (None, _) => return Err("its Content-Length is not a number".to_owned()),
+                (Some(n), Some(before)) if n != before => return Err("it has two lengths".to_owned()),
+                (number, _) => length = number,
+            }
+        } else if field.name.eq_ignore_ascii_case("transfer-encoding") {
+            if !text().trim().eq_ignore_ascii_case("chunked") {
+                return Err(format!("its Transfer-Encoding is {:?}", text()));
+            }
+            chunked = true;
+        } else if field.name.eq_ignore_ascii_case("connection") {
+            for word in text().split(',').map(str::trim) {
+                if word.eq_ignore_ascii_case("close") {
+                    close = true;
+                } else if word.eq_ignore_ascii_case("keep-alive") {
+                    keep = true;
+                } else {
+                    named.push(word);
+                }
+            }
+        }
+    }
+    if chunked && length.is_some() {
+        return Err("it has both a Content-Length and chunks".to_owned());
+    }
+    let read = read(&Fields { all: fields, named })?;
+    let body = match (chunked, length) {
+        _ if bodiless || status == 204 || status == 304 => Body::Length(0),
+        (true, _) => Body::Chunked(Chunked::Size),
+        (false, Some(n)) => Body::Length(n),
+        (false, None) => Body::UntilEnd,
+    };
+    Ok(Head { status, body, close, keep_alive: keep && !close, read })
+}
+
+/// Writes a header's line. A value never ends it, wherever it came from.
+pub fn line(out: &mut BytesMut, name: &str, value: &[u8]) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    let start = out.len();
+    out.extend_from_slice(value);
+    for byte in &mut out[start..] {
+        if matches!(byte, b'\r' | b'\n' | 0) {
+            *byte = b' ';
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the line that frames the body, and the end of the head.
+pub fn end_head(out: &mut BytesMut, length: Option<u64>) {
+    match length {
+        Some(length) => _ = write!(out, "Content-Length: {length}\r\n\r\n"),
+        None => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n"),
+    }
+}
+
+/// Writes a piece of a body as a chunk.
+pub fn chunk(out: &mut BytesMut, piece: &[u8]) {
+    // An empty chunk would be the end.
+    if !piece.is_empty() {
+        _ = write!(out, "{:x}\r\n", piece.len());
+        out.extend_from_slice(piece);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes the end of a body in chunks.
+pub fn last_chunk(out: &mut BytesMut) {
+    out.extend_from_slice(b"0\r\n\r\n");
+}
