@@ -10,15 +10,16 @@ use anyhow::Context as _;
 use stoker_core::{Incarnation, Resources, RunnerName};
 use stoker_proto::runner::v1::runner_service_server::RunnerServiceServer;
 use stoker_registry::{Registration, Registry};
-use stoker_sandbox::{select, spawner};
+use stoker_sandbox::{Driver, select, spawner};
 use tokio::net::TcpListener;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ledger::Ledger;
 use crate::logs::Logs;
+use crate::observe::Observer;
 use crate::pool::Pools;
 use crate::report::Report;
 use crate::service::{Service, Shared};
@@ -26,6 +27,28 @@ use crate::service::{Service, Shared};
 /// Bytes in flight on one stream and one connection to a balancer; each call has its own window within.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// For calls whose containers were ended under them to say their outcome.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// For containers to end, most of them with a moment to end by themselves.
+const CONTAINERS: Duration = Duration::from_secs(5);
+/// For a store to hear that we go; the record ends with its lease all the same.
+const REGISTRY: Duration = Duration::from_secs(3);
+const SESSIONS: Duration = Duration::from_secs(1);
+const SERVER: Duration = Duration::from_secs(1);
+/// For the spawner to remove what sandboxes have left; it goes on without us.
+const SANDBOXES: Duration = Duration::from_secs(3);
+
+/// What [`Runner::stop`] takes at most beyond the grace for calls.
+pub const CLOSING: Duration = Duration::from_secs(
+    LAST_WORDS.as_secs()
+        + CONTAINERS.as_secs()
+        + REGISTRY.as_secs()
+        + SESSIONS.as_secs()
+        + SERVER.as_secs()
+        + SANDBOXES.as_secs(),
+);
 
 /// What a runner is told.
 #[derive(Debug, Clone)]
@@ -43,8 +66,7 @@ pub struct Config {
     pub spawner: spawner::Command,
     /// Idle containers stand still after this long.
     pub freeze_after: Duration,
-    /// [`Runner::drain`] waits this long for running calls.
-    pub drain_grace: Duration,
+    pub observer: Observer,
 }
 
 impl Config {
@@ -61,7 +83,7 @@ impl Config {
             labels: BTreeMap::new(),
             spawner: spawner::Command::default(),
             freeze_after: Duration::from_millis(100),
-            drain_grace: Duration::from_secs(30),
+            observer: Observer::default(),
         }
     }
 }
@@ -71,7 +93,7 @@ pub struct Runner {
     name: RunnerName,
     address: SocketAddr,
     shared: Arc<Shared>,
-    drain_grace: Duration,
+    known: watch::Receiver<bool>,
     stop_report: CancellationToken,
     stop_server: CancellationToken,
     parts: Mutex<Option<Parts>>,
@@ -80,6 +102,7 @@ pub struct Runner {
 struct Parts {
     report: JoinHandle<Box<dyn Registration>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
+    driver: Arc<dyn Driver>,
 }
 
 impl Runner {
@@ -88,6 +111,7 @@ impl Runner {
     /// # Errors
     /// What could not be done, with the reason.
     pub async fn start(config: Config, registry: Arc<dyn Registry>) -> anyhow::Result<Self> {
+        raise_open_files();
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr().context("ask for the address that was bound")?;
@@ -102,8 +126,9 @@ impl Runner {
         let incarnation = Incarnation::new();
         let logs = Arc::new(Logs::default());
         let ledger = Ledger::new(config.resources);
-        let pools =
-            Pools::new(ledger, logs.clone(), selection.driver.clone(), incarnation, config.freeze_after);
+        let meters = config.observer.meters.clone();
+        let driver = selection.driver.clone();
+        let pools = Pools::new(ledger, logs.clone(), driver, incarnation, config.freeze_after, meters);
         let advertised = config.advertise.unwrap_or_else(|| format!("http://{address}"));
         let report = Report::new(
             config.name.clone(),
@@ -118,10 +143,12 @@ impl Runner {
             report: report.clone(),
             logs,
             sandbox: selection.why,
+            observer: config.observer,
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
         });
         let registration = registry.register(report.now()).await.context("register")?;
+        let known = registration.known();
         let (stop_report, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let report = tokio::spawn(report.run(registration, stop_report.clone()));
         let service = RunnerServiceServer::new(Service(shared.clone()))
@@ -134,6 +161,7 @@ impl Runner {
         let server = tokio::spawn(
             tonic::transport::Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
+                .max_frame_size(stoker_proto::HTTP2_FRAME)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .http2_keepalive_interval(Some(Duration::from_secs(10)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -145,10 +173,10 @@ impl Runner {
             name: config.name,
             address,
             shared,
-            drain_grace: config.drain_grace,
+            known,
             stop_report,
             stop_server,
-            parts: Mutex::new(Some(Parts { report, server })),
+            parts: Mutex::new(Some(Parts { report, server, driver: selection.driver })),
         })
     }
 
@@ -167,38 +195,69 @@ impl Runner {
         &self.shared.sandbox
     }
 
-    /// Refuses new calls, says so to everyone, and waits for those that run and wait, up to the grace of its configuration.
-    pub async fn drain(&self) {
-        self.drain_within(self.drain_grace).await;
+    /// Returns when the registry knows it: at once, or when a store that is away has come.
+    pub async fn registered(&self) {
+        // The task that knows goes only with the runner.
+        self.known.clone().wait_for(|known| *known).await.ok();
     }
 
-    async fn drain_within(&self, grace: Duration) {
-        let mut capacity = self.shared.report.watch();
-        self.shared.pools.drain();
-        let quiet = capacity.wait_for(|c| {
-            c.state == stoker_core::RunnerState::Draining && c.in_flight == 0 && c.waiting == 0
-        });
-        _ = tokio::time::timeout(grace, quiet).await;
-    }
-
-    /// Drains up to `grace`, ends every container, leaves the registry and stops serving. A second call does nothing.
+    /// Refuses new calls and says so to everyone, waits for those inside up to `grace`, ends every container, leaves the registry,
+    /// stops serving and clears away. A second call does nothing. Every step has a limit: all of it takes no longer than `grace` and
+    /// [`CLOSING`].
     pub async fn stop(&self, grace: Duration) {
         let Some(parts) = self.parts.lock().await.take() else { return };
-        self.drain_within(grace).await;
-        self.shared.pools.stop_all().await;
-        self.stop_report.cancel();
-        if let Ok(registration) = parts.report.await {
-            registration.withdraw().await;
+        let Parts { report, mut server, driver } = parts;
+        let pools = &self.shared.pools;
+        pools.drain();
+        self.shared.report.tell();
+        let left = pools.gate.close_and_wait(grace).await;
+        if left > 0 {
+            tracing::warn!(calls = left, ?grace, "the drain ends before these calls");
         }
+        within("the containers", CONTAINERS, pools.stop_all()).await;
+        // Calls that were ended with their containers say so before their sessions end; one whose reader stands still need not.
+        pools.gate.close_and_wait(LAST_WORDS).await;
+        self.stop_report.cancel();
+        let leave = async {
+            if let Ok(registration) = report.await {
+                registration.withdraw().await;
+            }
+        };
+        within("the registry", REGISTRY, leave).await;
         self.shared.over.cancel();
         self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        within("the sessions", SESSIONS, self.shared.tasks.wait()).await;
         self.stop_server.cancel();
-        match parts.server.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the server ended with an error"),
-            Err(error) => tracing::warn!(%error, "the server's task ended with an error"),
+        match within("the server", SERVER, &mut server).await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => tracing::warn!(%error, "the server ended with an error"),
+            Some(Err(error)) => tracing::warn!(%error, "the server's task ended with an error"),
+            // Somebody has a stream open that ends with nothing, like one of health.
+            None => server.abort(),
         }
+        within("the sandboxes", SANDBOXES, driver.close()).await;
+    }
+}
+
+/// One step of the end.
+async fn within<T>(what: &str, limit: Duration, step: impl Future<Output = T>) -> Option<T> {
+    let done = tokio::time::timeout(limit, step).await.ok();
+    if done.is_none() {
+        tracing::warn!(?limit, "stopping: {what} took too long and was left");
+    }
+    done
+}
+
+/// A container holds about a dozen descriptors here, and the usual soft limit of 1024 was made for programs that use `select`:
+/// takes all that the hard limit allows.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, all)
+    {
+        tracing::warn!(%error, ?limit, "the number of open files could not be raised");
     }
 }
 

@@ -5,15 +5,17 @@ pub mod endpoint;
 pub mod state;
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use stoker_core::error::Blame;
 use stoker_core::function::{Format, FunctionSpec, Network, Root};
 use stoker_core::{Code, ContainerId, Error};
-use stoker_sandbox::{Driver, Exit, ExitCause, Sandbox};
+use stoker_sandbox::{Driver, Exit, ExitCause, Sandbox, Usage};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use crate::logs::{ContainerLog, Logs, Source};
 
@@ -36,11 +38,30 @@ pub enum LaunchError {
     Function(Error),
     /// The machine's fault: another runner may do better.
     Platform(String),
+    /// What the function asks for is nothing that this runner can do, now or later.
+    Impossible(String),
+    /// There is no room, and none has come for longer than was expected.
+    Full { retry_after: Duration },
+    /// The runner stops.
+    Stopping,
+}
+
+impl LaunchError {
+    /// Whose fault it is, where it is one.
+    pub fn blame(&self) -> Option<Blame> {
+        match self {
+            LaunchError::Function(error) => Some(error.blame()),
+            LaunchError::Platform(_) => Some(Blame::Platform),
+            LaunchError::Impossible(_) => Some(Blame::Function),
+            LaunchError::Full { .. } | LaunchError::Stopping => None,
+        }
+    }
 }
 
 /// How long the phases of a launch took.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Launched {
+    pub began: Instant,
     pub create: Duration,
     pub start: Duration,
     pub init: Duration,
@@ -56,8 +77,10 @@ pub struct Container {
     /// It may stand still: whoever wants to use it passes the gate first.
     still: AtomicBool,
     gate: tokio::sync::Mutex<bool>,
+    /// What it had used when it was last looked at.
+    used: Mutex<Usage>,
     /// Kept open: a function that reads its STDIN must not see an end where its format has none.
-    _stdin: std::sync::Mutex<Option<OwnedFd>>,
+    _stdin: Mutex<Option<OwnedFd>>,
 }
 
 /// The pipes of a `default` call.
@@ -66,12 +89,14 @@ pub struct Pipes {
     pub stdout: pipe::Receiver,
 }
 
-/// Starts a container of a function and returns it with its first connection, where its format has them.
+/// Starts a container of a function and returns it with its first connection, where its format has them. `stop` gives it up
+/// while the function makes itself ready; nothing of it is left then.
 pub async fn launch(
     driver: &dyn Driver,
     logs: &Logs,
     id: ContainerId,
     spec: Arc<FunctionSpec>,
+    stop: &CancellationToken,
 ) -> Result<(Container, Option<UnixStream>), LaunchError> {
     let begun = Instant::now();
     let sandbox = driver.create(sandbox_spec(&id, &spec)).await.map_err(launch_error)?;
@@ -80,12 +105,22 @@ pub async fn launch(
         id,
         spec,
         log,
-        launched: Launched { create: begun.elapsed(), ..Default::default() },
+        launched: Launched {
+            began: begun,
+            create: begun.elapsed(),
+            start: Duration::ZERO,
+            init: Duration::ZERO,
+        },
         sandbox,
         still: AtomicBool::new(false),
         gate: tokio::sync::Mutex::new(false),
-        _stdin: std::sync::Mutex::new(None),
+        used: Mutex::default(),
+        _stdin: Mutex::new(None),
     };
+    if stop.is_cancelled() {
+        container.stop(Duration::ZERO).await;
+        return Err(LaunchError::Stopping);
+    }
     if container.spec.format == Format::Default {
         return Ok((container, None));
     }
@@ -102,15 +137,22 @@ pub async fn launch(
     };
     container.log.follow(Source::Stdout, pipe(stdio.stdout)?);
     container.log.follow(Source::Stderr, pipe(stdio.stderr)?);
-    container._stdin = std::sync::Mutex::new(Some(stdio.stdin));
+    container._stdin = Mutex::new(Some(stdio.stdin));
     container.launched.start = started.elapsed();
     let waiting = Instant::now();
     let shared =
         container.sandbox.shared().ok_or_else(|| LaunchError::Platform("no shared directory".to_owned()))?;
     let connection = tokio::select! {
+        () = stop.cancelled() => {
+            container.stop(Duration::ZERO).await;
+            return Err(LaunchError::Stopping);
+        }
         exit = container.sandbox.wait() => {
             let error = container.exited(exit, Phase::Init).await;
-            return Err(LaunchError::Function(error));
+            return Err(match error.code {
+                Code::RunnerLost => LaunchError::Platform(error.message),
+                _ => LaunchError::Function(error),
+            });
         }
         first = watch.first(&shared.directory) => match first {
             Ok(connection) => connection,
@@ -133,6 +175,7 @@ pub async fn launch(
         }
     };
     container.launched.init = waiting.elapsed();
+    container.look().await;
     Ok((container, Some(connection)))
 }
 
@@ -167,6 +210,18 @@ impl Container {
         })
     }
 
+    /// Looks what it used. Costs some reads of files, 10 to 20 µs: not for every call.
+    pub async fn look(&self) {
+        let now = self.sandbox.usage().await;
+        *self.used.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    /// What it had used when it was last [looked at](Self::look); `None` where nothing is known.
+    pub fn used(&self) -> Option<Usage> {
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        (used != Usage::default()).then_some(used)
+    }
+
     /// Makes sure that it runs. Costs nothing for one that was not about to be frozen.
     pub async fn thaw(&self) -> Result<Duration, stoker_sandbox::Error> {
         if !self.still.load(Ordering::Acquire) {
@@ -190,8 +245,9 @@ impl Container {
             self.still.store(false, Ordering::Release);
             return Ok(false);
         }
-        self.sandbox.freeze().await?;
+        // From here on it may stand still, whatever comes of it.
         *frozen = true;
+        self.sandbox.freeze().await?;
         Ok(true)
     }
 
@@ -225,6 +281,12 @@ impl Container {
         let how = match exit.cause {
             ExitCause::Code(code) => format!("exited with status {code}"),
             ExitCause::Signal(signal) => format!("was ended by signal {signal}"),
+            ExitCause::Lost => {
+                return Error::new(
+                    Code::RunnerLost,
+                    "the runner lost the process that holds its sandboxes, and the function with it",
+                );
+            }
         };
         match phase {
             Phase::Init => {
@@ -244,6 +306,7 @@ fn launch_error(error: stoker_sandbox::Error) -> LaunchError {
             Code::FunctionInitFailed,
             format!("the function cannot be started: {text}"),
         )),
+        stoker_sandbox::Error::Unsupported(text) => LaunchError::Impossible(text),
         other => LaunchError::Platform(other.to_string()),
     }
 }
@@ -273,15 +336,20 @@ fn sandbox_spec(id: &ContainerId, spec: &FunctionSpec) -> stoker_sandbox::Spec {
     }
 }
 
-/// The function's own variables, then those of the platform, which win.
+/// The function's own variables, then those of the platform, which win. Their names are Fn's: what its server sets, what its
+/// contract lists (`FN_NAME`) and what its kits read (`FN_FN_NAME`).
 fn environment(spec: &FunctionSpec) -> Vec<(String, String)> {
-    let mut env =
-        vec![("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned())];
+    let mut env = vec![
+        ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        // The home of whoever has the function's user id on the host is none of its business; this it can write to.
+        ("HOME".to_owned(), "/tmp".to_owned()),
+    ];
     env.extend(spec.env.iter().map(|(k, v)| (k.clone(), v.clone())));
     let mut ours = vec![
         ("FN_FORMAT", spec.format.as_str().to_owned()),
         ("FN_APP_NAME", spec.name.app().to_owned()),
         ("FN_NAME", spec.name.function().to_owned()),
+        ("FN_FN_NAME", spec.name.function().to_owned()),
         ("FN_PATH", "/invoke".to_owned()),
         ("FN_MEMORY", (spec.memory >> 20).to_string()),
         ("FN_TYPE", "sync".to_owned()),

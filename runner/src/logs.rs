@@ -101,6 +101,10 @@ pub struct ContainerLog {
 #[derive(Debug, Default)]
 struct State {
     calls: Vec<CallId>,
+    /// The one that ended last, if it had the container to itself: what is read now was written for it.
+    last: Option<CallId>,
+    /// Several ran at once since nobody did.
+    shared: bool,
     tail: VecDeque<u8>,
 }
 
@@ -113,14 +117,22 @@ impl ContainerLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lines belong to this call from now on, as long as it is the only one.
+    /// Lines belong to this call from now on, as long as it is the only one, and until the next begins: an answer may overtake
+    /// the lines that were written before it, since they come by another pipe.
     pub fn begin(&self, call: CallId) {
-        self.state().calls.push(call);
+        let mut state = self.state();
+        state.shared |= !state.calls.is_empty();
+        state.last = None;
+        state.calls.push(call);
     }
 
     /// The call is over.
     pub fn end(&self, call: CallId) {
-        self.state().calls.retain(|c| *c != call);
+        let mut state = self.state();
+        state.calls.retain(|c| *c != call);
+        if state.calls.is_empty() {
+            state.last = (!std::mem::take(&mut state.shared)).then_some(call);
+        }
     }
 
     /// The last lines.
@@ -167,6 +179,7 @@ impl ContainerLog {
             let excess = state.tail.len().saturating_sub(MAX_LOG_TAIL);
             state.tail.drain(..excess);
             match state.calls.as_slice() {
+                [] => state.last,
                 [one] => Some(*one),
                 _ => None,
             }
@@ -219,5 +232,27 @@ mod tests {
         assert!(lines.iter().all(|l| l.call == Some(call)));
         assert!(log.tail().ends_with("x\nlast\n"));
         assert!(log.tail().len() <= MAX_LOG_TAIL);
+    }
+
+    #[tokio::test]
+    async fn a_line_that_comes_late_is_still_its_calls() {
+        let name = FunctionName::parse("a/b").unwrap();
+        let logs = Logs::default();
+        let log = ContainerLog::new(ContainerId::new(Incarnation(1), 1), logs.ring(&name));
+        let (one, other) = (CallId::new(), CallId::new());
+        log.line(Source::Stderr, b"start");
+        log.begin(one);
+        log.end(one);
+        log.line(Source::Stderr, b"late");
+        log.begin(other);
+        log.line(Source::Stderr, b"next");
+        log.begin(one);
+        log.line(Source::Stderr, b"whose?");
+        log.end(other);
+        log.line(Source::Stderr, b"alone");
+        log.end(one);
+        log.line(Source::Stderr, b"whose, again?");
+        let calls: Vec<_> = logs.ring(&name).read().0.iter().map(|line| line.call).collect();
+        assert_eq!(calls, [None, Some(one), Some(other), None, Some(one), None]);
     }
 }

@@ -68,6 +68,9 @@ impl Report {
     /// The record of this moment.
     pub fn now(&self) -> Capacity {
         let survey = self.pools.survey();
+        if let Some(meters) = &self.pools.meters {
+            meters.look(&survey, self.pools.ledger.total());
+        }
         Capacity {
             runner: self.name.clone(),
             incarnation: self.incarnation,
@@ -75,9 +78,9 @@ impl Report {
             zone: self.zone.clone(),
             labels: self.labels.clone(),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            state: if survey.draining { RunnerState::Draining } else { RunnerState::Ready },
+            state: if self.pools.drains() { RunnerState::Draining } else { RunnerState::Ready },
             total: self.pools.ledger.total(),
-            free: self.pools.ledger.free(),
+            free: survey.free,
             reclaimable: survey.reclaimable,
             in_flight: survey.in_flight,
             waiting: survey.waiting,
@@ -90,10 +93,22 @@ impl Report {
         self.latest.subscribe()
     }
 
-    /// Publishes now.
-    pub async fn publish(&self, registration: &dyn Registration) {
+    /// Tells every session now. The registry learns it with the next publication, which follows within 100 ms.
+    pub fn tell(&self) -> Capacity {
         let record = self.now();
-        self.latest.send_replace(Arc::new(record.clone()));
+        // Another may tell at the same time, and the newer one has it.
+        self.latest.send_if_modified(|latest| {
+            let newer = latest.sequence < record.sequence;
+            if newer {
+                *latest = Arc::new(record.clone());
+            }
+            newer
+        });
+        record
+    }
+
+    async fn publish(&self, registration: &dyn Registration) {
+        let record = self.tell();
         if let Err(error) = registration.publish(record).await {
             tracing::warn!(%error, "the capacity could not be published; the next beat tries again");
         }

@@ -2,6 +2,7 @@
 
 pub mod call;
 pub mod line;
+pub mod pieces;
 pub mod session;
 pub mod state;
 
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::logs::{Line, Logs, Source};
+use crate::observe::Observer;
 use crate::pool::Pools;
 use crate::report::Report;
 
@@ -39,10 +41,21 @@ pub struct Shared {
     pub report: Arc<Report>,
     pub logs: Arc<Logs>,
     pub sandbox: String,
+    pub observer: Observer,
     /// Calls, sessions and readers of logs.
     pub tasks: TaskTracker,
     /// Ends them.
     pub over: CancellationToken,
+}
+
+impl Shared {
+    /// There is no way back from the end.
+    fn stays(&self) -> Result<(), Status> {
+        match self.pools.gate.is_closed() {
+            true => Err(Status::unavailable("the runner is stopping")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The service.
@@ -74,6 +87,28 @@ impl RunnerService for Service {
             sandbox: self.0.sandbox.clone(),
             software: SOFTWARE.to_owned(),
         }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainResponse>, Status> {
+        self.0.stays()?;
+        tracing::info!(reason = request.into_inner().reason, "drained: takes no new calls");
+        self.0.pools.cordon();
+        let capacity = Some(convert::to_capacity(&self.0.report.tell()));
+        Ok(Response::new(wire::DrainResponse { capacity }))
+    }
+
+    async fn uncordon(
+        &self,
+        _request: Request<wire::UncordonRequest>,
+    ) -> Result<Response<wire::UncordonResponse>, Status> {
+        self.0.stays()?;
+        tracing::info!("uncordoned: takes calls again");
+        self.0.pools.uncordon();
+        let capacity = Some(convert::to_capacity(&self.0.report.tell()));
+        Ok(Response::new(wire::UncordonResponse { capacity }))
     }
 
     async fn stream_logs(

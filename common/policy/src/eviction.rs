@@ -2,8 +2,42 @@
 //!
 //! Plain GreedyDual lets the frequency of a function protect every spare container that a burst left behind, and loses to LRU
 //! for it. Dividing by the rank among its siblings says what is true: the k-th spare is less likely to be needed.
+//!
+//! What a function's owner asked to be kept warm goes last: only where everything else together would not make room.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// Time in which half of a [`Frequency`] is forgotten. Longer than the pauses of a function that people call by hand, short
+/// next to a change of the load.
+const HALF_LIFE: Duration = Duration::from_secs(300);
+
+/// How often something happened of late: a count that decays.
+#[derive(Debug, Clone, Copy)]
+pub struct Frequency {
+    count: f64,
+    at: Instant,
+}
+
+impl Frequency {
+    /// Nothing happened yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self { count: 0.0, at: now }
+    }
+
+    /// It happened.
+    pub fn add(&mut self, now: Instant) {
+        self.count = self.at(now) + 1.0;
+        self.at = now.max(self.at);
+    }
+
+    /// The count as it is worth now.
+    #[must_use]
+    pub fn at(&self, now: Instant) -> f64 {
+        let passed = now.saturating_duration_since(self.at);
+        self.count * 0.5_f64.powf(passed.as_secs_f64() / HALF_LIFE.as_secs_f64())
+    }
+}
 
 /// An idle container.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,6 +52,17 @@ pub struct Idle {
     pub rank: u32,
     /// How long it has been idle; breaks ties.
     pub idle: Duration,
+    /// Its function would have fewer than it shall have at least.
+    pub kept: bool,
+}
+
+/// What is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Bytes.
+    pub size: u64,
+    /// Containers, whatever their size.
+    pub count: usize,
 }
 
 /// What keeping it is worth.
@@ -27,28 +72,35 @@ pub fn worth(c: &Idle) -> f64 {
     c.frequency.max(0.0).sqrt() * c.start.as_secs_f64().max(1e-6) / size / f64::from(c.rank.saturating_add(1))
 }
 
-/// The fewest of the least worthy that together free `needed` bytes, as positions in `idle`; `None` if all of them would not.
+/// The least worthy that together make up for `need`, as positions in `idle`, no more of them than it takes in that order;
+/// `None` if all of them would not do.
 #[must_use]
-pub fn victims(idle: &[Idle], needed: u64) -> Option<Vec<usize>> {
+pub fn victims(idle: &[Idle], need: Need) -> Option<Vec<usize>> {
     let mut order: Vec<usize> = (0..idle.len()).collect();
     order.sort_by(|a, b| {
-        worth(&idle[*a]).total_cmp(&worth(&idle[*b])).then(idle[*b].idle.cmp(&idle[*a].idle)).then(a.cmp(b))
+        let (one, other) = (&idle[*a], &idle[*b]);
+        one.kept
+            .cmp(&other.kept)
+            .then(worth(one).total_cmp(&worth(other)))
+            .then(other.idle.cmp(&one.idle))
+            .then(a.cmp(b))
     });
     let mut freed = 0u64;
     let mut chosen = Vec::new();
     for at in order {
-        if freed >= needed {
+        if freed >= need.size && chosen.len() >= need.count {
             break;
         }
         freed = freed.saturating_add(idle[at].size);
         chosen.push(at);
     }
-    (freed >= needed).then_some(chosen)
+    (freed >= need.size && chosen.len() >= need.count).then_some(chosen)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const ONE: Idle = Idle {
         frequency: 1.0,
@@ -56,7 +108,12 @@ mod tests {
         size: 64 << 20,
         rank: 0,
         idle: Duration::ZERO,
+        kept: false,
     };
+
+    fn bytes(size: u64) -> Need {
+        Need { size, count: 0 }
+    }
 
     #[test]
     fn spares_go_first_then_the_cheap_the_large_and_the_rare() {
@@ -68,15 +125,69 @@ mod tests {
             Idle { idle: Duration::from_secs(1), ..ONE },
         ];
         for other in others {
-            assert_eq!(victims(&[ONE, other], 1), Some(vec![1]), "{other:?}");
+            assert_eq!(victims(&[ONE, other], bytes(1)), Some(vec![1]), "{other:?}");
+            let kept = Idle { kept: true, ..other };
+            assert_eq!(victims(&[ONE, kept], bytes(1)), Some(vec![0]), "{kept:?}");
         }
     }
 
     #[test]
     fn no_more_than_needed_and_nothing_in_vain() {
         let all = [ONE; 4];
-        assert_eq!(victims(&all, 100 << 20).map(|v| v.len()), Some(2));
-        assert_eq!(victims(&all, 1 << 40), None);
-        assert_eq!(victims(&all, 0), Some(vec![]));
+        let chosen = |need| victims(&all, need).map(|v| v.len());
+        assert_eq!(chosen(bytes(100 << 20)), Some(2));
+        assert_eq!(chosen(Need { size: 1, count: 3 }), Some(3));
+        assert_eq!(chosen(bytes(1 << 40)), None);
+        assert_eq!(chosen(Need { size: 0, count: 5 }), None);
+        assert_eq!(chosen(bytes(0)), Some(0));
+    }
+
+    #[test]
+    fn half_is_forgotten() {
+        let start = Instant::now();
+        let mut frequency = Frequency::new(start);
+        frequency.add(start);
+        frequency.add(start);
+        assert!((frequency.at(start + HALF_LIFE) - 1.0).abs() < 1e-9);
+        frequency.add(start + HALF_LIFE);
+        assert!((frequency.at(start + 2 * HALF_LIFE) - 1.0).abs() < 1e-9);
+    }
+
+    fn any_idle() -> impl Strategy<Value = Idle> {
+        (0.0..50.0f64, 0u64..2_000, 0u64..300, 0u32..4, 0u64..100, any::<bool>()).prop_map(
+            |(frequency, start, mib, rank, idle, kept)| Idle {
+                frequency,
+                start: Duration::from_millis(start),
+                size: mib << 20,
+                rank,
+                idle: Duration::from_secs(idle),
+                kept,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn enough_none_twice_the_last_one_needed_and_kept_ones_last(
+            idle in prop::collection::vec(any_idle(), 0..30), mib in 0u64..2_000, count in 0usize..20,
+        ) {
+            let need = Need { size: mib << 20, count };
+            let all: u64 = idle.iter().map(|c| c.size).sum();
+            let Some(chosen) = victims(&idle, need) else {
+                prop_assert!(all < need.size || idle.len() < count);
+                return Ok(());
+            };
+            let size = |v: &[usize]| v.iter().map(|at| idle[*at].size).sum::<u64>();
+            prop_assert!(size(&chosen) >= need.size && chosen.len() >= count);
+            if let Some((_, fewer)) = chosen.split_last() {
+                prop_assert!(size(fewer) < need.size || fewer.len() < count);
+            }
+            let mut sorted = chosen.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            prop_assert_eq!(sorted.len(), chosen.len());
+            let spared = (0..idle.len()).filter(|at| !chosen.contains(at) && !idle[*at].kept).count();
+            prop_assert!(spared == 0 || chosen.iter().all(|at| !idle[*at].kept));
+        }
     }
 }

@@ -73,59 +73,60 @@ pub fn score(function: u64, runner: u64, weight: f64) -> f64 {
     if weight > 0.0 { -weight / unit.ln() } else { 0.0 }
 }
 
-/// The order in which the runners are asked for one call, each at most once. Yields positions in `candidates`.
+/// The order in which the runners are asked for one call, each at most once. Yields the names that came with them.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct Plan {
     function: u64,
-    candidates: &'a [Candidate],
-    tried: Vec<bool>,
+    /// Each with its caller's name for it. Those that were asked count as full from then on.
+    candidates: Vec<(usize, Candidate)>,
     tries: usize,
     spilled: bool,
     seed: u64,
 }
 
-/// Plans one call of `function` (its [`key`]).
+/// Plans one call of `function` (its [`key`]) over candidates, each with the caller's name for it.
 #[must_use]
-pub fn plan(function: u64, candidates: &[Candidate], seed: u64) -> Plan<'_> {
-    Plan { function, candidates, tried: vec![false; candidates.len()], tries: 0, spilled: false, seed }
+pub fn plan(function: u64, candidates: Vec<(usize, Candidate)>, seed: u64) -> Plan {
+    Plan { function, candidates, tries: 0, spilled: false, seed }
 }
 
-impl Plan<'_> {
-    fn open(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.candidates.len()).filter(|i| !self.tried[*i] && !self.candidates[*i].full)
+impl Plan {
+    fn open(&self, warm: bool) -> impl Iterator<Item = (usize, &Candidate)> {
+        let open = self.candidates.iter().map(|(_, c)| c).enumerate();
+        open.filter(move |(_, c)| !c.full && (!warm || c.warm > 0))
     }
 
-    fn best(&self, among: impl Iterator<Item = usize>) -> Option<usize> {
-        let rank = |i: &usize| score(self.function, self.candidates[*i].key, self.candidates[*i].weight);
-        among.max_by(|a, b| {
-            rank(a).total_cmp(&rank(b)).then(self.candidates[*a].key.cmp(&self.candidates[*b].key))
-        })
+    fn best(&self, warm: bool) -> Option<usize> {
+        self.open(warm)
+            .map(|(at, c)| (score(self.function, c.key, c.weight), c.key, at))
+            .max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
+            .map(|(_, _, at)| at)
     }
 
     fn by_rank(&mut self) -> Option<usize> {
-        let warm = self.open().filter(|i| self.candidates[*i].warm > 0).count();
-        if warm == 0 {
-            return self.best(self.open());
-        }
+        let warm = self.open(true).count();
         if warm < SPREAD_FROM {
-            return self.best(self.open().filter(|i| self.candidates[*i].warm > 0));
+            return self.best(warm > 0);
         }
         let nth = below(&mut self.seed, warm);
-        self.open().filter(|i| self.candidates[*i].warm > 0).nth(nth)
+        self.open(true).nth(nth).map(|(at, _)| at)
     }
 
     fn spill(&mut self) -> Option<usize> {
-        let left: Vec<usize> = self.open().collect();
-        if left.is_empty() {
+        let left = self.open(false).count();
+        if left == 0 {
             return None;
         }
-        let first = left[below(&mut self.seed, left.len())];
-        let second = left[below(&mut self.seed, left.len())];
-        Some(if self.candidates[second].load < self.candidates[first].load { second } else { first })
+        let (one, other) = (below(&mut self.seed, left), below(&mut self.seed, left));
+        [one, other]
+            .into_iter()
+            .filter_map(|nth| self.open(false).nth(nth))
+            .min_by_key(|(_, c)| c.load)
+            .map(|(at, _)| at)
     }
 }
 
-impl Iterator for Plan<'_> {
+impl Iterator for Plan {
     type Item = usize;
 
     fn next(&mut self) -> Option<usize> {
@@ -137,9 +138,10 @@ impl Iterator for Plan<'_> {
             self.spilled = true;
             self.spill()
         }?;
-        self.tried[next] = true;
+        let (name, candidate) = self.candidates.get_mut(next)?;
+        candidate.full = true;
         self.tries += 1;
-        Some(next)
+        Some(*name)
     }
 }
 
@@ -156,8 +158,12 @@ mod tests {
         Candidate { key: key(&n.to_le_bytes()), weight: 1.0, warm: 0, full: false, load: 0 }
     }
 
+    fn named(candidates: &[Candidate]) -> Vec<(usize, Candidate)> {
+        candidates.iter().copied().enumerate().collect()
+    }
+
     fn home(function: u64, candidates: &[Candidate]) -> Option<u64> {
-        plan(function, candidates, 1).next().map(|i| candidates[i].key)
+        plan(function, named(candidates), 1).next().map(|i| candidates[i].key)
     }
 
     #[test]
@@ -188,18 +194,18 @@ mod tests {
     #[test]
     fn warm_ones_come_first_and_full_ones_never() {
         let mut all: Vec<_> = (0..6).map(runner).collect();
-        let cold = plan(7, &all, 3).next().expect("there are runners");
+        let cold = plan(7, named(&all), 3).next().expect("there are runners");
         let other = (cold + 1) % 6;
         all[other].warm = 1;
-        assert_eq!(plan(7, &all, 3).next(), Some(other));
+        assert_eq!(plan(7, named(&all), 3).next(), Some(other));
         all[other].full = true;
-        assert!(plan(7, &all, 3).all(|i| i != other));
+        assert!(plan(7, named(&all), 3).all(|i| i != other));
     }
 
     #[test]
     fn many_runners_are_eight_tries_and_one_spill() {
         let all: Vec<_> = (0..50).map(runner).collect();
-        assert_eq!(plan(7, &all, 3).count(), MAX_TRIES + 1);
+        assert_eq!(plan(7, named(&all), 3).count(), MAX_TRIES + 1);
     }
 
     proptest! {
@@ -210,8 +216,8 @@ mod tests {
         ) {
             let all: Vec<_> = facts.into_iter()
                 .map(|(key, weight, warm, full, load)| Candidate { key, weight, warm, full, load }).collect();
-            let order: Vec<_> = plan(function, &all, seed).collect();
-            let again: Vec<_> = plan(function, &all, seed).collect();
+            let order: Vec<_> = plan(function, named(&all), seed).collect();
+            let again: Vec<_> = plan(function, named(&all), seed).collect();
             prop_assert_eq!(&order, &again);
             let distinct: std::collections::HashSet<_> = order.iter().collect();
             prop_assert_eq!(distinct.len(), order.len());

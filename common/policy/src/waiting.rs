@@ -22,7 +22,8 @@ impl Default for Limits {
     }
 }
 
-/// Lines that take turns. `K` names a line; entries are known by a number that the caller chooses.
+/// Lines that take turns. `K` names a line; entries are known by a number that the caller chooses, and that grows from one
+/// that joins to the next.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
     lines: HashMap<K, VecDeque<(u64, T)>>,
@@ -74,10 +75,12 @@ impl<K: Hash + Eq + Clone, T> FairQueue<K, T> {
         Ok(())
     }
 
-    /// Goes back to the head of its line: it was called and there was no room after all. Never refused, since its place was
-    /// granted before.
-    pub fn push_front(&mut self, key: &K, id: u64, entry: T) {
-        self.line_of(key).push_front((id, entry));
+    /// Goes back to its old place in its line: it was called and there was no room after all. Never refused, since its place
+    /// was granted before.
+    pub fn put_back(&mut self, key: &K, id: u64, entry: T) {
+        let line = self.line_of(key);
+        let at = line.partition_point(|(other, _)| *other < id);
+        line.insert(at, (id, entry));
     }
 
     fn line_of(&mut self, key: &K) -> &mut VecDeque<(u64, T)> {
@@ -187,8 +190,20 @@ mod tests {
         assert_eq!(queue.push(&1, 3, 'c'), Err('c'));
         assert!(queue.push(&2, 4, 'd').is_ok());
         assert_eq!(queue.push(&3, 5, 'e'), Err('e'));
-        queue.push_front(&1, 6, 'f');
-        assert_eq!(queue.pop(), Some((1, 6, 'f')));
+        queue.put_back(&1, 0, 'f');
+        assert_eq!(queue.len(), 4);
+        assert_eq!(queue.pop(), Some((1, 0, 'f')));
+    }
+
+    #[test]
+    fn who_comes_back_finds_the_old_place() {
+        let mut queue = FairQueue::new(Limits { total: 9, per_function: 9 });
+        (1..=4).for_each(|id| queue.push(&'a', id, ()).expect("there is room"));
+        let called: Vec<_> = (0..2).filter_map(|_| queue.pop()).collect();
+        // In whatever order they come back.
+        called.into_iter().rev().for_each(|(key, id, ())| queue.put_back(&key, id, ()));
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, id, ())| id).collect();
+        assert_eq!(order, [1, 2, 3, 4]);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cgroup::{Freezer, Leaf};
 use crate::engine::{CellLeaf, Engine, HostDirectory, Slot};
-use crate::spawner::client::Init;
+use crate::spawner::client::{Init, Parent};
 use crate::sys;
 use crate::wire::{self, Inbox, Launch, Launched, Order, Plan, Report};
 use crate::{Error, Exit, ExitCause, Sandbox, Shared, Stdio, Usage};
@@ -132,6 +132,7 @@ struct Inner {
     /// What it had used when it ended.
     last_usage: Mutex<Option<Usage>>,
     orphaned: watch::Receiver<bool>,
+    parent: Parent,
 }
 
 /// The leaf, while the keeper has not taken it down.
@@ -177,6 +178,7 @@ impl Cell {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|error| fail("make a socket pair")(error.into()))?;
         let our_launch = Channel::new(our_launch).map_err(fail("make a socket pair"))?;
+        let parent = init.parent();
         let pidfd = sys::watch(init.pidfd, Interest::READABLE).map_err(fail("watch the sandbox's init"))?;
 
         let wants_handle = plan.shared.is_some();
@@ -194,6 +196,7 @@ impl Cell {
             answers: tokio::sync::Mutex::new(answers),
             last_usage: Mutex::default(),
             orphaned: init.orphaned,
+            parent,
         });
         tokio::spawn(keep(Arc::clone(&inner), exit, answer, holdings, Arc::clone(engine)));
         // From here on, dropping the cell ends it.
@@ -366,6 +369,7 @@ async fn keep(
                     by_watch = out_of_memory;
                     reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
                 }
+                Ok(Some(Report::Orphaned)) => reported = Some(ExitCause::Lost),
                 Ok(Some(report)) => {
                     // Only what we asked for is answered, one at a time; more is a lie that nobody hears.
                     answer.try_send((report, inner.control.descriptor())).ok();
@@ -392,14 +396,19 @@ async fn keep(
     // What the init said last may have arrived with its end.
     inner.control.drain();
     while let Ok(Some(report)) = inner.control.take() {
-        if let Report::Ended { code, signal, out_of_memory } = report {
-            by_watch = out_of_memory;
-            reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
-        } else {
-            answer.try_send((report, inner.control.descriptor())).ok();
+        match report {
+            Report::Ended { code, signal, out_of_memory } => {
+                by_watch = out_of_memory;
+                reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
+            }
+            Report::Orphaned => reported = Some(ExitCause::Lost),
+            report => _ = answer.try_send((report, inner.control.descriptor())),
         }
     }
     drop(answer);
+    // Before anything that takes time: a spawner that goes later had no part in this end. What exited by itself did so, whatever
+    // came after.
+    let lost = !matches!(reported, Some(ExitCause::Code(_))) && inner.parent.is_gone();
     // Reaps it where its death has made it our child; the spawner does else.
     waitid(WaitId::PidFd(inner.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
     let kills = inner.leaf.with(Leaf::memory_kills).unwrap_or(0);
@@ -415,7 +424,10 @@ async fn keep(
     if cleared.await.is_err() {
         tracing::warn!("what a sandbox held could not be cleared away");
     }
-    let cause = reported.unwrap_or(ExitCause::Signal(libc::SIGKILL));
+    let cause = match lost {
+        true => ExitCause::Lost,
+        false => reported.unwrap_or(ExitCause::Signal(libc::SIGKILL)),
+    };
     exit.send_replace(Some(Exit { cause, out_of_memory: kills > 0 || by_watch }));
     drop(engine);
 }

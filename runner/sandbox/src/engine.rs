@@ -45,6 +45,7 @@ pub struct Engine {
     client: Client,
     slots: Mutex<BTreeSet<u32>>,
     next_leaf: AtomicU64,
+    next_directory: AtomicU64,
     blanks: Mutex<Vec<Blank>>,
     filling: AtomicBool,
     home: Option<PathBuf>,
@@ -135,12 +136,15 @@ impl Engine {
         let base = Base::create(&state.cgroup_name(name), cgroup_parent);
         // A death between these two lines leaves empty directories; nothing lives in them yet.
         state.write_down(base.directories())?;
+        if !flavour.isolate {
+            state.make_sockets()?;
+        }
         let setup = Setup {
             isolate: flavour.isolate,
             rootless: flavour.isolate && flavour.rootless,
             lock: state.spawner_lock(),
             cgroups: base.directories(),
-            remove: vec![state.life(), state.record()],
+            remove: vec![state.life(), state.sockets().to_path_buf(), state.record()],
         };
         let client = match Client::start(spawner, setup).await {
             Ok(client) => client,
@@ -149,7 +153,9 @@ impl Engine {
                 for directory in base.directories() {
                     crate::cgroup::remove_tree(&directory).ok();
                 }
+                std::fs::remove_dir_all(state.sockets()).ok();
                 std::fs::remove_file(state.record()).ok();
+                state.remove();
                 return Err(error);
             }
         };
@@ -160,6 +166,7 @@ impl Engine {
             client,
             slots: Mutex::default(),
             next_leaf: AtomicU64::new(0),
+            next_directory: AtomicU64::new(0),
             blanks: Mutex::default(),
             filling: AtomicBool::new(false),
             home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
@@ -180,6 +187,15 @@ impl Engine {
         tokio::task::spawn_blocking(move || engine.state.collect()).await.map_err(|error| {
             Error::Platform { step: "collect leftovers".to_owned(), source: std::io::Error::other(error) }
         })?
+    }
+
+    /// See [`crate::Driver::close`].
+    pub async fn close(&self) {
+        // None is made any more: a refill that runs finds no spawner.
+        let blanks = std::mem::take(&mut *self.blanks.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(blanks);
+        self.client.close().await;
+        self.state.remove();
     }
 
     /// Makes a sandbox up to its `exec`.
@@ -233,7 +249,7 @@ impl Engine {
         let counted = self.base.has(Controller::Pids);
         let weighed = self.base.has(Controller::Memory);
         let host_shared = match &spec.shared {
-            Some(asked) if !self.flavour.isolate => Some(self.host_directory(&spec.id, asked)?),
+            Some(asked) if !self.flavour.isolate => Some(self.host_directory(asked)?),
             _ => None,
         };
         let plan = Plan {
@@ -275,7 +291,12 @@ impl Engine {
             CellLeaf::new(None)
         } else {
             let name = self.next_leaf.fetch_add(1, Ordering::Relaxed).to_string();
-            CellLeaf::new(Some(self.base.leaf(&name).map_err(fail("make the sandbox's cgroups"))?))
+            let engine = Arc::clone(self);
+            // `mkdir` in a busy cgroup hierarchy takes up to 20 ms: not on the thread that serves calls. What is made
+            // though nobody waits for it any more is removed by being dropped.
+            let made =
+                tokio::task::spawn_blocking(move || engine.base.leaf(&name).map(Some).map(CellLeaf::new));
+            made.await.map_err(std::io::Error::other).flatten().map_err(fail("make the sandbox's cgroups"))?
         };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| fail("make a socket pair")(error.into()))?;
@@ -329,9 +350,11 @@ impl Engine {
     }
 
     /// A directory on the host for plain processes, in one that only our user may enter.
-    fn host_directory(&self, id: &str, asked: &std::path::Path) -> Result<HostDirectory, Error> {
+    fn host_directory(&self, asked: &std::path::Path) -> Result<HostDirectory, Error> {
         let name = asked.file_name().unwrap_or(std::ffi::OsStr::new("shared"));
-        let parent = self.state.life().join(id);
+        // A number, since ids are long and the paths of sockets must not be.
+        let number = self.next_directory.fetch_add(1, Ordering::Relaxed);
+        let parent = self.state.sockets().join(format!("{number:x}"));
         let path = parent.join(name);
         let made = std::fs::create_dir_all(&path).and_then(|()| {
             let flags =

@@ -202,6 +202,10 @@ impl Init {
             let limit = family.watch.as_ref().filter(|_| !family.stopped).map(|_| wait);
             let (control, alive, signal) = self.ready(Some(&family.signals), limit)?;
             if !alive || (control && !self.fill()?) {
+                if !alive {
+                    // The runner may be gone, too.
+                    wire::send_frame(self.control.as_fd(), &Report::Orphaned, &[]).ok();
+                }
                 family.kill();
                 return Ok(());
             }

@@ -135,6 +135,8 @@ pub enum ExitCause {
     Code(i32),
     /// A signal that it received.
     Signal(i32),
+    /// Nothing of its own doing: the spawner that held it went away, and it with it.
+    Lost,
 }
 
 /// What a sandbox used so far. Zero where the driver cannot tell.
@@ -180,6 +182,10 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What could not be removed.
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error>;
+
+    /// Ends every sandbox that is left and returns when this driver has nothing on the host any more. Nothing can be created
+    /// after that.
+    async fn close(&self);
 }
 
 /// One sandbox. All methods may be called from several tasks; dropping it kills and removes it.

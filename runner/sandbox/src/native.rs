@@ -188,4 +188,8 @@ impl Driver for Native {
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
         self.engine.collect_leftovers().await
     }
+
+    async fn close(&self) {
+        self.engine.close().await;
+    }
 }

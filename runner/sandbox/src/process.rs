@@ -124,4 +124,8 @@ impl Driver for Process {
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
         self.engine.collect_leftovers().await
     }
+
+    async fn close(&self) {
+        self.engine.close().await;
+    }
 }

@@ -138,14 +138,19 @@ impl Selection {
 }
 
 async fn native(config: native::Config, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
-    let driver = Native::new(config).await?;
-    probe.run(&driver).await?;
-    Ok(Arc::new(driver))
+    proven(Native::new(config).await?, probe).await
 }
 
 async fn process(config: process::Config, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
-    let driver = Process::new(config).await?;
-    probe.run(&driver).await?;
+    proven(Process::new(config).await?, probe).await
+}
+
+/// One that does not work leaves nothing behind.
+async fn proven(driver: impl Driver + 'static, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
+    if let Err(error) = probe.run(&driver).await {
+        driver.close().await;
+        return Err(error);
+    }
     Ok(Arc::new(driver))
 }
 

@@ -161,6 +161,8 @@ pub enum Report {
         signal: Option<i32>,
         out_of_memory: bool,
     },
+    /// The spawner is gone, and the init is about to, with all that it has.
+    Orphaned,
 }
 
 /// Runner → parked function: the late environment.

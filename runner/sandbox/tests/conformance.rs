@@ -200,7 +200,7 @@ async fn survives_its_spawner(driver: &dyn Driver, spawner: u32, word: &str) {
     assert!(Command::new("kill").args(["-9", &spawner.to_string()]).status().unwrap().success());
     for sandbox in [running, frozen, parked] {
         let exit = tokio::time::timeout(LIMIT, sandbox.wait()).await.unwrap();
-        assert!(matches!(exit.cause, ExitCause::Signal(_)), "{exit:?}");
+        assert_eq!(exit.cause, ExitCause::Lost, "{exit:?}");
     }
     until("the functions are gone", || alive(word) == 0);
     // One create may still meet the dead one; then another is there.

@@ -19,7 +19,17 @@ pub const NAME: &str = "lsnr.sock";
 
 /// Watches the directory from before the function starts.
 pub struct Watch {
-    events: AsyncFd<OwnedFd>,
+    /// Present until it is dropped.
+    events: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Drop for Watch {
+    /// Closing an inotify descriptor waits for a grace period of the kernel, 10 to 15 ms: not on the thread that serves calls.
+    fn drop(&mut self) {
+        if let (Some(events), Ok(runtime)) = (self.events.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(events));
+        }
+    }
 }
 
 /// Why there is no connection (yet).
@@ -43,7 +53,7 @@ impl Watch {
         )?;
         #[expect(deprecated, reason = "its replacement is unsafe; an `OwnedFd` keeps what that asks for")]
         let events = AsyncFd::new(events)?;
-        Ok(Self { events })
+        Ok(Self { events: Some(events) })
     }
 
     /// The first connection. Woken by what happens in the directory. Only between `bind` and `listen`, which no event tells
@@ -69,7 +79,8 @@ impl Watch {
 
     async fn changed(&self) -> io::Result<()> {
         let mut buffer = [0; 4096];
-        self.events
+        let Some(events) = &self.events else { return std::future::pending().await };
+        events
             .async_io(tokio::io::Interest::READABLE, |fd| match rustix::io::read(fd, &mut buffer) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.into()),

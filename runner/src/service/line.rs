@@ -1,14 +1,16 @@
 //! One call's place on a session: what the balancer said, kept until the call's task takes it, and what the task says.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use stoker_core::call::{CHUNK, WINDOW};
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use tokio::sync::{Notify, mpsc};
 use tonic::Status;
 
+use super::pieces::Pieces;
 use super::state::{Event, State};
 
 /// Towards the balancer; shared by all calls of a session.
@@ -26,12 +28,15 @@ pub struct Line {
 
 struct Inner {
     state: State,
-    body: BytesMut,
+    body: Pieces,
     last: bool,
     /// Bytes that the balancer may still send, and that this side may.
     may_receive: u64,
     may_send: u64,
     cancelled: Option<wire::CancelReason>,
+    /// The answer stands still for want of credit since then, and how long it did before.
+    stands_since: Option<Instant>,
+    stood: Duration,
 }
 
 /// What the balancer said about the start.
@@ -47,13 +52,17 @@ pub struct Lost;
 
 impl Line {
     pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool) -> Self {
+        let mut body = Pieces::default();
+        body.push(first);
         let inner = Inner {
             state: State::Offered,
-            body: BytesMut::from(first),
+            body,
             last: complete,
             may_receive: 0,
             may_send: u64::from(WINDOW),
             cancelled: None,
+            stands_since: None,
+            stood: Duration::ZERO,
         };
         Self {
             number,
@@ -87,7 +96,7 @@ impl Line {
         }
     }
 
-    pub fn receive(&self, data: &[u8], last: bool) -> Result<(), String> {
+    pub fn receive(&self, data: Bytes, last: bool) -> Result<(), String> {
         if data.len() > CHUNK {
             return Err(format!("a piece of {} bytes, at most {CHUNK} are allowed", data.len()));
         }
@@ -103,7 +112,7 @@ impl Line {
             .may_receive
             .checked_sub(data.len() as u64)
             .ok_or_else(|| format!("a piece of {} bytes is more than the credit allows", data.len()))?;
-        inner.body.extend_from_slice(data);
+        inner.body.push(data);
         inner.last = last;
         drop(inner);
         self.body.notify_one();
@@ -127,13 +136,14 @@ impl Line {
 
     // === what the call's task asks and says ===
 
-    /// Takes what there is of the body; waits until there is some, or the end of it.
-    pub async fn next_body(&self) -> (BytesMut, bool) {
+    /// The next piece of the body, and whether it is the last; waits until there is some, or the end of it.
+    pub async fn next_body(&self) -> (Bytes, bool) {
         loop {
             {
                 let mut inner = self.inner();
                 if !inner.body.is_empty() || inner.last {
-                    return (inner.body.split(), inner.last);
+                    let piece = inner.body.take(CHUNK);
+                    return (piece, inner.last && inner.body.is_empty());
                 }
             }
             self.body.notified().await;
@@ -141,9 +151,9 @@ impl Line {
     }
 
     /// What is there of the body now, and whether that is all.
-    pub fn first_body(&self) -> (BytesMut, bool) {
+    pub fn first_body(&self) -> (Bytes, bool) {
         let mut inner = self.inner();
-        (inner.body.split(), inner.last)
+        (inner.body.whole(), inner.last)
     }
 
     /// How much of `wanted` bytes may be sent; waits until it is something.
@@ -154,11 +164,20 @@ impl Line {
                 let some = inner.may_send.min(wanted as u64);
                 if some > 0 || wanted == 0 {
                     inner.may_send -= some;
+                    let stood = inner.stands_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+                    inner.stood += stood;
                     return some as usize;
                 }
+                inner.stands_since.get_or_insert_with(Instant::now);
             }
             self.credit.notified().await;
         }
+    }
+
+    /// How long the answer stood still because its reader did.
+    pub fn stood(&self) -> Duration {
+        let inner = self.inner();
+        inner.stood + inner.stands_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// All of `wanted`, or nothing, at once.
@@ -247,15 +266,15 @@ mod tests {
     async fn bodies_need_credit() {
         let (out, mut sent) = mpsc::channel(4);
         let line = Line::new(7, out, Bytes::from_static(b"first"), false);
-        assert!(line.receive(b"x", false).unwrap_err().contains("credit"));
+        assert!(line.receive(Bytes::from_static(b"x"), false).unwrap_err().contains("credit"));
         line.step(Event::Begin);
         line.allow(2).await.unwrap();
         assert!(sent.recv().await.is_some());
-        line.receive(b"ab", false).unwrap();
-        assert!(line.receive(b"c", false).is_err());
-        line.receive(b"", true).unwrap();
-        assert!(line.receive(b"", true).unwrap_err().contains("last"));
-        assert_eq!(line.next_body().await, (BytesMut::from(&b"firstab"[..]), true));
+        line.receive(Bytes::from_static(b"ab"), false).unwrap();
+        assert!(line.receive(Bytes::from_static(b"c"), false).is_err());
+        line.receive(Bytes::new(), true).unwrap();
+        assert!(line.receive(Bytes::new(), true).unwrap_err().contains("last"));
+        assert_eq!(line.next_body().await, (Bytes::from_static(b"firstab"), true));
         assert!(line.credit(1).unwrap_err().contains("window"));
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use stoker_core::call::{CHUNK, TraceContext};
 use stoker_core::function::{Digest, FunctionSpec};
-use stoker_core::{CallId, Deadline};
+use stoker_core::{CallId, Deadline, RunnerState};
 use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
 use stoker_proto::{OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
 use tonic::{Status, Streaming};
@@ -60,7 +60,10 @@ impl Session {
     async fn serve(&mut self, frames: &mut Streaming<wire::EngageRequest>) -> Result<(), Status> {
         self.greet(frames).await?;
         let mut capacity = self.shared.report.watch();
+        capacity.mark_changed();
         let mut drains = false;
+        // What is said as soon as it fits; older news that has not is stale.
+        let (mut news, out) = (None, self.out.clone());
         loop {
             tokio::select! {
                 frame = frames.message() => match frame? {
@@ -73,16 +76,19 @@ impl Session {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let record = capacity.borrow_and_update().clone();
-                    let draining = record.state == stoker_core::RunnerState::Draining;
+                    news = Some(capacity.borrow_and_update().clone());
+                }
+                permits = out.reserve_many(2), if news.is_some() => {
+                    let Ok(mut permits) = permits else { return Ok(()) };
+                    let (Some(record), Some(permit)) = (news.take(), permits.next()) else { continue };
+                    let draining = record.state == RunnerState::Draining;
                     let changed = wire::CapacityChanged { capacity: Some(convert::to_capacity(&record)) };
-                    // News that does not fit is stale by the time it would.
-                    _ = self.out.try_send(frame(engage_response::Frame::Capacity(changed)));
-                    if draining && !drains {
-                        let reason = "the runner is stopping".to_owned();
-                        let said = self.out.try_send(frame(engage_response::Frame::Draining(wire::Draining { reason })));
-                        drains = said.is_ok();
+                    permit.send(frame(engage_response::Frame::Capacity(changed)));
+                    if let Some(permit) = permits.next().filter(|_| draining && !drains) {
+                        let reason = "the runner takes no new calls".to_owned();
+                        permit.send(frame(engage_response::Frame::Draining(wire::Draining { reason })));
                     }
+                    drains = draining;
                 }
             }
         }
@@ -117,7 +123,7 @@ impl Session {
             Frame::Define(define) => self.define(define),
             Frame::Offer(offer) => self.offer(offer),
             Frame::Start(start) => self.with(start.call, |line| line.start()),
-            Frame::Body(body) => self.with(body.call, |line| line.receive(&body.data, body.last)),
+            Frame::Body(body) => self.with(body.call, |line| line.receive(body.data, body.last)),
             Frame::Credit(credit) => self.with(credit.call, |line| line.credit(credit.bytes)),
             Frame::Cancel(cancel) => self.with(cancel.call, |line| {
                 line.cancel(cancel.reason());
@@ -198,10 +204,9 @@ impl Session {
             deadline: Deadline::after(Duration::from_millis(offer.remaining_ms)),
             arrived,
         };
-        let (pools, report, calls) =
-            (self.shared.pools.clone(), self.shared.report.clone(), self.calls.clone());
+        let (shared, calls) = (self.shared.clone(), self.calls.clone());
         self.shared.tasks.spawn(async move {
-            call::run(line, offer, pools, report).await;
+            call::run(line, offer, shared).await;
             calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
         });
         Ok(())

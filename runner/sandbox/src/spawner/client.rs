@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -24,6 +26,8 @@ pub struct Client {
     command: Command,
     setup: Setup,
     live: tokio::sync::Mutex<Option<Arc<Live>>>,
+    /// No other is started.
+    closed: AtomicBool,
 }
 
 /// One spawner process.
@@ -31,6 +35,10 @@ struct Live {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
     gone: watch::Sender<bool>,
+    /// Nobody wants it any more: its end is no surprise.
+    closing: AtomicBool,
+    /// Turns true when its process has ended.
+    ended: watch::Receiver<bool>,
     pid: u32,
 }
 
@@ -47,6 +55,29 @@ pub struct Init {
     pub pidfd: OwnedFd,
     /// Turns true when the spawner that made it is gone.
     pub orphaned: watch::Receiver<bool>,
+    live: Weak<Live>,
+}
+
+/// Tells whether the spawner of an init is gone, at once and for certain.
+#[derive(Clone)]
+pub struct Parent(Weak<Live>);
+
+impl Init {
+    /// Its spawner.
+    pub fn parent(&self) -> Parent {
+        Parent(self.live.clone())
+    }
+}
+
+impl Parent {
+    /// A process that ends closes its descriptors before its children learn of its death: who died of that finds this true.
+    pub fn is_gone(&self) -> bool {
+        let Some(live) = self.0.upgrade() else { return true };
+        let mut sockets = [PollFd::new(live.socket.get_ref(), PollFlags::RDHUP)];
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let asked = rustix::event::poll(&mut sockets, Some(&none));
+        asked.is_ok_and(|ready| ready > 0) || *live.gone.borrow()
+    }
 }
 
 impl Client {
@@ -55,7 +86,8 @@ impl Client {
     /// # Errors
     /// [`Error::Platform`] when it does not come up.
     pub async fn start(command: Command, setup: Setup) -> Result<Self, Error> {
-        let client = Self { command, setup, live: tokio::sync::Mutex::new(None) };
+        let (live, closed) = (tokio::sync::Mutex::new(None), AtomicBool::new(false));
+        let client = Self { command, setup, live, closed };
         client.live().await?;
         Ok(client)
     }
@@ -104,12 +136,31 @@ impl Client {
         }
     }
 
+    /// Ends the spawner, and returns when it has cleared everything away.
+    pub async fn close(&self) {
+        let mut slot = self.live.lock().await;
+        self.closed.store(true, Ordering::Release);
+        let Some(live) = slot.take() else { return };
+        drop(slot);
+        live.closing.store(true, Ordering::Release);
+        rustix::net::shutdown(live.socket.get_ref(), rustix::net::Shutdown::Both).ok();
+        let mut ended = live.ended.clone();
+        // Who says it goes only with the runtime.
+        ended.wait_for(|ended| *ended).await.ok();
+    }
+
     async fn live(&self) -> Result<Arc<Live>, Error> {
         let mut slot = self.live.lock().await;
         if let Some(live) = &*slot
             && !*live.gone.borrow()
         {
             return Ok(Arc::clone(live));
+        }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Platform {
+                step: "ask the sandbox spawner".to_owned(),
+                source: io::Error::new(io::ErrorKind::BrokenPipe, "the driver was closed"),
+            });
         }
         let live = self.launch().await.map_err(|source| Error::Platform {
             step: format!("start the sandbox spawner {}", self.command.program.display()),
@@ -169,20 +220,23 @@ impl Client {
                 ));
             }
         }
+        let (ending, ended) = watch::channel(false);
         let live = Arc::new(Live {
             socket,
             waiting: Mutex::default(),
             gone: watch::Sender::new(false),
+            closing: AtomicBool::new(false),
+            ended,
             pid: child.id(),
         });
         // Ends with the spawner, or with the driver: the last handle on the socket but this task's own closes it.
-        tokio::spawn(listen(Arc::downgrade(&live), child));
+        tokio::spawn(listen(Arc::downgrade(&live), child, ending));
         Ok(live)
     }
 }
 
 /// Hands answers out until the spawner is gone.
-async fn listen(live: std::sync::Weak<Live>, child: Child) {
+async fn listen(live: Weak<Live>, mut child: Child, ending: watch::Sender<bool>) {
     // The driver may be dropped while we wait, and only its drop closes the socket: hold it only for one step at a time,
     // on a duplicate that registers for itself.
     let Some(held) = live.upgrade() else { return };
@@ -197,7 +251,10 @@ async fn listen(live: std::sync::Weak<Live>, child: Child) {
             let Some(live) = live.upgrade() else { break };
             let (sequence, result) = match message {
                 FromSpawner::Cloned { sequence, .. } => match descriptors.pop() {
-                    Some(pidfd) => (sequence, Ok(Init { pidfd, orphaned: live.gone.subscribe() })),
+                    Some(pidfd) => {
+                        let (orphaned, live) = (live.gone.subscribe(), Arc::downgrade(&live));
+                        (sequence, Ok(Init { pidfd, orphaned, live }))
+                    }
                     None => break,
                 },
                 FromSpawner::Failed { sequence, errno } => {
@@ -218,10 +275,14 @@ async fn listen(live: std::sync::Weak<Live>, child: Child) {
         waiting.closed = true;
         waiting.answers.clear();
         drop(waiting);
-        tracing::warn!(pid = live.pid, "the sandbox spawner is gone; its sandboxes are, too");
+        if !live.closing.load(Ordering::Acquire) {
+            tracing::warn!(pid = live.pid, "the sandbox spawner is gone; its sandboxes are, too");
+        }
         live.gone.send_replace(true);
     }
-    end(child);
+    // Collects it, which may take as long as it clears away.
+    tokio::task::spawn_blocking(move || child.wait()).await.ok();
+    ending.send_replace(true);
 }
 
 /// Collects an ended child without holding anybody up.

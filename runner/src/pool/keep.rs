@@ -1,0 +1,134 @@
+//! The task beside a ready container.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::function::Digest;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::member::Member;
+use super::{Pools, STOP_GRACE};
+use crate::container::Container;
+use crate::container::state::{Event, State};
+
+/// What a container that is never idle for long used is looked at no more often: a look is some reads of files.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What is to be done with a member that stays idle.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Freeze,
+    End,
+}
+
+impl Pools {
+    /// Freezes a container when it is idle, ends it when it is idle too long, notices when it ends by itself, and looks now
+    /// and then what it used. Ends with the container.
+    pub(super) async fn keep(
+        self: Arc<Self>,
+        digest: Digest,
+        seq: u64,
+        container: Arc<Container>,
+        keeper: Arc<Notify>,
+        over: CancellationToken,
+    ) {
+        let freezes = self.driver.describe().freezes && container.spec.format.is_hot();
+        let timeout = container.spec.idle_timeout();
+        let mut frozen_since = None;
+        let mut looked = Instant::now();
+        loop {
+            let idle = {
+                let inner = self.inner();
+                let Some(version) = inner.versions.get(&digest) else { return };
+                let Some(member) = version.members.get(&seq) else { return };
+                (member.calls == 0).then(|| (member.since, version.surplus() > 0))
+            };
+            let due = idle.and_then(|(since, surplus)| match freezes && frozen_since != Some(since) {
+                true => Some((since + self.freeze_after.min(timeout), since, Due::Freeze)),
+                false if surplus => Some((since + timeout, since, Due::End)),
+                // One of the minimum stays, until there are more or it is less.
+                false => None,
+            });
+            let timer = async {
+                match due {
+                    // Frozen: the call that thaws it starts the time anew, and says so at its end.
+                    Some((at, _, Due::End)) if freezes => {
+                        _ = tokio::time::timeout_at(at.into(), keeper.notified()).await;
+                    }
+                    // A call in between only moves the time on: soon enough seen when it has come.
+                    Some((at, ..)) => tokio::time::sleep_until(at.into()).await,
+                    // Whoever changes that says so.
+                    None => keeper.notified().await,
+                }
+            };
+            tokio::select! {
+                () = over.cancelled() => return,
+                exit = container.wait() => {
+                    tracing::info!(container = %container.id, ?exit, "a container ended by itself");
+                    self.end(digest, seq, Duration::ZERO, |_, _| true);
+                    return;
+                }
+                () = timer => {}
+            }
+            if looked.elapsed() >= LOOK || due.is_some_and(|(.., what)| what == Due::Freeze) {
+                container.look().await;
+                looked = Instant::now();
+            }
+            let Some((at, since, what)) = due else { continue };
+            if Instant::now() < at {
+                continue;
+            }
+            let idle = |m: &Member| m.calls == 0 && m.since == since;
+            // An idle timeout that is no longer than the time to freezing goes first.
+            if since.elapsed() >= timeout
+                && self.end(digest, seq, STOP_GRACE, |m, surplus| idle(m) && surplus)
+            {
+                return;
+            }
+            if what == Due::End {
+                continue;
+            }
+            let frozen = container.freeze(|| {
+                let mut inner = self.inner();
+                let member = inner.versions.get_mut(&digest).and_then(|v| v.members.get_mut(&seq));
+                member.filter(|m| idle(m) && m.state == State::Idle).is_some_and(|m| m.step(Event::Froze))
+            });
+            match frozen.await {
+                Ok(true) => {
+                    frozen_since = Some(since);
+                    if let Some(meters) = &self.meters {
+                        meters.freezes.add_one();
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(container = %container.id, %error, "an idle container could not be frozen");
+                    // A call that took it meanwhile thaws it, or is refused.
+                    if self.end(digest, seq, Duration::ZERO, |m, _| idle(m)) {
+                        return;
+                    }
+                    frozen_since = Some(since);
+                }
+            }
+        }
+    }
+
+    /// Ends a container if it is as `when` says, told also whether its function has more than it shall have.
+    fn end(
+        self: &Arc<Self>,
+        digest: Digest,
+        seq: u64,
+        grace: Duration,
+        when: impl FnOnce(&Member, bool) -> bool,
+    ) -> bool {
+        let mut inner = self.inner();
+        let version = inner.versions.get(&digest);
+        let fits = version.is_some_and(|v| v.members.get(&seq).is_some_and(|m| when(m, v.surplus() > 0)));
+        let action = if fits { inner.stop(digest, seq, grace) } else { None };
+        drop(inner);
+        self.act(action.into_iter().collect());
+        self.changed.notify_one();
+        fits
+    }
+}

@@ -1,0 +1,240 @@
+//! How containers come: for those who wait, ahead of need, and what becomes of a launch.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use stoker_core::function::{Digest, FunctionSpec};
+use stoker_core::{ContainerId, Resources};
+use stoker_policy::eviction::{Idle, Need, victims};
+use stoker_policy::launch::{Decision, decide};
+use tokio::net::UnixStream;
+
+use super::member::Member;
+use super::version::Version;
+use super::{Action, EVICT_GRACE, Inner, Pools};
+use crate::container::state::{Event, State};
+use crate::container::{self, Container, LaunchError};
+
+impl Pools {
+    /// Whether a container could be started now or after evictions.
+    pub(super) fn room(&self, inner: &Inner, spec: &FunctionSpec) -> bool {
+        let (free, ask) = (self.ledger.free(), spec.ask());
+        let idle = inner.reclaimable();
+        free.memory.saturating_add(idle.memory) >= ask.memory
+            && free.slots.saturating_add(idle.slots) > 0
+            && free.cpu_millis >= ask.cpu_millis
+    }
+
+    /// Launches what those who wait for a version need. `true` if there is no room for the first of them, who waits too long.
+    pub(super) fn launch_for(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        digest: Digest,
+        held: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        loop {
+            let Some(version) = inner.versions.get(&digest) else { return false };
+            // Those that are ready want only CPU.
+            let Some(last) = version.waiters.len().checked_sub(1).filter(|_| version.ready.is_empty()) else {
+                return false;
+            };
+            let allowed = !held && !inner.stopping && inner.launching < self.cap() && version.may_grow();
+            if !allowed || decide(&version.facts(last)) == Decision::Wait {
+                return false;
+            }
+            let overdue = version.overdue();
+            if !self.begin(inner, digest, true, actions) {
+                return overdue;
+            }
+        }
+    }
+
+    /// Launches what a version shall have without being asked by a call, if that costs nobody anything: its minimum, and
+    /// `ahead` of calls more, which only other calls of it are a reason for.
+    pub(super) fn refill(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        digest: Digest,
+        ahead: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let cap = self.cap();
+        loop {
+            let Some(version) = inner.versions.get(&digest) else { return };
+            let wanted = if ahead { version.ahead(cap) } else { version.minimum() };
+            // So it is for most, at every call.
+            if wanted == 0 && inner.short.is_empty() {
+                return;
+            }
+            let standing = version.standing();
+            let enough = standing >= wanted || version.failing || inner.stopping || self.drains();
+            let (may_grow, short) = (version.may_grow(), !enough && standing < version.minimum());
+            if short {
+                inner.short.insert(digest);
+            } else {
+                inner.short.remove(&digest);
+            }
+            if enough {
+                return;
+            }
+            let allowed = inner.waiting == 0 && inner.launching < cap && may_grow;
+            if !allowed || !self.begin(inner, digest, false, actions) {
+                return;
+            }
+        }
+    }
+
+    /// Starts a launch if there is room; else makes some, if it may.
+    fn begin(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        digest: Digest,
+        evict: bool,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let Some(version) = inner.versions.get_mut(&digest) else { return false };
+        let spec = version.spec.clone();
+        let ask = spec.ask();
+        let Some(working) = self.ledger.take(ask.working()) else { return false };
+        let Some(standing) = self.ledger.take(ask.standing()) else {
+            if evict {
+                self.make_room(inner, digest, ask.standing(), actions);
+            }
+            return false;
+        };
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = ContainerId::new(self.incarnation, seq);
+        let cause = version.waiters.iter_mut().find(|w| !w.caused).map(|w| {
+            w.caused = true;
+            w.id
+        });
+        version.members.insert(seq, Member::new(standing, working, cause));
+        version.launching += 1;
+        inner.launching += 1;
+        actions.push(Action::Launch { digest, spec, seq, id });
+        true
+    }
+
+    /// Ends idle containers of others until `need` fits, unless enough are ending already.
+    fn make_room(&self, inner: &mut Inner, own: Digest, need: Resources, actions: &mut Vec<Action>) {
+        let mut free = self.ledger.free();
+        let now = Instant::now();
+        let (mut keys, mut idle): (Vec<(Digest, u64)>, Vec<Idle>) = Default::default();
+        for (digest, version) in &inner.versions {
+            let ending = version.members.values().filter(|m| m.state == State::Stopping).count();
+            free.memory = free.memory.saturating_add(version.spec.memory.saturating_mul(ending as u64));
+            free.slots = free.slots.saturating_add(super::count(ending));
+            if *digest != own {
+                for (seq, candidate) in version.candidates(now) {
+                    keys.push((*digest, seq));
+                    idle.push(candidate);
+                }
+            }
+        }
+        let missing = Need {
+            size: need.memory.saturating_sub(free.memory),
+            count: need.slots.saturating_sub(free.slots) as usize,
+        };
+        for at in victims(&idle, missing).unwrap_or_default() {
+            let (digest, seq) = keys[at];
+            actions.extend(inner.stop(digest, seq, EVICT_GRACE));
+            if let Some(meters) = &self.meters {
+                meters.evictions.add_one();
+            }
+        }
+    }
+
+    pub(super) async fn launch(
+        self: Arc<Self>,
+        digest: Digest,
+        spec: Arc<FunctionSpec>,
+        seq: u64,
+        id: ContainerId,
+    ) {
+        let begun = Instant::now();
+        match container::launch(&*self.driver, &self.logs, id, spec, &self.stop).await {
+            Ok((container, connection)) => {
+                if let Some(meters) = &self.meters {
+                    meters.launched(&container.launched);
+                }
+                self.launched(digest, seq, Arc::new(container), connection, begun.elapsed());
+            }
+            Err(error) => {
+                if let (Some(meters), Some(blame)) = (&self.meters, error.blame()) {
+                    meters.launch_failed(blame.as_str());
+                }
+                self.failed(digest, seq, error);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    fn launched(
+        self: &Arc<Self>,
+        digest: Digest,
+        seq: u64,
+        container: Arc<Container>,
+        connection: Option<UnixStream>,
+        took: Duration,
+    ) {
+        let mut actions = Vec::new();
+        let mut inner = self.inner();
+        inner.launching -= 1;
+        let stopping = inner.stopping;
+        inner.moved(&digest);
+        let Some(version) = inner.versions.get_mut(&digest) else { return };
+        version.launching -= 1;
+        version.cold.add(took);
+        let Some(member) = version.members.get_mut(&seq) else { return };
+        member.step(Event::Created);
+        member.step(Event::Ready);
+        member.working = None;
+        member.since = Instant::now();
+        member.container = Some(container.clone());
+        member.connected(connection);
+        let (keeper, over) = (member.keeper.clone(), member.over.clone());
+        version.ready.push(seq);
+        if stopping {
+            actions.extend(inner.stop(digest, seq, Duration::ZERO));
+        } else {
+            if version.surplus() > 0 && version.minimum() > 0 {
+                version.wake_keepers();
+            }
+            let pools = self.clone();
+            self.tasks.spawn(async move { pools.keep(digest, seq, container, keeper, over).await });
+            self.pump(&mut inner, &mut actions);
+            self.refill(&mut inner, digest, true, &mut actions);
+        }
+        drop(inner);
+        self.act(actions);
+    }
+
+    fn failed(self: &Arc<Self>, digest: Digest, seq: u64, error: LaunchError) {
+        tracing::info!(?error, "a container could not be launched");
+        let mut actions = Vec::new();
+        let mut inner = self.inner();
+        inner.launching -= 1;
+        inner.moved(&digest);
+        let told = inner.versions.get_mut(&digest).and_then(|version| version.fail(seq));
+        if let Some(waiter) = told {
+            inner.waiting -= 1;
+            actions.push(Action::Give { give: waiter.give, given: Err(error) });
+        }
+        self.pump(&mut inner, &mut actions);
+        drop(inner);
+        self.act(actions);
+    }
+}
+
+impl Version {
+    /// A launch failed: the waiter that caused it, if it still waits, must be told.
+    fn fail(&mut self, seq: u64) -> Option<super::Waiter> {
+        self.launching -= 1;
+        self.failing = true;
+        let cause = self.members.remove(&seq)?.cause?;
+        let at = self.waiters.iter().position(|w| w.id == cause)?;
+        self.waiters.remove(at)
+    }
+}

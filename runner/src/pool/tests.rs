@@ -1,0 +1,309 @@
+//! Whatever callers, launches and deaths do in whatever order: nobody waits for ever, no container holds more calls than it
+//! may or is used while it stands still, and in the end everything was given back.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+use stoker_core::function::Format;
+use stoker_sandbox::{Description, Error, Exit, ExitCause, Sandbox, Shared, Spec, Stdio, Usage};
+use tokio::sync::watch;
+
+use super::*;
+
+/// Longer than any run takes; a call that waits this long was forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
+/// A driver whose sandboxes are no processes, so that their fates can be dictated: of every `fails` creations one fails.
+struct Puppets {
+    description: Description,
+    fails: u32,
+    made: AtomicU32,
+    state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>,
+    alive: Arc<AtomicUsize>,
+}
+
+struct Puppet {
+    frozen: AtomicBool,
+    users: AtomicU32,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+struct Held {
+    id: String,
+    puppet: Arc<Puppet>,
+    directory: tempfile::TempDir,
+    shared: Shared,
+    listener: Mutex<Option<UnixListener>>,
+    ends: Mutex<Option<[std::os::fd::OwnedFd; 3]>>,
+    state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Puppet {
+    fn end(&self) {
+        let exit = Exit { cause: ExitCause::Signal(9), out_of_memory: false };
+        self.exit.send_if_modified(|now| now.replace(exit).is_none());
+    }
+}
+
+#[async_trait]
+impl Driver for Puppets {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        tokio::task::yield_now().await;
+        let n = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.fails > 0 && n.is_multiple_of(self.fails) {
+            return Err(match n % 2 {
+                0 => Error::Function("it is not there".to_owned()),
+                _ => Error::Platform { step: "make it".to_owned(), source: io::ErrorKind::Other.into() },
+            });
+        }
+        let puppet = Arc::new(Puppet {
+            frozen: AtomicBool::new(false),
+            users: AtomicU32::new(0),
+            exit: watch::Sender::new(None),
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let handle = rustix::fs::open(
+            directory.path(),
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        );
+        let shared = Shared { directory: handle.unwrap(), inside: PathBuf::from("/tmp") };
+        self.state.lock().unwrap().insert(spec.id.clone(), puppet.clone());
+        self.alive.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Held {
+            id: spec.id,
+            puppet,
+            directory,
+            shared,
+            listener: Mutex::default(),
+            ends: Mutex::default(),
+            state: self.state.clone(),
+            alive: self.alive.clone(),
+        }))
+    }
+
+    async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn close(&self) {}
+}
+
+#[async_trait]
+impl Sandbox for Held {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn shared(&self) -> Option<&Shared> {
+        Some(&self.shared)
+    }
+
+    async fn start(&self, _env: Vec<(String, String)>) -> Result<Stdio, Error> {
+        let path = self.directory.path().join(crate::container::endpoint::NAME);
+        *self.listener.lock().unwrap() = Some(UnixListener::bind(path).unwrap());
+        let pipe = || {
+            let (read, write) = io::pipe().unwrap();
+            let (read, write) = (std::os::fd::OwnedFd::from(read), std::os::fd::OwnedFd::from(write));
+            rustix::io::ioctl_fionbio(&read, true).unwrap();
+            (read, write)
+        };
+        let ((inside, stdin), (stdout, out), (stderr, err)) = (pipe(), pipe(), pipe());
+        *self.ends.lock().unwrap() = Some([inside, out, err]);
+        Ok(Stdio { stdin, stdout, stderr })
+    }
+
+    async fn freeze(&self) -> Result<(), Error> {
+        assert!(!self.puppet.frozen.swap(true, Ordering::SeqCst), "frozen twice");
+        assert_eq!(self.puppet.users.load(Ordering::SeqCst), 0, "frozen in use");
+        Ok(())
+    }
+
+    async fn thaw(&self) -> Result<(), Error> {
+        assert!(self.puppet.frozen.swap(false, Ordering::SeqCst), "thawed twice");
+        Ok(())
+    }
+
+    async fn stop(&self, _grace: Duration) -> Exit {
+        tokio::task::yield_now().await;
+        self.puppet.end();
+        self.wait().await
+    }
+
+    async fn wait(&self) -> Exit {
+        self.puppet.exit.subscribe().wait_for(Option::is_some).await.unwrap().unwrap()
+    }
+
+    async fn usage(&self) -> Usage {
+        Usage::default()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.state.lock().unwrap().remove(&self.id);
+        self.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What a caller does.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    function: usize,
+    /// Yields before it comes.
+    comes: u8,
+    /// Leaves the line after so many yields.
+    leaves: Option<u8>,
+    /// Yields that its call takes.
+    takes: u8,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Kept,
+    Destroyed,
+    /// Given back before the function saw anything.
+    Untouched,
+    /// Dropped while the function worked on it.
+    Lost,
+    /// The container dies under it.
+    Dies,
+}
+
+fn any_caller() -> impl Strategy<Value = Caller> {
+    let end = prop_oneof![
+        6 => Just(End::Kept),
+        1 => Just(End::Destroyed),
+        1 => Just(End::Untouched),
+        1 => Just(End::Lost),
+        1 => Just(End::Dies),
+    ];
+    (0usize..4, 0u8..60, prop::option::weighted(0.2, 0u8..20), 0u8..20, end)
+        .prop_map(|(function, comes, leaves, takes, end)| Caller { function, comes, leaves, takes, end })
+}
+
+fn specs() -> [Arc<FunctionSpec>; 4] {
+    let spec = |name: &str| {
+        let name = FunctionName::new("test", name).unwrap();
+        let mut spec = FunctionSpec::new(name, vec!["x".into()], "/".into());
+        (spec.memory, spec.format, spec.idle_timeout_ms) = (64 << 20, Format::HttpStream, 3);
+        spec
+    };
+    let (mut shared, mut once, mut large, mut kept) =
+        (spec("shared"), spec("once"), spec("large"), spec("kept"));
+    (shared.concurrency, shared.max_containers) = (3, 2);
+    once.format = Format::Default;
+    (large.memory, large.cpu_millis) = (192 << 20, 700);
+    (kept.min_containers, kept.cpu_millis) = (2, 400);
+    [shared, once, large, kept].map(Arc::new)
+}
+
+async fn yields(n: u8) {
+    for _ in 0..n {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn run(pools: Arc<Pools>, state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>, caller: Caller) {
+    let spec = specs()[caller.function].clone();
+    yields(caller.comes).await;
+    let mut lease = match pools.acquire(spec.digest(), &spec, CallId::new(), Duration::from_secs(3600)) {
+        Acquired::Now(lease) => lease,
+        Acquired::Refused { reason, .. } => {
+            assert_eq!(reason, Refusal::Full);
+            return;
+        }
+        Acquired::Wait { ticket, .. } => {
+            let given = match caller.leaves {
+                Some(n) => tokio::select! {
+                    biased;
+                    () = yields(n) => return,
+                    given = ticket.wait() => given,
+                },
+                None => tokio::time::timeout(FORGOTTEN, ticket.wait()).await.expect("it waits for ever"),
+            };
+            match given {
+                Ok(lease) => lease,
+                Err(_) => return,
+            }
+        }
+    };
+    let puppet = state.lock().unwrap().get(lease.container.id.as_str()).cloned().expect("it is there");
+    if lease.container.thaw().await.is_err() {
+        return;
+    }
+    let before = puppet.users.fetch_add(1, Ordering::SeqCst);
+    assert!(before < spec.concurrency, "{before} others are in it");
+    if !matches!(caller.end, End::Untouched) {
+        lease.touch();
+    }
+    for _ in 0..caller.takes {
+        assert!(!puppet.frozen.load(Ordering::SeqCst), "it stands still under a call");
+        tokio::task::yield_now().await;
+    }
+    if matches!(caller.end, End::Dies) {
+        puppet.end();
+    }
+    puppet.users.fetch_sub(1, Ordering::SeqCst);
+    match caller.end {
+        End::Kept => _ = lease.finish(spec.format.is_hot(), None),
+        End::Destroyed | End::Dies => _ = lease.finish(false, None),
+        End::Untouched | End::Lost => drop(lease),
+    }
+}
+
+proptest! {
+    // Threads make each run another: a smaller case need not fail again.
+    #![proptest_config(ProptestConfig { cases: 48, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn everyone_is_served_and_everything_comes_back(
+        callers in prop::collection::vec(any_caller(), 1..120), fails in prop_oneof![Just(0u32), 3u32..9], slots in 1u32..9,
+        freeze_us in prop_oneof![Just(0u64), Just(500u64)], cordons in prop::collection::vec(0u8..40, 0..6),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let description = Description {
+                name: "puppets", why: String::new(), isolates: true, freezes: true, limits_memory: true, limits_cpu: true,
+                limits_pids: true, isolates_network: true,
+            };
+            let (state, alive) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+            let driver = Puppets { description, fails, made: AtomicU32::new(0), state, alive };
+            let (state, alive) = (driver.state.clone(), driver.alive.clone());
+            let total = Resources { memory: 320 << 20, cpu_millis: 1000, slots };
+            let ledger = Ledger::new(total);
+            let (freeze, logs) = (Duration::from_micros(freeze_us), Arc::new(Logs::default()));
+            let pools = Pools::new(ledger.clone(), logs, Arc::new(driver), Incarnation(7), freeze, None);
+            let tasks: Vec<_> =
+                callers.into_iter().map(|caller| tokio::spawn(run(pools.clone(), state.clone(), caller))).collect();
+            // An operator who cannot decide; calls that are inside do not mind.
+            for (n, pause) in cordons.into_iter().enumerate() {
+                yields(pause).await;
+                if n.is_multiple_of(2) { pools.cordon() } else { pools.uncordon() }
+            }
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let survey = pools.survey();
+            assert_eq!((survey.in_flight, survey.waiting), (0, 0));
+            tokio::time::timeout(FORGOTTEN, pools.stop_all()).await.expect("it stops");
+            assert_eq!(ledger.free(), total);
+            assert_eq!(alive.load(Ordering::SeqCst), 0, "sandboxes that nobody ended");
+            let inner = pools.inner();
+            assert!(inner.launching == 0 && inner.waiting == 0);
+            assert!(inner.versions.values().all(|v| {
+                v.members.is_empty() && v.ready.is_empty() && v.waiters.is_empty() && v.launching == 0 && v.busy == 0
+            }));
+        });
+    }
+}

@@ -1,0 +1,233 @@
+//! The containers of one version of a function, its line, and what was observed of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::Warmth;
+use stoker_core::function::FunctionSpec;
+use stoker_policy::eviction::{Frequency, Idle};
+use stoker_policy::launch::Facts;
+
+use super::line::Waiter;
+use super::measure::Mean;
+use super::member::Member;
+use crate::container::state::{Event, State};
+use crate::ledger::Ledger;
+
+pub struct Version {
+    /// Its numbers of containers may change; the rest is what the digest stands for.
+    pub spec: Arc<FunctionSpec>,
+    pub members: HashMap<u64, Member>,
+    /// Ready members with room for a call; the last one was used last.
+    pub ready: Vec<u64>,
+    pub launching: u32,
+    pub waiters: VecDeque<Waiter>,
+    /// Calls that run.
+    pub busy: u32,
+    /// No newer version of the function had a call: its minimum counts.
+    pub newest: bool,
+    /// Its last launch failed: none is started but for a call.
+    pub failing: bool,
+    pub frequency: Frequency,
+    pub run: Mean,
+    pub cold: Mean,
+    /// Counts what may have made room for one of its calls: those that ended, launches that came to an end, containers that went.
+    pub moves: u64,
+    /// How far things had come when one that waited for room gave up. Until they move, nobody else need try.
+    pub gave_up: Option<u64>,
+}
+
+impl Version {
+    pub fn new(spec: Arc<FunctionSpec>) -> Self {
+        Self {
+            spec,
+            members: HashMap::new(),
+            ready: Vec::new(),
+            launching: 0,
+            waiters: VecDeque::new(),
+            busy: 0,
+            newest: false,
+            failing: false,
+            frequency: Frequency::new(Instant::now()),
+            run: Mean::default(),
+            cold: Mean::default(),
+            moves: 0,
+            gave_up: None,
+        }
+    }
+
+    /// How far things have come that could make room for one of its calls; `all` is that of the whole runner.
+    pub fn progress(&self, all: u64) -> u64 {
+        if self.may_grow() { all } else { self.moves }
+    }
+
+    pub fn per_container(&self) -> u32 {
+        self.spec.concurrency.max(1)
+    }
+
+    pub fn may_grow(&self) -> bool {
+        self.members.len() < self.spec.max_containers as usize
+    }
+
+    pub fn warmth(&self) -> Warmth {
+        let room = |m: &Member| self.per_container().saturating_sub(m.calls);
+        let idle = self.ready.iter().filter_map(|seq| self.members.get(seq)).map(room).sum();
+        Warmth { idle, busy: self.busy, waiting: count(self.waiters.len()) }
+    }
+
+    /// For a call behind `waiting` others.
+    pub fn facts(&self, waiting: usize) -> Facts {
+        let serving = count(self.members.values().filter(|m| m.serves()).count());
+        Facts {
+            waiting: count(waiting),
+            serving: serving.saturating_mul(self.per_container()),
+            launching: self.launching.saturating_mul(self.per_container()),
+            mean_call: self.run.get(),
+            cold: self.cold.get(),
+            overdue: self.overdue(),
+        }
+    }
+
+    /// The first in line has waited longer than a launch takes.
+    pub fn overdue(&self) -> bool {
+        self.waiters.front().is_some_and(|w| w.overdue)
+    }
+
+    /// Ready members without a call, the one used last first.
+    pub fn idle(&self) -> impl Iterator<Item = (u64, &Member)> {
+        let member = |seq: &u64| Some((*seq, self.members.get(seq)?));
+        self.ready.iter().rev().filter_map(member).filter(|(_, m)| m.calls == 0)
+    }
+
+    /// How many shall be there whether or not they are used.
+    pub fn minimum(&self) -> usize {
+        match self.newest {
+            true => self.spec.min_containers.min(self.spec.max_containers) as usize,
+            false => 0,
+        }
+    }
+
+    /// How many of them count for it. Of those that serve once, only the ones that still will.
+    pub fn standing(&self) -> usize {
+        let there = match self.spec.format.is_hot() {
+            true => self.members.values().filter(|m| m.serves()).count(),
+            false => self.ready.len(),
+        };
+        there + self.launching as usize
+    }
+
+    /// How many may go without it having too few.
+    pub fn surplus(&self) -> usize {
+        self.standing().saturating_sub(self.minimum())
+    }
+
+    /// How many shall be there while calls come: the minimum, and for a format whose containers serve once the next one or
+    /// some, prepared while others work.
+    pub fn ahead(&self, cap: u32) -> usize {
+        match self.spec.format.is_hot() {
+            true => self.minimum(),
+            false => self.minimum().max((self.busy / 2).clamp(1, cap) as usize),
+        }
+    }
+
+    /// Those that could go to make room, least recently used last, as the policy wants to know them.
+    pub fn candidates(&self, now: Instant) -> Vec<(u64, Idle)> {
+        let frequency = self.frequency.at(now);
+        let mut all: Vec<_> = self
+            .idle()
+            .zip(0u32..)
+            .map(|((seq, member), rank)| {
+                let idle = now.saturating_duration_since(member.since);
+                let (start, size) = (self.cold.get(), self.spec.memory);
+                (seq, Idle { frequency, start, size, rank, idle, kept: true })
+            })
+            .collect();
+        let surplus = self.surplus();
+        all.iter_mut().rev().take(surplus).for_each(|(_, idle)| idle.kept = false);
+        all
+    }
+
+    /// Takes a ready member for a call, if there is CPU for it, and says whether it is the first call in it.
+    pub fn take(&mut self, ledger: &Arc<Ledger>) -> Option<(u64, bool)> {
+        let limit = self.per_container();
+        let last = self.ready.len().checked_sub(1)?;
+        let at = match limit {
+            1 => last,
+            // Filling those that work keeps the others free to be frozen or evicted.
+            _ => {
+                let works = |seq: &u64| self.members.get(seq).is_some_and(|m| m.calls > 0);
+                self.ready.iter().rposition(works).unwrap_or(last)
+            }
+        };
+        let seq = self.ready[at];
+        let member = self.members.get_mut(&seq).filter(|m| m.container.is_some())?;
+        if member.calls == 0 {
+            member.working = Some(ledger.take(self.spec.ask().working())?);
+            if member.state == State::Frozen {
+                member.step(Event::Thawed);
+            }
+            member.step(Event::Took);
+        }
+        member.calls += 1;
+        let fresh = std::mem::replace(&mut member.fresh, false);
+        if member.calls >= limit {
+            self.ready.remove(at);
+        }
+        self.busy += 1;
+        self.frequency.add(Instant::now());
+        Some((seq, fresh))
+    }
+
+    /// A call that [took](Self::take) `seq` is over. `true` when the member must end now.
+    pub fn give_back(&mut self, seq: u64, keep: bool, connection: Option<tokio::net::UnixStream>) -> bool {
+        self.busy -= 1;
+        let limit = self.per_container();
+        let Some(member) = self.members.get_mut(&seq) else { return false };
+        let full = member.calls >= limit;
+        member.calls -= 1;
+        if member.calls == 0 {
+            member.working = None;
+            member.since = Instant::now();
+        }
+        member.doomed |= !keep;
+        if member.state != State::Busy {
+            return false;
+        }
+        if member.doomed {
+            self.ready.retain(|s| *s != seq);
+            // Other calls in it are not to blame.
+            return member.calls == 0;
+        }
+        member.connected(connection);
+        let idle = member.calls == 0;
+        if idle {
+            member.step(Event::Freed);
+            member.keeper.notify_one();
+        }
+        if idle && !full {
+            self.ready.retain(|s| *s != seq);
+        }
+        if full || idle {
+            self.ready.push(seq);
+        }
+        false
+    }
+
+    /// Lets the keepers of idle members look again: what they may do depends on how many there are.
+    pub fn wake_keepers(&self) {
+        self.members.values().filter(|m| m.calls == 0).for_each(|m| m.keeper.notify_one());
+    }
+
+    /// How long a launch takes, for those who wait; a guess until one was seen.
+    pub fn patience(&self) -> Duration {
+        match self.cold.get() {
+            Duration::ZERO => Duration::from_millis(200),
+            known => known,
+        }
+    }
+}
+
+pub fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,10 @@
+//! A runner, driven over a session as a balancer drives it, with real functions in a real sandbox.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod calls;
+mod killed;
+mod kit;
+mod launches;
+mod pools;
+mod process;

@@ -1,0 +1,220 @@
+//! Who gets which container, and what becomes of it: reuse, sharing, freezing, room, keeping warm.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use stoker_proto::runner::v1 as wire;
+use stoker_runner::Config;
+use stoker_sandbox::select::Choice;
+
+use crate::kit::{self, AMPLE, LIMIT, another, on_both_drivers, python, warmth};
+
+on_both_drivers!(a_frozen_container_answers, calls_share_a_container);
+
+async fn a_frozen_container_answers(choice: Choice) {
+    let state = tempfile::tempdir().unwrap();
+    let config = Config { freeze_after: Duration::ZERO, ..kit::config(choice, 64, 8, state.path()) };
+    let fleet = kit::start(config).await;
+    let mut session = fleet.session().await;
+    let spec = python("");
+    let first = session.call(&spec, "echo", b"1").await;
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < LIMIT, "it is never found frozen");
+        let answer = session.call(&spec, "echo", b"2").await;
+        let found = (answer.code(), &answer.body[..], answer.waited, answer.container());
+        assert_eq!(found, ("OK", &b"2"[..], false, first.container()), "{answer:?}");
+        if answer.finished.timings.unwrap().thaw_us > 0 {
+            break;
+        }
+    }
+    fleet.end().await;
+}
+
+async fn calls_share_a_container(choice: Choice) {
+    let fleet = kit::fleet(choice, 512, 8).await;
+    let mut session = fleet.session().await;
+    let mut spec = python("");
+    spec.concurrency = 4;
+    let first = session.call(&spec, "pid", b"").await;
+    // Each of the four answers only when all four are there.
+    let mut calls = Vec::new();
+    for _ in 0..4 {
+        calls.push(session.offer(&spec, "meet", b"", true, AMPLE).await);
+    }
+    for answer in session.outcomes(calls).await.into_values() {
+        assert_eq!((answer.code(), answer.container()), ("OK", first.container()));
+    }
+    fleet.end().await;
+}
+
+/// Fifty callers and room for four: everyone is served or told when to come again, and another function gets its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn overload_is_answered_or_refused() {
+    let fleet = kit::fleet(Choice::Auto, 256, 4).await;
+    let mut session = fleet.session().await;
+    let mut calls = Vec::new();
+    for _ in 0..50 {
+        calls.push(session.offer(&python(""), "sleep", b"0.02", true, AMPLE).await);
+    }
+    let other = session.offer(&another(1), "echo", b"other", true, AMPLE).await;
+    calls.push(other);
+    let answers = session.outcomes(calls).await;
+    for answer in answers.values() {
+        match &answer.refused {
+            Some(no) => {
+                assert!(no.reason() == wire::RefusalReason::Full && no.retry_after.is_some(), "{no:?}")
+            }
+            None => assert_eq!(answer.code(), "OK", "{answer:?}"),
+        }
+    }
+    assert_eq!(answers[&other].body, b"other");
+    let answered = answers.values().filter(|a| a.refused.is_none()).count();
+    println!("answered {answered} of {}", answers.len());
+    assert!(answered > 4);
+    session.until("it is quiet", |c| c.in_flight == 0 && c.waiting == 0).await;
+    fleet.end().await;
+}
+
+/// A call behind others that never end goes away in time to be served elsewhere, and who comes after it is told at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_vain_is_given_away() {
+    let fleet = kit::fleet(Choice::Auto, 64, 4).await;
+    let mut session = fleet.session().await;
+    let spec = python("");
+    // Known to be quick, so that waiting seems worth it.
+    for _ in 0..5 {
+        assert_eq!(session.call(&spec, "echo", b"x").await.code(), "OK");
+    }
+    let endless = session.offer(&spec, "echo", b"", false, AMPLE).await;
+    session.started(endless).await;
+    session.frame().await;
+    for accepted in [true, false] {
+        let answer = session.call(&spec, "echo", b"x").await;
+        assert_eq!(answer.refusal(), Some(wire::RefusalReason::Full), "{answer:?}");
+        assert!(answer.refused.unwrap().retry_after.is_some());
+        assert_eq!(answer.waited, accepted);
+    }
+    // Another function, which would need the room that the endless call has.
+    for accepted in [true, false] {
+        let answer = session.call(&another(1), "echo", b"x").await;
+        assert_eq!(
+            (answer.refusal(), answer.waited),
+            (Some(wire::RefusalReason::Full), accepted),
+            "{answer:?}"
+        );
+    }
+    session.body(endless, b"end", true).await;
+    assert_eq!(session.outcome(endless).await.body, b"end");
+    assert_eq!(session.call(&spec, "echo", b"x").await.code(), "OK");
+    assert_eq!(session.call(&another(1), "echo", b"x").await.code(), "OK");
+    fleet.end().await;
+}
+
+/// However many functions take turns, idle containers of others make room.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_containers_make_room() {
+    let fleet = kit::fleet(Choice::Auto, 128, 8).await;
+    let mut session = fleet.session().await;
+    for n in 0..4 {
+        assert_eq!(session.call(&another(n), "echo", b"x").await.body, b"x", "{n}");
+    }
+    fleet.end().await;
+}
+
+/// `min_containers` are there from the first call on, and stay when their idle timeout has passed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minimum_is_kept() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    let mut session = fleet.session().await;
+    let mut spec = python("");
+    (spec.min_containers, spec.idle_timeout_ms) = (2, 1);
+    let first = session.call(&spec, "pid", b"").await;
+    session.until("two are idle", |c| warmth(c, &spec).idle == 2).await;
+    // Another function's idle containers come and go; these stay.
+    let mut other = another(1);
+    other.idle_timeout_ms = 1;
+    session.call(&other, "pid", b"").await;
+    session.until("the other's is gone", |c| c.functions.len() == 1).await;
+    assert_eq!(warmth(&session.capacity, &spec).idle, 2);
+    assert_eq!(first.code(), "OK");
+    // One that ends is replaced.
+    session.call(&spec, "crash", b"").await;
+    session.until("two are idle again", |c| warmth(c, &spec).idle == 2 && c.in_flight == 0).await;
+    // The numbers are not part of a version: with a smaller one the surplus goes.
+    spec.min_containers = 1;
+    session.define(&spec).await;
+    session.call(&spec, "pid", b"").await;
+    session.until("one is left", |c| warmth(c, &spec).idle == 1).await;
+    // Nor is a version kept that a newer one of the same function has taken the place of.
+    let mut newer = spec.clone();
+    newer.env.insert("VERSION".into(), "2".into());
+    session.call(&newer, "pid", b"").await;
+    session.until("the old one is gone", |c| c.functions.len() == 1 && warmth(c, &newer).idle == 1).await;
+    fleet.end().await;
+}
+
+/// What is kept warm goes last, but it does go when nothing else makes room for a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minimum_gives_way_to_calls_and_last() {
+    let fleet = kit::fleet(Choice::Auto, 128, 8).await;
+    let mut session = fleet.session().await;
+    let mut kept = another(0);
+    kept.min_containers = 1;
+    let warm = session.call(&kept, "pid", b"").await;
+    for n in 1..4 {
+        assert_eq!(session.call(&another(n), "pid", b"").await.code(), "OK");
+    }
+    assert_eq!(session.call(&kept, "pid", b"").await.container(), warm.container());
+    let mut large = another(9);
+    large.memory = 128 << 20;
+    assert_eq!(session.call(&large, "pid", b"").await.code(), "OK");
+    assert_ne!(session.call(&kept, "pid", b"").await.container(), warm.container());
+    fleet.end().await;
+}
+
+/// Concurrent cold calls start no more containers than they can use, and all of them are answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_starts_no_more_than_it_uses() {
+    let fleet = kit::fleet(Choice::Auto, 1024, 32).await;
+    let mut session = fleet.session().await;
+    let mut calls = Vec::new();
+    for _ in 0..6 {
+        calls.push(session.offer(&python(""), "pid", b"", true, AMPLE).await);
+    }
+    let answers = session.outcomes(calls).await;
+    assert!(answers.values().all(|a| a.code() == "OK"), "{answers:?}");
+    let used: HashSet<_> = answers.values().map(|a| a.container().to_owned()).collect();
+    session.until("it is quiet", |c| c.in_flight == 0 && c.waiting == 0).await;
+    let there = (session.capacity.total.unwrap().slots - session.capacity.free.unwrap().slots) as usize;
+    assert!(there <= 6 && used.len() <= there, "{there} containers, {} of them used", used.len());
+    fleet.end().await;
+}
+
+/// What a container used is told with its calls' ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_told() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    if !fleet.runner.describe().contains("native") || fleet.runner.describe().contains("no cgroups") {
+        println!("left out: this machine's sandbox does not count");
+        return;
+    }
+    let mut session = fleet.session().await;
+    // One that ends with its call tells all of it.
+    let shell = session.call(&kit::shell("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"), "", b"").await;
+    let usage = shell.finished.usage.unwrap();
+    assert!(usage.cpu_us > 0 && usage.memory_peak > 0, "{usage:?}");
+    // A hot one tells what was last seen of it, soon.
+    let spec = python("");
+    let begun = Instant::now();
+    let cold = session.call(&spec, "work", b"").await.finished.usage.unwrap();
+    assert!(cold.memory_peak > 0, "{cold:?}");
+    loop {
+        let usage = session.call(&spec, "work", b"").await.finished.usage.unwrap();
+        if usage.cpu_us >= cold.cpu_us + 50_000 {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "its usage never grows: {usage:?}");
+    }
+    fleet.end().await;
+}
