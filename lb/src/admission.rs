@@ -5,16 +5,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use stoker_core::error::{Code, Error, Retry};
+use tokio::sync::Notify;
 
 /// Counts the calls inside.
 #[derive(Clone)]
 pub struct Admission {
-    inside: Arc<AtomicUsize>,
+    inside: Arc<Inside>,
     most: usize,
 }
 
+#[derive(Default)]
+struct Inside {
+    count: AtomicUsize,
+    /// The last one left.
+    empty: Notify,
+}
+
 /// A call's place; given back when dropped.
-pub struct Admitted(Arc<AtomicUsize>);
+pub struct Admitted(Arc<Inside>);
 
 impl Admission {
     pub fn new(most: usize) -> Self {
@@ -24,7 +32,7 @@ impl Admission {
     /// Lets a call in.
     pub fn enter(&self) -> Result<Admitted, Error> {
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
-        let before = self.inside.fetch_add(1, Ordering::Relaxed);
+        let before = self.inside.count.fetch_add(1, Ordering::Relaxed);
         let place = Admitted(self.inside.clone());
         if before >= self.most {
             drop(place);
@@ -33,11 +41,29 @@ impl Admission {
         }
         Ok(place)
     }
+
+    /// Calls inside now.
+    pub fn inside(&self) -> usize {
+        self.inside.count.load(Ordering::Relaxed)
+    }
+
+    /// Returns when nobody is inside.
+    pub async fn idle(&self) {
+        loop {
+            let empty = self.inside.empty.notified();
+            if self.inside() == 0 {
+                return;
+            }
+            empty.await;
+        }
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.empty.notify_waiters();
+        }
     }
 }
 
@@ -45,13 +71,22 @@ impl Drop for Admitted {
 mod tests {
     use super::*;
 
-    #[test]
-    fn places_come_back() {
+    #[tokio::test]
+    async fn places_come_back() {
         let admission = Admission::new(2);
         let held: Vec<_> = (0..2).map(|_| admission.enter().ok()).collect();
         assert_eq!(admission.enter().err().map(|e| e.code), Some(Code::Overloaded));
-        drop(held);
+        let (idle, ()) = tokio::join!(
+            async {
+                admission.idle().await;
+                admission.inside()
+            },
+            async {
+                tokio::task::yield_now().await;
+                drop(held);
+            }
+        );
+        assert_eq!(idle, 0);
         assert!(admission.enter().is_ok());
-        assert_eq!(admission.inside.load(Ordering::Relaxed), 0);
     }
 }

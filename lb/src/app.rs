@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -14,19 +15,28 @@ use crate::directory::Directory;
 use crate::dispatch::Dispatch;
 use crate::fleet::Fleet;
 use crate::front::{self, Door};
+use crate::observe::Observer;
 use crate::queue::Queue;
 use crate::serve::{self, Speaks, Stops};
+
+/// How long connections without a call may take to close at the end, such as those that still send an answer.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// How long the end may take beyond the grace for calls.
+pub const CLOSING: Duration = Duration::from_secs(2);
 
 /// A balancer that runs.
 pub struct Balancer {
     grpc: SocketAddr,
     http: SocketAddr,
-    fleet: Arc<Fleet>,
-    health: front::Health,
+    health: Arc<front::Health>,
+    /// Fleet and functions have been read.
+    ready: watch::Receiver<bool>,
+    door: Arc<Door>,
     /// Servers and their connections.
     fronts: TaskTracker,
-    /// Bodies under way to runners.
-    uploads: TaskTracker,
+    /// Bodies under way to runners, and sessions of clients.
+    tasks: TaskTracker,
     /// The follower of the registry and the links.
     links: TaskTracker,
     stops: Stops,
@@ -41,8 +51,12 @@ impl Balancer {
     pub async fn start(config: Config, registry: Arc<dyn Registry>) -> anyhow::Result<Self> {
         let (grpc_listener, grpc) = serve::listen(config.grpc, "gRPC").await?;
         let (http_listener, http) = serve::listen(config.http, "HTTP").await?;
-        let fleet = Fleet::new(config.name.clone(), Queue::new(config.queue));
-        let (fronts, uploads, links) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        let observer = Observer::new(config.tracer, &config.metrics);
+        let admission = Admission::new(config.max_calls);
+        let fleet =
+            Fleet::new(config.name.clone(), Queue::new(config.queue), config.renew_after, observer.clone());
+        Observer::measure(&config.metrics, admission.clone(), fleet.queue.clone());
+        let (fronts, tasks, links) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stops, unlink) = (Stops::default(), CancellationToken::new());
         links.spawn(fleet.clone().follow(
             registry.fleet(),
@@ -51,19 +65,27 @@ impl Balancer {
             unlink.clone(),
         ));
         let door = Arc::new(Door {
-            dispatch: Dispatch { fleet: fleet.clone(), max_wait: config.max_wait, uploads: uploads.clone() },
+            dispatch: Dispatch {
+                fleet,
+                max_wait: config.max_wait,
+                max_body: config.max_body,
+                tasks: tasks.clone(),
+            },
             directory: Directory::new(registry.functions()),
-            admission: Admission::new(config.max_calls),
+            admission,
+            observer,
             registry,
             stopping: stops.calm.clone(),
         });
-        let health = front::Health::new().await;
+        let health = Arc::new(front::Health::new().await);
         let routes = front::grpc::routes(door.clone(), &health)?;
         let routes = front::grpc::Served::new(routes);
         fronts.spawn(serve::serve(grpc_listener, routes, Speaks::Http2, fronts.clone(), stops.clone()));
-        let pages = front::http::Served::new(door);
+        let pages = front::http::Served::new(door.clone());
         fronts.spawn(serve::serve(http_listener, pages, Speaks::Both, fronts.clone(), stops.clone()));
-        Ok(Self { grpc, http, fleet, health, fronts, uploads, links, stops, unlink })
+        let (announced, ready) = watch::channel(false);
+        links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
+        Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, unlink })
     }
 
     /// Where gRPC is served.
@@ -78,27 +100,68 @@ impl Balancer {
         self.http
     }
 
-    /// Waits for the first view of the fleet.
+    /// Waits for the first view of the fleet and of the functions. Once it is ready it stays so, whatever becomes of the
+    /// registry: calls go on with what was seen last.
     pub async fn ready(&self) {
-        // The sender lives in the fleet, which we hold.
-        self.fleet.known().wait_for(|known| *known).await.ok();
+        if self.ready.clone().wait_for(|ready| *ready).await.is_err() {
+            // It was told to stop before: it will never be.
+            std::future::pending::<()>().await;
+        }
     }
 
-    /// Not ready, no new calls; what runs may finish within `grace`; then everything that is left is cut off.
+    /// Not ready, no new connections; calls may finish within `grace`; then everything that is left is cut off. Connections
+    /// without a call, whatever streams they hold open, get [`LINGER`]. All of it is over within `grace` and [`CLOSING`].
     pub async fn stop(self, grace: Duration) {
         self.health.not_serving().await;
         self.stops.calm.cancel();
         self.fronts.close();
-        self.uploads.close();
+        self.tasks.close();
         self.links.close();
-        if tokio::time::timeout(grace, self.fronts.wait()).await.is_err() {
-            tracing::warn!("calls were cut off: the grace period is over");
+        if tokio::time::timeout(grace, self.drained()).await.is_err() {
+            let calls = self.door.admission.inside();
+            tracing::warn!(calls, "the grace period is over: calls are cut off");
         }
         self.stops.now.cancel();
-        self.fronts.wait().await;
-        // Calls of cut connections are cancelled by now; links close behind their last frames.
-        self.unlink.cancel();
-        self.links.wait().await;
-        self.uploads.wait().await;
+        let closed = async {
+            self.fronts.wait().await;
+            // Calls of cut connections are cancelled by now; links close behind their last frames.
+            self.unlink.cancel();
+            self.links.wait().await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(CLOSING, closed).await.is_err() {
+            tracing::error!("tasks of the balancer did not end and are left behind");
+        }
+    }
+
+    /// Returns when all connections have ended, or no call is left and what is left of the connections had its time.
+    async fn drained(&self) {
+        loop {
+            self.door.admission.idle().await;
+            let ended = tokio::time::timeout(LINGER, self.fronts.wait()).await;
+            if ended.is_ok() || self.door.admission.inside() == 0 {
+                return;
+            }
+        }
+    }
+}
+
+/// Says that calls may come once fleet and functions have been read. Ends then, or when the balancer stops.
+async fn announce(
+    door: Arc<Door>,
+    health: Arc<front::Health>,
+    ready: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let mut fleet = door.dispatch.fleet.known();
+    let read = async {
+        // Both senders live as long as the process.
+        fleet.wait_for(|known| *known).await.ok();
+        door.directory.read().await;
+        health.serving().await;
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = read => { ready.send_replace(true); }
     }
 }

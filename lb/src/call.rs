@@ -6,15 +6,15 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use stoker_core::call::{Deadline, TraceContext};
+use stoker_core::call::Deadline;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
-use tokio::time::Sleep;
 
 use crate::admission::Admitted;
 use crate::directory::Known;
 use crate::link::session::{Event, LinkCall};
+use crate::observe::OfferWatch;
 
 /// A call that a door let in.
 pub struct Call {
@@ -23,7 +23,6 @@ pub struct Call {
     /// Checked, and in the form of the wire: it goes out as it is.
     pub head: v1::RequestHead,
     pub deadline: Deadline,
-    pub trace: TraceContext,
     /// Its place in this balancer, held to its end.
     pub admitted: Admitted,
 }
@@ -72,31 +71,23 @@ pub struct End {
 /// The rest of an answer, as its reader takes it. Dropping it cancels the call.
 pub struct Rest {
     call: LinkCall,
-    deadline: Pin<Box<Sleep>>,
     done: bool,
     end: End,
-    settle: Option<Settle>,
+    /// There until the end.
+    offer: Option<OfferWatch>,
     _admitted: Admitted,
 }
 
-/// What a call's end is told to.
-pub type Settle = Box<dyn FnOnce(&stoker_proto::runner::v1::Finished) + Send>;
-
 impl Rest {
-    pub fn new(
-        call: LinkCall,
-        deadline: Deadline,
-        runner: String,
-        settle: Settle,
-        admitted: Admitted,
-    ) -> Self {
-        Self {
-            call,
-            deadline: Box::pin(tokio::time::sleep_until(deadline.0.into())),
-            done: false,
-            end: End { timings: None, runner },
-            settle: Some(settle),
-            _admitted: admitted,
+    pub fn new(call: LinkCall, runner: String, offer: OfferWatch, admitted: Admitted) -> Self {
+        let end = End { timings: None, runner };
+        Self { call, done: false, end, offer: Some(offer), _admitted: admitted }
+    }
+
+    fn ended(&mut self, outcome: Result<(), &Error>) {
+        self.done = true;
+        if let Some(offer) = self.offer.take() {
+            offer.finished(outcome);
         }
     }
 
@@ -119,41 +110,41 @@ impl Stream for Rest {
             return Poll::Ready(None);
         }
         loop {
-            let event = match self.call.poll_next(cx) {
-                Poll::Ready(event) => event,
-                Poll::Pending => {
-                    std::task::ready!(self.deadline.as_mut().poll(cx));
-                    self.done = true;
-                    let error =
-                        Error::new(Code::DeadlineExceeded, "the deadline passed while the answer was coming");
-                    return Poll::Ready(Some(Err(error.may_have_started())));
-                }
-            };
+            let event = std::task::ready!(self.call.poll_next(cx));
             match event {
                 Event::Body(piece) => {
                     self.call.consumed(piece.len());
                     return Poll::Ready(Some(Ok(piece)));
                 }
-                Event::Finished(finished) => {
-                    self.done = true;
-                    if let Some(settle) = self.settle.take() {
-                        settle(&finished);
-                    }
+                Event::Finished(mut finished) => {
                     self.end.timings = finished.timings;
-                    if let Some(error) = finished.error {
-                        return Poll::Ready(Some(Err(stoker_proto::convert::call_error(error))));
+                    if let Some(error) = finished.error.take().map(stoker_proto::convert::call_error) {
+                        self.ended(Err(&error));
+                        return Poll::Ready(Some(Err(error)));
                     }
+                    self.ended(Ok(()));
                     return Poll::Ready((!finished.body.is_empty()).then(|| Ok(finished.body)));
                 }
                 Event::Lost { reason, .. } => {
                     self.done = true;
+                    if let Some(offer) = self.offer.take() {
+                        offer.lost(&reason);
+                    }
                     let text =
                         format!("runner {} was lost while the answer was coming: {reason}", self.end.runner);
                     return Poll::Ready(Some(Err(Error::new(Code::RunnerLost, text).may_have_started())));
                 }
                 Event::InputFailed(error) => {
-                    self.done = true;
-                    return Poll::Ready(Some(Err(error.may_have_started())));
+                    let error = error.may_have_started();
+                    self.ended(Err(&error));
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Event::Expired => {
+                    let error =
+                        Error::new(Code::DeadlineExceeded, "the deadline passed while the answer was coming")
+                            .may_have_started();
+                    self.ended(Err(&error));
+                    return Poll::Ready(Some(Err(error)));
                 }
                 // The table of states lets none of these through once the head has come; a start that was said late is no news.
                 Event::Started | Event::Ready | Event::Accepted | Event::Refused { .. } | Event::Head(_) => {}

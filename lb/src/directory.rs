@@ -22,17 +22,20 @@ pub struct Known {
     /// Its key for placement and queue.
     pub key: u64,
     pub id: String,
+    /// Its name, for spans.
+    pub label: Arc<str>,
     pub message: v1::Function,
 }
 
 impl Known {
-    fn new(spec: Arc<FunctionSpec>) -> Arc<Self> {
+    pub fn new(spec: Arc<FunctionSpec>) -> Arc<Self> {
         let digest = spec.digest();
         Arc::new(Self {
             digest,
             digest_bytes: Bytes::copy_from_slice(&digest.0),
             key: placement::key(spec.name.as_str().as_bytes()),
             id: spec.name.id(),
+            label: spec.name.as_str().into(),
             message: convert::to_function(&spec),
             spec,
         })
@@ -57,6 +60,17 @@ pub struct Directory {
 impl Directory {
     pub fn new(source: watch::Receiver<Arc<Functions>>) -> Self {
         Self { source, index: ArcSwap::default(), building: Mutex::default() }
+    }
+
+    /// Whether the registry's functions have been read: a function that is not here then is nowhere.
+    pub fn is_read(&self) -> bool {
+        self.source.borrow().known
+    }
+
+    /// Waits until they have been.
+    pub async fn read(&self) {
+        // Fails only when the registry is gone with its process.
+        self.source.clone().wait_for(|functions| functions.known).await.ok();
     }
 
     /// `app/function`, or its id.

@@ -5,169 +5,238 @@
 //! replayed. A call that may have started is offered again only if its function says that it is idempotent.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Refusal, Retry};
-use stoker_policy::placement;
-use stoker_proto::convert;
 use stoker_proto::runner::v1::Finished;
+use stoker_proto::{convert, v1};
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admitted;
 use crate::call::{Answer, Call, End, Input, Pieces, Rest};
-use crate::fleet::{Fleet, Hope, Runner};
-use crate::link::session::{Event, Upload};
-use crate::queue::Left;
-
-/// Wait before a call asks again by itself where no runner named a time. Changes of capacity wake it sooner; this is for
-/// the refusals of which no frame tells that they are over, and it doubles with each try.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
+use crate::directory::Known;
+use crate::fleet::{Fleet, Runner};
+use crate::link::session::{Event, LinkCall, Upload};
+use crate::observe::{OfferWatch, Watch};
+use crate::queue::{Left, Place};
 
 /// Places calls on the fleet.
 #[derive(Clone)]
 pub struct Dispatch {
     pub fleet: Arc<Fleet>,
     pub max_wait: Duration,
-    /// Holds the tasks that send the bodies that do not fit on an offer; each ends with its call.
-    pub uploads: TaskTracker,
+    /// Most bytes of a request's body.
+    pub max_body: u64,
+    /// Holds the tasks that send the bodies that do not fit on an offer; each ends with its call. And those of clients'
+    /// sessions, which end with their streams.
+    pub tasks: TaskTracker,
 }
 
+/// What came of asking one runner.
 enum Attempt {
-    Answered(Answer),
+    Answered(Placed),
     Failed(Error),
-    /// Nothing of it reached a function there.
-    Elsewhere {
-        refused: Option<(Refusal, Option<Duration>)>,
-    },
+    /// No byte of it reached the function there.
+    Refused,
+    /// The runner went away, and the call may go elsewhere.
+    Gone,
 }
 
-/// What a call's end must know even when it is cut off at its deadline.
+/// A call on its way to a runner: what is needed to offer it again, and what must be known of it at its deadline.
+struct Placing<'a> {
+    call: &'a Call,
+    watch: &'a mut Watch,
+    input: Input,
+    progress: &'a mut Progress,
+    /// Runners that cannot run this call, however much room they have, and why.
+    ruled_out: Vec<(Arc<Runner>, Refusal, String)>,
+}
+
+/// How far a call is.
 #[derive(Default)]
 struct Progress {
+    /// A runner was lost with it, and the function, which is idempotent, may have begun there.
+    began: bool,
+    /// It may have started where it is now.
     may_have_started: bool,
     waited: bool,
 }
 
 impl Dispatch {
     /// One call, to the head of its answer. Dropping the future cancels the call.
-    pub async fn call(&self, call: Call, input: Input) -> Result<Answer, Error> {
-        let mut progress = Progress::default();
+    pub async fn call(&self, call: Call, input: Input, watch: &mut Watch) -> Result<Answer, Error> {
+        let late = |text: &str| Error::new(Code::DeadlineExceeded, text);
         if call.deadline.remaining().is_zero() {
-            return Err(Error::new(
-                Code::DeadlineExceeded,
-                "the deadline had passed before the call came in",
-            ));
+            return Err(late("the deadline had passed before the call came in"));
         }
-        let deadline = call.deadline.0.into();
-        match tokio::time::timeout_at(deadline, self.place(call, input, &mut progress)).await {
-            Ok(result) => result,
-            Err(_) if progress.may_have_started => Err(Error::new(
-                Code::DeadlineExceeded,
-                "the deadline passed before the function had answered",
-            )
-            .may_have_started()),
-            Err(_) if progress.waited => Err(Error::new(
-                Code::DeadlineExceeded,
-                "the deadline passed while the call waited for a runner with room; it had not started",
-            )),
-            Err(_) => {
-                Err(Error::new(Code::DeadlineExceeded, "the deadline passed before the call had started"))
+        self.fits(input.first.len() as u64)?;
+        let mut progress = Progress::default();
+        let placing = Placing { call: &call, watch, input, progress: &mut progress, ruled_out: Vec::new() };
+        let placed = tokio::time::timeout_at(call.deadline.0.into(), self.place(placing)).await;
+        let error = match placed {
+            Ok(Ok(placed)) => return Ok(placed.answer(call.admitted)),
+            Ok(Err(error)) => error,
+            Err(_) if progress.may_have_started => {
+                late("the deadline passed before the function had answered").may_have_started()
             }
+            Err(_) if progress.waited => {
+                late("the deadline passed while the call waited for a runner with room; it had not started")
+            }
+            Err(_) => late("the deadline passed before the call had started"),
+        };
+        Err(if progress.began { Error { may_have_started: true, ..error } } else { error })
+    }
+
+    /// Whether a request's body of this length is taken.
+    pub fn fits(&self, len: u64) -> Result<(), Error> {
+        if len <= self.max_body {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::RequestTooLarge,
+            format!("the request's body has more than {} bytes, which is the limit here", self.max_body),
+        ))
+    }
+
+    async fn place(&self, mut placing: Placing<'_>) -> Result<Placed, Error> {
+        let function = placing.call.function.clone();
+        let queue = &self.fleet.queue;
+        let looked = queue.look(function.key);
+        if looked.is_some() {
+            for runner in self.fleet.plan(&function) {
+                match self.attempt(&runner, &mut placing).await {
+                    Attempt::Answered(placed) => return Ok(placed),
+                    Attempt::Failed(error) => return Err(error),
+                    Attempt::Refused | Attempt::Gone => {}
+                }
+            }
+        }
+        let mut unheard = looked.unwrap_or_else(|| queue.unheard());
+        let mut place = Place::new(function.key, function.spec.ask());
+        let mut refused = None;
+        let until = Instant::now() + self.max_wait;
+        self.hope(&placing)?;
+        let mut waiting = placing.watch.waits();
+        loop {
+            placing.progress.waited = true;
+            let turn = queue.wait(&mut place, unheard, refused.take(), until).await;
+            let turn = turn.map_err(|left| self.left(&function, left))?;
+            waiting.called();
+            unheard = queue.unheard();
+            match self.attempt(&turn.runner, &mut placing).await {
+                Attempt::Answered(placed) => {
+                    turn.spent();
+                    return Ok(placed);
+                }
+                Attempt::Failed(error) => {
+                    turn.spent();
+                    return Err(error);
+                }
+                Attempt::Refused => refused = Some(turn),
+                Attempt::Gone => turn.spent(),
+            }
+            waiting.again();
+            self.hope(&placing)?;
         }
     }
 
-    async fn place(&self, call: Call, mut input: Input, progress: &mut Progress) -> Result<Answer, Error> {
-        let function = call.function.clone();
-        let until = Instant::now() + self.max_wait;
-        let mut ask_again = ASK_AGAIN;
-        let mut waited = false;
-        let mut wait_first = self.fleet.queue.is_waited_for(function.key);
-        let mut admitted = Some(call);
-        loop {
-            let epoch = self.fleet.queue.epoch();
-            let mut hint = None;
-            let mut too_large = 0;
-            let mut asked = 0;
-            if !std::mem::take(&mut wait_first) {
-                let candidates = self.fleet.candidates(&function);
-                let seed = self.fleet.calls.fetch_add(1, Ordering::Relaxed);
-                for at in placement::plan(function.key, &candidates.facts, seed) {
-                    asked += 1;
-                    let runner = &candidates.runners[at];
-                    match self.attempt(runner, &mut admitted, &mut input, progress).await {
-                        Attempt::Answered(answer) => {
-                            if waited {
-                                self.fleet.queue.placed();
-                            }
-                            return Ok(answer);
-                        }
-                        Attempt::Failed(error) => return Err(error),
-                        Attempt::Elsewhere { refused: Some((Refusal::TooLarge, _)) } => too_large += 1,
-                        Attempt::Elsewhere { refused: Some((_, after)) } => {
-                            hint = hint.max(after);
-                        }
-                        Attempt::Elsewhere { refused: None } => {}
-                    }
-                }
-            }
-            if asked > 0 && too_large == asked {
-                return Err(impossible(&function.spec));
-            }
-            match self.fleet.hope(&function) {
-                Hope::Some => {}
-                Hope::TooSmall => return Err(impossible(&function.spec)),
-                Hope::Empty => {
-                    let error = Error::new(Code::Unavailable, "there is no runner in the fleet: start one");
-                    return Err(error.retry(Retry::After(Duration::from_secs(1))));
-                }
-            }
-            progress.waited = true;
-            let retry = Instant::now() + hint.unwrap_or_default().max(ask_again);
-            ask_again = (ask_again * 2).min(Duration::from_secs(5));
-            match self.fleet.queue.wait(function.key, epoch, waited, until, retry).await {
-                Ok(()) => waited = true,
-                Err(Left::Full(after)) => {
-                    let text = "every runner is full, and so is the queue of this balancer";
-                    return Err(Error::new(Code::Overloaded, text).retry(Retry::After(after)));
-                }
-                Err(Left::TooLong(after)) => {
-                    let text = format!("no runner had room for {} s", self.max_wait.as_secs_f64());
-                    return Err(Error::new(Code::Overloaded, text).retry(Retry::After(after)));
-                }
+    /// Sends what is behind the first piece of a body, from now to the end of the call.
+    fn upload(&self, link: &LinkCall, rest: Pieces, first: usize) {
+        self.tasks.spawn(upload(self.clone(), link.upload(), rest, first));
+    }
+
+    /// Whether it makes sense to wait.
+    fn hope(&self, placing: &Placing<'_>) -> Result<(), Error> {
+        let runners = self.fleet.runners();
+        let spec = &placing.call.function.spec;
+        if runners.is_empty() {
+            let error = Error::new(Code::Unavailable, "there is no runner in the fleet: start one");
+            return Err(error.retry(Retry::After(Duration::from_secs(1))));
+        }
+        let large = |runner: &&Arc<Runner>| runner.could_hold(&spec.ask());
+        let out =
+            |runner: &Arc<Runner>| placing.ruled_out.iter().find(|(other, ..)| Arc::ptr_eq(runner, other));
+        let (mut failed, mut unfit) = (None, None);
+        for runner in runners.iter().filter(large) {
+            match out(runner) {
+                None => return Ok(()),
+                Some((_, Refusal::TooLarge, detail)) => unfit = Some((runner, detail)),
+                Some((_, _, detail)) => failed = Some((runner, detail)),
             }
         }
+        Err(match (failed, unfit) {
+            (Some((runner, detail)), _) => {
+                let text = format!("no runner could start {}; {} says: {detail}", spec.name, runner.name);
+                Error::new(Code::Unavailable, text).retry(Retry::After(Duration::from_secs(1)))
+            }
+            (None, Some((runner, detail))) if !detail.is_empty() => {
+                let (function, runner) = (&spec.name, &runner.name);
+                let text =
+                    format!("no runner of this fleet can run {function}; runner {runner} says: {detail}");
+                Error::new(Code::ResourcesImpossible, text)
+            }
+            (None, _) => impossible(spec),
+        })
+    }
+
+    /// Why a call leaves the queue without a turn.
+    fn left(&self, function: &Known, left: Left) -> Error {
+        let (after, text) = match left {
+            Left::Full(after) => {
+                (after, "every runner is full, and so is the queue of this balancer".to_owned())
+            }
+            Left::TooLong(after) if self.fleet.runners().iter().any(|runner| runner.may_take(function)) => {
+                (after, format!("no runner had room for {} s", self.max_wait.as_secs_f64()))
+            }
+            Left::TooLong(after) => {
+                let text = format!("no runner could be reached for {} s", self.max_wait.as_secs_f64());
+                return Error::new(Code::Unavailable, text).retry(Retry::After(after));
+            }
+        };
+        Error::new(Code::Overloaded, text).retry(Retry::After(after))
     }
 
     /// Offers the call to one runner and follows it to the head of its answer.
-    async fn attempt(
-        &self,
-        runner: &Arc<Runner>,
-        call: &mut Option<Call>,
-        input: &mut Input,
-        progress: &mut Progress,
-    ) -> Attempt {
-        let nowhere = Attempt::Elsewhere { refused: None };
-        let Some(offered) = call.as_ref() else { return nowhere };
-        let Some(session) = runner.session() else { return nowhere };
+    async fn attempt(&self, runner: &Arc<Runner>, placing: &mut Placing<'_>) -> Attempt {
+        let Placing { call, watch, input, progress, ruled_out } = placing;
+        let function = &call.function;
+        if !runner.may_take(function) || ruled_out.iter().any(|(out, ..)| Arc::ptr_eq(out, runner)) {
+            return Attempt::Refused;
+        }
         let complete = input.rest.is_none();
-        let Some(mut link) = session.offer(offered, &input.first, complete, runner.enter()) else {
-            return nowhere;
+        let offer = watch.offer(runner, function);
+        let place = || {
+            let trace = watch.context(&offer);
+            runner.session()?.offer(call, &input.first, complete, trace, runner.enter())
         };
-        let function = offered.function.clone();
-        let deadline = offered.deadline;
+        // A session that has just ended may have been followed by another.
+        let Some(mut link) = place().or_else(place) else {
+            offer.lost("the session had just ended");
+            return Attempt::Gone;
+        };
         runner.used(&function.digest);
         progress.may_have_started = true;
         let mut replayable = true;
         loop {
             match link.next().await {
-                Event::Refused { reason, detail, retry_after } => {
+                Event::Refused { reason, detail } => {
                     progress.may_have_started = false;
-                    runner.refused(&function.digest);
-                    tracing::debug!(runner = runner.name, ?reason, detail, "refused");
-                    return Attempt::Elsewhere { refused: Some((reason, retry_after)) };
+                    tracing::debug!(
+                        call_id = %watch.id(), trace_id = watch.trace(), runner = runner.name, ?reason, detail, "refused"
+                    );
+                    offer.refused(reason, &detail);
+                    if reason == Refusal::Expired {
+                        // Its deadline passed there a moment before it does here: nobody can start it in time.
+                        let text = "the deadline passed before the call had started";
+                        return Attempt::Failed(Error::new(Code::DeadlineExceeded, text));
+                    }
+                    if matches!(reason, Refusal::TooLarge | Refusal::LaunchFailed) {
+                        ruled_out.push((runner.clone(), reason, detail));
+                    }
+                    return Attempt::Refused;
                 }
                 Event::Accepted => progress.may_have_started = false,
                 Event::Ready => {
@@ -178,30 +247,45 @@ impl Dispatch {
                     progress.may_have_started = true;
                     if let Some(rest) = input.rest.take() {
                         replayable = false;
-                        self.uploads.spawn(upload(link.upload(), rest));
+                        self.upload(&link, rest, input.first.len());
                     }
                 }
                 Event::Head(head) => {
                     // A function that answers before it has read: its input goes on all the same.
                     if let Some(rest) = input.rest.take() {
-                        self.uploads.spawn(upload(link.upload(), rest));
+                        self.upload(&link, rest, input.first.len());
                     }
-                    let Some(call) = call.take() else { return nowhere };
-                    let settle = Box::new(|_: &Finished| {});
-                    let rest = Rest::new(link, deadline, runner.name.clone(), settle, call.admitted);
-                    let end = rest.end();
-                    return Attempt::Answered(Answer { head, first: Bytes::new(), rest: Some(rest), end });
+                    self.tasks.spawn(link.guard());
+                    let runner = runner.name.clone();
+                    return Attempt::Answered(Placed::Answering { head, link, runner, offer });
                 }
-                Event::Body(_) => {}
-                Event::Finished(finished) => return finish(*finished, runner),
+                // The table of states lets no body through before its head, and nobody guards the deadline but `call`.
+                Event::Body(_) | Event::Expired => {}
+                Event::Finished(mut finished) => {
+                    return match finished.error.take().map(convert::call_error) {
+                        Some(error) => {
+                            offer.finished(Err(&error));
+                            Attempt::Failed(error)
+                        }
+                        None => {
+                            offer.finished(Ok(()));
+                            Attempt::Answered(Placed::Done { finished, runner: runner.name.clone() })
+                        }
+                    };
+                }
                 Event::Lost { may_have_started: false, reason } => {
                     progress.may_have_started = false;
-                    tracing::debug!(runner = runner.name, reason, "lost before the start");
-                    return nowhere;
+                    tracing::debug!(
+                        call_id = %watch.id(), trace_id = watch.trace(), runner = runner.name, reason, "lost before the start"
+                    );
+                    offer.lost(&reason);
+                    return Attempt::Gone;
                 }
                 Event::Lost { reason, .. } => {
+                    offer.lost(&reason);
                     if function.spec.idempotent && replayable {
-                        return nowhere;
+                        progress.began = true;
+                        return Attempt::Gone;
                     }
                     let text = format!(
                         "runner {} was lost, and the call may have started there: {reason}",
@@ -209,19 +293,37 @@ impl Dispatch {
                     );
                     return Attempt::Failed(Error::new(Code::RunnerLost, text).may_have_started());
                 }
-                Event::InputFailed(error) => return Attempt::Failed(error.may_have_started()),
+                Event::InputFailed(error) => {
+                    let error = error.may_have_started();
+                    offer.finished(Err(&error));
+                    return Attempt::Failed(error);
+                }
             }
         }
     }
 }
 
-fn finish(finished: Finished, runner: &Runner) -> Attempt {
-    if let Some(error) = finished.error {
-        return Attempt::Failed(convert::call_error(error));
+/// An answer whose call still holds its place.
+enum Placed {
+    Answering { head: v1::ResponseHead, link: LinkCall, runner: String, offer: OfferWatch },
+    Done { finished: Box<Finished>, runner: String },
+}
+
+impl Placed {
+    fn answer(self, admitted: Admitted) -> Answer {
+        match self {
+            Placed::Answering { head, link, runner, offer } => {
+                let rest = Rest::new(link, runner.clone(), offer, admitted);
+                let end = End { timings: None, runner };
+                Answer { head, first: Bytes::new(), rest: Some(rest), end }
+            }
+            Placed::Done { finished, runner } => {
+                let head = finished.head.unwrap_or(v1::ResponseHead { status: 200, headers: Vec::new() });
+                let end = End { timings: finished.timings, runner };
+                Answer { head, first: finished.body, rest: None, end }
+            }
+        }
     }
-    let end = End { timings: finished.timings, runner: runner.name.clone() };
-    let head = finished.head.unwrap_or(stoker_proto::v1::ResponseHead { status: 200, headers: Vec::new() });
-    Attempt::Answered(Answer { head, first: finished.body, rest: None, end })
 }
 
 fn impossible(spec: &stoker_core::FunctionSpec) -> Error {
@@ -235,7 +337,8 @@ fn impossible(spec: &stoker_core::FunctionSpec) -> Error {
 }
 
 /// Sends the rest of a body. Ends with the body, or as soon as the call is over or its owner gone.
-async fn upload(upload: Upload, mut pieces: Pieces) {
+async fn upload(dispatch: Dispatch, upload: Upload, mut pieces: Pieces, first: usize) {
+    let mut sent = first as u64;
     loop {
         let next = tokio::select! {
             // The end of the call first: a piece that nobody wants any more is not worth reading.
@@ -243,6 +346,12 @@ async fn upload(upload: Upload, mut pieces: Pieces) {
             () = upload.over() => return,
             next = pieces.next() => next,
         };
+        let next = next.map(|piece| {
+            let piece = piece?;
+            sent += piece.len() as u64;
+            dispatch.fits(sent)?;
+            Ok(piece)
+        });
         match next {
             Some(Ok(mut piece)) => {
                 while !piece.is_empty() {

@@ -4,13 +4,15 @@ pub mod grpc;
 pub mod http;
 pub mod operators;
 pub mod session;
+mod until;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_core::call::{Deadline, TraceContext};
 use stoker_core::error::{Code, Error, Retry};
-use stoker_core::ids::CallId;
+use stoker_core::function::FunctionName;
+use stoker_core::ids::{CallId, is_name};
 use stoker_proto::{convert, v1};
 use stoker_registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -19,12 +21,14 @@ use crate::admission::Admission;
 use crate::call::Call;
 use crate::directory::{Directory, Known};
 use crate::dispatch::Dispatch;
+use crate::observe::{Observer, Watch};
 
 /// What every door needs.
 pub struct Door {
     pub dispatch: Dispatch,
     pub directory: Directory,
     pub admission: Admission,
+    pub observer: Arc<Observer>,
     pub registry: Arc<dyn Registry>,
     /// No new calls any more.
     pub stopping: CancellationToken,
@@ -37,11 +41,33 @@ impl Door {
     /// The function that `text` names.
     pub fn find(&self, text: &str) -> Result<Arc<Known>, Error> {
         self.directory.find(text).ok_or_else(|| {
-            let text: String = text.chars().take(520).collect();
-            Error::new(
-                Code::NotFound,
-                format!("there is no function `{text}`: name it app/function, or by its id"),
-            )
+            self.missing(|| {
+                let text: String = text.chars().take(520).collect();
+                format!("there is no function `{text}`: name it app/function, or by its id")
+            })
+        })
+    }
+
+    /// The function behind a path of an app.
+    pub fn triggered(&self, app: &str, path: &str) -> Result<Arc<Known>, Error> {
+        let found = self.directory.find_trigger(app, path);
+        found.ok_or_else(|| self.missing(|| format!("app `{app}` has no trigger at `{path}`")))
+    }
+
+    fn missing(&self, text: impl FnOnce() -> String) -> Error {
+        if self.directory.is_read() {
+            return Error::new(Code::NotFound, text());
+        }
+        Error::new(Code::Unavailable, "this balancer has not read the functions yet").retry(Retry::Elsewhere)
+    }
+
+    /// The same for a field of a message, where a text that can be no function's name is a mistake of its own.
+    pub fn named(&self, text: &str) -> Result<Arc<Known>, Error> {
+        self.find(text).map_err(|missing| {
+            if FunctionName::parse(text).is_some() || is_name(text) {
+                return missing;
+            }
+            Error::new(Code::InvalidRequest, "function: write app/function, or the function's id")
         })
     }
 
@@ -52,27 +78,39 @@ impl Door {
         function: Arc<Known>,
         head: v1::RequestHead,
         timeout: Option<Duration>,
-        trace: TraceContext,
+        watch: &mut Watch,
     ) -> Result<Call, Error> {
-        if self.stopping.is_cancelled() {
-            return Err(Error::new(Code::Unavailable, "this balancer is stopping").retry(Retry::Elsewhere));
-        }
+        watch.function(&function);
         let head = convert::to_request_head(convert::request_head(head)?);
         let admitted = self.admission.enter()?;
         let timeout = timeout.unwrap_or_else(|| {
             function.spec.timeout() + function.spec.init_timeout() + self.dispatch.max_wait + SPARE
         });
-        Ok(Call { id, function, head, deadline: Deadline::after(timeout), trace, admitted })
+        Ok(Call { id, function, head, deadline: Deadline::after(timeout), admitted })
     }
+}
+
+/// What is said to those who come too late.
+pub fn stopping() -> Error {
+    Error::new(Code::Unavailable, "this balancer is stopping").retry(Retry::Elsewhere)
+}
+
+/// Most bytes of each half of a trace context. A longer one is none of ours to carry, and no mistake of the call either.
+const MAX_TRACE: usize = 512;
+
+/// Trace context as it came.
+pub fn carried(parent: String, state: String) -> TraceContext {
+    let fit = |text: String| if text.len() <= MAX_TRACE { text } else { String::new() };
+    TraceContext { parent: fit(parent), state: fit(state) }
 }
 
 /// Trace context out of a request's headers.
 pub fn trace(headers: &::http::HeaderMap) -> TraceContext {
     let text = |name: &str| {
-        let value = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        if value.len() <= 512 { value.to_owned() } else { String::new() }
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
     };
-    TraceContext { parent: text("traceparent"), state: text("tracestate") }
+    carried(text("traceparent"), text("tracestate"))
 }
 
 /// The health service and its switch.
@@ -87,8 +125,13 @@ const SERVICES: [&str; 4] =
 impl Health {
     pub async fn new() -> Self {
         let health = Self { reporter: tonic_health::server::HealthReporter::new() };
-        health.set(tonic_health::ServingStatus::Serving).await;
+        health.not_serving().await;
         health
+    }
+
+    /// Says that calls may come.
+    pub async fn serving(&self) {
+        self.set(tonic_health::ServingStatus::Serving).await;
     }
 
     /// Says that calls should go elsewhere.

@@ -4,13 +4,18 @@ pub mod outbox;
 pub mod session;
 pub mod state;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use stoker_core::backoff::Backoff;
+use stoker_core::capacity::RunnerState;
+use stoker_core::error::Refusal;
 use stoker_proto::runner::v1 as wire;
 use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
-use stoker_proto::{MAX_FRAME, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
+use stoker_proto::{MAX_FRAME, OLDEST_SESSION_VERSION, SESSION_VERSION, convert, v1};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
@@ -20,14 +25,20 @@ use self::session::Session;
 use self::state::LinkEvent;
 use crate::fleet::{Fleet, HANDSHAKE, Runner};
 
-/// Ping this often, and give up on a peer that does not answer for as long: a frozen machine sends no reset.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A connection on which nothing came for this long is pinged, and given up if nothing comes for [`SILENCE`] after that: a frozen
+/// machine and a cut cable send no reset. A busy connection costs nothing, an idle one a small packet each way a second. Three seconds
+/// together are far below a runner's lease, and far above any pause of a runner that lives.
+const PING_AFTER: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// What is said of a runner that does not say itself why it drains.
+const DRAINED: &str = "it is drained";
 
 /// HTTP/2 windows. Credit per call bounds what is under way; these only must not be what limits it.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// Keeps all links of a runner until `stop`, or until they have broken and the runner is not listed any more.
+/// Keeps all links of a runner until `stop`, or until none stands any more and the registry does not list the runner.
 pub async fn run(
     runner: Arc<Runner>,
     fleet: Arc<Fleet>,
@@ -40,7 +51,7 @@ pub async fn run(
     gone.send(runner).await.ok();
 }
 
-async fn keep(runner: &Runner, lane: usize, fleet: &Fleet, stop: &CancellationToken) {
+async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &CancellationToken) {
     let seed = stoker_policy::placement::key(fleet.name.as_bytes()) ^ lane as u64;
     let fresh = || Backoff::new(Duration::from_millis(50), Duration::from_secs(2), seed);
     let mut waits = fresh();
@@ -69,15 +80,15 @@ async fn keep(runner: &Runner, lane: usize, fleet: &Fleet, stop: &CancellationTo
         } else {
             tracing::debug!(runner = runner.name, reason, "cannot reach a runner");
         }
-        fleet.changed();
+        fleet.relinked();
         let wait = waits.next().unwrap_or(Duration::from_secs(2));
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = runner.unlisted.cancelled() => {}
-            () = tokio::time::sleep(wait) => {}
-        }
-        if stop.is_cancelled() || runner.unlisted.is_cancelled() {
-            this.on(LinkEvent::Close, "the runner left the fleet");
+        let over = tokio::select! {
+            () = stop.cancelled() => Some("this balancer is stopping"),
+            () = runner.given_up() => Some("the runner left the fleet"),
+            () = tokio::time::sleep(wait) => None,
+        };
+        if let Some(why) = over {
+            this.on(LinkEvent::Close, why);
             return;
         }
         this.on(LinkEvent::Again, &reason);
@@ -89,48 +100,128 @@ struct Ended {
     welcomed: bool,
 }
 
-/// One session from connect to its end. Dropping it breaks the stream; the caller tells the calls.
-async fn engage(runner: &Runner, lane: usize, fleet: &Fleet) -> Ended {
-    let (mut stream, session) = match tokio::time::timeout(HANDSHAKE, open(runner, lane, fleet)).await {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(reason)) => return Ended { reason, welcomed: false },
-        Err(_) => {
-            let reason = format!("no welcome within {} s", HANDSHAKE.as_secs());
-            return Ended { reason, welcomed: false };
-        }
-    };
+/// One connection from its opening to its end. Dropping it breaks the streams; the caller tells the calls of the current session.
+async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     let this = &runner.lanes[lane];
+    let opened = async {
+        let channel = connect(&runner.address).await?;
+        let (stream, session) = greet(runner, fleet, channel.clone()).await?;
+        Ok((channel, stream, session))
+    };
+    let (channel, mut stream, mut session) = match in_time(opened).await {
+        Ok(opened) => opened,
+        Err(reason) => return Ended { reason, welcomed: false },
+    };
+    this.channel.store(Some(Arc::new(channel.clone())));
     this.session.store(Some(session.clone()));
     this.on(LinkEvent::Welcomed, "");
-    fleet.changed();
+    if runner.capacity().0.state == RunnerState::Draining {
+        this.on(LinkEvent::Drain, DRAINED);
+    }
+    fleet.relinked();
+    fleet.queue.room(runner, runner.room());
+    // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
+    let mut next = pin!(Fuse::terminated());
+    let mut retired = FuturesUnordered::new();
     let reason = loop {
-        let frame = match stream.message().await {
-            Ok(Some(message)) => message.frame,
-            Ok(None) => break "the runner ended the session".to_owned(),
-            Err(status) => break format!("{}: {}", status.code(), status.message()),
-        };
-        // A frame of a newer runner that we do not know is none of ours.
-        let Some(frame) = frame else { continue };
-        observe(runner, lane, fleet, &frame);
-        if let Err(violation) = session.receive(frame) {
-            tracing::warn!(
-                runner = runner.name,
-                violation = violation.0,
-                "a runner broke the session protocol"
-            );
-            break format!("it broke the session protocol: {}", violation.0);
+        tokio::select! {
+            reason = receive(&mut stream, &session, runner, lane, fleet, false) => break reason,
+            () = session.worn(), if next.is_terminated() => {
+                next.set(in_time(greet(runner, fleet, channel.clone())).fuse());
+            }
+            opened = &mut next, if !next.is_terminated() => match opened {
+                Ok((fresh_stream, fresh)) => {
+                    let old_stream = std::mem::replace(&mut stream, fresh_stream);
+                    let old = std::mem::replace(&mut session, fresh);
+                    this.session.store(Some(session.clone()));
+                    retired.push(retire(old_stream, old, runner, lane, fleet));
+                }
+                Err(reason) => {
+                    tracing::warn!(runner = runner.name, reason, "cannot renew a session");
+                    session.renew_later();
+                }
+            },
+            Some(()) = retired.next(), if !retired.is_empty() => {}
         }
     };
     Ended { reason, welcomed: true }
 }
 
-async fn open(
-    runner: &Runner,
+async fn in_time<T>(opening: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    match tokio::time::timeout(HANDSHAKE, opening).await {
+        Ok(opened) => opened,
+        Err(_) => Err(format!("no welcome within {} s", HANDSHAKE.as_secs())),
+    }
+}
+
+/// Takes frames until the stream ends and says why, or, if it is `retired`, until no call is on it any more.
+async fn receive(
+    stream: &mut Streaming<wire::EngageResponse>,
+    session: &Session,
+    runner: &Arc<Runner>,
     lane: usize,
     fleet: &Fleet,
+    retired: bool,
+) -> String {
+    while !(retired && session.close_if_empty()) {
+        let frame = match stream.message().await {
+            Ok(Some(message)) => message.frame,
+            Ok(None) => return "the runner ended the session".to_owned(),
+            Err(status) => return why(&status),
+        };
+        // A frame of a newer runner that we do not know is none of ours.
+        let Some(frame) = frame else { continue };
+        observe(runner, lane, fleet, &frame);
+        if let Err(violation) = session.receive(frame) {
+            let violation = violation.0;
+            tracing::warn!(runner = runner.name, violation, "a runner broke the session protocol");
+            return format!("it broke the session protocol: {violation}");
+        }
+    }
+    "its calls have ended".to_owned()
+}
+
+/// Why a stream ended. Of a broken connection the deepest cause says it; what is around that only says that something broke.
+fn why(status: &tonic::Status) -> String {
+    let causes = std::iter::successors(std::error::Error::source(status), |cause| cause.source());
+    match causes.last().map(ToString::to_string) {
+        // The transport has no other word for a connection that did not answer its ping.
+        Some(cause) if cause.ends_with("broken pipe") => {
+            format!("the connection broke, or was silent for {:?}", PING_AFTER + SILENCE)
+        }
+        Some(cause) => format!("the connection broke: {cause}"),
+        None => format!("{}: {}", status.code(), status.message()),
+    }
+}
+
+/// Follows a session that takes no new calls. However it ends, its calls learn it.
+async fn retire(
+    mut stream: Streaming<wire::EngageResponse>,
+    session: Arc<Session>,
+    runner: &Arc<Runner>,
+    lane: usize,
+    fleet: &Fleet,
+) {
+    let retired = Retired(session);
+    let reason = receive(&mut stream, &retired.0, runner, lane, fleet, true).await;
+    retired.0.lost(&reason);
+}
+
+struct Retired(Arc<Session>);
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        self.0.lost("the connection to the runner is closed");
+    }
+}
+
+/// A new session on a connection.
+async fn greet(
+    runner: &Runner,
+    fleet: &Fleet,
+    channel: Channel,
 ) -> Result<(Streaming<wire::EngageResponse>, Arc<Session>), String> {
-    let channel = connect(&runner.address).await?;
-    let mut client = RunnerServiceClient::new(channel.clone())
+    let mut client = RunnerServiceClient::new(channel)
         .max_decoding_message_size(MAX_FRAME)
         .max_encoding_message_size(2 * MAX_FRAME);
     let (out, outgoing) = outbox::outbox();
@@ -141,9 +232,8 @@ async fn open(
             balancer: fleet.name.clone(),
         })),
     });
-    let text = |status: tonic::Status| format!("{}: {}", status.code(), status.message());
-    let mut stream = client.engage(outgoing).await.map_err(text)?.into_inner();
-    let first = stream.message().await.map_err(text)?.and_then(|message| message.frame);
+    let mut stream = client.engage(outgoing).await.map_err(|status| why(&status))?.into_inner();
+    let first = stream.message().await.map_err(|status| why(&status))?.and_then(|message| message.frame);
     let Some(wire::engage_response::Frame::Welcome(welcome)) = first else {
         return Err("it did not begin with Welcome".to_owned());
     };
@@ -159,8 +249,7 @@ async fn open(
         return Err(format!("at {} answers {}, not {}", runner.address, record.runner, runner.name));
     }
     runner.update(record, true);
-    runner.lanes[lane].channel.store(Some(Arc::new(channel)));
-    Ok((stream, Session::new(out)))
+    Ok((stream, Session::new(out, fleet.renew_after)))
 }
 
 async fn connect(address: &str) -> Result<Channel, String> {
@@ -168,8 +257,9 @@ async fn connect(address: &str) -> Result<Channel, String> {
         .map_err(|_| format!("`{address}` is not an address"))?
         .connect_timeout(Duration::from_secs(3))
         .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .max_frame_size(stoker_proto::HTTP2_FRAME)
+        .http2_keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(SILENCE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -181,38 +271,45 @@ async fn connect(address: &str) -> Result<Channel, String> {
         })
 }
 
-/// Takes what a frame says about capacity.
-fn observe(runner: &Runner, lane: usize, fleet: &Fleet, frame: &wire::engage_response::Frame) {
+/// Takes what a frame says about capacity, before the call that it is about learns of it.
+fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engage_response::Frame) {
     use wire::engage_response::Frame as F;
+    let update = |record: &Option<v1::Capacity>| match record.clone().map(convert::capacity) {
+        Some(Ok(record)) => runner.update(record, true),
+        Some(Err(wrong)) => {
+            tracing::warn!(runner = runner.name, %wrong, "a capacity record is not valid");
+        }
+        None => {}
+    };
     match frame {
         F::Finished(f) => {
-            runner.ended();
-            if let Some(warmth) = &f.warmth {
-                runner.warmth(warmth);
-            }
-            fleet.queue.ended();
+            runner.ended(f.warmth.as_ref());
+            fleet.queue.ended(runner);
         }
         F::Refused(f) => {
-            if let Some(Ok(record)) = f.capacity.clone().map(convert::capacity) {
-                runner.update(record, true);
-            }
-            if let Some(warmth) = &f.warmth {
-                runner.warmth(warmth);
-            }
+            update(&f.capacity);
+            runner.refused(convert::refusal(f.reason) == Refusal::Full, f.warmth.as_ref());
         }
-        F::Capacity(f) => match f.capacity.clone().map(convert::capacity) {
-            Some(Ok(record)) => {
-                runner.update(record, true);
+        F::Capacity(f) => {
+            update(&f.capacity);
+            // Its word of how it stands holds on this stream whether or not the record is news: frames come in their order here.
+            let this = &runner.lanes[lane];
+            let turned = match f.capacity.as_ref().map(v1::Capacity::state) {
+                Some(v1::RunnerState::Ready) if !this.is_open() => Some((LinkEvent::Resume, "")),
+                Some(v1::RunnerState::Draining) if this.is_open() => Some((LinkEvent::Drain, DRAINED)),
+                _ => None,
+            };
+            if let Some((event, reason)) = turned {
+                this.on(event, reason);
+                fleet.relinked();
+            } else {
                 fleet.changed();
             }
-            Some(Err(wrong)) => {
-                tracing::warn!(runner = runner.name, %wrong, "a capacity record is not valid")
-            }
-            None => {}
-        },
+            fleet.queue.room(runner, runner.room());
+        }
         F::Draining(f) => {
             runner.lanes[lane].on(LinkEvent::Drain, &f.reason);
-            fleet.changed();
+            fleet.relinked();
         }
         _ => {}
     }

@@ -40,6 +40,9 @@ pub struct Stops {
     pub now: CancellationToken,
 }
 
+/// Most bytes of the headers of one request, whatever they are for.
+const HEADERS: usize = 256 << 10;
+
 /// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`.
 pub async fn serve<S, B>(listener: TcpListener, service: S, speaks: Speaks, tasks: TaskTracker, stops: Stops)
 where
@@ -52,7 +55,13 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    // Wider than the limits on a call's headers, so that going over those is answered in our words.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_secs(30))
+        .max_headers(1024)
+        .max_buf_size(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -60,8 +69,9 @@ where
         .keep_alive_timeout(Duration::from_secs(20))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(16 << 20)
+        .max_frame_size(stoker_proto::HTTP2_FRAME)
         .max_concurrent_streams(10_000)
-        .max_header_list_size(128 << 10);
+        .max_header_list_size(HEADERS as u32);
     if speaks == Speaks::Http2 {
         builder = builder.http2_only();
     }

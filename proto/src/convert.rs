@@ -37,13 +37,13 @@ fn wrong(text: impl Into<String>) -> Wrong {
 pub fn request_head(head: v1::RequestHead) -> Result<RequestHead, Error> {
     let method = if head.method.is_empty() { "POST".to_owned() } else { head.method };
     if method.len() > 32 || !method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-' || b == b'_') {
-        return Err(Error::new(Code::InvalidRequest, "the method is not an HTTP method"));
+        return Err(Error::new(Code::InvalidRequest, "method: 1 to 32 letters, `-` or `_` are one"));
     }
     if head.url.len() > 16 * 1024 {
-        return Err(Error::new(Code::HeadersTooLarge, "the URL is longer than 16384 bytes"));
+        return Err(Error::new(Code::HeadersTooLarge, "url: longer than 16384 bytes"));
     }
     if head.url.bytes().any(|b| b <= b' ' || b == 0x7f) {
-        return Err(Error::new(Code::InvalidRequest, "the URL has a blank or a control character"));
+        return Err(Error::new(Code::InvalidRequest, "url: has a blank or a control character"));
     }
     let intent = match v1::Intent::try_from(head.intent) {
         Ok(v1::Intent::HttpRequest) => Intent::HttpRequest,
@@ -51,8 +51,8 @@ pub fn request_head(head: v1::RequestHead) -> Result<RequestHead, Error> {
     };
     let headers = headers(head.headers);
     headers.check().map_err(|problem| match problem {
-        HeaderProblem::Invalid(text) => Error::new(Code::InvalidRequest, text),
-        HeaderProblem::TooLarge(text) => Error::new(Code::HeadersTooLarge, text),
+        HeaderProblem::Invalid(text) => Error::new(Code::InvalidRequest, format!("headers: {text}")),
+        HeaderProblem::TooLarge(text) => Error::new(Code::HeadersTooLarge, format!("headers: {text}")),
     })?;
     Ok(RequestHead { intent, method, url: head.url, headers })
 }

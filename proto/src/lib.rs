@@ -44,8 +44,15 @@ pub const SESSION_VERSION: u32 = 1;
 /// The oldest.
 pub const OLDEST_SESSION_VERSION: u32 = 1;
 
+/// Most functions that a balancer defines on one session; a runner may end one that defines more.
+pub const MAX_DEFINED: usize = 65_536;
+
 /// Most bytes of one message on a session: a piece of a body, a head and room for the rest.
 pub const MAX_FRAME: usize = 1 << 20;
+
+/// Largest HTTP/2 frame that connections of ours take: room for a piece of a body with what is around it. With the 16 KiB that
+/// HTTP/2 gives by itself, each piece costs four or five system calls at either end.
+pub const HTTP2_FRAME: u32 = 128 << 10;
 
 /// Most bytes of one message of the services that hold a whole body.
 pub const MAX_MESSAGE: usize = 4 << 20;

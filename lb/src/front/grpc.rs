@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures_util::{Stream, StreamExt as _};
@@ -20,20 +20,27 @@ use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Status, Streaming};
+use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
 use super::operators::Operators;
-use super::{Door, Health, session, trace};
+use super::until::Until;
+use super::{Door, Health, session, stopping, trace};
 use crate::call::{Input, Rest};
+use crate::observe::{Door as Way, Watch};
 
 /// Room for a head beside a body of the largest size.
 const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
+
+/// How long a client that opened a stream may take to say which call it is for, where it sets no deadline.
+const FIRST_FRAME: Duration = Duration::from_secs(30);
 
 /// All gRPC services.
 pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
     let calls = CallServiceServer::new(Calls(door.clone()))
         .max_decoding_message_size(MESSAGE)
         .max_encoding_message_size(MESSAGE);
+    let stop = door.stopping.clone();
     let operators = Arc::new(Operators(door));
     let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
     let fleet = FleetServiceServer::from_arc(operators).max_decoding_message_size(MAX_FRAME);
@@ -47,9 +54,9 @@ pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
         .add_service(calls)
         .add_service(functions)
         .add_service(fleet)
-        .add_service(tonic_health::pb::health_server::HealthServer::new(health.service()))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?);
+        .add_service(Until { service: HealthServer::new(health.service()), stop: stop.clone() })
+        .add_service(Until { service: reflection().build_v1()?, stop: stop.clone() })
+        .add_service(Until { service: reflection().build_v1alpha()?, stop });
     Ok(routes.routes().prepare())
 }
 
@@ -109,10 +116,10 @@ impl CallService for Calls {
         let id = CallId::new();
         let (metadata, _, message) = request.into_parts();
         let headers = metadata.into_headers();
-        invoke(&self.0, id, &headers, message)
-            .await
-            .map(tonic::Response::new)
-            .map_err(|error| status::to_status(&error, &id.to_string()))
+        let mut watch = self.0.observer.grpc(Way::Invoke, id, &trace(&headers));
+        let answer = invoke(&self.0, id, &headers, message, &mut watch).await;
+        watch.end(answer.as_ref().map(|_| ()));
+        answer.map(tonic::Response::new).map_err(|error| status::to_status(&error, &id.to_string()))
     }
 
     type InvokeStreamStream = Pin<Box<dyn Stream<Item = Result<v1::InvokeStreamResponse, Status>> + Send>>;
@@ -124,11 +131,17 @@ impl CallService for Calls {
         let id = CallId::new();
         let (metadata, _, stream) = request.into_parts();
         let headers = metadata.into_headers();
-        let answer = invoke_stream(&self.0, id, &headers, stream);
-        answer
-            .await
-            .map(|stream| tonic::Response::new(Box::pin(stream) as Self::InvokeStreamStream))
-            .map_err(|error| status::to_status(&error, &id.to_string()))
+        let mut watch = self.0.observer.grpc(Way::Stream, id, &trace(&headers));
+        match invoke_stream(&self.0, id, &headers, stream, &mut watch).await {
+            Ok((opening, mut tail)) => {
+                tail.watched(watch);
+                Ok(tonic::Response::new(Box::pin(futures_util::stream::iter(opening).chain(tail))))
+            }
+            Err(error) => {
+                watch.end(Err(&error));
+                Err(status::to_status(&error, &id.to_string()))
+            }
+        }
     }
 
     type SessionStream = session::Frames;
@@ -146,8 +159,9 @@ async fn invoke(
     id: CallId,
     headers: &HeaderMap,
     message: v1::InvokeRequest,
+    watch: &mut Watch,
 ) -> Result<v1::InvokeResponse, Error> {
-    let function = door.find(&message.function)?;
+    let function = door.named(&message.function)?;
     if message.body.len() > MAX_MESSAGE {
         let text = format!(
             "the body has {} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream",
@@ -155,9 +169,8 @@ async fn invoke(
         );
         return Err(Error::new(Code::RequestTooLarge, text));
     }
-    let call =
-        door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, trace(headers))?;
-    let mut answer = door.dispatch.call(call, Input::whole(message.body)).await?;
+    let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
+    let mut answer = door.dispatch.call(call, Input::whole(message.body), watch).await?;
     let mut end = answer.end;
     let body = match answer.rest.take() {
         None => answer.first,
@@ -193,15 +206,26 @@ async fn invoke_stream(
     id: CallId,
     headers: &HeaderMap,
     mut stream: Streaming<v1::InvokeStreamRequest>,
-) -> Result<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + Send + use<>, Error> {
+    watch: &mut Watch,
+) -> Result<(Vec<Result<v1::InvokeStreamResponse, Status>>, Tail), Error> {
     use v1::invoke_stream_request::Frame as In;
     use v1::invoke_stream_response::Frame as Out;
-    let first = stream.message().await.map_err(|status| status::from_status(&status))?;
+    let (timeout, opened) = (timeout(headers)?, Instant::now());
+    let first = tokio::time::timeout(timeout.unwrap_or(FIRST_FRAME), stream.message());
+    // A stream that is not a call yet does not hold up a balancer that stops.
+    let first = tokio::select! {
+        first = first => first,
+        () = door.stopping.cancelled() => return Err(stopping()),
+    };
+    let first =
+        first.map_err(|_| Error::new(Code::DeadlineExceeded, "the `start` frame did not come in time"))?;
+    let first = first.map_err(|status| status::from_status(&status))?;
     let Some(In::Start(start)) = first.and_then(|message| message.frame) else {
         return Err(Error::new(Code::InvalidRequest, "the first frame of InvokeStream is `start`"));
     };
-    let function = door.find(&start.function)?;
-    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout(headers)?, trace(headers))?;
+    let function = door.named(&start.function)?;
+    let timeout = timeout.map(|timeout| timeout.saturating_sub(opened.elapsed()));
+    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let pieces = stream.filter_map(|message| {
         std::future::ready(match message.map(|message| message.frame) {
             Ok(Some(In::Body(piece))) if piece.len() <= CHUNK => Some(Ok(piece)),
@@ -216,7 +240,7 @@ async fn invoke_stream(
         })
     });
     let input = super::http::begin(Box::pin(pieces), false).await?;
-    let answer = door.dispatch.call(call, input).await?;
+    let answer = door.dispatch.call(call, input, watch).await?;
     let frame = |frame| Ok(v1::InvokeStreamResponse { frame: Some(frame) });
     let head = frame(Out::Answer(v1::CallAnswer { call_id: id.to_string(), head: Some(answer.head) }));
     let mut opening = vec![head];
@@ -224,7 +248,7 @@ async fn invoke_stream(
         opening.push(frame(Out::Body(answer.first)));
     }
     let tail = match answer.rest {
-        Some(rest) => Tail::Pieces { rest, id },
+        Some(rest) => Tail::Pieces { rest, id, watch: None },
         None => {
             opening.push(frame(Out::End(v1::CallEnd {
                 timings: answer.end.timings,
@@ -233,13 +257,23 @@ async fn invoke_stream(
             Tail::Done
         }
     };
-    Ok(futures_util::stream::iter(opening).chain(tail))
+    Ok((opening, tail))
 }
 
 /// The frames after the head.
 enum Tail {
-    Pieces { rest: Rest, id: CallId },
+    Pieces { rest: Rest, id: CallId, watch: Option<Watch> },
     Done,
+}
+
+impl Tail {
+    /// The call ends where its answer does.
+    fn watched(&mut self, watch: Watch) {
+        match self {
+            Tail::Pieces { watch: place, .. } => *place = Some(watch),
+            Tail::Done => watch.end(Ok(())),
+        }
+    }
 }
 
 impl Stream for Tail {
@@ -247,8 +281,18 @@ impl Stream for Tail {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         use v1::invoke_stream_response::Frame as Out;
-        let Tail::Pieces { rest, id } = &mut *self else { return Poll::Ready(None) };
+        let Tail::Pieces { rest, id, watch } = &mut *self else { return Poll::Ready(None) };
         let next = std::task::ready!(Pin::new(&mut *rest).poll_next(cx));
+        let outcome = match &next {
+            Some(Ok(_)) => None,
+            Some(Err(error)) => Some(Err(error)),
+            None => Some(Ok(())),
+        };
+        if let Some(outcome) = outcome
+            && let Some(watch) = watch.take()
+        {
+            watch.end(outcome);
+        }
         let (item, done) = match next {
             Some(Ok(piece)) => (Ok(Out::Body(piece)), false),
             Some(Err(error)) => (Err(status::to_status(&error, &id.to_string())), true),

@@ -1,5 +1,6 @@
 //! HTTP for clients: Fn's direct invocation and its HTTP triggers.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, StreamExt as _};
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyStream;
@@ -20,9 +21,13 @@ use stoker_proto::{status, v1};
 use super::{Door, trace};
 use crate::call::{Input, Pieces, Rest};
 use crate::directory::Known;
+use crate::observe::Watch;
 
 /// What Fn's clients read the call's id from.
 const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
+
+/// How functions are invoked.
+const ALLOWED: HeaderValue = HeaderValue::from_static("POST, OPTIONS");
 
 /// Headers between two neighbours, not between the ends.
 const HOP_BY_HOP: [&str; 10] = [
@@ -57,7 +62,18 @@ impl hyper::service::Service<Request<Incoming>> for Served {
         let door = self.0.clone();
         Box::pin(async move {
             let id = CallId::new();
-            Ok(handle(&door, id, request).await.unwrap_or_else(|error| failure(&error, id)))
+            let trace = trace(request.headers());
+            let mut watch = door.observer.http(id, request.method(), request.uri().path(), &trace);
+            let mut answer = match handle(&door, id, request, &mut watch).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    watch.end(Err(&error));
+                    return Ok(failure(&error, id));
+                }
+            };
+            watch.http_status(answer.status().as_u16());
+            answer.body_mut().watched(watch);
+            Ok(answer)
         })
     }
 }
@@ -66,6 +82,27 @@ impl hyper::service::Service<Request<Incoming>> for Served {
 enum Route {
     Invoke(Arc<Known>),
     Trigger(Arc<Known>),
+}
+
+/// A path as Fn's router sees it: escapes are resolved before anything is compared, so that an escaped slash is a slash.
+fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
+    let mut parts = path.split('%');
+    let first = parts.next().unwrap_or_default();
+    if first.len() == path.len() {
+        return Ok(Cow::Borrowed(path));
+    }
+    let mut bytes = first.as_bytes().to_vec();
+    for part in parts {
+        let digits =
+            part.as_bytes().first_chunk::<2>().filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let byte = digits.and_then(|_| u8::from_str_radix(part.get(..2)?, 16).ok()).ok_or_else(|| {
+            Error::new(Code::InvalidRequest, "the path has a % that no two hexadecimal digits follow")
+        })?;
+        bytes.push(byte);
+        bytes.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    // What is not UTF-8 is the name of nothing, and is answered so.
+    Ok(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn route(door: &Door, path: &str) -> Result<Route, Error> {
@@ -78,17 +115,19 @@ fn route(door: &Door, path: &str) -> Result<Route, Error> {
     if let Some(function) = path.strip_prefix("/invoke/") {
         return door.find(function).map(Route::Invoke);
     }
-    let (app, source) = path.strip_prefix("/t/").and_then(|rest| rest.split_once('/')).ok_or_else(none)?;
-    let function = door
-        .directory
-        .find_trigger(app, &format!("/{source}"))
-        .ok_or_else(|| Error::new(Code::NotFound, format!("app `{app}` has no trigger at `/{source}`")))?;
-    Ok(Route::Trigger(function))
+    let trigger = path.strip_prefix("/t/").ok_or_else(none)?;
+    let (app, source) = trigger.split_once('/').unwrap_or((trigger, ""));
+    door.triggered(app, &format!("/{source}")).map(Route::Trigger)
 }
 
-async fn handle(door: &Door, id: CallId, request: Request<Incoming>) -> Result<Response<AnswerBody>, Error> {
+async fn handle(
+    door: &Door,
+    id: CallId,
+    request: Request<Incoming>,
+    watch: &mut Watch,
+) -> Result<Response<AnswerBody>, Error> {
     let (parts, body) = request.into_parts();
-    let route = route(door, parts.uri.path())?;
+    let route = route(door, &decoded(parts.uri.path())?)?;
     let (function, intent) = match &route {
         Route::Invoke(function) => (function.clone(), v1::Intent::Invoke),
         Route::Trigger(function) => (function.clone(), v1::Intent::HttpRequest),
@@ -99,9 +138,7 @@ async fn handle(door: &Door, id: CallId, request: Request<Incoming>) -> Result<R
         }
         if parts.method != Method::POST {
             let error = Error::new(Code::MethodNotAllowed, "functions are invoked with POST");
-            let mut response = failure(&error, id);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
-            return Ok(response);
+            return Err(error);
         }
         if parts
             .headers
@@ -120,20 +157,23 @@ async fn handle(door: &Door, id: CallId, request: Request<Incoming>) -> Result<R
         url: url(&parts.uri, &parts.headers),
         headers: request_headers(&parts.headers),
     };
-    let call = door.admit(id, function, head, None, trace(&parts.headers))?;
-    let small = parts
-        .headers
-        .get(http::header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok())
-        .is_some_and(|length| length <= CHUNK);
-    let input =
-        if body.is_end_stream() { Input::whole(Bytes::new()) } else { begin(pieces(body), small).await? };
-    let answer = door.dispatch.call(call, input).await?;
+    let length = body.size_hint().exact();
+    door.dispatch.fits(length.unwrap_or_default())?;
+    let call = door.admit(id, function, head, None, watch)?;
+    let small = length.is_some_and(|length| length <= CHUNK as u64);
+    let input = if body.is_end_stream() {
+        Input::whole(Bytes::new())
+    } else {
+        // A client that is slow with a small body holds its place no longer than the call may take.
+        let begun = tokio::time::timeout_at(call.deadline.0.into(), begin(pieces(body), small)).await;
+        begun.map_err(|_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time"))??
+    };
+    let answer = door.dispatch.call(call, input, watch).await?;
     let status = match intent {
         v1::Intent::HttpRequest => u16::try_from(answer.head.status).ok(),
         _ => Some(200),
     };
-    let mut response = Response::new(AnswerBody { first: answer.first, rest: answer.rest });
+    let mut response = Response::new(AnswerBody { first: answer.first, rest: answer.rest, watch: None });
     *response.status_mut() = status
         .and_then(|status| StatusCode::from_u16(status).ok())
         .filter(|status| !status.is_informational())
@@ -159,14 +199,16 @@ fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
     HOP_BY_HOP.contains(&name) || named.iter().any(|other| other == name)
 }
 
-fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
-    // What `Connection` names is between neighbours as well.
-    let named: Vec<String> = headers
-        .get_all(http::header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
+/// What `Connection` names is between neighbours as well.
+fn named<'a>(connection: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
+    connection
+        .filter_map(|value| std::str::from_utf8(value).ok())
         .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
-        .collect();
+        .collect()
+}
+
+fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
+    let named = named(headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes));
     headers
         .iter()
         .filter(|(name, _)| !is_hop_by_hop(name.as_str(), &named) && *name != CALL_ID)
@@ -178,9 +220,11 @@ fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
 }
 
 fn response_headers(to: &mut HeaderMap, headers: Vec<v1::Header>) {
+    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
+    let named = named(connection.map(|header| header.value.as_ref()));
     for v1::Header { name, value } in headers {
         let name = name.to_ascii_lowercase();
-        if is_hop_by_hop(&name, &[]) {
+        if is_hop_by_hop(&name, &named) {
             continue;
         }
         // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.
@@ -195,11 +239,22 @@ fn pieces(body: Incoming) -> Pieces {
         std::future::ready(match frame {
             // Trailers are no part of a call.
             Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(_) => {
-                Some(Err(Error::new(Code::Cancelled, "the request's body broke off: the client went away")))
-            }
+            Err(error) => Some(Err(broken(&error))),
         })
     }))
+}
+
+/// Why a request's body cannot be read to its end.
+fn broken(error: &hyper::Error) -> Error {
+    use std::io::ErrorKind::{InvalidData, InvalidInput};
+    let mut causes =
+        std::iter::successors(std::error::Error::source(error), |cause| std::error::Error::source(*cause));
+    match causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()) {
+        Some(cause) if matches!(cause.kind(), InvalidInput | InvalidData) => {
+            Error::new(Code::InvalidRequest, format!("the request's body is not valid HTTP: {cause}"))
+        }
+        _ => Error::new(Code::Cancelled, "the request's body broke off: the client went away"),
+    }
 }
 
 /// The beginning of a body for the offer. A body that is known to be small is read whole; of another only what is there
@@ -246,9 +301,9 @@ fn header(text: &str) -> HeaderValue {
 }
 
 fn allowed(status: StatusCode, id: CallId) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody { first: Bytes::new(), rest: None });
+    let mut response = Response::new(AnswerBody { first: Bytes::new(), rest: None, watch: None });
     *response.status_mut() = status;
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+    response.headers_mut().insert(ALLOW, ALLOWED);
     response.headers_mut().insert(CALL_ID, header(&id.to_string()));
     response
 }
@@ -269,11 +324,15 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     if !error.log_tail.is_empty() {
         body["log_tail"] = error.log_tail.as_str().into();
     }
-    let mut response = Response::new(AnswerBody { first: Bytes::from(body.to_string()), rest: None });
+    let body = AnswerBody { first: Bytes::from(body.to_string()), rest: None, watch: None };
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CALL_ID, header(&id.to_string()));
+    if error.code == Code::MethodNotAllowed {
+        headers.insert(ALLOW, ALLOWED);
+    }
     if let Retry::After(wait) = error.retry {
         // Whole seconds, rounded up: sooner would be too soon.
         headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000).max(1) as u64));
@@ -285,6 +344,24 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
 pub struct AnswerBody {
     first: Bytes,
     rest: Option<Rest>,
+    /// There until the end of what is streamed.
+    watch: Option<Watch>,
+}
+
+impl AnswerBody {
+    /// The call ends where its answer does.
+    fn watched(&mut self, watch: Watch) {
+        match self.rest {
+            Some(_) => self.watch = Some(watch),
+            None => watch.end(Ok(())),
+        }
+    }
+
+    fn ended(&mut self, outcome: Result<(), &Error>) {
+        if let Some(watch) = self.watch.take() {
+            watch.end(outcome);
+        }
+    }
 }
 
 impl Body for AnswerBody {
@@ -301,8 +378,13 @@ impl Body for AnswerBody {
         }
         let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
         let next = std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx));
-        if next.is_none() {
-            self.rest = None;
+        match &next {
+            None => {
+                self.rest = None;
+                self.ended(Ok(()));
+            }
+            Some(Err(error)) => self.ended(Err(error)),
+            Some(Ok(_)) => {}
         }
         Poll::Ready(next.map(|piece| piece.map(Frame::data)))
     }
@@ -319,6 +401,18 @@ impl Body for AnswerBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_compared_without_escapes() {
+        for (path, is) in
+            [("/a", Some("/a")), ("/%61%2fb%20c%c3%a9", Some("/a/b c\u{e9}")), ("/%ff", Some("/\u{fffd}"))]
+        {
+            assert_eq!(decoded(path).ok().as_deref(), is);
+        }
+        for wrong in ["/%", "/%6", "/%6g", "/%+1", "/a%%41", "/%é"] {
+            assert_eq!(decoded(wrong).map_err(|error| error.code), Err(Code::InvalidRequest), "{wrong}");
+        }
+    }
 
     #[test]
     fn headers_between_neighbours_stay_there() {

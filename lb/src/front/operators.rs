@@ -1,22 +1,28 @@
 //! gRPC for operators: functions and fleet.
 
+use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::SelectAll;
 use futures_util::{Stream, StreamExt as _};
-use stoker_core::error::{Code, Error};
+use stoker_core::error::{Blame, Code, Error, Retry};
+use stoker_core::ids::{CallId, Incarnation, is_name};
 use stoker_proto::runner::v1 as wire;
 use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::v1::fleet_service_server::FleetService;
 use stoker_proto::v1::function_service_server::FunctionService;
 use stoker_proto::{convert, status, v1};
 use stoker_registry::Applied;
+use tokio::sync::watch;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::Door;
 use crate::directory::Known;
+use crate::fleet::{HANDSHAKE, Runner};
 
 /// At most so often is the fleet sent to one who watches it.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
@@ -29,15 +35,11 @@ fn fail(error: &Error) -> Status {
 }
 
 fn store(error: &stoker_registry::Error) -> Status {
-    match error {
-        stoker_registry::Error::TriggerTaken { .. } => {
-            fail(&Error::new(Code::InvalidRequest, error.to_string()))
-        }
-        _ => {
-            tracing::error!(%error, "the registry failed");
-            fail(&Error::new(Code::Internal, error.to_string()))
-        }
+    let told = Error::from(error);
+    if told.blame() == Blame::Platform {
+        tracing::error!(%error, "the registry failed");
     }
+    fail(&told)
 }
 
 impl Operators {
@@ -60,8 +62,68 @@ impl Operators {
         }
     }
 
+    /// A connection to the runner of this name, to ask it for something.
+    fn runner(&self, name: &str) -> Result<(Arc<Runner>, RunnerServiceClient<Channel>), Error> {
+        if !is_name(name) {
+            return Err(Error::new(
+                Code::InvalidRequest,
+                "runner: the name of a runner, 1 to 255 of [a-zA-Z0-9_-]",
+            ));
+        }
+        let all = self.0.dispatch.fleet.runners();
+        // One that has come back at another address stands beside what is left of its earlier life.
+        let mut named: Vec<_> = all.iter().filter(|runner| runner.name == name).collect();
+        named.sort_by_key(|runner| !runner.is_listed());
+        if let Some((runner, channel)) = named.iter().find_map(|runner| Some((runner, runner.channel()?))) {
+            return Ok((Arc::clone(runner), RunnerServiceClient::new(channel)));
+        }
+        let Some(runner) = named.first() else {
+            let names: BTreeSet<_> = all.iter().map(|runner| runner.name.as_str()).collect();
+            let known = match names.len() {
+                0 => "there is none in the fleet".to_owned(),
+                _ => format!("there are {}", Vec::from_iter(names).join(", ")),
+            };
+            return Err(Error::new(Code::NotFound, format!("there is no runner `{name}`: {known}")));
+        };
+        let (_, why) = runner.link();
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let text = format!("this balancer is not connected to runner {name}{why}");
+        Err(Error::new(Code::Unavailable, text).retry(Retry::After(Duration::from_secs(1))))
+    }
+
+    /// What a runner answered to a wish: its record, which is known here from now on.
+    async fn wish(
+        &self,
+        runner: &Runner,
+        answer: impl Future<Output = Result<Option<v1::Capacity>, Status>>,
+    ) -> Result<Option<v1::Capacity>, Status> {
+        let unavailable = |text: String| {
+            fail(&Error::new(Code::Unavailable, text).retry(Retry::After(Duration::from_secs(1))))
+        };
+        let answer = tokio::time::timeout(HANDSHAKE, answer).await;
+        let answer = answer.map_err(|_| {
+            unavailable(format!("runner {} did not answer within {HANDSHAKE:?}", runner.name))
+        })?;
+        let record = answer.map_err(|status| match status.code() {
+            tonic::Code::Unimplemented => {
+                let text = format!("runner {} is too old for this: {}", runner.name, status.message());
+                fail(&Error::new(Code::InvalidRequest, text))
+            }
+            _ => unavailable(format!("runner {}: {}", runner.name, status.message())),
+        })?;
+        match record.clone().map(convert::capacity) {
+            Some(Ok(known)) => runner.update(known, false),
+            Some(Err(wrong)) => {
+                tracing::warn!(runner = runner.name, %wrong, "a capacity record is not valid")
+            }
+            None => {}
+        }
+        self.0.dispatch.fleet.changed();
+        Ok(record)
+    }
+
     fn find(&self, text: &str) -> Result<Arc<Known>, Status> {
-        self.0.find(text).map_err(|error| fail(&error))
+        self.0.named(text).map_err(|error| fail(&error))
     }
 }
 
@@ -72,11 +134,21 @@ impl FunctionService for Operators {
         request: Request<v1::ApplyFunctionsRequest>,
     ) -> Result<Response<v1::ApplyFunctionsResponse>, Status> {
         let mut specs = Vec::new();
+        let mut names = HashSet::new();
         let mut details = ErrorDetails::new();
         let mut wrong = 0;
         for (at, function) in request.into_inner().functions.into_iter().enumerate() {
             match convert::function(function) {
-                Ok(spec) => specs.push(spec),
+                Ok(spec) => {
+                    if !names.insert(spec.name.clone()) {
+                        wrong += 1;
+                        details.add_bad_request_violation(
+                            format!("functions[{at}].name"),
+                            format!("`{}` is there twice", spec.name),
+                        );
+                    }
+                    specs.push(spec);
+                }
                 Err(problems) => {
                     for problem in problems {
                         wrong += 1;
@@ -86,16 +158,6 @@ impl FunctionService for Operators {
                         );
                     }
                 }
-            }
-        }
-        let mut names = std::collections::HashSet::new();
-        for (at, spec) in specs.iter().enumerate() {
-            if !names.insert(&spec.name) {
-                wrong += 1;
-                details.add_bad_request_violation(
-                    format!("functions[{at}].name"),
-                    format!("`{}` is there twice", spec.name),
-                );
             }
         }
         if wrong > 0 {
@@ -137,6 +199,12 @@ impl FunctionService for Operators {
         request: Request<v1::ListFunctionsRequest>,
     ) -> Result<Response<v1::ListFunctionsResponse>, Status> {
         let app = request.into_inner().app;
+        if !app.is_empty() && !is_name(&app) {
+            return Err(fail(&Error::new(
+                Code::InvalidRequest,
+                "app: 1 to 255 of [a-zA-Z0-9_-], or empty for all",
+            )));
+        }
         let all = self.0.directory.all();
         let functions = all
             .iter()
@@ -173,25 +241,52 @@ impl FleetService for Operators {
         _: Request<v1::WatchFleetRequest>,
     ) -> Result<Response<Self::WatchFleetStream>, Status> {
         let door = self.0.clone();
-        let changes = door.dispatch.fleet.changes();
+        let (changes, queued) = (door.dispatch.fleet.changes(), door.dispatch.fleet.queue.length());
         let first = true;
-        let stream =
-            futures_util::stream::unfold((door, changes, first), |(door, mut changes, first)| async move {
+        let stream = futures_util::stream::unfold(
+            (door, changes, queued, first),
+            |(door, mut changes, mut queued, first)| async move {
                 if !first {
                     // The pause bounds how often it is sent; what changes meanwhile is in the next.
                     tokio::time::sleep(WATCH_PAUSE).await;
                     tokio::select! {
                         () = door.stopping.cancelled() => return None,
                         changed = changes.changed() => changed.ok()?,
+                        changed = queued.changed() => changed.ok()?,
                     }
                 }
                 changes.mark_unchanged();
                 let fleet = &door.dispatch.fleet;
                 let runners = fleet.runners().iter().map(|runner| runner.describe()).collect();
-                let queued = u32::try_from(fleet.queue.len()).unwrap_or(u32::MAX);
-                Some((Ok(v1::WatchFleetResponse { runners, queued }), (door, changes, false)))
-            });
+                let waiting = u32::try_from(*queued.borrow_and_update()).unwrap_or(u32::MAX);
+                let seen = v1::WatchFleetResponse { runners, queued: waiting };
+                Some((Ok(seen), (door, changes, queued, false)))
+            },
+        );
         Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn drain_runner(
+        &self,
+        request: Request<v1::DrainRunnerRequest>,
+    ) -> Result<Response<v1::DrainRunnerResponse>, Status> {
+        let (runner, mut client) = self.runner(&request.into_inner().runner).map_err(|error| fail(&error))?;
+        let reason = format!("an operator drained it through balancer {}", self.0.dispatch.fleet.name);
+        let answer = async { Ok(client.drain(wire::DrainRequest { reason }).await?.into_inner().capacity) };
+        let capacity = self.wish(&runner, answer).await?;
+        tracing::info!(runner = runner.name, "drained a runner");
+        Ok(Response::new(v1::DrainRunnerResponse { capacity }))
+    }
+
+    async fn uncordon_runner(
+        &self,
+        request: Request<v1::UncordonRunnerRequest>,
+    ) -> Result<Response<v1::UncordonRunnerResponse>, Status> {
+        let (runner, mut client) = self.runner(&request.into_inner().runner).map_err(|error| fail(&error))?;
+        let answer = async { Ok(client.uncordon(wire::UncordonRequest {}).await?.into_inner().capacity) };
+        let capacity = self.wish(&runner, answer).await?;
+        tracing::info!(runner = runner.name, "uncordoned a runner");
+        Ok(Response::new(v1::UncordonRunnerResponse { capacity }))
     }
 
     type StreamLogsStream = Pin<Box<dyn Stream<Item = Result<v1::StreamLogsResponse, Status>> + Send>>;
@@ -202,29 +297,75 @@ impl FleetService for Operators {
     ) -> Result<Response<Self::StreamLogsStream>, Status> {
         let request = request.into_inner();
         let known = self.find(&request.function)?;
-        let runners = self.0.dispatch.fleet.runners();
-        let streams = runners.iter().filter_map(|runner| {
-            let channel = runner.lanes.iter().find_map(|lane| lane.channel.load_full())?;
-            let ask = wire::StreamLogsRequest {
+        if !request.call_id.is_empty() && CallId::parse(&request.call_id).is_none() {
+            return Err(fail(&Error::new(Code::InvalidRequest, "call_id: that is not the id of a call")));
+        }
+        let mut logs = Logs {
+            ask: wire::StreamLogsRequest {
                 app: known.spec.name.app().to_owned(),
                 function: known.spec.name.function().to_owned(),
-                call_id: request.call_id.clone(),
+                call_id: request.call_id,
                 follow: request.follow,
-            };
-            Some(runner_logs(runner.name.clone(), (*channel).clone(), ask))
+            },
+            changes: self.0.dispatch.fleet.changes(),
+            heard: HashSet::new(),
+            open: SelectAll::new(),
+            door: self.0.clone(),
+        };
+        logs.listen();
+        let stream = futures_util::stream::unfold(logs, |mut logs| async move {
+            let next = logs.next().await?;
+            Some((Ok(next), logs))
         });
-        // Each runner at its own pace; the end of one, or its loss, ends only its own part.
-        let merged = futures_util::stream::select_all(streams.map(Box::pin));
-        let stopping = self.0.stopping.clone().cancelled_owned();
-        Ok(Response::new(Box::pin(merged.take_until(stopping))))
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// What functions write on all runners: each at its own pace, and the end of one, or its loss, ends only its own part.
+struct Logs {
+    ask: wire::StreamLogsRequest,
+    changes: watch::Receiver<u64>,
+    /// Lives of runners that were asked. None is asked twice: it would say again what it said before.
+    heard: HashSet<(String, Incarnation)>,
+    open: SelectAll<Pin<Box<dyn Stream<Item = v1::StreamLogsResponse> + Send>>>,
+    door: Arc<Door>,
+}
+
+impl Logs {
+    /// Asks those that were not asked yet.
+    fn listen(&mut self) {
+        for runner in self.door.dispatch.fleet.runners().iter() {
+            let Some(channel) = runner.channel() else { continue };
+            if self.heard.insert((runner.name.clone(), runner.capacity().0.incarnation)) {
+                let logs = runner_logs(runner.name.clone(), channel, self.ask.clone());
+                self.open.push(Box::pin(logs));
+            }
+        }
+    }
+
+    /// The next lines; one who follows waits for them, and for runners that come.
+    async fn next(&mut self) -> Option<v1::StreamLogsResponse> {
+        while self.ask.follow || !self.open.is_empty() {
+            tokio::select! {
+                () = self.door.stopping.cancelled() => return None,
+                lines = self.open.next(), if !self.open.is_empty() => if lines.is_some() {
+                    return lines;
+                },
+                changed = self.changes.changed(), if self.ask.follow => {
+                    changed.ok()?;
+                    self.listen();
+                }
+            }
+        }
+        None
     }
 }
 
 fn runner_logs(
     runner: String,
-    channel: tonic::transport::Channel,
+    channel: Channel,
     ask: wire::StreamLogsRequest,
-) -> impl Stream<Item = Result<v1::StreamLogsResponse, Status>> + Send {
+) -> impl Stream<Item = v1::StreamLogsResponse> + Send {
     let opened = async move {
         match RunnerServiceClient::new(channel).stream_logs(ask).await {
             Ok(response) => response.into_inner().left_stream(),
@@ -233,9 +374,7 @@ fn runner_logs(
     };
     futures_util::stream::once(opened).flatten().filter_map(move |message| {
         let kept = match message {
-            Ok(message) => {
-                Some(Ok(v1::StreamLogsResponse { lines: message.lines, dropped: message.dropped }))
-            }
+            Ok(message) => Some(v1::StreamLogsResponse { lines: message.lines, dropped: message.dropped }),
             Err(status) => {
                 tracing::warn!(runner, %status, "the logs of a runner broke off");
                 None

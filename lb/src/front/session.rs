@@ -5,7 +5,8 @@
 //! is then cancelled by being dropped.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
-use stoker_core::call::{CHUNK, TraceContext, WINDOW};
-use stoker_core::error::{Code, Error};
+use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::v1::session_request::Frame as In;
 use stoker_proto::v1::session_response::Frame as Out;
@@ -25,6 +26,7 @@ use tonic::{Status, Streaming};
 use super::Door;
 use crate::call::Input;
 use crate::link::outbox::{Outbox, Outgoing, outbox};
+use crate::observe::{Door as Way, Watch};
 
 type Sender = Outbox<Result<v1::SessionResponse, Status>>;
 
@@ -47,14 +49,16 @@ pub fn open(door: Arc<Door>, stream: Streaming<v1::SessionRequest>) -> Frames {
     let (out, outgoing) = outbox();
     let gone = CancellationToken::new();
     let frames = Frames { outgoing, _gone: gone.clone().drop_guard() };
-    let tasks = door.dispatch.uploads.clone();
+    let tasks = door.dispatch.tasks.clone();
+    let open = door.observer.session();
     tasks.spawn(async move {
+        let _open = open;
         let done = tokio::select! {
             done = run(&door, stream, &out) => done,
             () = gone.cancelled() => Ok(()),
         };
-        if let Err(violation) = done {
-            out.push(Err(status::to_status(&Error::new(Code::InvalidRequest, violation), "")));
+        if let Err(error) = done {
+            out.push(Err(status::to_status(&error, "")));
         }
         out.close();
     });
@@ -64,7 +68,6 @@ pub fn open(door: Arc<Door>, stream: Streaming<v1::SessionRequest>) -> Frames {
 /// One call as the reader of the stream sees it.
 struct Running {
     shared: Arc<Shared>,
-    cancel: CancellationToken,
     complete: bool,
 }
 
@@ -83,8 +86,12 @@ struct Flow {
     asked: bool,
     /// Bytes of the answer that the client takes.
     credit: u64,
+    /// The client's stream ended before the body.
+    broken: bool,
+    cancelled: bool,
     input: Option<Waker>,
     output: Option<Waker>,
+    call: Option<Waker>,
 }
 
 impl Shared {
@@ -120,6 +127,10 @@ impl Stream for Uploaded {
                 Poll::Ready(Some(Ok(piece)))
             }
             None if flow.last => Poll::Ready(None),
+            None if flow.broken => Poll::Ready(Some(Err(Error::new(
+                Code::Cancelled,
+                "the session ended in the middle of the body",
+            )))),
             None => {
                 flow.input = Some(cx.waker().clone());
                 Poll::Pending
@@ -139,40 +150,57 @@ fn send(out: &Sender, call: u64, frame: Out) {
     out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
 }
 
-async fn run(door: &Door, mut stream: Streaming<v1::SessionRequest>, out: &Sender) -> Result<(), String> {
+async fn run(door: &Door, mut stream: Streaming<v1::SessionRequest>, out: &Sender) -> Result<(), Error> {
+    let violation = |text: String| Error::new(Code::InvalidRequest, text);
     let mut running: HashMap<u64, Running> = HashMap::new();
     let mut calls = FuturesUnordered::new();
-    let mut open = true;
+    let (mut open, mut stopping) = (true, false);
     loop {
-        if !open && calls.is_empty() {
+        if calls.is_empty() && !open {
             return Ok(());
         }
+        if calls.is_empty() && stopping {
+            // A call whose start is on its way to us has not begun, and only this tells its client.
+            let text =
+                "this balancer is stopping: calls of this session that have no outcome were not started";
+            return Err(Error::new(Code::Unavailable, text).retry(Retry::Elsewhere));
+        }
+        // A client that does not take its answers is not asked for more calls.
+        let message = async {
+            out.room().await;
+            stream.message().await
+        };
         tokio::select! {
             Some(number) = calls.next(), if !calls.is_empty() => { running.remove(&number); }
-            () = door.stopping.cancelled(), if open => open = false,
-            message = stream.message(), if open => match message {
-                Ok(Some(v1::SessionRequest { call, frame: Some(frame) })) => match frame {
-                    In::Start(start) => {
-                        if running.contains_key(&call) {
-                            return Err(format!("start: call {call} runs already"));
-                        }
-                        if start.body.len() > CHUNK {
-                            return Err(format!("start: call {call} begins with {} bytes, at most {CHUNK} are allowed", start.body.len()));
-                        }
-                        let entry = Running {
-                            shared: Arc::default(),
-                            cancel: CancellationToken::new(),
-                            complete: start.complete,
-                        };
-                        entry.shared.lock().credit = WINDOW.into();
-                        calls.push(one(door, call, start, entry.shared.clone(), entry.cancel.clone(), out));
-                        running.insert(call, entry);
+            // New calls are refused from here on, and those that run go on.
+            () = door.stopping.cancelled(), if !stopping => stopping = true,
+            message = message, if open => match message {
+                Ok(Some(v1::SessionRequest { call, frame: Some(In::Start(start)) })) => {
+                    if running.contains_key(&call) {
+                        return Err(violation(format!("start: call {call} runs already")));
                     }
-                    // A call that has just ended may still be spoken of: what the client sent before it knew is dropped.
-                    other => if let Some(entry) = running.get_mut(&call) { entry.take(call, other)? },
-                },
+                    if start.body.len() > CHUNK {
+                        return Err(violation(format!(
+                            "start: call {call} begins with {} bytes, at most {CHUNK} are allowed",
+                            start.body.len()
+                        )));
+                    }
+                    let entry = Running { shared: Arc::default(), complete: start.complete };
+                    entry.shared.lock().credit = WINDOW.into();
+                    calls.push(one(door, call, start, entry.shared.clone(), out));
+                    running.insert(call, entry);
+                }
+                // A call that has just ended may still be spoken of: what the client sent before it knew is dropped.
+                Ok(Some(v1::SessionRequest { call, frame: Some(frame) })) => {
+                    if let Some(entry) = running.get_mut(&call) {
+                        entry.take(call, frame).map_err(violation)?;
+                    }
+                }
                 Ok(Some(v1::SessionRequest { frame: None, .. })) => {}
-                Ok(None) => open = false,
+                Ok(None) => {
+                    open = false;
+                    running.values().for_each(Running::end);
+                }
                 Err(status) => {
                     tracing::debug!(%status, "a session broke off");
                     return Ok(());
@@ -183,6 +211,17 @@ async fn run(door: &Door, mut stream: Streaming<v1::SessionRequest>, out: &Sende
 }
 
 impl Running {
+    /// No more frames come.
+    fn end(&self) {
+        let mut flow = self.shared.lock();
+        flow.broken = true;
+        let waker = flow.input.take();
+        drop(flow);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     fn take(&mut self, number: u64, frame: In) -> Result<(), String> {
         let mut flow = self.shared.lock();
         let waker = match frame {
@@ -209,8 +248,8 @@ impl Running {
                 flow.output.take()
             }
             In::Cancel(_) => {
-                self.cancel.cancel();
-                None
+                flow.cancelled = true;
+                flow.call.take()
             }
             In::Start(_) => None,
         };
@@ -226,17 +265,28 @@ impl Running {
 async fn one(
     door: &Door,
     number: u64,
-    start: v1::SessionStart,
+    mut start: v1::SessionStart,
     shared: Arc<Shared>,
-    cancel: CancellationToken,
     out: &Sender,
 ) -> u64 {
     let id = CallId::new();
-    let call = follow(door, number, id, start, &shared, out);
-    let outcome = tokio::select! {
-        outcome = call => outcome,
-        () = cancel.cancelled() => Err(Error::new(Code::Cancelled, "the client cancelled the call").may_have_started()),
+    let trace = super::carried(std::mem::take(&mut start.traceparent), std::mem::take(&mut start.tracestate));
+    let mut watch = door.observer.grpc(Way::Session, id, &trace);
+    let outcome = {
+        let mut call = pin!(follow(door, number, id, start, &shared, out, &mut watch));
+        poll_fn(|cx| {
+            let mut flow = shared.lock();
+            if flow.cancelled {
+                let error = Error::new(Code::Cancelled, "the client cancelled the call");
+                return Poll::Ready(Err(error.may_have_started()));
+            }
+            flow.call = Some(cx.waker().clone());
+            drop(flow);
+            call.as_mut().poll(cx)
+        })
+        .await
     };
+    watch.end(outcome.as_ref().map(|_| ()));
     let finished = outcome.unwrap_or_else(|error| v1::SessionFinished {
         error: Some(convert::to_call_error(&error)),
         ..v1::SessionFinished::default()
@@ -252,17 +302,21 @@ async fn follow(
     start: v1::SessionStart,
     shared: &Arc<Shared>,
     out: &Sender,
+    watch: &mut Watch,
 ) -> Result<v1::SessionFinished, Error> {
-    let function = door.find(&start.function)?;
+    if door.stopping.is_cancelled() {
+        // Other doors end with their connections, which take what was under way when they were told to close.
+        return Err(super::stopping());
+    }
+    let function = door.named(&start.function)?;
     let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
-    let trace = TraceContext { parent: start.traceparent, state: start.tracestate };
-    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, trace)?;
+    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let until = call.deadline.0.into();
     let mut input = Input { first: start.body, rest: None };
     if !start.complete {
         input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
     }
-    let answer = door.dispatch.call(call, input).await?;
+    let answer = door.dispatch.call(call, input, watch).await?;
     let Some(mut rest) = answer.rest else {
         return Ok(v1::SessionFinished {
             head: Some(answer.head),
@@ -300,7 +354,7 @@ async fn follow(
 
 /// Waits until the client takes more of an answer.
 async fn credit(shared: &Shared) -> usize {
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         let mut flow = shared.lock();
         if flow.credit > 0 {
             return Poll::Ready(usize::try_from(flow.credit).unwrap_or(usize::MAX));

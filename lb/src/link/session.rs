@@ -4,24 +4,25 @@
 //! answer go into the inbox of their call, within the credit that this call gave, so that a slow reader holds up nobody else.
 //! When the stream ends, every call on it learns it exactly once.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use stoker_core::call::{CHUNK, Deadline, WINDOW};
+use stoker_core::call::{CHUNK, Deadline, TraceContext, WINDOW};
 use stoker_core::error::{Error, Refusal};
 use stoker_core::function::Digest;
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1 as wire;
-use stoker_proto::{convert, v1};
+use stoker_proto::{MAX_DEFINED, convert, v1};
+use tokio::sync::Notify;
 
 use super::outbox::Outbox;
 use super::state::{CallEvent, CallState};
 use crate::call::Call;
 use crate::fleet::InFlight;
+use crate::hash::{QuickMap, QuickSet};
 
 /// What a call learns.
 #[derive(Debug)]
@@ -30,7 +31,6 @@ pub enum Event {
     Refused {
         reason: Refusal,
         detail: String,
-        retry_after: Option<Duration>,
     },
     /// It waits there.
     Accepted,
@@ -48,6 +48,8 @@ pub enum Event {
     },
     /// The caller's body cannot be read.
     InputFailed(Error),
+    /// The deadline passed while the answer was coming.
+    Expired,
 }
 
 struct Slot {
@@ -55,12 +57,15 @@ struct Slot {
     events: VecDeque<Event>,
     reader: Option<Waker>,
     writer: Option<Waker>,
+    guard: Option<Waker>,
     /// Bytes of the request's body that may be sent.
     upload: u64,
     /// Bytes of the answer's body that the runner may send.
     window: u64,
-    /// Its owner is gone: what comes is thrown away.
+    /// Its owner is gone, or its deadline: what comes is thrown away.
     abandoned: bool,
+    /// The runner was told that it is not wanted any more.
+    cancelled: bool,
 }
 
 /// What came for one call.
@@ -91,27 +96,42 @@ impl Slot {
         self.events.push_back(event);
     }
 
-    fn wakers(&mut self) -> [Option<Waker>; 2] {
-        [self.reader.take(), self.writer.take()]
+    /// A piece of the answer, within its size and the credit.
+    fn take(&mut self, len: usize) -> Result<(), String> {
+        if len > CHUNK {
+            return Err(format!("a piece of {len} bytes, at most {CHUNK} are allowed"));
+        }
+        let left = self.window.checked_sub(len as u64);
+        self.window =
+            left.ok_or_else(|| format!("a piece of {len} bytes, {} are allowed now", self.window))?;
+        Ok(())
+    }
+
+    fn wakers(&mut self) -> [Option<Waker>; 3] {
+        let guard = if self.abandoned { self.guard.take() } else { None };
+        [self.reader.take(), self.writer.take(), guard]
     }
 }
 
-fn wake(wakers: [Option<Waker>; 2]) {
+fn wake(wakers: [Option<Waker>; 3]) {
     wakers.into_iter().flatten().for_each(Waker::wake);
 }
 
 #[derive(Default)]
 struct Table {
-    calls: HashMap<u64, Arc<Inbox>>,
-    defined: HashSet<Digest>,
+    calls: QuickMap<u64, Arc<Inbox>>,
+    defined: QuickSet<Digest>,
     last: u64,
     closed: bool,
+    /// Of so many definitions it is worn.
+    renew_at: usize,
 }
 
 /// One stream to a runner.
 pub struct Session {
     out: Outbox<wire::EngageRequest>,
     table: Mutex<Table>,
+    worn: Notify,
 }
 
 /// The runner broke the protocol: what it sent and why that is wrong.
@@ -119,9 +139,37 @@ pub struct Session {
 pub struct Violation(pub String);
 
 impl Session {
-    /// A session whose `Welcome` has come.
-    pub fn new(out: Outbox<wire::EngageRequest>) -> Arc<Self> {
-        Arc::new(Self { out, table: Mutex::default() })
+    /// A session whose `Welcome` has come. It is [worn](Self::worn) after so many definitions.
+    pub fn new(out: Outbox<wire::EngageRequest>, renew_after: usize) -> Arc<Self> {
+        let table = Table { renew_at: renew_after, ..Table::default() };
+        Arc::new(Self { out, table: Mutex::new(table), worn: Notify::new() })
+    }
+
+    /// Returns when so much is defined on this session that another should follow.
+    pub async fn worn(&self) {
+        loop {
+            let worn = self.worn.notified();
+            {
+                let table = self.table();
+                if table.defined.len() >= table.renew_at {
+                    return;
+                }
+            }
+            worn.await;
+        }
+    }
+
+    /// No other could follow now: worn again after some more definitions.
+    pub fn renew_later(&self) {
+        let mut table = self.table();
+        table.renew_at = table.defined.len() + MAX_DEFINED / 64;
+    }
+
+    /// Takes no more calls if none is on it; says so.
+    pub fn close_if_empty(&self) -> bool {
+        let mut table = self.table();
+        table.closed |= table.calls.is_empty();
+        table.closed
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -134,6 +182,7 @@ impl Session {
         call: &Call,
         first: &Bytes,
         complete: bool,
+        trace: TraceContext,
         in_flight: InFlight,
     ) -> Option<LinkCall> {
         let function = &call.function;
@@ -142,19 +191,26 @@ impl Session {
             events: VecDeque::new(),
             reader: None,
             writer: None,
+            guard: None,
             upload: 0,
             window: WINDOW.into(),
             abandoned: false,
+            cancelled: false,
         })));
         let mut table = self.table();
-        if table.closed {
+        let known = table.defined.contains(&function.digest);
+        if table.closed || (!known && table.defined.len() >= MAX_DEFINED) {
             return None;
         }
         table.last += 1;
         let number = table.last;
         table.calls.insert(number, inbox.clone());
         // Still under the lock: numbers grow in the order of the frames, and a definition precedes its first use.
-        if table.defined.insert(function.digest) {
+        if !known {
+            table.defined.insert(function.digest);
+            if table.defined.len() >= table.renew_at {
+                self.worn.notify_one();
+            }
             self.send(wire::engage_request::Frame::Define(wire::Define {
                 digest: function.digest_bytes.clone(),
                 function: Some(function.message.clone()),
@@ -166,8 +222,8 @@ impl Session {
             digest: function.digest_bytes.clone(),
             head: Some(call.head.clone()),
             remaining_ms: u64::try_from(call.deadline.remaining().as_millis()).unwrap_or(u64::MAX),
-            traceparent: call.trace.parent.clone(),
-            tracestate: call.trace.state.clone(),
+            traceparent: trace.parent,
+            tracestate: trace.state,
             body: first.clone(),
             complete,
         }));
@@ -189,67 +245,78 @@ impl Session {
         use wire::engage_response::Frame as F;
         match frame {
             F::Refused(f) => {
-                let event = Event::Refused {
-                    reason: convert::refusal(f.reason),
-                    detail: f.detail,
-                    retry_after: f.retry_after.map(convert::duration),
-                };
-                self.apply(f.call, CallEvent::Refused, |slot| slot.push(event))
+                let event = Event::Refused { reason: convert::refusal(f.reason), detail: f.detail };
+                self.apply(f.call, CallEvent::Refused, |slot| {
+                    slot.push(event);
+                    Ok(())
+                })
             }
-            F::Accepted(f) => self.apply(f.call, CallEvent::Accepted, |slot| slot.push(Event::Accepted)),
-            F::Ready(f) => self.apply(f.call, CallEvent::Ready, |slot| slot.push(Event::Ready)),
-            F::Started(f) => self.apply(f.call, CallEvent::Started, |slot| slot.push(Event::Started)),
+            F::Accepted(f) => self.apply(f.call, CallEvent::Accepted, |slot| {
+                slot.push(Event::Accepted);
+                Ok(())
+            }),
+            F::Ready(f) => self.apply(f.call, CallEvent::Ready, |slot| {
+                slot.push(Event::Ready);
+                Ok(())
+            }),
+            F::Started(f) => self.apply(f.call, CallEvent::Started, |slot| {
+                slot.push(Event::Started);
+                Ok(())
+            }),
             F::Credit(f) => self.apply(f.call, CallEvent::Credit, |slot| {
                 if slot.upload == 0 {
                     slot.push(Event::Started);
                 }
                 slot.upload = slot.upload.saturating_add(f.bytes.into());
+                Ok(())
             }),
             F::Head(f) => {
                 let head = f.head.unwrap_or_default();
-                self.apply(f.call, CallEvent::Head, |slot| slot.push(Event::Head(head)))
+                self.apply(f.call, CallEvent::Head, |slot| {
+                    slot.push(Event::Head(head));
+                    Ok(())
+                })
             }
-            F::Body(f) => {
-                let len = f.data.len() as u64;
-                if f.data.len() > CHUNK {
-                    return Err(Violation(format!(
-                        "call {}: a piece of {len} bytes, at most {CHUNK} are allowed",
-                        f.call
-                    )));
+            F::Body(f) => self.apply(f.call, CallEvent::Body, |slot| {
+                slot.take(f.data.len())?;
+                if !f.data.is_empty() {
+                    slot.push(Event::Body(f.data));
                 }
-                let mut over = false;
-                self.apply(f.call, CallEvent::Body, |slot| match slot.window.checked_sub(len) {
-                    Some(rest) => {
-                        slot.window = rest;
-                        if len > 0 {
-                            slot.push(Event::Body(f.data));
-                        }
-                    }
-                    None => over = true,
-                })?;
-                if over { Err(Violation(format!("call {}: a body over its credit", f.call))) } else { Ok(()) }
-            }
-            F::Finished(f) => {
-                let number = f.call;
-                self.apply(number, CallEvent::Finished, |slot| slot.push(Event::Finished(Box::new(f))))
-            }
+                Ok(())
+            }),
+            F::Finished(f) => self.apply(f.call, CallEvent::Finished, |slot| {
+                slot.take(f.body.len())?;
+                slot.push(Event::Finished(Box::new(f)));
+                Ok(())
+            }),
             F::Welcome(_) => Err(Violation("a second Welcome".to_owned())),
             F::Capacity(_) | F::Draining(_) => Ok(()),
         }
     }
 
-    fn apply(&self, number: u64, event: CallEvent, act: impl FnOnce(&mut Slot)) -> Result<(), Violation> {
+    fn apply(
+        &self,
+        number: u64,
+        event: CallEvent,
+        act: impl FnOnce(&mut Slot) -> Result<(), String>,
+    ) -> Result<(), Violation> {
+        let violation = |text: String| Violation(format!("call {number}: {text}"));
         let mut table = self.table();
         let Some(inbox) = table.calls.get(&number).cloned() else {
-            return Err(Violation(format!("{event:?} for call {number}, which does not run here")));
+            if number <= table.last {
+                // It has ended: this frame is late, not wrong.
+                return Ok(());
+            }
+            return Err(violation(format!("{event:?}, and it was never offered")));
         };
         let mut slot = inbox.lock();
-        slot.state = slot.state.on(event).map_err(|wrong| Violation(format!("call {number}: {wrong}")))?;
-        if slot.state == CallState::Over {
+        let next = slot.state.on(event).map_err(|wrong| violation(wrong.to_string()))?;
+        act(&mut slot).map_err(violation)?;
+        slot.state = next;
+        if next == CallState::Over {
             table.calls.remove(&number);
         }
         drop(table);
-        act(&mut slot);
         let wakers = slot.wakers();
         drop(slot);
         wake(wakers);
@@ -346,30 +413,54 @@ impl LinkCall {
         Upload { part: self.part.clone() }
     }
 
-    /// Nothing more of this call's answer may be read: it has ended.
-    fn is_over(&self) -> bool {
-        self.part.inbox.lock().state == CallState::Over
+    /// Keeps the deadline of an answer even when its reader does not come for more: what it has not taken then is thrown
+    /// away. Ends with the deadline, or with this call.
+    pub fn guard(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (part, deadline) = (self.part.clone(), self.deadline);
+        async move {
+            let gone = poll_fn(|cx| {
+                let mut slot = part.inbox.lock();
+                if slot.abandoned {
+                    return Poll::Ready(());
+                }
+                slot.guard = Some(cx.waker().clone());
+                Poll::Pending
+            });
+            if tokio::time::timeout_at(deadline.0.into(), gone).await.is_err() {
+                part.abandon(wire::CancelReason::Deadline, Some(Event::Expired));
+            }
+        }
+    }
+}
+
+impl CallPart {
+    /// Nothing of this call is wanted any more but, perhaps, a last word.
+    fn abandon(&self, reason: wire::CancelReason, last: Option<Event>) {
+        let mut slot = self.inbox.lock();
+        if !slot.abandoned {
+            slot.events.clear();
+            slot.events.extend(last);
+        }
+        slot.abandoned = true;
+        let cancel = slot.state != CallState::Over && !std::mem::replace(&mut slot.cancelled, true);
+        let wakers = slot.wakers();
+        drop(slot);
+        wake(wakers);
+        if cancel {
+            let cancel = wire::Cancel { call: self.number, reason: reason.into() };
+            self.session.send(wire::engage_request::Frame::Cancel(cancel));
+        }
     }
 }
 
 impl Drop for LinkCall {
     fn drop(&mut self) {
-        let over = self.is_over();
-        let mut slot = self.part.inbox.lock();
-        slot.abandoned = true;
-        slot.events.clear();
-        let wakers = slot.wakers();
-        drop(slot);
-        wake(wakers);
-        if !over {
-            let reason = if self.deadline.remaining().is_zero() {
-                wire::CancelReason::Deadline
-            } else {
-                wire::CancelReason::CallerGone
-            };
-            let cancel = wire::Cancel { call: self.part.number, reason: reason.into() };
-            self.part.session.send(wire::engage_request::Frame::Cancel(cancel));
-        }
+        let reason = if self.deadline.remaining().is_zero() {
+            wire::CancelReason::Deadline
+        } else {
+            wire::CancelReason::CallerGone
+        };
+        self.part.abandon(reason, None);
     }
 }
 
@@ -427,5 +518,134 @@ impl Upload {
         let wakers = slot.wakers();
         drop(slot);
         wake(wakers);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+    use proptest::prelude::*;
+    use stoker_core::function::{FunctionName, FunctionSpec};
+    use stoker_core::ids::CallId;
+    use wire::engage_response::Frame as F;
+
+    use crate::admission::Admission;
+    use crate::directory::Known;
+    use crate::link::outbox::outbox;
+
+    fn call() -> Call {
+        let name = FunctionName::new("a", "f").expect("a name");
+        let spec = FunctionSpec::new(name, vec!["/bin/true".into()], "/".into());
+        Call {
+            id: CallId::new(),
+            function: Known::new(Arc::new(spec)),
+            head: v1::RequestHead::default(),
+            deadline: Deadline::after(std::time::Duration::from_secs(60)),
+            admitted: Admission::new(1).enter().unwrap_or_else(|error| panic!("{error}")),
+        }
+    }
+
+    fn offered(session: &Arc<Session>) -> LinkCall {
+        let body = Bytes::from_static(b"x");
+        let trace = TraceContext::default();
+        session.offer(&call(), &body, true, trace, InFlight::default()).expect("the session stands")
+    }
+
+    fn any_frame() -> impl Strategy<Value = F> {
+        let size = prop_oneof![Just(0usize), 1usize..100, Just(CHUNK), Just(CHUNK + 1)];
+        (0u8..8, 0u64..6, size).prop_map(|(kind, call, size)| {
+            let data = Bytes::from(vec![0; size]);
+            match kind {
+                0 => F::Refused(wire::Refused { call, ..Default::default() }),
+                1 => F::Accepted(wire::Accepted { call, expected_wait: None }),
+                2 => F::Ready(wire::Ready { call }),
+                3 => F::Started(wire::Started { call, container: String::new() }),
+                4 => F::Head(wire::Head { call, head: None }),
+                5 => F::Body(wire::Body { call, data, last: false }),
+                6 => F::Credit(wire::Credit { call, bytes: u32::MAX }),
+                _ => F::Finished(wire::Finished { call, body: data, ..Default::default() }),
+            }
+        })
+    }
+
+    proptest! {
+        /// Whatever a runner sends, each call has exactly one end, which comes last, and no body beyond its window.
+        #[test]
+        fn one_end_for_every_call(
+            frames in prop::collection::vec(any_frame(), 0..60), dropped in 0usize..5, starts in any::<bool>(),
+        ) {
+            let (out, _outgoing) = outbox();
+            let session = Session::new(out, MAX_DEFINED);
+            let mut calls: Vec<_> = (0..4).map(|_| Some(offered(&session))).collect();
+            if let Some(call) = calls.get_mut(dropped) {
+                *call = None;
+            }
+            for frame in frames {
+                if session.receive(frame).is_err() {
+                    break;
+                }
+                if starts {
+                    calls.iter().flatten().for_each(LinkCall::start);
+                }
+            }
+            session.lost("over");
+            for mut call in calls.into_iter().flatten() {
+                let (mut ends, mut bytes) = (0, 0);
+                while let Some(event) = call.next().now_or_never() {
+                    prop_assert_eq!(ends, 0, "{:?} after the end", event);
+                    match event {
+                        Event::Refused { .. } | Event::Lost { .. } => ends += 1,
+                        Event::Finished(finished) => {
+                            ends += 1;
+                            bytes += finished.body.len();
+                        }
+                        Event::Body(piece) => bytes += piece.len(),
+                        _ => {}
+                    }
+                }
+                prop_assert_eq!(ends, 1);
+                prop_assert!(bytes <= WINDOW as usize);
+            }
+            prop_assert!(session.table().calls.is_empty());
+            let trace = TraceContext::default();
+            prop_assert!(session.offer(&call(), &Bytes::new(), true, trace, InFlight::default()).is_none());
+        }
+    }
+
+    #[test]
+    fn a_loss_says_who_may_have_started() {
+        let (out, _outgoing) = outbox();
+        let session = Session::new(out, MAX_DEFINED);
+        let mut calls: Vec<_> = (0..4).map(|_| offered(&session)).collect();
+        let say = |frame| session.receive(frame).unwrap_or_else(|violation| panic!("{}", violation.0));
+        for call in 2..=4 {
+            say(F::Accepted(wire::Accepted { call, expected_wait: None }));
+        }
+        (3..=4).for_each(|call| say(F::Ready(wire::Ready { call })));
+        calls[3].start();
+        session.lost("gone");
+        // Offered and silent, waiting, held, told to start.
+        for (call, expected) in calls.iter_mut().zip([true, false, false, true]) {
+            let last = std::iter::from_fn(|| call.next().now_or_never()).last();
+            let Some(Event::Lost { may_have_started, .. }) = last else { panic!("{last:?}") };
+            assert_eq!(may_have_started, expected);
+        }
+    }
+
+    #[test]
+    fn an_answer_keeps_to_its_window() {
+        let (out, _outgoing) = outbox();
+        let session = Session::new(out, MAX_DEFINED);
+        let mut call = offered(&session);
+        let body = || F::Body(wire::Body { call: 1, data: Bytes::from(vec![0; CHUNK]), last: false });
+        assert!(session.receive(F::Head(wire::Head { call: 1, head: None })).is_ok());
+        for _ in 0..WINDOW as usize / CHUNK {
+            assert!(session.receive(body()).is_ok());
+        }
+        call.consumed(CHUNK);
+        assert!(session.receive(body()).is_ok(), "what was read was given back");
+        let violation = session.receive(body()).expect_err("over the window");
+        assert!(violation.0.contains("0 are allowed"), "{}", violation.0);
     }
 }

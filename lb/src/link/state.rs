@@ -22,6 +22,8 @@ pub enum LinkEvent {
     Welcomed,
     /// The runner asks for no more offers.
     Drain,
+    /// It takes offers again.
+    Resume,
     /// The stream broke, or could not be opened.
     Broke,
     /// The wait before the next attempt is over.
@@ -30,7 +32,7 @@ pub enum LinkEvent {
     Close,
 }
 
-listed!(LinkEvent: Welcomed, Drain, Broke, Again, Close);
+listed!(LinkEvent: Welcomed, Drain, Resume, Broke, Again, Close);
 
 impl Machine for LinkState {
     type Event = LinkEvent;
@@ -42,9 +44,11 @@ impl Machine for LinkState {
             (Connecting, E::Broke, Lost),
             (Connecting, E::Close, Closed),
             (Ready, E::Drain, Draining),
+            (Ready, E::Resume, Ready),
             (Ready, E::Broke, Lost),
             (Ready, E::Close, Closed),
             (Draining, E::Drain, Draining),
+            (Draining, E::Resume, Ready),
             (Draining, E::Broke, Lost),
             (Draining, E::Close, Closed),
             (Lost, E::Again, Connecting),
@@ -180,6 +184,7 @@ mod tests {
                     (_, LinkEvent::Close) => Some(S::Closed),
                     (S::Connecting, LinkEvent::Welcomed) => Some(S::Ready),
                     (S::Ready | S::Draining, LinkEvent::Drain) => Some(S::Draining),
+                    (S::Ready | S::Draining, LinkEvent::Resume) => Some(S::Ready),
                     (S::Connecting | S::Ready | S::Draining, LinkEvent::Broke) => Some(S::Lost),
                     (S::Lost, LinkEvent::Again) => Some(S::Connecting),
                     _ => None,

@@ -1,0 +1,533 @@
+//! What others may see of a balancer: a span for each call with one for each offer below it, and numbers.
+//!
+//! A call is watched from its door to its end by a [`Watch`], which knows its one outcome: the one it was [ended](Watch::end) with, or
+//! that its caller went away. Where no trace is recorded, a call pays for its numbers (atomics, and a short lock for its time) and hands
+//! its trace context on as it came.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use stoker_core::call::TraceContext;
+use stoker_core::error::{Code, Error, Refusal};
+use stoker_core::ids::CallId;
+use stoker_core::machine::Listed as _;
+use stoker_proto::status;
+use stoker_runtime::metrics::{Counter, Entered, Gauge, Histogram, Metrics};
+use stoker_runtime::telemetry::{Span, SpanKind, Tracer};
+
+use crate::admission::Admission;
+use crate::directory::Known;
+use crate::fleet::Runner;
+use crate::link::state::LinkState;
+use crate::queue::Queue;
+
+/// Through which door a call came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    Invoke,
+    Stream,
+    Session,
+    Http,
+}
+
+const DOORS: [Door; 4] = [Door::Invoke, Door::Stream, Door::Session, Door::Http];
+
+impl Door {
+    fn label(self) -> &'static str {
+        match self {
+            Door::Invoke => "invoke",
+            Door::Stream => "stream",
+            Door::Session => "session",
+            Door::Http => "http",
+        }
+    }
+
+    /// The method of a gRPC door: also the name of its spans.
+    fn method(self) -> Option<&'static str> {
+        match self {
+            Door::Invoke => Some("stoker.v1.CallService/Invoke"),
+            Door::Stream => Some("stoker.v1.CallService/InvokeStream"),
+            Door::Session => Some("stoker.v1.CallService/Session"),
+            Door::Http => None,
+        }
+    }
+}
+
+/// What a runner's session is called in traces.
+const ENGAGE: &str = "stoker.runner.v1.RunnerService/Engage";
+
+/// What can become of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offered {
+    /// The call ended there: a result or an error.
+    Finished,
+    Refused(Refusal),
+    /// The runner went away.
+    Lost,
+    /// The call was over before the runner had answered: its caller left, or its deadline passed.
+    Abandoned,
+}
+
+const OFFERED: [Offered; 8] = [
+    Offered::Finished,
+    Offered::Lost,
+    Offered::Abandoned,
+    Offered::Refused(Refusal::Full),
+    Offered::Refused(Refusal::Draining),
+    Offered::Refused(Refusal::TooLarge),
+    Offered::Refused(Refusal::Expired),
+    Offered::Refused(Refusal::LaunchFailed),
+];
+
+impl Offered {
+    fn label(self) -> &'static str {
+        match self {
+            Offered::Finished => "finished",
+            Offered::Lost => "lost",
+            Offered::Abandoned => "abandoned",
+            Offered::Refused(Refusal::Full) => "refused_full",
+            Offered::Refused(Refusal::Draining) => "refused_draining",
+            Offered::Refused(Refusal::TooLarge) => "refused_too_large",
+            Offered::Refused(Refusal::Expired) => "refused_expired",
+            Offered::Refused(Refusal::LaunchFailed) => "refused_launch_failed",
+        }
+    }
+}
+
+/// Links by how they stand, as their gauge has them.
+const STATES: [(LinkState, &str); 4] = [
+    (LinkState::Connecting, "connecting"),
+    (LinkState::Ready, "ready"),
+    (LinkState::Draining, "draining"),
+    (LinkState::Lost, "lost"),
+];
+
+/// The numbers of one door.
+struct Counts {
+    ok: Counter,
+    /// In the order of `Code::ALL`, which is the order of its values.
+    failed: Box<[Counter]>,
+    took: Histogram,
+}
+
+/// Makes spans and counts.
+pub struct Observer {
+    tracer: Tracer,
+    doors: [Counts; DOORS.len()],
+    offers: [Counter; OFFERED.len()],
+    waited: Histogram,
+    runners: [Gauge; STATES.len()],
+    sessions: Gauge,
+}
+
+impl Observer {
+    pub fn new(tracer: Tracer, metrics: &Metrics) -> Arc<Self> {
+        let calls = metrics.labelled(
+            "stoker_lb_calls",
+            "Calls by door and outcome",
+            &["door", "code"],
+            Counter::default,
+        );
+        let took = metrics.labelled(
+            "stoker_lb_call_duration_seconds",
+            "From a call's arrival to the end of its answer",
+            &["door"],
+            Histogram::times,
+        );
+        let offers = metrics.labelled(
+            "stoker_lb_offers",
+            "Offers to runners by result",
+            &["result"],
+            Counter::default,
+        );
+        let runners = metrics.labelled(
+            "stoker_lb_runners",
+            "Runners by how they are linked",
+            &["state"],
+            Gauge::default,
+        );
+        Arc::new(Self {
+            tracer,
+            doors: DOORS.map(|door| Counts {
+                ok: calls.with(&[door.label(), "OK"]),
+                failed: Code::ALL
+                    .iter()
+                    .map(|code| calls.with(&[door.label(), status::row(*code).reason]))
+                    .collect(),
+                took: took.with(&[door.label()]),
+            }),
+            offers: OFFERED.map(|result| offers.with(&[result.label()])),
+            waited: metrics.histogram(
+                "stoker_lb_queue_wait_seconds",
+                "How long calls waited that had to wait for a runner with room",
+                Histogram::times,
+            ),
+            runners: STATES.map(|(_, state)| runners.with(&[state])),
+            sessions: metrics.gauge("stoker_lb_sessions", "Sessions of clients that are open"),
+        })
+    }
+
+    /// Shows what is counted elsewhere.
+    pub fn measure<R: Clone + Send + 'static>(metrics: &Metrics, admission: Admission, queue: Queue<R>) {
+        metrics.gauged("stoker_lb_calls_in_flight", "Calls inside", move || admission.inside() as f64);
+        metrics.gauged("stoker_lb_queue_length", "Calls that wait for a runner with room", move || {
+            queue.len() as f64
+        });
+    }
+
+    /// A session of a client, as long as what is returned lives.
+    pub fn session(&self) -> Entered {
+        self.sessions.enter()
+    }
+
+    /// How the links stand now.
+    pub fn links(&self, links: impl Iterator<Item = LinkState>) {
+        let mut counts = [0; STATES.len()];
+        for link in links {
+            if let Some(at) = STATES.iter().position(|(state, _)| *state == link) {
+                counts[at] += 1;
+            }
+        }
+        self.runners.iter().zip(counts).for_each(|(gauge, count)| gauge.set(count));
+    }
+
+    /// A call through a gRPC door begins.
+    pub fn grpc(self: &Arc<Self>, door: Door, id: CallId, parent: &TraceContext) -> Watch {
+        let method = door.method().unwrap_or_default();
+        let mut span = self.tracer.start(method, SpanKind::Server, parent);
+        if span.is_recorded() {
+            span.set("rpc.system.name", "grpc");
+            span.set("rpc.method", method);
+        }
+        self.watch(door, id, span)
+    }
+
+    /// A call through the HTTP door begins.
+    pub fn http(
+        self: &Arc<Self>,
+        id: CallId,
+        method: &http::Method,
+        path: &str,
+        parent: &TraceContext,
+    ) -> Watch {
+        let (name, route) = match path {
+            _ if path.starts_with("/invoke/") => ("POST /invoke/{function}", "/invoke/{function}"),
+            _ if path.starts_with("/t/") => match *method {
+                http::Method::GET => ("GET /t/{app}/{source}", "/t/{app}/{source}"),
+                http::Method::POST => ("POST /t/{app}/{source}", "/t/{app}/{source}"),
+                _ => ("HTTP /t/{app}/{source}", "/t/{app}/{source}"),
+            },
+            _ => ("HTTP", ""),
+        };
+        let mut span = self.tracer.start(name, SpanKind::Server, parent);
+        if span.is_recorded() {
+            span.set("http.request.method", method.as_str().to_owned());
+            span.set("url.path", path.to_owned());
+            if !route.is_empty() {
+                span.set("http.route", route);
+            }
+        }
+        self.watch(Door::Http, id, span)
+    }
+
+    fn watch(self: &Arc<Self>, door: Door, id: CallId, mut span: Span) -> Watch {
+        if span.is_recorded() {
+            span.set("faas.invocation_id", id.to_string());
+        }
+        let began = Instant::now();
+        Watch { observer: self.clone(), door, id, span, began, http_status: 0, offers: 0, ended: false }
+    }
+}
+
+/// One call, from its door to its end. Dropped before, its caller went away.
+pub struct Watch {
+    observer: Arc<Observer>,
+    door: Door,
+    id: CallId,
+    span: Span,
+    began: Instant,
+    /// Of the answer, at the HTTP door.
+    http_status: u16,
+    offers: u32,
+    ended: bool,
+}
+
+impl Watch {
+    /// Which function it is for.
+    pub fn function(&mut self, function: &Known) {
+        if self.span.is_recorded() {
+            self.span.set("faas.invoked_name", function.label.clone());
+            self.span.set("faas.invoked_provider", "stoker");
+        }
+    }
+
+    /// The HTTP status of the answer.
+    pub fn http_status(&mut self, status: u16) {
+        self.http_status = status;
+    }
+
+    /// The call is offered to `runner`.
+    pub fn offer(&mut self, runner: &Runner, function: &Known) -> OfferWatch {
+        let mut span = None;
+        if self.span.is_recorded() {
+            let mut offer = self.span.child(ENGAGE, SpanKind::Client);
+            offer.set("rpc.system.name", "grpc");
+            offer.set("rpc.method", ENGAGE);
+            offer.set("faas.invoked_name", function.label.clone());
+            offer.set("faas.invoked_provider", "stoker");
+            offer.set("stoker.runner", runner.label.clone());
+            offer.set("server.address", runner.host.clone());
+            offer.set("server.port", i64::from(runner.port));
+            // Which of the call's offers this is: a placement after the first.
+            if self.offers > 0 {
+                offer.set("stoker.offer", i64::from(self.offers) + 1);
+            }
+            span = Some(offer);
+        }
+        self.offers += 1;
+        OfferWatch { observer: self.observer.clone(), span, ended: false }
+    }
+
+    /// What the runner is told: the trace goes on below the offer, or, where none is recorded, as it came.
+    pub fn context(&self, offer: &OfferWatch) -> TraceContext {
+        offer.span.as_ref().unwrap_or(&self.span).context()
+    }
+
+    /// The call waits for a runner with room.
+    pub fn waits(&self) -> Waiting {
+        let span = self.span.is_recorded().then(|| self.span.child("queue", SpanKind::Internal));
+        Waiting { observer: self.observer.clone(), span, began: Instant::now(), called: None }
+    }
+
+    /// By which a line of the log belongs to this call.
+    pub fn id(&self) -> CallId {
+        self.id
+    }
+
+    /// The same for its trace; empty if there is none.
+    pub fn trace(&self) -> String {
+        self.span.trace().map(|trace| trace.to_string()).unwrap_or_default()
+    }
+
+    /// This is its outcome.
+    pub fn end(mut self, outcome: Result<(), &Error>) {
+        self.ended = true;
+        self.count(outcome);
+    }
+
+    fn count(&mut self, outcome: Result<(), &Error>) {
+        let counts = &self.observer.doors[self.door as usize];
+        match outcome {
+            Ok(()) => counts.ok.add_one(),
+            Err(error) => counts.failed[error.code as usize].add_one(),
+        }
+        counts.took.observe_time(self.began.elapsed(), self.span.exemplar());
+        if let Err(error) = outcome
+            && matches!(error.code, Code::RunnerLost | Code::Internal)
+        {
+            let trace_id = self.trace();
+            tracing::warn!(call_id = %self.id, trace_id, %error, "a call failed, and that is the platform's fault");
+        }
+        if self.span.is_recorded() {
+            self.tell(outcome);
+        }
+    }
+
+    /// Says the outcome in the span. A server's span failed only where the server is to blame: what the caller did wrong is no failure of it.
+    fn tell(&mut self, outcome: Result<(), &Error>) {
+        let row = outcome.err().map(|error| (status::row(error.code), error));
+        if let Some((row, _)) = &row {
+            self.span.set("error.type", row.reason);
+        }
+        if self.offers > 1 {
+            self.span.set("stoker.offers", i64::from(self.offers));
+        }
+        let failed = if self.door.method().is_some() {
+            let code = row.as_ref().map_or(tonic::Code::Ok, |(row, _)| row.grpc);
+            self.span.set("rpc.response.status_code", grpc_name(code));
+            use tonic::Code as G;
+            matches!(
+                code,
+                G::Unknown
+                    | G::DeadlineExceeded
+                    | G::Unimplemented
+                    | G::Internal
+                    | G::Unavailable
+                    | G::DataLoss
+            )
+        } else {
+            let status = row.as_ref().map_or(self.http_status, |(row, _)| row.http);
+            self.span.set("http.response.status_code", i64::from(status));
+            status >= 500
+        };
+        if let Some((_, error)) = row
+            && failed
+        {
+            self.span.fail(error.message.clone());
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.count(Err(&Error::new(Code::Cancelled, String::new())));
+        }
+    }
+}
+
+/// One offer of a call to a runner. Dropped before its end, the call was over first.
+pub struct OfferWatch {
+    observer: Arc<Observer>,
+    span: Option<Span>,
+    ended: bool,
+}
+
+impl OfferWatch {
+    /// No byte of it reached the function.
+    pub fn refused(self, reason: Refusal, detail: &str) {
+        self.end(Offered::Refused(reason), || (Offered::Refused(reason).label(), detail.to_owned()));
+    }
+
+    /// The runner went away.
+    pub fn lost(self, reason: &str) {
+        self.end(Offered::Lost, || ("RUNNER_LOST", reason.to_owned()));
+    }
+
+    /// The call ended there.
+    pub fn finished(mut self, outcome: Result<(), &Error>) {
+        match outcome {
+            Ok(()) => {
+                self.ended = true;
+                self.count(Offered::Finished);
+                if let Some(span) = &mut self.span {
+                    span.set("rpc.response.status_code", "OK");
+                }
+            }
+            Err(error) => {
+                self.end(Offered::Finished, || (status::row(error.code).reason, error.message.clone()));
+            }
+        }
+    }
+
+    fn end(mut self, result: Offered, why: impl FnOnce() -> (&'static str, String)) {
+        self.ended = true;
+        self.count(result);
+        if let Some(span) = &mut self.span {
+            let (kind, text) = why();
+            span.set("error.type", kind);
+            span.fail(text);
+        }
+    }
+
+    fn count(&self, result: Offered) {
+        if let Some(at) = OFFERED.iter().position(|offered| *offered == result) {
+            self.observer.offers[at].add_one();
+        }
+    }
+}
+
+impl Drop for OfferWatch {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.count(Offered::Abandoned);
+            if let Some(span) = &mut self.span {
+                span.set("error.type", Offered::Abandoned.label());
+                span.fail("the call was over before the runner had answered");
+            }
+        }
+    }
+}
+
+/// A call that waits for a runner with room, from its first wait to its last turn.
+pub struct Waiting {
+    observer: Arc<Observer>,
+    span: Option<Span>,
+    began: Instant,
+    /// When it was called last, unless it waits again.
+    called: Option<Instant>,
+}
+
+impl Waiting {
+    /// Its turn has come.
+    pub fn called(&mut self) {
+        self.called = Some(Instant::now());
+    }
+
+    /// Its turn was no use.
+    pub fn again(&mut self) {
+        self.called = None;
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let ended = self.called.unwrap_or_else(Instant::now);
+        let exemplar = self.span.as_ref().and_then(Span::exemplar);
+        self.observer.waited.observe_time(ended.saturating_duration_since(self.began), exemplar);
+        if let Some(span) = self.span.take() {
+            span.end_at(ended);
+        }
+    }
+}
+
+/// A status code's name on the wire.
+fn grpc_name(code: tonic::Code) -> &'static str {
+    use tonic::Code as G;
+    match code {
+        G::Ok => "OK",
+        G::Cancelled => "CANCELLED",
+        G::Unknown => "UNKNOWN",
+        G::InvalidArgument => "INVALID_ARGUMENT",
+        G::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        G::NotFound => "NOT_FOUND",
+        G::AlreadyExists => "ALREADY_EXISTS",
+        G::PermissionDenied => "PERMISSION_DENIED",
+        G::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        G::FailedPrecondition => "FAILED_PRECONDITION",
+        G::Aborted => "ABORTED",
+        G::OutOfRange => "OUT_OF_RANGE",
+        G::Unimplemented => "UNIMPLEMENTED",
+        G::Internal => "INTERNAL",
+        G::Unavailable => "UNAVAILABLE",
+        G::DataLoss => "DATA_LOSS",
+        G::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_place() {
+        for (at, code) in Code::ALL.iter().enumerate() {
+            assert_eq!(at, *code as usize, "{code:?}");
+        }
+        for (at, door) in DOORS.iter().enumerate() {
+            assert_eq!(at, *door as usize);
+        }
+        for reason in Refusal::ALL.iter().copied() {
+            assert!(OFFERED.contains(&Offered::Refused(reason)), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn who_goes_away_is_counted_as_cancelled() {
+        let metrics = Metrics::default();
+        let observer = Observer::new(Tracer::off(), &metrics);
+        let context = TraceContext { parent: "as it came".into(), state: "too".into() };
+        let watch = observer.grpc(Door::Session, CallId::new(), &context);
+        assert_eq!(watch.span.context(), context);
+        drop(watch);
+        observer.http(CallId::new(), &http::Method::GET, "/", &context).end(Ok(()));
+        let text = metrics.text();
+        for line in [
+            "stoker_lb_calls_total{door=\"session\",code=\"CANCELLED\"} 1",
+            "stoker_lb_calls_total{door=\"http\",code=\"OK\"} 1",
+            "stoker_lb_call_duration_seconds_count{door=\"http\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
