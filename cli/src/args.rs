@@ -1,6 +1,6 @@
 //! What can be typed. Only words and their checks; what they do is elsewhere.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -72,6 +72,10 @@ pub enum Command {
     /// List runners.
     #[command(after_help = "Examples:\n  stoker runners\n  stoker runners -o json")]
     Runners,
+    /// Let a runner finish what it has and give it nothing more, until it is uncordoned or stopped.
+    Drain(Drain),
+    /// Let a drained runner take calls again.
+    Uncordon(Uncordon),
     /// Show what a function wrote.
     Logs(Logs),
     /// Load a function and show percentiles, throughput and cold starts.
@@ -91,9 +95,13 @@ pub enum Command {
 Examples:
   stoker up --functions examples/functions.yaml
   stoker up --functions mine.yaml --runners 3 --memory 1GiB --state ./stoker-state
-  stoker up --sandbox process --grpc 127.0.0.1:0 --http 127.0.0.1:0")]
+  stoker up --sandbox process --grpc 127.0.0.1:0 --http 127.0.0.1:0
+  stoker up --etcd http://127.0.0.1:2379
+
+Nobody is asked who they are: whoever reaches the gRPC address can run programs on this machine, whoever reaches the HTTP address can
+call every function. Both are loopback unless told otherwise.")]
 pub struct Up {
-    /// Function files to apply at start.
+    /// Function files to apply at start; - is STDIN.
     #[arg(long, short, num_args = 1.., value_name = "FILE")]
     pub functions: Vec<PathBuf>,
     /// Runners.
@@ -108,14 +116,32 @@ pub struct Up {
     /// How functions are kept apart: auto, native or process.
     #[arg(long, default_value = "auto", value_name = "DRIVER")]
     pub sandbox: Choice,
+    /// Where functions are and runners are found, in place of this process's memory; its members.
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "URL", conflicts_with = "state")]
+    pub etcd: Vec<String>,
+    /// The authority that signed etcd's certificate, for https endpoints; in builds with the feature `tls`.
+    #[arg(long, requires = "etcd", value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Our own certificate, where etcd asks for one.
+    #[arg(long, requires_all = ["etcd_ca", "etcd_key"], value_name = "FILE")]
+    pub etcd_certificate: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "etcd_certificate", value_name = "FILE")]
+    pub etcd_key: Option<PathBuf>,
+    /// Who we are, where etcd asks for a password.
+    #[arg(long, requires_all = ["etcd", "etcd_password"], value_name = "NAME")]
+    pub etcd_user: Option<String>,
+    /// The password; better given by its variable, since flags can be seen by all users of a machine.
+    #[arg(long, env = "STOKER_ETCD_PASSWORD", hide_env_values = true, value_name = "TEXT")]
+    pub etcd_password: Option<String>,
     /// Where functions are kept over a restart [default: nowhere].
     #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Where gRPC is served.
-    #[arg(long, default_value = "127.0.0.1:7070", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1:7070", value_parser = address, value_name = "ADDRESS")]
     pub grpc: SocketAddr,
     /// Where HTTP is served.
-    #[arg(long, default_value = "127.0.0.1:7080", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1:7080", value_parser = address, value_name = "ADDRESS")]
     pub http: SocketAddr,
     /// How long calls may take to finish after Ctrl-C.
     #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
@@ -123,17 +149,17 @@ pub struct Up {
     /// Do not call the functions of the files at start.
     #[arg(long)]
     pub no_try: bool,
-    /// Log more; twice for everything.
+    /// Log more than warnings; twice for every step, three times also for those of libraries.
     #[arg(long, short, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  stoker apply -f functions.yaml\n  stoker apply -f a.yaml -f b.yaml -o json"
+    after_help = "Examples:\n  stoker apply -f functions.yaml\n  stoker apply -f a.yaml -f b.yaml -o json\n  generate | stoker apply -f -"
 )]
 pub struct Apply {
-    /// Function files.
+    /// Function files; - is STDIN.
     #[arg(long = "file", short = 'f', required = true, num_args = 1.., value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }
@@ -152,6 +178,32 @@ pub struct Function {
     /// APP/FN, or the function's id.
     #[arg(value_name = "APP/FN")]
     pub function: String,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stoker drain node-3 && ssh node-3 systemctl restart stoker-runner
+  stoker drain node-3 --no-wait
+  stoker drain node-3 --timeout 5m
+
+Exit code 0 means that nothing is in flight there. Calls that go on longer are not cut off: they only keep this command waiting.")]
+pub struct Drain {
+    /// Its name, as `stoker runners` shows it.
+    pub runner: String,
+    /// Return once the runner was told, and not when it has finished its calls.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Give up waiting after this; the runner stays drained.
+    #[arg(long, value_parser = parse_duration, value_name = "TIME", conflicts_with = "no_wait")]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  stoker uncordon node-3")]
+pub struct Uncordon {
+    /// Its name, as `stoker runners` shows it.
+    pub runner: String,
 }
 
 #[derive(Debug, Args)]
@@ -197,21 +249,31 @@ pub struct Logs {
 #[command(after_help = "\
 Examples:
   stoker bench demo/echo-python
-  stoker bench demo/echo-python -c 64 -d 10 --size 1024 --door session
-  stoker bench demo/echo-python --door http --http http://127.0.0.1:7080 -o json")]
+  stoker bench demo/echo-python -c 64 -d 10 --size 1KiB --door invoke
+  stoker bench demo/echo-python --pause 300ms          what sparse traffic meets: thawing
+  stoker bench unix:/tmp/iofs/lsnr.sock                a function by itself, to compare with
+
+Each of the callers sends its next call when it has the whole answer to the last one, so a slow fleet is asked less: the times are
+those of a client that waits, not those of arrivals that do not. If this command used a whole core, it was the limit.")]
 pub struct Bench {
-    /// APP/FN.
+    /// APP/FN; or unix:PATH, the socket of an http-stream function, which is called without a fleet.
     #[arg(value_name = "APP/FN")]
     pub function: String,
     /// Calls at once.
     #[arg(long, short, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     pub concurrency: u32,
-    /// Seconds.
-    #[arg(long, short, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "SECS")]
-    pub duration: u64,
+    /// Seconds, or a time with its unit.
+    #[arg(long, short, default_value = "5", value_parser = seconds, value_name = "SECS")]
+    pub duration: Duration,
+    /// Calls before that, at least one of each caller, which are not counted: they start containers.
+    #[arg(long, default_value = "1", value_parser = seconds, value_name = "SECS")]
+    pub warm_up: Duration,
+    /// Rest of each caller between an answer and its next call.
+    #[arg(long, default_value = "0", value_parser = seconds, value_name = "SECS")]
+    pub pause: Duration,
     /// Bytes of the body.
-    #[arg(long, short, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(0..=3_145_728), value_name = "BYTES")]
-    pub size: u32,
+    #[arg(long, short, default_value = "1KiB", value_parser = body_size, value_name = "SIZE")]
+    pub size: usize,
     /// Through which door the calls come.
     #[arg(long, value_enum, default_value_t = Door::Session)]
     pub door: Door,
@@ -231,6 +293,34 @@ pub enum Door {
     Http,
 }
 
+/// A whole number of seconds, or a time with its unit.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => parse_duration(text),
+    }
+}
+
+fn body_size(text: &str) -> Result<usize, String> {
+    const MOST: u64 = 256 << 20;
+    match parse_size(text)? {
+        size @ 0..=MOST => Ok(size as usize),
+        _ => Err(format!("`{text}` is more than 256MiB")),
+    }
+}
+
+/// An address to listen on: an IP address or a name of this machine, and a port.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let wrong = |why: String| format!("{why}: write it like 127.0.0.1:7070 or localhost:7070");
+    if !text.contains(':') {
+        return Err(wrong("there is no port".to_owned()));
+    }
+    let all: Vec<_> = text.to_socket_addrs().map_err(|error| wrong(error.to_string()))?.collect();
+    // A name may have both kinds; what we print and look for by default is of the older one.
+    let best = all.iter().find(|address| address.is_ipv4()).or(all.first());
+    best.copied().ok_or_else(|| wrong(format!("`{text}` is no address")))
+}
+
 fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -246,6 +336,33 @@ mod tests {
     #[test]
     fn the_words_fit_together() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_sizes_of_a_bench() {
+        assert_eq!(seconds("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(seconds("250ms"), Ok(Duration::from_millis(250)));
+        assert!(seconds("soon").is_err());
+        assert_eq!(body_size("1KiB"), Ok(1024));
+        assert!(body_size("1GiB").is_err());
+    }
+
+    #[test]
+    fn addresses_have_a_port_and_may_have_a_name() {
+        let of = |text: &str| address(text).map(|address| address.to_string());
+        assert_eq!(of("localhost:7070"), Ok("127.0.0.1:7070".to_owned()));
+        assert_eq!(of("[::1]:0"), Ok("[::1]:0".to_owned()));
+        assert_eq!(of("0.0.0.0:80"), Ok("0.0.0.0:80".to_owned()));
+        for wrong in ["", "localhost", "127.0.0.1", "127.0.0.1:", "127.0.0.1:99999", "::1", "http://a:1"] {
+            assert!(of(wrong).is_err_and(|why| why.contains("localhost:7070")), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn functions_are_in_one_place() {
+        let up = |words: &[&str]| Cli::try_parse_from(["stoker", "up"].iter().chain(words)).map(|_| ());
+        up(&["--etcd", "http://a:1", "http://b:1", "--functions", "f.yaml"]).unwrap();
+        assert!(up(&["--etcd", "http://a:1", "--state", "d"]).unwrap_err().to_string().contains("--state"));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! `call`: one call, streamed both ways, so that bodies of any size pass through in pieces.
 
-use std::io::{Read, Write as _};
-use std::time::Instant;
+use std::io::Read;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use stoker_core::call::CHUNK;
+use stoker_core::{Code, Error};
 use stoker_proto::v1;
 use stoker_proto::v1::invoke_stream_request::Frame as Send;
 use stoker_proto::v1::invoke_stream_response::Frame as Receive;
@@ -13,16 +14,19 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::args::{Call, Common, Output};
+use crate::client::{self, Connection};
 use crate::failure::Failure;
-use crate::{client, output};
+use crate::output;
 
 /// Pieces of the body read ahead.
 const AHEAD: usize = 4;
 
+/// The balancer ends a call at its deadline and says what it was doing. One that has not by so much later does not answer at all.
+const LATE: Duration = Duration::from_secs(2);
+
 pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
     let source = open(&args.data)?;
-    let channel = client::connect(&common.server).await?;
-    let mut calls = client::calls(channel);
+    let mut calls = client::calls(Connection::open(&common.server).await?);
     let headers = args.headers.iter().map(|(name, value)| v1::Header {
         name: name.clone(),
         value: Bytes::from(value.clone().into_bytes()),
@@ -53,32 +57,43 @@ pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
                 Some(Receive::Body(piece)) if common.output == Output::Json => {
                     answer.body.extend_from_slice(&piece)
                 }
-                Some(Receive::Body(piece)) => write(&piece)?,
+                Some(Receive::Body(piece)) => output::write(&piece)?,
                 Some(Receive::End(end)) => answer.end = Some(end),
                 None => {}
             }
         }
         Ok::<_, Failure>(())
     };
+    let late = async {
+        match args.timeout {
+            Some(timeout) => tokio::time::sleep(timeout.saturating_add(LATE)).await,
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         result = receive => result?,
+        () = late => return Err(silent(&common.server)),
         // A body that cannot be read to its end must not look like a shorter one: leaving cancels the call.
         Some(failure) = read_failed.recv() => return Err(failure),
     }
     let total = began.elapsed();
     if answer.end.is_none() {
-        return Err(Failure::platform(
-            "the answer ended before it was complete",
-            "see `stoker runners`, and try again",
-        ));
+        let error = Error::new(Code::RunnerLost, "the answer ended before it was complete");
+        return Err(Failure::of(error.may_have_started()));
     }
     if common.output == Output::Json {
-        output::print_json(&answer.json(total));
+        output::print_json(&answer.json(total))?;
     }
     if args.show_timing {
-        eprint!("{}", answer.timing(total));
+        output::say(&answer.timing(total));
     }
     Ok(())
+}
+
+fn silent(server: &str) -> Failure {
+    let text =
+        format!("the balancer at {server} has not answered, {} s after the call's deadline", LATE.as_secs());
+    Failure::of(Error::new(Code::Unavailable, text).may_have_started())
 }
 
 #[derive(Default)]
@@ -90,7 +105,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn json(&self, total: std::time::Duration) -> Value {
+    fn json(&self, total: Duration) -> Value {
         let head = self.head.head.clone().unwrap_or_default();
         let end = self.end.clone().unwrap_or_default();
         let headers = head.headers.iter().map(|h| json!([h.name, String::from_utf8_lossy(&h.value)]));
@@ -107,7 +122,7 @@ impl Answer {
         })
     }
 
-    fn timing(&self, total: std::time::Duration) -> String {
+    fn timing(&self, total: Duration) -> String {
         let end = self.end.clone().unwrap_or_default();
         let t = end.timings.unwrap_or_default();
         let total_us = total.as_micros() as u64;
@@ -178,14 +193,4 @@ fn feed(
             }
         }
     }
-}
-
-fn write(piece: &[u8]) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(piece).and_then(|()| out.flush()).map_err(|error| {
-        Failure::usage(
-            format!("the answer cannot be written: {error}"),
-            "check where STDOUT goes; the call was cancelled",
-        )
-    })
 }

@@ -13,6 +13,7 @@ use stoker_core::function::{Network, Root, Trigger};
 use stoker_core::machine::Listed as _;
 use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 use stoker_core::{Format, FunctionName, FunctionSpec};
+use stoker_runtime::config::words::{nearest, written};
 
 /// Keys at the top of a file.
 const TOP_KEYS: [&str; 2] = ["app", "functions"];
@@ -46,6 +47,9 @@ const LATER_KEYS: [(&str, &str); 4] = [
     ("async", "leave it out; calls wait for their answer"),
 ];
 
+/// A file of this name is STDIN.
+const STDIN: &str = "-";
+
 /// Formats that the design has and this version does not.
 const LATER_FORMATS: [&str; 6] = ["http", "json", "json-http", "cloudevent", "lambda", "mless"];
 
@@ -69,7 +73,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Reads files that are applied together.
+/// Reads files that are applied together. `-` is STDIN, whose relative paths mean the current directory.
 ///
 /// # Errors
 /// Every mistake of every file, in the order of their places.
@@ -78,7 +82,11 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<FunctionSpec>, Vec<Mistake>> {
     let mut known = Known::default();
     let mut specs = Vec::new();
     for file in files {
-        match std::fs::read_to_string(file) {
+        let (file, text) = match file.as_os_str() == STDIN {
+            true => (&PathBuf::from("STDIN"), std::io::read_to_string(std::io::stdin())),
+            false => (file, std::fs::read_to_string(file)),
+        };
+        match text {
             Ok(text) => specs.extend(parse(file, &text, &mut known, &mut mistakes)),
             Err(error) => mistakes.push(Mistake {
                 file: file.clone(),
@@ -305,7 +313,7 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, key: &Node<'_>, keys: &[&str], of: &str) {
-        let name = self.written(key);
+        let name = written(key, &self.source);
         let text = match nearest(&name, keys.iter().copied()) {
             Some(near) => format!("`{name}` is not a key of {of}: did you mean `{near}`?"),
             None => format!("`{name}` is not a key of {of}: it has {}", keys.join(", ")),
@@ -324,21 +332,11 @@ impl Reader<'_> {
         good
     }
 
-    /// A scalar as it stands in the file.
-    fn written(&self, node: &Node<'_>) -> String {
-        if let Some(text) = node.data.as_str() {
-            return text.to_owned();
-        }
-        let (start, end) = (node.span.start.index(), node.span.end.index());
-        let written: String = self.source.get(start..end).unwrap_or_default().iter().collect();
-        written.lines().next().unwrap_or_default().trim().to_owned()
-    }
-
     /// Any scalar, as text.
     fn text(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
         match &node.data {
             YamlData::Value(Scalar::Null) => self.wrong(node.span.start, format!("`{key}` has no value")),
-            YamlData::Value(_) => return Some(self.written(node)),
+            YamlData::Value(_) => return Some(written(node, &self.source)),
             _ => self.wrong(node.span.start, format!("`{key}` must be one value, not {}", kind(node))),
         }
         None
@@ -512,32 +510,6 @@ fn or<'n>(names: impl Iterator<Item = &'n str>) -> String {
         Some((last, others)) => format!("{} or {last}", others.join(", ")),
         None => String::new(),
     }
-}
-
-/// The known word that `word` was probably meant to be.
-pub fn nearest<'n>(word: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let same = |a: &str, b: &str| a.to_lowercase().replace('-', "_") == b.replace('-', "_");
-    known
-        .map(|candidate| (if same(word, candidate) { 0 } else { distance(word, candidate) }, candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len() / 3).max(1))
-        .min()
-        .map(|(_, candidate)| candidate)
-}
-
-/// Letters to insert, remove or change to make `b` of `a` (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@ use stoker_core::units::{format_duration, format_size};
 use stoker_proto::v1;
 use stoker_proto::v1::ApplyOutcome;
 use stoker_proto::v1::function_service_client::FunctionServiceClient;
-use tonic::transport::Channel;
 
 use crate::args::{Apply, Common, Function, Functions, Output};
+use crate::client::{self, Connection};
 use crate::failure::Failure;
-use crate::{client, file, output};
+use crate::{file, output};
 
 /// Reads the files, or fails with all mistakes of all of them.
 pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> {
@@ -26,15 +26,20 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> 
 
 /// Creates or replaces functions.
 pub async fn send(
-    client: &mut FunctionServiceClient<Channel>,
+    client: &mut FunctionServiceClient<Connection>,
     specs: &[FunctionSpec],
 ) -> Result<Vec<v1::AppliedFunction>, Failure> {
     let functions = specs.iter().map(stoker_proto::convert::to_function).collect();
-    Ok(client.apply_functions(v1::ApplyFunctionsRequest { functions }).await?.into_inner().functions)
+    let applied = client.apply_functions(v1::ApplyFunctionsRequest { functions }).await;
+    Ok(applied.map_err(|status| Failure::in_registry(&status))?.into_inner().functions)
 }
 
 pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
     let specs = read(&args.files)?;
+    if specs.is_empty() && common.output == Output::Table {
+        output::say("There are no functions in what was to be applied: nothing was done.\n");
+        return Ok(());
+    }
     let applied = send(&mut client::functions(&common.server).await?, &specs).await?;
     let outcome = |f: &v1::AppliedFunction| match f.outcome() {
         ApplyOutcome::Created => "created",
@@ -49,24 +54,33 @@ pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
             })).collect::<Vec<_>>()
         })),
         Output::Table => {
-            applied.iter().for_each(|f| output::print(&format!("{}/{} {}\n", f.app, f.name, outcome(f))));
+            let lines = applied.iter().map(|f| format!("{}/{} {}\n", f.app, f.name, outcome(f)));
+            output::print(&lines.collect::<String>())
         }
     }
-    Ok(())
 }
 
 pub async fn list(args: Functions, common: &Common) -> Result<(), Failure> {
     let mut client = client::functions(&common.server).await?;
-    let mut list =
-        client.list_functions(v1::ListFunctionsRequest { app: args.app }).await?.into_inner().functions;
+    let mut list = client
+        .list_functions(v1::ListFunctionsRequest { app: args.app.clone() })
+        .await?
+        .into_inner()
+        .functions;
     let name = |d: &v1::FunctionDescription| d.function.as_ref().map(|f| (f.app.clone(), f.name.clone()));
     list.sort_by_key(name);
     if common.output == Output::Json {
-        output::print_json(&json!({"functions": list.iter().map(output::function).collect::<Vec<_>>()}));
-        return Ok(());
+        return output::print_json(
+            &json!({"functions": list.iter().map(output::function).collect::<Vec<_>>()}),
+        );
     }
     if list.is_empty() {
-        eprintln!("There are no functions. Apply some with `stoker apply -f FILE`.");
+        output::say(&match args.app.as_str() {
+            "" => "There are no functions. Apply some with `stoker apply -f FILE`.\n".to_owned(),
+            app => format!(
+                "There are no functions in the app `{app}`; `stoker functions` shows those of all apps.\n"
+            ),
+        });
         return Ok(());
     }
     let rows = list.iter().map(|d| {
@@ -84,8 +98,7 @@ pub async fn list(args: Functions, common: &Common) -> Result<(), Failure> {
         ]
     });
     let header = ["FUNCTION", "FORMAT", "MEMORY", "CPU", "IDLE", "BUSY", "WAITING", "TRIGGERS"];
-    output::print(&output::table(&header, rows.collect()));
-    Ok(())
+    output::print(&output::table(&header, rows.collect()))
 }
 
 pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
@@ -93,8 +106,7 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
     let answer = client.get_function(v1::GetFunctionRequest { function: args.function }).await?.into_inner();
     let description = answer.function.unwrap_or_default();
     if common.output == Output::Json {
-        output::print_json(&output::function(&description));
-        return Ok(());
+        return output::print_json(&output::function(&description));
     }
     let f = description.function.clone().unwrap_or_default();
     let time = |d: Option<prost_types::Duration>| {
@@ -126,19 +138,18 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
     let env = std::collections::BTreeMap::from_iter(f.env);
     rows.extend(env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
     let style = output::Style::stdout();
-    rows.iter()
-        .for_each(|(key, value)| output::print(&format!("{} {value}\n", style.bold(&format!("{key:<14}")))));
-    Ok(())
+    let lines = rows.iter().map(|(key, value)| format!("{} {value}\n", style.bold(&format!("{key:<14}"))));
+    output::print(&lines.collect::<String>())
 }
 
 pub async fn delete(args: Function, common: &Common) -> Result<(), Failure> {
     let mut client = client::functions(&common.server).await?;
-    client.delete_function(v1::DeleteFunctionRequest { function: args.function.clone() }).await?;
+    let deleted = client.delete_function(v1::DeleteFunctionRequest { function: args.function.clone() }).await;
+    deleted.map_err(|status| Failure::in_registry(&status))?;
     match common.output {
         Output::Json => output::print_json(&json!({"deleted": args.function})),
         Output::Table => output::print(&format!("{} deleted\n", args.function)),
     }
-    Ok(())
 }
 
 /// A word as a shell would take it.

@@ -9,13 +9,19 @@ use crate::{client, output};
 
 pub async fn run(args: Logs, common: &Common) -> Result<(), Failure> {
     let mut client = client::fleet(&common.server).await?;
+    let (function, call) = (args.function.clone(), args.call.clone());
     let request = v1::StreamLogsRequest { function: args.function, call_id: args.call, follow: args.follow };
     let mut stream = client.stream_logs(request).await?.into_inner();
     let style = output::Style::stdout();
+    let mut empty = true;
     while let Some(response) = stream.message().await? {
         if response.dropped > 0 {
-            eprintln!("({} lines came faster than they could be kept, and are lost)", response.dropped);
+            output::say(&format!(
+                "({} lines came faster than they could be kept, and are lost)\n",
+                response.dropped
+            ));
         }
+        empty &= response.lines.is_empty();
         for line in response.lines {
             let text = String::from_utf8_lossy(&line.text);
             let time = line.time.map(|time| time.to_string()).unwrap_or_default();
@@ -27,13 +33,22 @@ pub async fn run(args: Logs, common: &Common) -> Result<(), Failure> {
                         "time": time, "source": source(&line), "text": text, "call_id": line.call_id,
                         "container": line.container, "runner": line.runner,
                     })
-                )),
+                ))?,
                 Output::Table => {
                     let from = style.dim(&format!("{time} {} {}", line.container, source(&line)));
-                    output::print(&format!("{from} {}\n", printable(&text)));
+                    output::print(&format!("{from} {}\n", output::printable(&text)))?;
                 }
             }
         }
+    }
+    if empty {
+        // Nothing at all looks like a mistake in the command.
+        output::say(&match call.as_str() {
+            "" => format!("No runner keeps a line that {function} wrote.\n"),
+            call => format!(
+                "No runner keeps a line that {function} wrote in call {call}: it wrote none, they are too old, or there was no such call.\n"
+            ),
+        });
     }
     Ok(())
 }
@@ -44,18 +59,5 @@ fn source(line: &v1::LogLine) -> &'static str {
         LogSource::Stderr => "stderr",
         LogSource::Platform => "stoker",
         LogSource::Unspecified => "unknown",
-    }
-}
-
-/// A function's text must not steer the reader's terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn control_characters_are_not_passed_on() {
-        assert_eq!(super::printable("a\x1b[31m\tb"), "a\u{fffd}[31m\tb");
     }
 }

@@ -6,6 +6,7 @@ mod args;
 mod bench;
 mod call;
 mod client;
+mod drain;
 mod failure;
 mod file;
 mod fleet;
@@ -25,10 +26,11 @@ fn main() -> ExitCode {
     // Before any thread, parser or runtime: the sandboxes' spawner is this very program, started again.
     stoker_sandbox::spawner::run_if_asked();
     let cli = Cli::parse();
+    let output = cli.common.output;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            failure.print();
+            failure.print(output);
             failure.exit_code()
         }
     }
@@ -44,11 +46,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => client::block_on(functions::delete(args, &common)),
         Command::Call(args) => client::block_on(call::run(args, &common)),
         Command::Runners => client::block_on(runners::run(&common)),
+        Command::Drain(args) => client::block_on(drain::drain(args, &common)),
+        Command::Uncordon(args) => client::block_on(drain::uncordon(args, &common)),
         Command::Logs(args) => client::block_on(logs::run(args, &common)),
         Command::Bench(args) => client::block_on(bench::run(args, &common)),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "stoker", &mut std::io::stdout());
-            Ok(())
+            // The generator takes no writer that fails.
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "stoker", &mut text);
+            output::write(&text)
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Tables and JSON on STDOUT, and a little colour where a person looks.
+//! Tables and JSON on STDOUT, words to the user on STDERR, and a little colour where a person looks.
 
 use std::io::{IsTerminal as _, Write as _};
 
@@ -6,6 +6,8 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 use stoker_core::units::{format_cpu, format_size};
 use stoker_proto::{convert, v1};
+
+use crate::failure::Failure;
 
 /// Colours, or none: `NO_COLOR` (any text) and pipes turn them off.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +22,11 @@ impl Style {
 
     pub fn stderr() -> Self {
         Self { on: wanted() && std::io::stderr().is_terminal() }
+    }
+
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Self { on: false }
     }
 
     pub fn bold(self, text: &str) -> String {
@@ -54,14 +61,33 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned() + "\n").collect()
 }
 
-/// Writes a text to STDOUT. A reader that went away (`| head`) is no error.
-pub fn print(text: &str) {
-    _ = std::io::stdout().lock().write_all(text.as_bytes());
+/// Writes a text to STDOUT.
+pub fn print(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes())
+}
+
+/// Writes bytes to STDOUT, all of them at once. A reader that went away (`| head`) ends the command, and nobody is told.
+pub fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| match error.kind() {
+        std::io::ErrorKind::BrokenPipe => Failure::reader_gone(),
+        _ => Failure::usage(format!("the output cannot be written: {error}"), "check where STDOUT goes"),
+    })
 }
 
 /// Writes a value to STDOUT, for people to read and programs to parse.
-pub fn print_json(value: &Value) {
-    print(&format!("{value:#}\n"));
+pub fn print_json(value: &Value) -> Result<(), Failure> {
+    print(&format!("{value:#}\n"))
+}
+
+/// Writes a text to STDERR. If that is closed, or its terminal is gone, there is nobody to tell.
+pub fn say(text: &str) {
+    std::io::stderr().lock().write_all(text.as_bytes()).ok();
+}
+
+/// A function's text without what would steer the reader's terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// A size for people: two digits of the fitting unit.
@@ -127,6 +153,11 @@ mod tests {
     fn times_and_sizes_for_people() {
         assert_eq!([0, 5, 1_500, 2_000_000].map(human_us), ["-", "5 µs", "1.50 ms", "2.00 s"]);
         assert_eq!([1 << 20, 100 << 20, 16 << 30].map(human_size), ["1MiB", "100MiB", "16.0GiB"]);
+    }
+
+    #[test]
+    fn control_characters_are_not_passed_on() {
+        assert_eq!(printable("a\x1b[31m\tb"), "a\u{fffd}[31m\tb");
     }
 
     #[test]

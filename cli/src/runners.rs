@@ -13,27 +13,25 @@ pub async fn run(common: &Common) -> Result<(), Failure> {
     let mut runners = client.list_runners(v1::ListRunnersRequest {}).await?.into_inner().runners;
     runners.sort_by_key(|r| r.capacity.as_ref().map(|c| c.runner.clone()));
     if common.output == Output::Json {
-        output::print_json(&json!({"runners": runners.iter().map(record).collect::<Vec<_>>()}));
-        return Ok(());
+        return output::print_json(&json!({"runners": runners.iter().map(record).collect::<Vec<_>>()}));
     }
     if runners.is_empty() {
-        eprintln!("There are no runners. `stoker up` starts a fleet with one.");
+        output::say("There are no runners. `stoker up` starts a fleet with one.\n");
         return Ok(());
     }
     let header = [
         "RUNNER",
         "STATE",
         "ADDRESS",
-        "MEMORY FREE",
-        "CPU FREE",
-        "SLOTS FREE",
+        "MEMORY AVAILABLE",
+        "CPU AVAILABLE",
+        "SLOTS AVAILABLE",
         "HOT",
         "CALLS",
         "WAITING",
         "SEEN",
     ];
-    output::print(&output::table(&header, runners.iter().map(row).collect()));
-    Ok(())
+    output::print(&output::table(&header, runners.iter().map(row).collect()))
 }
 
 fn link(r: &v1::RunnerDescription) -> &'static str {
@@ -46,24 +44,28 @@ fn link(r: &v1::RunnerDescription) -> &'static str {
     }
 }
 
+/// What is free and what idle containers hold, who give it up on demand: the answer to "is there room". The word is that of `free`.
+fn available(c: &v1::Capacity) -> v1::Resources {
+    let (free, reclaimable) = (c.free.unwrap_or_default(), c.reclaimable.unwrap_or_default());
+    v1::Resources {
+        memory: free.memory.saturating_add(reclaimable.memory),
+        cpu_millis: free.cpu_millis.saturating_add(reclaimable.cpu_millis),
+        slots: free.slots.saturating_add(reclaimable.slots),
+    }
+}
+
 fn row(r: &v1::RunnerDescription) -> Vec<String> {
     let c = r.capacity.clone().unwrap_or_default();
-    let (total, free, reclaimable) =
-        (c.total.unwrap_or_default(), c.free.unwrap_or_default(), c.reclaimable.unwrap_or_default());
+    let (total, available) = (c.total.unwrap_or_default(), available(&c));
     let state = if r.reason.is_empty() { link(r).to_owned() } else { format!("{}: {}", link(r), r.reason) };
     let (idle, busy) = c.functions.iter().fold((0, 0), |(idle, busy), w| (idle + w.idle, busy + w.busy));
     vec![
         c.runner,
         state,
         c.address,
-        // What idle containers hold is given up on demand: to a reader who asks "is there room" it is free.
-        format!(
-            "{} of {}",
-            output::human_size(free.memory + reclaimable.memory),
-            output::human_size(total.memory)
-        ),
-        format!("{} of {}", format_cpu(free.cpu_millis), format_cpu(total.cpu_millis)),
-        format!("{} of {}", free.slots + reclaimable.slots, total.slots),
+        format!("{} of {}", output::human_size(available.memory), output::human_size(total.memory)),
+        format!("{} of {}", format_cpu(available.cpu_millis), format_cpu(total.cpu_millis)),
+        format!("{} of {}", available.slots, total.slots),
         format!("{idle} idle, {busy} busy"),
         c.in_flight.to_string(),
         c.waiting.to_string(),
@@ -83,6 +85,7 @@ fn record(r: &v1::RunnerDescription) -> Value {
         "link": link(r), "reason": r.reason,
         "total": output::resources(c.total.as_ref()), "free": output::resources(c.free.as_ref()),
         "reclaimable": output::resources(c.reclaimable.as_ref()),
+        "available": output::resources(Some(&available(&c))),
         "in_flight": c.in_flight, "waiting": c.waiting,
         "functions": c.functions.iter().map(|w| json!({
             "digest": hex(&w.digest), "idle": w.idle, "busy": w.busy, "waiting": w.waiting,

@@ -1,17 +1,26 @@
 //! `up`: a fleet on this machine, from the first check to the last drained call.
 
-mod machine;
+mod places;
+mod programs;
+mod stop;
 mod trial;
 
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
-use stoker_core::{FunctionSpec, Resources, RunnerName};
-use stoker_registry::{MemoryRegistry, Registry};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use stoker_core::{Blame, FunctionSpec, Resources, RunnerName};
+use stoker_registry::{EtcdRegistry, MemoryRegistry, Registry, etcd};
+use stoker_runner::machine::Machine;
+use stoker_runtime::config::{Outcome, Program, Table};
+use stoker_runtime::logs::{self, Logs};
 
+use self::places::Places;
+use self::stop::Stop;
 use crate::args::{Common, Output, Up};
 use crate::failure::Failure;
 use crate::fleet::{Fleet, Plan};
@@ -20,14 +29,41 @@ use crate::{client, functions, output};
 /// The gRPC port that `stoker` looks for when it is told nothing.
 const DEFAULT_GRPC_PORT: u16 = 7070;
 
+/// An etcd that does not answer for so long when a fleet starts is not there.
+const ETCD_LIMIT: Duration = Duration::from_secs(10);
+
+/// What `up` takes of the settings that servers have.
+static TABLES: [Table; 1] = [logs::KEYS];
+
+/// A start that takes longer than this needs a word.
+const SLOW_START: Duration = Duration::from_secs(3);
+
+/// Lines of the log that still wait at the end are written for at most so long.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 pub fn run(args: Up, common: &Common) -> Result<(), Failure> {
-    log(args.verbose);
+    let log = log(args.verbose)?;
+    let result = prepare(args, common);
+    log.stop(LAST_LINES);
+    result
+}
+
+fn prepare(args: Up, common: &Common) -> Result<(), Failure> {
     // What can be wrong is found before anything is started.
     let specs = functions::read(&args.functions)?;
-    free(args.grpc, "--grpc")?;
-    free(args.http, "--http")?;
-    let plan = plan(&args)?;
-    let registry = registry(args.state.as_deref())?;
+    let addresses =
+        [(args.grpc, "--grpc", "run programs on this machine"), (args.http, "--http", "call every function")];
+    for (address, flag, what) in addresses {
+        free(address, flag)?;
+        if !address.ip().is_loopback() {
+            output::say(&exposed(address, flag, what));
+        }
+    }
+    let name = name(&args);
+    // Until all that is in them has ended.
+    let places = Places::take(args.state.as_deref(), (args.grpc.port() == 0).then_some(name.as_str()))?;
+    let plan = plan(&args, places.name().unwrap_or(&name), &places)?;
+    let registry = registry(&args, &places)?;
     client::runtime()?.block_on(serve(args, common, plan, registry, specs))
 }
 
@@ -38,35 +74,35 @@ async fn serve(
     registry: Arc<dyn Registry>,
     specs: Vec<FunctionSpec>,
 ) -> Result<(), Failure> {
-    let mut stop = Stop::new()?;
-    registry.apply_functions(specs.clone()).await.map_err(|error| {
-        Failure::usage(
-            format!("the functions cannot be applied: {error}"),
-            "correct them; nothing was started",
-        )
-    })?;
+    let mut stop = Stop::listen()?;
     let resources = plan.resources;
+    let starting = async {
+        known(&args, &*registry).await?;
+        apply(&*registry, &specs).await?;
+        Fleet::start(plan, Arc::clone(&registry)).await
+    };
     let mut fleet = tokio::select! {
-        started = Fleet::start(plan, Arc::clone(&registry)) => started?,
+        started = starting => started?,
         () = stop.asked() => return Ok(()),
+        never = patience() => match never {},
     };
     let all: Vec<_> = registry.functions().borrow().by_name.values().map(Arc::clone).collect();
+    let server = format!("http://{}", reachable(fleet.grpc));
     match common.output {
-        Output::Json => output::print_json(&json!({
-            "grpc": format!("http://{}", fleet.grpc), "http": format!("http://{}", fleet.http),
+        Output::Json => tell(output::print_json(&json!({
+            "grpc": server, "http": format!("http://{}", reachable(fleet.http)),
             "runners": args.runners, "sandbox": fleet.sandbox, "memory": resources.memory,
             "cpu_millis": resources.cpu_millis,
             "functions": all.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(),
-        })),
+        }))),
         Output::Table => introduce(&fleet, &args, resources, &all, &specs),
     }
-    let server = format!("http://{}", fleet.grpc);
     let try_and_wait = async {
         if !args.no_try && common.output == Output::Table && !specs.is_empty() {
             trial::run(&server, &specs).await?;
         }
         if common.output == Output::Table {
-            output::print("\nServing. Ctrl-C drains and stops.\n");
+            tell(output::print("\nServing. Ctrl-C drains and stops.\n"));
         }
         Ok::<_, Failure>(())
     };
@@ -75,38 +111,69 @@ async fn serve(
         failure = fleet.lost() => Err(failure),
         () = stop.asked() => Ok(()),
     };
-    eprintln!(
-        "\nStopping: calls have {} to finish. Ctrl-C again leaves at once.",
+    output::say(&format!(
+        "\nStopping: calls have {} to finish. Ctrl-C again leaves at once.\n",
         stoker_core::units::format_duration(args.grace)
-    );
-    tokio::select! {
-        () = fleet.stop() => {}
-        // The spawner sees this process go and ends every function.
-        () = stop.asked() => std::process::exit(130),
-    }
+    ));
+    // A second signal ends the process; the spawner sees it go and ends every function.
+    fleet.stop().await;
     result
 }
 
-/// Being told to stop: Ctrl-C, or SIGTERM from whoever supervises.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
+async fn apply(registry: &dyn Registry, specs: &[FunctionSpec]) -> Result<(), Failure> {
+    registry.apply_functions(specs.to_vec()).await.map(drop).map_err(|error| {
+        let text = format!("the functions cannot be applied: {error}");
+        match stoker_core::Error::from(&error).blame() {
+            Blame::Platform => {
+                Failure::away(text, "look after where functions are kept; nothing was started")
+            }
+            Blame::Caller | Blame::Function => Failure::usage(text, "correct them; nothing was started"),
+        }
+    })
 }
 
-impl Stop {
-    fn new() -> Result<Self, Failure> {
-        let on = |kind| {
-            signal(kind).map_err(|error| Failure::platform(format!("cannot listen for signals: {error}"), ""))
-        };
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
-    }
+/// Says that it goes on, to one who waits for a start; ends with it.
+async fn patience() -> Infallible {
+    tokio::time::sleep(SLOW_START).await;
+    output::say("Still starting; -v shows what is waited for.\n");
+    std::future::pending().await
+}
 
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+/// What is told to a person who may have left: a fleet serves on when nobody reads its STDOUT.
+fn tell(result: Result<(), Failure>) {
+    result.ok();
+}
+
+/// Returns once the functions that are there already are known.
+async fn known(args: &Up, registry: &dyn Registry) -> Result<(), Failure> {
+    let mut functions = registry.functions();
+    // The sender lives in the registry.
+    match tokio::time::timeout(ETCD_LIMIT, functions.wait_for(|functions| functions.known)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::away(
+            format!("no etcd answered at {} for {} s", args.etcd.join(", "), ETCD_LIMIT.as_secs()),
+            "start it, or name others with --etcd; the log above says what was in the way. Nothing was started",
+        )),
     }
+}
+
+fn exposed(address: SocketAddr, flag: &str, what: &str) -> String {
+    let style = output::Style::stderr();
+    format!(
+        "{} {address} can be reached from other machines, and nobody is asked who they are: whoever reaches it can {what}.\n  \
+         Leave {flag} at loopback and put a proxy that asks in front of it, or see that your network lets in nobody else.\n",
+        style.red("warning:")
+    )
+}
+
+/// What to call to get there: an address that means "all of this machine's" leads nowhere by itself.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 fn introduce(
@@ -120,8 +187,9 @@ fn introduce(
     let runners = if args.runners == 1 { "1 runner".to_owned() } else { format!("{} runners", args.runners) };
     let mut text = format!("{}\n\n", style.bold("Stoker is up."));
     let line = |key: &str, value: String| format!("  {key:<10} {value}\n");
-    text += &line("gRPC", format!("http://{}", fleet.grpc));
-    text += &line("HTTP", format!("http://{}", fleet.http));
+    let (grpc, http) = (reachable(fleet.grpc), reachable(fleet.http));
+    text += &line("gRPC", format!("http://{grpc}"));
+    text += &line("HTTP", format!("http://{http}"));
     text += &line(
         "fleet",
         format!(
@@ -131,15 +199,15 @@ fn introduce(
         ),
     );
     text += &line("sandbox", fleet.sandbox.clone());
-    match &args.state {
-        Some(state) => text += &line("state", format!("functions are kept in {}", state.display())),
-        None => {
-            text += &line("state", "functions are forgotten at the end; --state DIR keeps them".to_owned())
-        }
-    }
+    let state = match &args.state {
+        _ if !args.etcd.is_empty() => format!("functions are kept in etcd, {}", args.etcd.join(", ")),
+        Some(state) => format!("functions are kept in {}", state.display()),
+        None => "functions are forgotten at the end; --state DIR keeps them".to_owned(),
+    };
+    text += &line("state", state);
     if all.is_empty() {
         text += "\nThere are no functions yet. Apply some with `stoker apply -f FILE`.\n";
-        output::print(&text);
+        tell(output::print(&text));
         return;
     }
     text += &format!("\n{}\n\n", style.bold("Functions"));
@@ -150,39 +218,55 @@ fn introduce(
     }
     // Those of the files first, in their order: the author put the best one on top.
     let runnable =
-        || specs.iter().chain(all.iter().map(Arc::as_ref)).filter(|spec| machine::missing(spec).is_none());
+        || specs.iter().chain(all.iter().map(Arc::as_ref)).filter(|spec| programs::missing(spec).is_none());
     if let Some(spec) = runnable().next() {
         text += &format!("\n{}\n\n", style.bold("Call one"));
         let name = &spec.name;
-        let server = if fleet.grpc.port() == DEFAULT_GRPC_PORT {
-            String::new()
-        } else {
-            format!(" --server http://{}", fleet.grpc)
-        };
+        let default = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_GRPC_PORT));
+        let server = if grpc == default { String::new() } else { format!(" --server http://{grpc}") };
         text += &format!("  stoker call {name} --data Ada{server}\n");
-        text += &format!("  curl -d Ada http://{}/invoke/{name}\n", fleet.http);
+        text += &format!("  curl -d Ada http://{http}/invoke/{name}\n");
         let with_trigger = runnable().find(|spec| !spec.triggers.is_empty());
         if let Some((spec, trigger)) = with_trigger.and_then(|s| Some((s, s.triggers.first()?))) {
-            text += &format!("  curl -d Ada http://{}/t/{}{}\n", fleet.http, spec.name.app(), trigger.http);
+            text += &format!("  curl -d Ada http://{http}/t/{}{}\n", spec.name.app(), trigger.http);
         }
-        if machine::program("grpcurl", Path::new("/"), None).is_some() {
+        if programs::program("grpcurl", Path::new("/"), None).is_some() {
             text += &format!(
-                "  grpcurl -plaintext -d '{{\"function\": \"{name}\", \"body\": \"QWRh\"}}' {} stoker.v1.CallService/Invoke\n",
-                fleet.grpc
+                "  grpcurl -plaintext -d '{{\"function\": \"{name}\", \"body\": \"QWRh\"}}' {grpc} stoker.v1.CallService/Invoke\n",
             );
         }
     }
-    output::print(&text);
+    tell(output::print(&text));
 }
 
-fn registry(state: Option<&Path>) -> Result<Arc<dyn Registry>, Failure> {
-    let Some(directory) = state else { return Ok(Arc::new(MemoryRegistry::default())) };
-    let failed =
-        |what: String| Failure::platform(what, "check that --state names a directory that can be written");
-    std::fs::create_dir_all(directory)
-        .map_err(|error| failed(format!("{} cannot be made: {error}", directory.display())))?;
-    let registry =
-        MemoryRegistry::open(&directory.join("functions.json")).map_err(|error| failed(error.to_string()))?;
+fn registry(args: &Up, places: &Places) -> Result<Arc<dyn Registry>, Failure> {
+    if !args.etcd.is_empty() {
+        let mut config = etcd::Config::new(args.etcd.clone());
+        let identity = args.etcd_certificate.clone().zip(args.etcd_key.clone());
+        config.tls = args.etcd_ca.clone().map(|ca| etcd::Tls { ca, identity });
+        let user = args.etcd_user.clone().zip(args.etcd_password.clone());
+        config.user = user.map(|(name, password)| etcd::User { name, password });
+        let registry = EtcdRegistry::connect(config).map_err(|error| {
+            Failure::usage(
+                error.to_string(),
+                "write --etcd like http://127.0.0.1:2379; for https give --etcd-ca too",
+            )
+        })?;
+        return Ok(Arc::new(registry));
+    }
+    let Some(file) = places.functions() else { return Ok(Arc::new(MemoryRegistry::default())) };
+    let registry = MemoryRegistry::open(&file).map_err(|error| {
+        let advice = match &error {
+            stoker_registry::Error::Store { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+                format!(
+                    "correct {0}, or move it away: without it `up` starts with no functions, and `stoker apply` brings them back",
+                    file.display()
+                )
+            }
+            _ => "check that --state names a directory that can be read and written".to_owned(),
+        };
+        Failure::usage(error.to_string(), advice)
+    })?;
     Ok(Arc::new(registry))
 }
 
@@ -201,10 +285,29 @@ fn free(address: SocketAddr, flag: &str) -> Result<(), Failure> {
     }
 }
 
-fn plan(args: &Up) -> Result<Plan, Failure> {
-    let machine = machine::Machine::look();
+/// What the names of the runners begin with. A runner cleans up what an earlier one of its name left behind, so fleets side by side
+/// need names of their own; in etcd there are also those of other machines.
+fn name(args: &Up) -> String {
+    let name = match args.grpc.port() {
+        DEFAULT_GRPC_PORT => "runner".to_owned(),
+        0 => format!("runner-p{}", std::process::id()),
+        port => format!("runner-{port}"),
+    };
+    if args.etcd.is_empty() {
+        return name;
+    }
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy();
+    let short = host.split('.').next().unwrap_or_default();
+    let host: String =
+        short.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).take(40).collect();
+    format!("{host}-{name}")
+}
+
+fn plan(args: &Up, name: &str, places: &Places) -> Result<Plan, Failure> {
+    let machine = Machine::look();
     let count = u64::from(args.runners);
-    let memory = args.memory.unwrap_or(machine.memory / 5 * 4 / count);
+    let memory = args.memory.unwrap_or(machine.spare_memory() / count);
     if !stoker_core::function::limits::MEMORY.contains(&memory) {
         let size = stoker_core::units::format_size(memory);
         return Err(Failure::usage(
@@ -218,14 +321,8 @@ fn plan(args: &Up) -> Result<Plan, Failure> {
     }
     // A container below 8 MiB is rare; more than a thousand on one machine is for those who ask the runner itself.
     let slots = u32::try_from((memory >> 23).clamp(1, 1000)).unwrap_or(1000);
-    // A runner cleans up what an earlier one of its name left behind, so fleets side by side need names of their own.
-    let prefix = match args.grpc.port() {
-        DEFAULT_GRPC_PORT => "runner".to_owned(),
-        0 => format!("runner-p{}", std::process::id()),
-        port => format!("runner-{port}"),
-    };
     let runners = (1..=args.runners)
-        .map(|n| RunnerName::new(&format!("{prefix}-{n}")).expect("letters, digits and dashes"))
+        .map(|n| RunnerName::new(&format!("{name}-{n}")).expect("letters, digits and dashes"))
         .collect();
     Ok(Plan {
         grpc: args.grpc,
@@ -233,29 +330,91 @@ fn plan(args: &Up) -> Result<Plan, Failure> {
         runners,
         resources: Resources { memory, cpu_millis, slots },
         sandbox: args.sandbox,
-        state: state_for_runners(args.state.as_deref()),
+        state: places.runners().to_owned(),
         grace: args.grace,
     })
 }
 
-fn state_for_runners(state: Option<&Path>) -> PathBuf {
-    let directory = match state {
-        Some(directory) => directory.join("runners"),
-        // The user's id keeps two users of one machine apart.
-        None => std::env::temp_dir().join(format!("stoker-{}", machine::user())),
+/// The log, for people: warnings, and more with -v. The variables of the servers' logs mean the same here.
+fn log(verbose: u8) -> Result<Logs, Failure> {
+    let program = Program {
+        name: "stoker",
+        version: env!("CARGO_PKG_VERSION"),
+        about: "",
+        examples: "",
+        tables: &TABLES,
     };
-    std::path::absolute(&directory).unwrap_or(directory)
+    let variables: Vec<_> = std::env::vars_os()
+        .filter(|(name, _)| name == "STOKER_LOG_LEVEL" || name == "STOKER_LOG_FORMAT")
+        .collect();
+    let said = |variable: &str| variables.iter().any(|(name, _)| name == variable);
+    let mut flags = Vec::new();
+    if verbose > 0 || !said("STOKER_LOG_LEVEL") {
+        // The name begins those of all our crates.
+        let level = ["warn", "info", "info,stoker=debug"].get(usize::from(verbose)).unwrap_or(&"debug");
+        flags.push(OsString::from(format!("--log-level={level}")));
+    }
+    if !said("STOKER_LOG_FORMAT") {
+        flags.push("--log-format=pretty".into());
+    }
+    let settings = match program.load(flags, variables) {
+        Ok(Outcome::Run(settings)) => settings,
+        Ok(Outcome::Say(_)) => unreachable!("nothing asks for it"),
+        Err(mistakes) => return Err(Failure::usage(mistakes.to_string().trim_end(), "correct the variable")),
+    };
+    Logs::start(&settings).map_err(|error| Failure::platform(format!("cannot start the log: {error}"), ""))
 }
 
-fn log(verbose: u8) {
-    let level = match verbose {
-        0 => tracing_subscriber::filter::LevelFilter::WARN,
-        1 => tracing_subscriber::filter::LevelFilter::INFO,
-        _ => tracing_subscriber::filter::LevelFilter::DEBUG,
-    };
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let builder =
-        tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
-    let builder = if plain { builder.with_ansi(false) } else { builder };
-    builder.init();
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    fn up(words: &[&str]) -> Up {
+        let cli = crate::args::Cli::parse_from(["stoker", "up"].iter().chain(words));
+        let crate::args::Command::Up(up) = cli.command else { panic!("it is `up`") };
+        up
+    }
+
+    #[test]
+    fn fleets_side_by_side_have_other_names() {
+        assert_eq!(name(&up(&[])), "runner");
+        assert_eq!(name(&up(&["--grpc", "127.0.0.1:7970"])), "runner-7970");
+        let any = name(&up(&["--grpc", "127.0.0.1:0"]));
+        assert_eq!(any, format!("runner-p{}", std::process::id()));
+        let in_etcd = name(&up(&["--etcd", "http://127.0.0.1:2379"]));
+        assert!(in_etcd.ends_with("-runner") && RunnerName::new(&in_etcd).is_some(), "{in_etcd}");
+    }
+
+    #[test]
+    fn an_address_to_call_is_one_that_leads_somewhere() {
+        for (bound, called) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:2", "[::1]:2"), ("127.0.0.5:3", "127.0.0.5:3")]
+        {
+            assert_eq!(reachable(bound.parse().unwrap()).to_string(), called);
+        }
+    }
+
+    #[test]
+    fn a_spoiled_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().to_string_lossy().into_owned();
+        std::fs::write(directory.path().join("functions.json"), "{").unwrap();
+        let args = up(&["--state", &state]);
+        // Until all that is in them has ended.
+        let places = Places::take(args.state.as_deref(), None).unwrap();
+        let failure = registry(&args, &places).err().unwrap();
+        let said = format!("{failure:?}");
+        assert!(said.contains("functions.json, or move it away"), "{said}");
+    }
+
+    #[test]
+    fn etcd_is_named_as_it_must_be_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let places = Places::take(Some(directory.path()), None).unwrap();
+        for wrong in ["127.0.0.1:2379", "https://127.0.0.1:2379"] {
+            let args = up(&["--etcd", wrong]);
+            assert!(registry(&args, &places).is_err(), "{wrong}");
+        }
+    }
 }

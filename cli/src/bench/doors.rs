@@ -1,6 +1,8 @@
-//! The three doors, each as a closed loop: a caller sends its next call when the answer to the last one is complete.
+//! The doors, each as a closed loop: a caller sends its next call when the answer to the last one is complete, and after its
+//! rest, if it takes one.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -8,6 +10,8 @@ use futures_util::future::try_join_all;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use stoker_core::call::CHUNK;
+use stoker_core::machine::Listed as _;
+use stoker_core::{Code, Error};
 use stoker_proto::v1;
 use stoker_proto::v1::session_request::Frame as Send;
 use stoker_proto::v1::session_response::Frame as Receive;
@@ -15,10 +19,9 @@ use stoker_proto::{convert, status};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 
 use super::Load;
-use crate::client;
+use crate::client::{self, Connection};
 use crate::failure::Failure;
 
 /// A caller of the session: its call's number, when it began, and what came of the answer.
@@ -64,7 +67,7 @@ impl Outbox {
 }
 
 /// All callers on one stream, driven by one loop: no task a call.
-pub async fn session(channel: Channel, load: &Load) -> Result<(), Failure> {
+pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure> {
     // A start each fits in before anything is read.
     let (frames, receiver) = mpsc::channel(load.concurrency * 2 + 16);
     let mut outbox = Outbox { frames, waiting: VecDeque::new() };
@@ -84,10 +87,33 @@ pub async fn session(channel: Channel, load: &Load) -> Result<(), Failure> {
         outbox.send(caller.call, start(&caller))?;
         callers.push(caller);
     }
-    let mut stream = client::calls(channel).session(ReceiverStream::new(receiver)).await?.into_inner();
+    let mut stream = client::calls(connection).session(ReceiverStream::new(receiver)).await?.into_inner();
     let mut open = load.concurrency;
+    // Callers that rest, in the order in which they go on, since all rest equally long.
+    let mut resting: VecDeque<(Instant, usize)> = VecDeque::new();
+    let next = |callers: &mut [Caller], at: usize, outbox: &mut Outbox| {
+        let call = callers[at].call + load.concurrency as u64;
+        callers[at] = Caller { call, began: Instant::now(), bytes: 0, sent: first.len() };
+        outbox.send(call, start(&callers[at]))
+    };
     while open > 0 {
+        let rested = async {
+            match resting.front() {
+                Some((until, _)) => tokio::time::sleep_until((*until).into()).await,
+                None => std::future::pending().await,
+            }
+        };
         let response = tokio::select! {
+            () = rested => {
+                if let Some((_, at)) = resting.pop_front() {
+                    if load.over() {
+                        open -= 1;
+                    } else {
+                        next(&mut callers, at, &mut outbox)?;
+                    }
+                }
+                continue;
+            }
             permit = outbox.room() => {
                 let permit = permit?;
                 if let Some(request) = outbox.waiting.pop_front() {
@@ -98,7 +124,8 @@ pub async fn session(channel: Channel, load: &Load) -> Result<(), Failure> {
             response = stream.message() => response?.ok_or_else(ended)?,
         };
         // A call's number is its caller's, plus the number of callers for each call before it: numbers are never used again.
-        let caller = &mut callers[(response.call % load.concurrency as u64) as usize];
+        let at = (response.call % load.concurrency as u64) as usize;
+        let caller = &mut callers[at];
         if caller.call != response.call {
             continue;
         }
@@ -119,7 +146,7 @@ pub async fn session(channel: Channel, load: &Load) -> Result<(), Failure> {
             }
             Some(Receive::Finished(finished)) => {
                 match finished.error {
-                    Some(error) => load.error(&convert::call_error(error)),
+                    Some(error) => load.error(convert::call_error(error)),
                     None => {
                         let bytes = caller.bytes + finished.body.len();
                         load.success(caller.began, bytes, finished.timings.as_ref());
@@ -127,10 +154,10 @@ pub async fn session(channel: Channel, load: &Load) -> Result<(), Failure> {
                 }
                 if load.over() {
                     open -= 1;
+                } else if load.pause.is_zero() {
+                    next(&mut callers, at, &mut outbox)?;
                 } else {
-                    let call = caller.call + load.concurrency as u64;
-                    *caller = Caller { call, began: Instant::now(), bytes: 0, sent: first.len() };
-                    outbox.send(call, start(caller))?;
+                    resting.push_back((Instant::now() + load.pause, at));
                 }
             }
             Some(Receive::Head(_)) | None => {}
@@ -144,11 +171,11 @@ fn ended() -> Failure {
 }
 
 /// A unary call after the other, by each caller, on one connection.
-pub async fn invoke(channel: Channel, load: &Load) -> Result<(), Failure> {
+pub async fn invoke(connection: Connection, load: &Load) -> Result<(), Failure> {
     let callers = (0..load.concurrency).map(|_| {
-        let mut client = client::calls(channel.clone());
+        let mut client = client::calls(connection.clone());
         async move {
-            while !load.over() {
+            loop {
                 let began = Instant::now();
                 let request = v1::InvokeRequest {
                     function: load.function.clone(),
@@ -160,91 +187,180 @@ pub async fn invoke(channel: Channel, load: &Load) -> Result<(), Failure> {
                         let answer = answer.into_inner();
                         load.success(began, answer.body.len(), answer.timings.as_ref());
                     }
-                    Err(refused) => load.error(&status::from_status(&refused)),
+                    Err(refused) => load.error(status::from_status(&refused)),
+                }
+                if goes_on(load).await.is_none() {
+                    return Ok::<_, Failure>(());
                 }
             }
-            Ok::<_, Failure>(())
         }
     });
     try_join_all(callers).await.map(drop)
 }
 
-/// An HTTP request after the other, by each caller, on a connection of its own that is kept.
-pub async fn http(server: &str, load: &Load) -> Result<(), Failure> {
-    let wrong = || {
-        Failure::usage(format!("`{server}` is not an HTTP address"), "write it like http://127.0.0.1:7080")
-    };
-    let url: http::Uri = server.parse().map_err(|_| wrong())?;
-    let authority = url.authority().ok_or_else(wrong)?.clone();
-    let address = match authority.port_u16() {
-        Some(_) => authority.to_string(),
-        None => format!("{authority}:80"),
-    };
-    let path = format!("/invoke/{}", load.function);
-    let callers = (0..load.concurrency).map(|_| {
-        let (address, path) = (&address, &path);
-        async move {
-            let mut connection = None;
-            while !load.over() {
-                let began = Instant::now();
-                let mut sender = match connection.take() {
-                    Some(sender) => sender,
-                    None => connect(address).await?,
-                };
-                let request = http::Request::post(path.as_str())
-                    .header(http::header::HOST, address.as_str())
-                    .body(Full::new(load.body.clone()))
-                    .map_err(|error| {
-                        Failure::usage(format!("cannot call {path}: {error}"), "check the function's name")
-                    })?;
-                match exchange(&mut sender, request).await {
-                    Ok((status, body)) => {
-                        if status.is_success() {
-                            load.success(began, body.len(), None);
-                        } else {
-                            load.failure(
-                                &format!("HTTP {}", status.as_u16()),
-                                &String::from_utf8_lossy(&body),
-                            );
-                        }
-                        if !sender.is_closed() {
-                            connection = Some(sender);
-                        }
-                    }
-                    Err(error) => load.failure("CONNECTION", &error.to_string()),
-                }
-            }
-            Ok::<_, Failure>(())
+/// Rests; `None` when the run is over.
+async fn goes_on(load: &Load) -> Option<()> {
+    if load.over() {
+        return None;
+    }
+    if !load.pause.is_zero() {
+        tokio::time::sleep(load.pause).await;
+    }
+    (!load.over()).then_some(())
+}
+
+/// Whom HTTP requests go to.
+pub struct Target {
+    place: Place,
+    path: String,
+    host: String,
+}
+
+enum Place {
+    /// Host and port of a balancer.
+    Balancer(String),
+    /// The socket of a function.
+    Socket(PathBuf),
+}
+
+impl Target {
+    pub fn balancer(server: &str, function: &str) -> Result<Self, Failure> {
+        let url = client::origin(server, "http://127.0.0.1:7080")?;
+        let authority = url.authority().map(ToString::to_string).unwrap_or_default();
+        let host = match url.port_u16() {
+            Some(_) => authority,
+            None => format!("{authority}:80"),
+        };
+        Ok(Self { place: Place::Balancer(host.clone()), path: format!("/invoke/{function}"), host })
+    }
+
+    pub fn socket(path: PathBuf) -> Self {
+        Self { place: Place::Socket(path), path: "/call".to_owned(), host: "localhost".to_owned() }
+    }
+
+    pub fn name(&self) -> &'static str {
+        match self.place {
+            Place::Balancer(_) => "http",
+            Place::Socket(_) => "socket",
         }
-    });
-    try_join_all(callers).await.map(drop)
+    }
+
+    fn request(&self, body: &Bytes) -> Result<http::Request<Full<Bytes>>, Failure> {
+        // The length is said for an empty body as well, as a runner does.
+        let mut request = http::Request::post(self.path.as_str())
+            .header(http::header::HOST, &self.host)
+            .header(http::header::CONTENT_LENGTH, body.len());
+        if let Place::Socket(_) = self.place {
+            // What a runner would say; kits insist on it.
+            request = request
+                .header("Fn-Call-Id", "00000000-0000-7000-8000-000000000000")
+                .header("Fn-Deadline", "2100-01-01T00:00:00Z");
+        }
+        request.body(Full::new(body.clone())).map_err(|error| {
+            Failure::usage(format!("cannot call {}: {error}", self.path), "check the function's name")
+        })
+    }
+
+    async fn connect(&self) -> Result<Sender, Failure> {
+        match &self.place {
+            Place::Balancer(address) => {
+                let away = |error: &dyn std::fmt::Display| {
+                    Failure::platform(
+                        format!("no balancer answers at http://{address}: {error}"),
+                        "start a fleet with `stoker up`, or name another with --http or STOKER_HTTP",
+                    )
+                };
+                let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| away(&error))?;
+                stream.set_nodelay(true).map_err(|error| away(&error))?;
+                handshake(stream).await.map_err(|error| away(&error))
+            }
+            Place::Socket(path) => {
+                let away = |error: &dyn std::fmt::Display| {
+                    Failure::usage(
+                        format!("no function listens on {}: {error}", path.display()),
+                        "start it with FN_LISTENER=unix:PATH in its environment",
+                    )
+                };
+                let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| away(&error))?;
+                handshake(stream).await.map_err(|error| away(&error))
+            }
+        }
+    }
 }
 
 type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
-async fn connect(address: &str) -> Result<Sender, Failure> {
-    let away = |error: &dyn std::fmt::Display| {
-        Failure::platform(
-            format!("no balancer answers at http://{address}: {error}"),
-            "start a fleet with `stoker up`, or name another with --http or STOKER_HTTP",
-        )
-    };
-    let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| away(&error))?;
-    stream.set_nodelay(true).map_err(|error| away(&error))?;
-    let (sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| away(&error))?;
+async fn handshake<S>(stream: S) -> Result<Sender, hyper::Error>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + std::marker::Send + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends when its sender is dropped; its error comes out of the request that met it.
     tokio::spawn(async move { _ = connection.await });
     Ok(sender)
 }
 
+/// An HTTP request after the other, by each caller, on a connection of its own that is kept.
+pub async fn http(target: &Target, load: &Load) -> Result<(), Failure> {
+    let callers = (0..load.concurrency).map(|_| async move {
+        let mut connection = None;
+        loop {
+            let began = Instant::now();
+            let mut sender = match connection.take() {
+                Some(sender) => sender,
+                None => target.connect().await?,
+            };
+            match exchange(&mut sender, target.request(&load.body)?).await {
+                Ok((status, count, beginning)) => {
+                    if status.is_success() {
+                        load.success(began, count, None);
+                    } else {
+                        refused(load, status, &beginning);
+                    }
+                    if !sender.is_closed() {
+                        connection = Some(sender);
+                    }
+                }
+                Err(error) => load.failure("CONNECTION", Error::new(Code::Unavailable, error.to_string())),
+            }
+            if goes_on(load).await.is_none() {
+                return Ok::<_, Failure>(());
+            }
+        }
+    });
+    try_join_all(callers).await.map(drop)
+}
+
+/// Notes an answer that is no success: one of the balancer's errors, or else what a function answered.
+fn refused(load: &Load, status: http::StatusCode, beginning: &[u8]) {
+    let told: serde_json::Value = serde_json::from_slice(beginning).unwrap_or_default();
+    let text = |key: &str| told[key].as_str().unwrap_or_default();
+    let known = Code::ALL.iter().find(|code| status::row(**code).reason == text("code"));
+    match known {
+        Some(code) => load.error(Error::new(*code, text("message"))),
+        None => {
+            let text = String::from_utf8_lossy(beginning);
+            load.failure(&format!("HTTP {}", status.as_u16()), Error::new(Code::FunctionFailed, text));
+        }
+    }
+}
+
+/// One request, its answer read to the end: the status, the bytes, and the beginning of what they are.
 async fn exchange(
     sender: &mut Sender,
     request: http::Request<Full<Bytes>>,
-) -> Result<(http::StatusCode, Bytes), hyper::Error> {
+) -> Result<(http::StatusCode, usize, Bytes), hyper::Error> {
     sender.ready().await?;
-    let (head, body) = sender.send_request(request).await?.into_parts();
-    Ok((head.status, body.collect().await?.to_bytes()))
+    let (head, mut body) = sender.send_request(request).await?.into_parts();
+    let (mut count, mut beginning) = (0, Bytes::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame?.into_data() else { continue };
+        if count == 0 {
+            beginning = piece.slice(..piece.len().min(1024));
+        }
+        count += piece.len();
+    }
+    Ok((head.status, count, beginning))
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use stoker_core::FunctionSpec;
 use stoker_proto::v1;
 use stoker_proto::v1::call_service_client::CallServiceClient;
-use tonic::transport::Channel;
 
-use super::machine;
+use super::{programs, tell};
+use crate::args::Output;
+use crate::client::{self, Connection};
 use crate::failure::Failure;
-use crate::{client, output};
+use crate::output;
 
 /// What every function is given.
 const BODY: &str = "Ada";
@@ -19,13 +20,13 @@ const WARM: usize = 10;
 
 pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     let style = output::Style::stdout();
-    let mut calls = client::calls(client::connect(server).await?);
-    output::print(&format!("\n{}\n\n", style.bold("First calls")));
+    let mut calls = client::calls(Connection::open(server).await?);
+    tell(output::print(&format!("\n{}\n\n", style.bold("First calls"))));
     let mut rows = Vec::new();
     let mut left_out = Vec::new();
     let mut failed = Vec::new();
     for spec in specs {
-        if let Some(why) = machine::missing(spec) {
+        if let Some(why) = programs::missing(spec) {
             left_out.push(format!("  {} was left out: {why}\n", spec.name));
             continue;
         }
@@ -36,17 +37,17 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     }
     if !rows.is_empty() {
         let table = output::table(&["FUNCTION", "COLD", "WARM", "ANSWER"], rows);
-        output::print(&table.lines().map(|line| format!("  {line}\n")).collect::<String>());
+        tell(output::print(&table.lines().map(|line| format!("  {line}\n")).collect::<String>()));
     }
-    left_out.iter().for_each(|line| output::print(line));
+    tell(output::print(&left_out.concat()));
     for (spec, failure) in failed {
-        eprintln!("\n{} failed.", spec.name);
-        failure.print();
+        output::say(&format!("\n{} failed.\n", spec.name));
+        failure.print(Output::Table);
     }
     Ok(())
 }
 
-async fn one(calls: &mut CallServiceClient<Channel>, spec: &FunctionSpec) -> Result<Vec<String>, Failure> {
+async fn one(calls: &mut CallServiceClient<Connection>, spec: &FunctionSpec) -> Result<Vec<String>, Failure> {
     let (cold, answer) = call(calls, spec).await?;
     let mut warm = Duration::MAX;
     for _ in 0..WARM {
@@ -60,7 +61,7 @@ async fn one(calls: &mut CallServiceClient<Channel>, spec: &FunctionSpec) -> Res
 }
 
 async fn call(
-    calls: &mut CallServiceClient<Channel>,
+    calls: &mut CallServiceClient<Connection>,
     spec: &FunctionSpec,
 ) -> Result<(Duration, v1::InvokeResponse), Failure> {
     let request = v1::InvokeRequest { function: spec.name.to_string(), head: None, body: BODY.into() };

@@ -1,19 +1,18 @@
 //! The doors against a balancer that only echoes, strict about the rules of the session.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
 use std::pin::Pin;
-use std::rc::Rc;
 use std::time::Duration;
 
+use clap::Parser as _;
 use futures_util::Stream;
-use hdrhistogram::Histogram;
 use stoker_core::call::WINDOW;
 use stoker_proto::v1::call_service_server::{CallService, CallServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
-use crate::bench::Tally;
+use crate::args::{Cli, Command};
 
 struct Echo;
 
@@ -88,15 +87,12 @@ async fn balancer() -> String {
     format!("http://{address}")
 }
 
-fn load(concurrency: usize, size: usize) -> Load {
-    let latencies = Histogram::new_with_bounds(1, 3_600_000_000, 3).unwrap();
-    Load {
-        function: "demo/echo".to_owned(),
-        body: vec![b'x'; size].into(),
-        concurrency,
-        until: Instant::now() + Duration::from_millis(200),
-        tally: Rc::new(RefCell::new(Tally { latencies, cold: 0, bytes: 0, errors: BTreeMap::new() })),
-    }
+fn load(concurrency: usize, size: usize, pause: u64) -> Load {
+    let (size, pause) = (size.to_string(), format!("{pause}ms"));
+    let words =
+        ["stoker", "bench", "demo/echo", "-c", &concurrency.to_string(), "-s", &size, "--pause", &pause];
+    let Command::Bench(args) = Cli::try_parse_from(words).unwrap().command else { panic!("it is a bench") };
+    Load::new(&args, &args.function, Duration::from_millis(200))
 }
 
 fn all_came_back(load: &Load) {
@@ -110,8 +106,8 @@ fn all_came_back(load: &Load) {
 async fn a_session_carries_small_and_large_bodies() {
     let server = balancer().await;
     for size in [0, 1024, CHUNK, CHUNK + 1, 200_000] {
-        let load = load(7, size);
-        session(client::connect(&server).await.unwrap(), &load).await.unwrap();
+        let load = load(7, size, 0);
+        session(Connection::open(&server).await.ok().unwrap(), &load).await.unwrap();
         all_came_back(&load);
     }
 }
@@ -119,15 +115,80 @@ async fn a_session_carries_small_and_large_bodies() {
 #[tokio::test]
 async fn unary_calls_come_back() {
     let server = balancer().await;
-    let load = load(3, 100_000);
-    invoke(client::connect(&server).await.unwrap(), &load).await.unwrap();
+    let load = load(3, 100_000, 0);
+    invoke(Connection::open(&server).await.ok().unwrap(), &load).await.unwrap();
     all_came_back(&load);
 }
 
 #[tokio::test]
-async fn a_balancer_that_is_away_is_told_in_words() {
-    let failure = client::connect("http://127.0.0.1:1").await.unwrap_err();
-    assert!(failure.what.contains("no balancer answers at http://127.0.0.1:1"), "{}", failure.what);
-    let failure = http("127.0.0.1:1/x y", &load(1, 1)).await.unwrap_err();
-    assert!(failure.what.contains("is not an HTTP address"), "{}", failure.what);
+async fn callers_that_rest_come_back_too() {
+    let server = balancer().await;
+    let resting = load(5, 10, 20);
+    session(Connection::open(&server).await.ok().unwrap(), &resting).await.unwrap();
+    all_came_back(&resting);
+    let resting = load(2, 10, 20);
+    invoke(Connection::open(&server).await.ok().unwrap(), &resting).await.unwrap();
+    all_came_back(&resting);
+}
+
+/// A function of one connection at a time: answers with the body, and insists on what a runner says.
+fn function(listener: &std::os::unix::net::UnixListener) {
+    for connection in listener.incoming() {
+        let mut connection = connection.unwrap();
+        let mut seen = Vec::new();
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = connection.read(&mut piece) {
+            seen.extend_from_slice(&piece[..count]);
+            let Some(head) = seen.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+            let text = String::from_utf8(seen[..head].to_vec()).unwrap().to_lowercase();
+            assert!(text.starts_with("post /call http/1.1") && text.contains("fn-deadline: "), "{text}");
+            let length = text.split("content-length: ").nth(1).unwrap().lines().next().unwrap();
+            let length: usize = length.parse().unwrap();
+            if seen.len() < head + 4 + length {
+                continue;
+            }
+            let body = seen.split_off(head + 4);
+            write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").unwrap();
+            connection.write_all(&body).unwrap();
+            seen.clear();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_function_is_called_at_its_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lsnr.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    // Ends with the test's process.
+    std::thread::spawn(move || function(&listener));
+    for size in [0, 1024, 100_000] {
+        let load = load(1, size, 0);
+        http(&Target::socket(path.clone()), &load).await.unwrap();
+        all_came_back(&load);
+    }
+    let failure = http(&Target::socket("/nowhere/x.sock".into()), &load(1, 1, 0)).await.unwrap_err();
+    assert!(failure.what().contains("no function listens on /nowhere/x.sock"), "{}", failure.what());
+}
+
+#[tokio::test]
+async fn what_is_no_http_address_is_told_in_words() {
+    for wrong in ["127.0.0.1:1/x y", "https://127.0.0.1:1"] {
+        assert!(Target::balancer(wrong, "demo/echo").is_err(), "{wrong}");
+    }
+    for good in ["127.0.0.1:1", "http://127.0.0.1:1/"] {
+        assert_eq!(Target::balancer(good, "demo/echo").ok().unwrap().host, "127.0.0.1:1");
+    }
+}
+
+#[test]
+fn errors_of_the_balancer_are_told_from_what_functions_answer() {
+    let load = load(1, 0, 0);
+    let ours = br#"{"message": "full", "code": "OVERLOADED", "blame": "platform"}"#;
+    refused(&load, http::StatusCode::SERVICE_UNAVAILABLE, ours);
+    refused(&load, http::StatusCode::IM_A_TEAPOT, b"{\"code\": 7}");
+    let tally = load.tally.borrow();
+    let seen: Vec<_> =
+        tally.errors.iter().map(|(reason, (_, error))| (reason.as_str(), error.code)).collect();
+    assert_eq!(seen, [("HTTP 418", Code::FunctionFailed), ("OVERLOADED", Code::Overloaded)]);
 }

@@ -1,0 +1,162 @@
+//! One HTTP/2 connection to a balancer.
+//!
+//! Not tonic's own channel, for two things that it cannot do. It ends a call at its deadline by itself, at the very moment at which
+//! the balancer does, whose error says what the call was waiting for and whose fault that was; here the balancer has the word. And it
+//! takes whatever answers for gRPC: here an answer of another kind is told by its type, so that the HTTP address given by mistake is
+//! called that.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::MapErr;
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use stoker_core::{Code, Error};
+use stoker_proto::status::to_status;
+use tokio::net::TcpStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+
+use crate::failure::Failure;
+
+/// A balancer that does not answer the connection for so long is away.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection that says nothing is asked whether it lives after this, and given up after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Bytes that may be on the way to us, for a call and for all of them.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
+
+/// See the module. Clones share it; it closes when the last one is dropped.
+#[derive(Clone)]
+pub struct Connection {
+    sender: http2::SendRequest<Body>,
+    origin: http::Uri,
+    /// As the user named it.
+    server: Arc<str>,
+}
+
+impl Connection {
+    /// Connects to the balancer.
+    pub async fn open(server: &str) -> Result<Self, Failure> {
+        let origin = origin(server, "http://127.0.0.1:7070")?;
+        let away = |why: String| {
+            Failure::away(
+                format!("no balancer answers at {server}: {why}"),
+                "start a fleet with `stoker up`, or name another with --server or STOKER_SERVER",
+            )
+        };
+        let host = origin.host().unwrap_or_default().trim_matches(['[', ']']);
+        let connect = TcpStream::connect((host, origin.port_u16().unwrap_or(80)));
+        let stream = match tokio::time::timeout(CONNECT_LIMIT, connect).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(away(error.to_string())),
+            Err(_) => return Err(away(format!("no answer in {} s", CONNECT_LIMIT.as_secs()))),
+        };
+        stream.set_nodelay(true).map_err(|error| away(error.to_string()))?;
+        let handshake = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(stoker_proto::HTTP2_FRAME)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .handshake(TokioIo::new(stream));
+        let (sender, connection) = handshake.await.map_err(|error| away(reason(&error)))?;
+        // Ends when the last sender is dropped; its error comes out of the requests that meet it.
+        tokio::spawn(async move { _ = connection.await });
+        Ok(Self { sender, origin, server: server.into() })
+    }
+
+    /// What requests are addressed to.
+    pub fn origin(&self) -> http::Uri {
+        self.origin.clone()
+    }
+}
+
+/// An address of a balancer as a URL; `host:port` will do. One that promises TLS is refused: what is said to be secret and goes in the
+/// clear is worse than what is not sent.
+pub fn origin(server: &str, example: &str) -> Result<http::Uri, Failure> {
+    let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    let wrong =
+        || Failure::usage(format!("`{server}` is not an address"), format!("write it like {example}"));
+    let uri: http::Uri = url.parse().map_err(|_| wrong())?;
+    let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(host)) if !host.is_empty() && plain => Ok(uri),
+        (Some("https"), Some(_)) => Err(Failure::usage(
+            format!(
+                "`{server}` asks for TLS, which balancers do not speak in this version: nothing was sent"
+            ),
+            "write http://, and only over a network that you trust; else through a tunnel (ssh, a VPN, a mesh)",
+        )),
+        _ => Err(wrong()),
+    }
+}
+
+/// What lies at the bottom of an error: the outer ones say only that there was one.
+fn reason(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(inner) = last.source() {
+        last = inner;
+    }
+    last.to_string()
+}
+
+/// Why there will be no answer; of a call only the balancer knew whether it had started.
+fn broken(server: &str, is_call: bool, why: &dyn std::error::Error) -> Status {
+    let text = format!("the balancer at {server} went away before it had answered: {}", reason(why));
+    let error = Error::new(Code::Unavailable, text);
+    to_status(&if is_call { error.may_have_started() } else { error }, "")
+}
+
+/// What answers there is something else.
+fn not_grpc(server: &str, status: http::StatusCode) -> Status {
+    let text = format!(
+        "what answers at {server} is no gRPC (HTTP status {}): is it the balancer's HTTP address? Its gRPC port is 7070 by default",
+        status.as_u16()
+    );
+    to_status(&Error::new(Code::InvalidRequest, text), "")
+}
+
+type Broken = Box<dyn FnMut(hyper::Error) -> Status + Send>;
+
+impl GrpcService<Body> for Connection {
+    type ResponseBody = MapErr<Incoming, Broken>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<http::Response<Self::ResponseBody>, Status>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        // Nothing was sent yet.
+        self.sender.poll_ready(context).map_err(|error| broken(&self.server, false, &error))
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let is_call = request.uri().path().starts_with("/stoker.v1.CallService/");
+        let server = self.server.clone();
+        let answer = self.sender.send_request(request);
+        Box::pin(async move {
+            let answer = answer.await.map_err(|error| broken(&server, is_call, &error))?;
+            let kind = answer.headers().get(CONTENT_TYPE);
+            if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+                return Err(not_grpc(&server, answer.status()));
+            }
+            let broken: Broken = Box::new(move |error| broken(&server, is_call, &error));
+            Ok(answer.map(|body| body.map_err(broken)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
