@@ -9,9 +9,13 @@
 //! | `exit:N`          | writes two lines to STDERR and exits with N                            |
 //! | `never-listen`    | says so on STDERR and waits for ever                                   |
 //! | `wait:MS`         | is slow to start                                                       |
+//! | `gate`            | waits for a byte from the pipe that `PROBE_GATE` names                 |
 //! | `ignore-sigterm`  | goes on after SIGTERM                                                  |
 //! | `bad-link`        | makes the listener a link out of its directory                         |
 //! | `no-socket`       | makes the listener a plain file                                        |
+//!
+//! A call with a header `Record` is written into the pipe that the variable `PROBE_RECORD` names, in one line, before anything is done
+//! with it: what its client called it, the process and its count, and the variable `PROBE_VERSION`.
 //!
 //! | `Probe`           |                                                                        |
 //! |-------------------|------------------------------------------------------------------------|
@@ -31,8 +35,9 @@
 //! | `headers:BYTES`   | answers with headers of that size                                      |
 //! | `status:N`        | answers with that status of the format                                 |
 //! | `http-status:N`   | answers with that status for the HTTP client                           |
-//! | `hang`            | reads the call and never answers                                       |
+//! | `hang`            | reads the call, says so on STDERR and never answers                    |
 //! | `spin:MS`         | computes                                                               |
+//! | `version:MS`      | answers `PROBE_VERSION`, as it was at the call's start, after that     |
 
 #![expect(clippy::disallowed_methods, reason = "a test function may well block: it has threads of its own")]
 #![allow(unsafe_code, reason = "signals and fork, which the standard library does not have")]
@@ -42,6 +47,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -83,6 +89,11 @@ fn before_listening(word: &str, path: &Path) -> std::io::Result<()> {
             for_ever();
         }
         ("wait", ms) => std::thread::sleep(Duration::from_millis(ms)),
+        ("gate", _) => {
+            // Opening it waits for whoever is to write.
+            let pipe = std::env::var("PROBE_GATE").unwrap_or_default();
+            std::fs::File::open(pipe)?.read_exact(&mut [0])?;
+        }
         ("ignore-sigterm", _) => {
             // SAFETY: SIG_IGN is a disposition that any signal may have; no handler runs.
             unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
@@ -142,11 +153,33 @@ fn serve(connection: UnixStream) {
     let Ok(mut out) = connection.try_clone() else { return };
     let mut input = BufReader::new(connection);
     while let Ok(Some(call)) = read_head(&mut input) {
-        CALLS.fetch_add(1, Ordering::Relaxed);
+        let count = CALLS.fetch_add(1, Ordering::Relaxed);
+        if record(&call, count).is_err() {
+            return;
+        }
         if answer(&call, &mut input, &mut out).is_err() {
             return;
         }
     }
+}
+
+/// Says that a call is here. A line this short is written whole.
+fn record(call: &Call, count: u64) -> std::io::Result<()> {
+    static PIPE: OnceLock<std::fs::File> = OnceLock::new();
+    let (Some(key), Ok(path)) = (call.header("Record"), std::env::var("PROBE_RECORD")) else { return Ok(()) };
+    let pipe = match PIPE.get() {
+        Some(pipe) => pipe,
+        None => {
+            let pipe = std::fs::File::options().write(true).open(path)?;
+            PIPE.get_or_init(|| pipe)
+        }
+    };
+    let line = format!("start {key} {}-{count} {}\n", std::process::id(), version());
+    (&mut &*pipe).write_all(line.as_bytes())
+}
+
+fn version() -> String {
+    std::env::var("PROBE_VERSION").unwrap_or_else(|_| "-".to_owned())
 }
 
 fn read_head(input: &mut Input) -> std::io::Result<Option<Call>> {
@@ -299,6 +332,11 @@ fn answer(call: &Call, input: &mut Input, out: &mut UnixStream) -> std::io::Resu
             std::thread::sleep(Duration::from_millis(number));
             reply(out, 200, &[], b"slept")
         }
+        "version" => {
+            let version = version();
+            std::thread::sleep(Duration::from_millis(number));
+            reply(out, 200, &[], version.as_bytes())
+        }
         "spin" => {
             let until = Instant::now() + Duration::from_millis(number);
             let mut turns = 0u64;
@@ -331,10 +369,14 @@ fn answer(call: &Call, input: &mut Input, out: &mut UnixStream) -> std::io::Resu
             reply(out, 200, &[], b"flooded")
         }
         "excess" => {
-            reply(out, 200, &[], b"complete")?;
+            // In one piece with the first of what is too much, so that nobody can see the one without the other.
+            let mut message = Vec::new();
+            reply(&mut message, 200, &[], b"complete")?;
             // Until the other end has had enough.
             loop {
-                out.write_all(b"and more")?;
+                message.extend_from_slice(b"and more");
+                out.write_all(&message)?;
+                message.clear();
             }
         }
         "large" => large(out, number),
@@ -351,7 +393,10 @@ fn answer(call: &Call, input: &mut Input, out: &mut UnixStream) -> std::io::Resu
             &[("Fn-Http-Status", &number.to_string()), ("Fn-Http-H-X-Probe", "seen"), ("X-Plain", "plain")],
             b"http-status",
         ),
-        "hang" => for_ever(),
+        "hang" => {
+            eprintln!("probe: hanging");
+            for_ever()
+        }
         other => reply(out, 502, &[], format!("{other:?} is not in the table of Probe").as_bytes()),
     }
 }

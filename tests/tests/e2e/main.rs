@@ -1,0 +1,34 @@
+//! Fleets end to end: the real balancer, real runners, real sandboxes, real functions. Each line of what Stoker must withstand is a
+//! test here, named after it.
+
+#![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
+
+mod clients;
+mod command;
+mod containers;
+mod hostile;
+mod kits;
+mod lost_runner;
+mod misbehaving;
+mod overload;
+
+use std::sync::OnceLock;
+
+/// What the sandbox can do on this machine: some faults can be provoked only where there are limits.
+fn sandbox() -> &'static stoker_sandbox::Description {
+    static DESCRIPTION: OnceLock<stoker_sandbox::Description> = OnceLock::new();
+    DESCRIPTION.get_or_init(|| {
+        let state = tempfile::tempdir().unwrap();
+        let name = format!("look-{}", std::process::id());
+        let spawner =
+            stoker_sandbox::spawner::Command { program: stoker_tests::program("member"), args: Vec::new() };
+        let config =
+            stoker_sandbox::select::Config::new(Default::default(), name, state.path()).with_spawner(spawner);
+        let look = async { stoker_sandbox::select::select(config).await.unwrap().driver.describe().clone() };
+        std::thread::spawn(|| {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(look)
+        })
+        .join()
+        .unwrap()
+    })
+}
