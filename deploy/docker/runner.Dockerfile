@@ -1,0 +1,20 @@
+# The runner. From the repository's root: docker build -f deploy/docker/runner.Dockerfile -t stoker-runner .
+#
+# Functions without a root directory of their own see this image's files, so what they need (Python, Node, …) is installed here.
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked -p stoker-runner --bin stoker-runner --features tls
+
+FROM debian:bookworm-slim
+ARG FUNCTION_PACKAGES="python3"
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ${FUNCTION_PACKAGES} \
+ && rm -rf /var/lib/apt/lists/*
+COPY --from=build /src/target/release/stoker-runner /usr/local/bin/stoker-runner
+# It makes sandboxes, so it is root here; functions are not: each runs as a user of its own without any capability.
+ENV STOKER_LISTEN=0.0.0.0:7170 STOKER_ADMIN_LISTEN=0.0.0.0:7190 STOKER_STATE=/var/lib/stoker
+VOLUME /var/lib/stoker
+EXPOSE 7170 7190
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["stoker-runner"]
