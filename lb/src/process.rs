@@ -14,14 +14,12 @@ use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::Metrics;
+use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
 
 use crate::app::{Balancer, CLOSING};
 use crate::config::Config;
 use crate::settings::{PROGRAM, Plan};
-
-/// How long traces and log lines that wait may take to leave at the end, each.
-const FLUSH: Duration = Duration::from_secs(3);
 
 /// How long a scrape that runs may take at the end.
 const LAST_SCRAPE: Duration = Duration::from_secs(1);
@@ -29,44 +27,14 @@ const LAST_SCRAPE: Duration = Duration::from_secs(1);
 /// Runs `stoker-lb`.
 #[must_use]
 pub fn main() -> ExitCode {
-    let settings = match PROGRAM.settings() {
-        Ok(settings) => settings,
-        Err(code) => return code,
-    };
-    let plan = match Plan::new(&settings) {
-        Ok(plan) => plan,
-        Err(mistakes) => return PROGRAM.refuse(&mistakes),
-    };
-    let logs = match Logs::start(&settings) {
-        Ok(logs) => logs,
-        Err(error) => {
-            eprintln!("the log cannot be started: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context("cannot start the runtime").and_then(|runtime| {
-        let ended = runtime.block_on(run(&settings, plan, &logs));
-        // A task that nobody waits for must not hold the end.
-        runtime.shutdown_background();
-        ended
-    });
-    let code = match ended {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "stoker-lb cannot serve");
-            ExitCode::FAILURE
-        }
-    };
-    logs.stop(FLUSH);
-    code
+    server::main(&PROGRAM, Plan::new, |_| 1, run)
 }
 
 async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen().context("cannot listen for signals")?;
     let registry: Arc<dyn Registry> = match EtcdRegistry::connect(plan.etcd) {
         Ok(registry) => Arc::new(registry),
-        Err(wrong) => return Ok(PROGRAM.refuse(&Plan::wrong_etcd(settings, &wrong))),
+        Err(wrong) => return Ok(PROGRAM.refuse(&Etcd::wrong(settings, wrong))),
     };
     let telemetry = Telemetry::start(&plan.telemetry).context("cannot start to send traces")?;
     let (metrics, readiness) =

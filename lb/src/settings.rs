@@ -1,35 +1,22 @@
 //! What `stoker-lb` can be told: the table of its keys, and what becomes of their values.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use stoker_core::ids::{MAX_NAME, is_name};
-use stoker_registry::{Error, etcd};
-use stoker_runtime::config::kind::{ADDRESS, COUNT, DURATION, PATH, SERVERS, SIZE, TEXT};
-use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
+use stoker_registry::etcd;
+use stoker_runtime::config::kind::{ADDRESS, COUNT, DURATION, SIZE};
+use stoker_runtime::config::{Key, Kind, Mistake, Mistakes, Program, Settings};
+use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::{logs, telemetry};
 
 use crate::config::{Config, Limits};
 
-static ETCD: Key<Vec<String>> =
-    Key::required("etcd", SERVERS, "The members of the etcd cluster, like http://127.0.0.1:2379");
-static ETCD_USER: Maybe<String> =
-    Key::required("etcd_user", TEXT, "Who we are, where etcd asks for a password").optional();
-static ETCD_PASSWORD: Maybe<String> =
-    Key::required("etcd_password", TEXT, "The password of etcd_user").secret().optional();
-static ETCD_CA: Maybe<PathBuf> =
-    Key::required("etcd_ca", PATH, "The certificate of the authority that signed etcd's, for https://")
-        .optional();
-static ETCD_CERTIFICATE: Maybe<PathBuf> =
-    Key::required("etcd_certificate", PATH, "Our certificate, where etcd asks for one").optional();
-static ETCD_KEY: Maybe<PathBuf> = Key::required("etcd_key", PATH, "The key of etcd_certificate").optional();
 static NAME: Key<String> = Key::found(
     "name",
     Kind::one("NAME", name),
-    host_name,
+    server::host_name,
     "How this balancer names itself to runners and in traces",
 );
 static LISTEN: Key<SocketAddr> =
@@ -74,13 +61,8 @@ pub static PROGRAM: Program = Program {
   stoker-lb --etcd http://e1:2379,http://e2:2379 --listen 0.0.0.0:7070 --http-listen 0.0.0.0:7080
   STOKER_ETCD=http://e1:2379 stoker-lb --config /etc/stoker/lb.yaml --print-config",
     tables: &[
+        server::ETCD_KEYS,
         &[
-            &ETCD,
-            &ETCD_USER,
-            &ETCD_PASSWORD,
-            &ETCD_CA,
-            &ETCD_CERTIFICATE,
-            &ETCD_KEY,
             &NAME,
             &LISTEN,
             &HTTP_LISTEN,
@@ -145,42 +127,15 @@ impl Plan {
             drain_grace: settings.get(&DRAIN_GRACE),
         })
     }
-
-    /// A mistake that whoever connects to etcd found in what it was told.
-    #[must_use]
-    pub fn wrong_etcd(settings: &Settings, why: &Error) -> Mistakes {
-        Mistakes(vec![settings.mistake(&ETCD, why)])
-    }
 }
 
 fn etcd(settings: &Settings, mistakes: &mut Vec<Mistake>) -> etcd::Config {
-    let mut config = etcd::Config::new(settings.get(&ETCD));
-    let mut wrong = |key, text: &str| mistakes.push(settings.mistake(key, text));
-    match (settings.maybe(&ETCD_USER), settings.maybe(&ETCD_PASSWORD)) {
-        (Some(name), Some(password)) => config.user = Some(etcd::User { name, password }),
-        (Some(_), None) => wrong(&ETCD_USER, "has no password: give `etcd_password` too"),
-        (None, Some(_)) => wrong(&ETCD_PASSWORD, "is nobody's: give `etcd_user` too"),
-        (None, None) => {}
+    let told = Etcd::new(settings, mistakes);
+    etcd::Config {
+        user: told.user.map(|(name, password)| etcd::User { name, password }),
+        tls: told.tls.map(|tls| etcd::Tls { ca: tls.ca, identity: tls.identity }),
+        ..etcd::Config::new(told.endpoints)
     }
-    let ca = settings.maybe(&ETCD_CA);
-    let identity = match (settings.maybe(&ETCD_CERTIFICATE), settings.maybe(&ETCD_KEY)) {
-        (Some(_), Some(_)) if ca.is_none() => {
-            wrong(&ETCD_CERTIFICATE, "is for https://: give `etcd_ca` too, the authority that signed etcd's");
-            None
-        }
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (Some(_), None) => {
-            wrong(&ETCD_CERTIFICATE, "has no key: give `etcd_key` too");
-            None
-        }
-        (None, Some(_)) => {
-            wrong(&ETCD_KEY, "is of no certificate: give `etcd_certificate` too");
-            None
-        }
-        (None, None) => None,
-    };
-    config.tls = ca.map(|ca| etcd::Tls { ca, identity });
-    config
 }
 
 /// One address cannot serve two ports.
@@ -201,13 +156,4 @@ fn name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!("`{text}` is not a name: write 1 to {MAX_NAME} of [a-zA-Z0-9_-]"))
-}
-
-/// The host's name, with what no name can have replaced.
-fn host_name() -> Result<String, String> {
-    let text = fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_err(|error| format!("the host has no name that can be read ({error}): write one"))?;
-    let plain: String =
-        text.trim().chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' }).collect();
-    name(&plain)
 }

@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
-use stoker_core::call::CHUNK;
+use stoker_core::call::{CHUNK, is_hop_by_hop};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::{status, v1};
@@ -28,20 +28,6 @@ const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
 
 /// How functions are invoked.
 const ALLOWED: HeaderValue = HeaderValue::from_static("POST, OPTIONS");
-
-/// Headers between two neighbours, not between the ends.
-const HOP_BY_HOP: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-];
 
 /// The doors as what a connection wants.
 #[derive(Clone)]
@@ -195,8 +181,9 @@ fn url(uri: &http::Uri, headers: &HeaderMap) -> String {
     }
 }
 
-fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
-    HOP_BY_HOP.contains(&name) || named.iter().any(|other| other == name)
+/// Whether a header goes no further than to the neighbour. A body's length is told again by who sends it on.
+fn stays_here(name: &str, named: &[String]) -> bool {
+    is_hop_by_hop(name) || name == "content-length" || named.iter().any(|other| other == name)
 }
 
 /// What `Connection` names is between neighbours as well.
@@ -211,7 +198,7 @@ fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
     let named = named(headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes));
     headers
         .iter()
-        .filter(|(name, _)| !is_hop_by_hop(name.as_str(), &named) && *name != CALL_ID)
+        .filter(|(name, _)| !stays_here(name.as_str(), &named) && *name != CALL_ID)
         .map(|(name, value)| v1::Header {
             name: name.as_str().to_owned(),
             value: Bytes::copy_from_slice(value.as_bytes()),
@@ -224,7 +211,7 @@ fn response_headers(to: &mut HeaderMap, headers: Vec<v1::Header>) {
     let named = named(connection.map(|header| header.value.as_ref()));
     for v1::Header { name, value } in headers {
         let name = name.to_ascii_lowercase();
-        if is_hop_by_hop(&name, &named) {
+        if stays_here(&name, &named) {
             continue;
         }
         // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.

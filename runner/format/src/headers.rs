@@ -1,29 +1,12 @@
-//! Headers between the call and the wire: which of them belong to the connection, how Go spelled them, how JSON holds them.
+//! Headers between the call and the wire: how Go spelled them, how JSON holds them.
 
 use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::Code;
-use stoker_core::call::{HeaderProblem, Headers};
+use stoker_core::call::{HeaderProblem, Headers, is_hop_by_hop};
 
 use crate::{Fault, Request, jsontext};
-
-/// Headers that belong to a connection.
-pub fn belongs_to_the_hop(name: &str) -> bool {
-    const NAMES: [&str; 10] = [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-    ];
-    is_one_of(name, &NAMES)
-}
 
 pub fn is_one_of(name: &str, names: &[&str]) -> bool {
     names.iter().any(|n| name.eq_ignore_ascii_case(n))
@@ -56,7 +39,7 @@ pub fn told<'a>(request: &Request<'a>) -> Vec<(Cow<'a, str>, &'a [u8])> {
     for header in &request.head.headers.0 {
         let framing = is_one_of(&header.name, &["content-length", "host"]);
         let trace = traced && is_one_of(&header.name, &["traceparent", "tracestate"]);
-        if !framing && !trace && !belongs_to_the_hop(&header.name) {
+        if !framing && !trace && !is_hop_by_hop(&header.name) {
             told.push((canonical(&header.name), &header.value));
         }
     }
@@ -99,7 +82,7 @@ pub struct Given(Headers);
 impl Given {
     /// Adds one, unless it is the platform's to say.
     pub fn push(&mut self, name: &str, value: impl Into<Bytes>) {
-        if !belongs_to_the_hop(name) && !name.eq_ignore_ascii_case("content-length") {
+        if !is_hop_by_hop(name) && !name.eq_ignore_ascii_case("content-length") {
             self.0.push(name, value);
         }
     }

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::Code;
+use stoker_core::call::is_hop_by_hop;
 
 use crate::chunked::{Chunked, Step};
-use crate::headers::{belongs_to_the_hop, is_one_of};
+use crate::headers::is_one_of;
 use crate::reply::broken;
 use crate::{Fault, MAX_HEAD, MAX_HEADERS};
 
@@ -91,7 +92,7 @@ impl<'a, 'b: 'a> Fields<'a, 'b> {
     /// Name and value of all that belong neither to the connection nor to the framing.
     pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         self.all.iter().map(|f| (f.name, f.value)).filter(|(name, _)| {
-            !belongs_to_the_hop(name)
+            !is_hop_by_hop(name)
                 && !name.eq_ignore_ascii_case("content-length")
                 && !is_one_of(name, &self.named)
         })

@@ -7,10 +7,10 @@
 use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
-use stoker_core::call::{Headers, Intent};
+use stoker_core::call::{Headers, Intent, is_hop_by_hop};
 use stoker_core::{Code, ResponseHead};
 
-use crate::headers::{belongs_to_the_hop, is_one_of};
+use crate::headers::is_one_of;
 use crate::http1::{self, Found, Piece, line};
 use crate::{After, Event, Fault, MAX_REASON, Request, rfc3339_seconds};
 
@@ -67,7 +67,7 @@ impl Exchange {
         let http = self.intent == Intent::HttpRequest;
         out.extend_from_slice(b"POST /call HTTP/1.1\r\nHost: localhost\r\n");
         for header in &head.headers.0 {
-            if belongs_to_the_hop(&header.name) || is_ours(&header.name) {
+            if is_hop_by_hop(&header.name) || is_ours(&header.name) {
                 continue;
             }
             // What would speak for the platform may only come from it.
@@ -217,7 +217,7 @@ fn read(fields: &http1::Fields<'_, '_>, intent: Intent) -> Result<ResponseHead, 
                 .filter(|s| (200..=599).contains(s))
                 .ok_or_else(|| format!("its Fn-Http-Status is {text:?}"))?;
         } else if let Some(name) = strip(name, "fn-http-h-") {
-            if !belongs_to_the_hop(name) && !is_one_of(name, &["content-length", "content-type"]) {
+            if !is_hop_by_hop(name) && !is_one_of(name, &["content-length", "content-type"]) {
                 head.headers.push(name, copy());
             }
         } else if name.eq_ignore_ascii_case("content-type") {

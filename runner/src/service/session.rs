@@ -9,16 +9,13 @@ use stoker_core::call::{CHUNK, TraceContext};
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, Deadline, RunnerState};
 use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
-use stoker_proto::{OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
+use stoker_proto::{MAX_DEFINED, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
 use tonic::{Status, Streaming};
 
 use super::Shared;
 use super::call::{self, Offer};
 use super::line::{Line, Outbox};
 use super::state::Event;
-
-/// Versions of functions that one session may define.
-const MAX_DEFINED: usize = 65_536;
 
 type Calls = Arc<Mutex<HashMap<u64, Arc<Line>>>>;
 
