@@ -102,18 +102,12 @@ impl Exchange {
 
     /// See [`crate::Exchange::encode_body`].
     pub fn encode_body(&mut self, piece: &[u8], out: &mut BytesMut) {
-        if self.chunked {
-            http1::chunk(out, piece);
-        } else {
-            out.extend_from_slice(piece);
-        }
+        http1::piece(out, piece, self.chunked);
     }
 
     /// See [`crate::Exchange::encode_end`].
     pub fn encode_end(&mut self, out: &mut BytesMut) {
-        if self.chunked {
-            http1::last_chunk(out);
-        }
+        http1::end(out, self.chunked);
         self.written = true;
     }
 

@@ -222,17 +222,21 @@ pub fn end_head(out: &mut BytesMut, length: Option<u64>) {
     }
 }
 
-/// Writes a piece of a body as a chunk.
-pub fn chunk(out: &mut BytesMut, piece: &[u8]) {
-    // An empty chunk would be the end.
-    if !piece.is_empty() {
+/// Writes a piece of a body: as a chunk, where its length was not told ahead.
+pub fn piece(out: &mut BytesMut, piece: &[u8], chunked: bool) {
+    if !chunked {
+        out.extend_from_slice(piece);
+    } else if !piece.is_empty() {
+        // An empty chunk would be the end.
         _ = write!(out, "{:x}\r\n", piece.len());
         out.extend_from_slice(piece);
         out.extend_from_slice(b"\r\n");
     }
 }
 
-/// Writes the end of a body in chunks.
-pub fn last_chunk(out: &mut BytesMut) {
-    out.extend_from_slice(b"0\r\n\r\n");
+/// Writes the end of a body.
+pub fn end(out: &mut BytesMut, chunked: bool) {
+    if chunked {
+        out.extend_from_slice(b"0\r\n\r\n");
+    }
 }
