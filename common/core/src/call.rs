@@ -175,6 +175,8 @@ pub const MAX_REMAINING: Duration = Duration::from_secs(24 * 3600);
 pub struct Timings {
     /// From the offer's arrival to a slot.
     pub wait: Duration,
+    /// Of `wait`: the function's image was fetched, or found.
+    pub image: Duration,
     /// Of `wait`: the sandbox was prepared (namespaces, mounts, limits).
     pub create: Duration,
     /// Of `wait`: the process was started, until its `exec`.

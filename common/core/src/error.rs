@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::listed;
 
 /// Who can mend it.
@@ -139,7 +141,23 @@ pub struct Error {
     pub may_have_started: bool,
     /// The last lines that the container wrote, where they help to understand; at most [`MAX_LOG_TAIL`] bytes.
     pub log_tail: String,
+    /// What the function itself says of its failure, in formats that have that.
+    pub report: Option<Box<Report>>,
 }
+
+/// A function's own word on its failure, for doors that pass it on as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The class of the error, like `Runtime.ExitError`.
+    pub kind: String,
+    /// Of `body`.
+    pub content_type: String,
+    /// At most [`MAX_REPORT`] bytes.
+    pub body: Bytes,
+}
+
+/// Bytes of [`Report::body`].
+pub const MAX_REPORT: usize = 1024 * 1024;
 
 /// Bytes of [`Error::log_tail`].
 pub const MAX_LOG_TAIL: usize = 4096;
@@ -153,6 +171,7 @@ impl Error {
             retry: Retry::Never,
             may_have_started: false,
             log_tail: String::new(),
+            report: None,
         }
     }
 
@@ -175,6 +194,13 @@ impl Error {
     #[must_use]
     pub fn log_tail(mut self, tail: String) -> Self {
         self.log_tail = tail;
+        self
+    }
+
+    /// With the function's own word on it.
+    #[must_use]
+    pub fn report(mut self, report: Report) -> Self {
+        self.report = Some(Box::new(report));
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::ids::is_name;
+use crate::image::ImageRef;
 use crate::listed;
 use crate::resources::Ask;
 
@@ -108,11 +109,24 @@ pub enum Format {
     /// STDIN and STDOUT once, one call per process.
     #[default]
     Default,
+    /// HTTP/1.1 messages on STDIN and STDOUT.
+    Http,
+    /// JSON objects on STDIN and STDOUT.
+    Json,
+    /// A head in JSON, a blank line and the body on STDIN and STDOUT.
+    JsonHttp,
+    /// CloudEvents in JSON on STDIN and STDOUT.
+    #[serde(rename = "cloudevent")]
+    CloudEvent,
     /// HTTP/1.1 on a Unix socket, many calls.
     HttpStream,
+    /// A startup message, then requests and replies in JSON on STDIN and STDOUT.
+    Mless,
+    /// AWS Lambda's Runtime API.
+    Lambda,
 }
 
-listed!(Format: Default, HttpStream);
+listed!(Format: Default, Http, Json, JsonHttp, CloudEvent, HttpStream, Mless, Lambda);
 
 impl Format {
     /// The name in files and on the wire.
@@ -120,7 +134,13 @@ impl Format {
     pub fn as_str(self) -> &'static str {
         match self {
             Format::Default => "default",
+            Format::Http => "http",
+            Format::Json => "json",
+            Format::JsonHttp => "json-http",
+            Format::CloudEvent => "cloudevent",
             Format::HttpStream => "http-stream",
+            Format::Mless => "mless",
+            Format::Lambda => "lambda",
         }
     }
 
@@ -131,13 +151,22 @@ impl Format {
         Self::ALL.iter().copied().find(|f| f.as_str() == text)
     }
 
-    /// A container serves more than one call.
+    /// A container takes one call after the other, where the function does not say otherwise: see [`FunctionSpec::is_hot`].
     #[must_use]
-    pub fn is_hot(self) -> bool {
-        match self {
-            Format::Default => false,
-            Format::HttpStream => true,
-        }
+    pub fn is_streamable(self) -> bool {
+        self != Format::Default
+    }
+
+    /// Calls come on STDIN and STDOUT is the answer, so that it is no log.
+    #[must_use]
+    pub fn reads_stdio(self) -> bool {
+        !matches!(self, Format::HttpStream | Format::Lambda)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -178,7 +207,7 @@ impl CloudEvents {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FormatOptions {
-    /// `cloudevent`: the version.
+    /// The version, where the function's format is `cloudevent` or may be forced to it.
     pub cloudevents: CloudEvents,
     /// A request whose `Content-Type` is `application/cloudevents+json` reaches the function in the format `cloudevent`, whatever
     /// its own is: Fn's rule. Such calls have containers of their own.
@@ -189,7 +218,7 @@ pub struct FormatOptions {
     pub cold: bool,
     /// `default` and `http`: the variables of the Open Function Format too (`METHOD`, `ROUTE`, `REQUEST_URL`, `PARAM_…`, `HEADER_…`).
     pub open_function_variables: bool,
-    /// `mless`: what the startup message names.
+    /// `mless`: what the startup message names. `lambda`: what the runtime finds in `_HANDLER`.
     pub handler: String,
 }
 
@@ -197,24 +226,27 @@ impl FormatOptions {
     /// Longest `handler`, in bytes.
     pub const MAX_HANDLER: usize = 1024;
 
-    /// Everything that is wrong with them for a function of the format of this name: an option that the format does not have
-    /// is a mistake, not decoration.
+    /// Everything that is wrong with them for a function of this format: an option that the format does not have is a
+    /// mistake, not decoration.
     #[must_use]
-    pub fn problems(&self, format: &str) -> Vec<String> {
+    pub fn problems(&self, format: Format) -> Vec<String> {
+        use Format::{CloudEvent, Default, Http, HttpStream, Json, JsonHttp, Lambda, Mless};
         let mut problems = Vec::new();
-        let mut only = |set: bool, key: &str, formats: &[&str]| {
+        let mut only = |set: bool, key: &str, formats: &[Format]| {
             if set && !formats.contains(&format) {
+                let formats: Vec<_> = formats.iter().map(|f| f.as_str()).collect();
                 problems.push(format!("{key} belongs to {}, not to {format}", formats.join(" and ")));
             }
         };
-        only(self.cloudevents != CloudEvents::default(), "cloudevents", &["cloudevent"]);
-        let others = ["default", "http", "json", "json-http", "http-stream"];
+        let version = self.cloudevents != CloudEvents::default() && !self.cloudevents_by_content_type;
+        only(version, "cloudevents", &[CloudEvent]);
+        let others = [Default, Http, Json, JsonHttp, HttpStream];
         only(self.cloudevents_by_content_type, "cloudevents_by_content_type", &others);
-        only(self.base64_bodies, "base64_bodies", &["json"]);
-        only(self.cold, "cold", &["json-http"]);
-        only(self.open_function_variables, "open_function_variables", &["default", "http"]);
-        only(!self.handler.is_empty(), "handler", &["mless"]);
-        if format == "mless" && self.handler.is_empty() {
+        only(self.base64_bodies, "base64_bodies", &[Json]);
+        only(self.cold, "cold", &[JsonHttp]);
+        only(self.open_function_variables, "open_function_variables", &[Default, Http]);
+        only(!self.handler.is_empty(), "handler", &[Mless, Lambda]);
+        if format == Mless && self.handler.is_empty() {
             problems.push("handler is missing: format mless names one, like `func.handler`".to_owned());
         }
         if self.handler.len() > Self::MAX_HANDLER || self.handler.contains('\0') {
@@ -244,6 +276,33 @@ pub enum Root {
     Host,
     /// A directory of the host.
     Rootfs(PathBuf),
+    /// An image in a registry. Pinned to a digest when the function is applied.
+    Image(ImageRef),
+    /// A file on the runner: what `docker save` wrote, or an OCI layout in a tar archive.
+    Archive(PathBuf),
+    /// A directory on the runner: an OCI image layout.
+    OciLayout(PathBuf),
+}
+
+impl Root {
+    /// It is an image, which brings a command, an environment, a user and a work directory along.
+    #[must_use]
+    pub fn is_image(&self) -> bool {
+        matches!(self, Root::Image(_) | Root::Archive(_) | Root::OciLayout(_))
+    }
+
+    /// The key in the function file and its value; `None` for the host's files.
+    #[must_use]
+    pub fn written(&self) -> Option<(&'static str, String)> {
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        match self {
+            Root::Host => None,
+            Root::Rootfs(at) => Some(("rootfs", path(at))),
+            Root::Image(image) => Some(("image", image.to_string())),
+            Root::Archive(at) => Some(("archive", path(at))),
+            Root::OciLayout(at) => Some(("oci-layout", path(at))),
+        }
+    }
 }
 
 /// What the function may reach.
@@ -293,10 +352,19 @@ pub struct Trigger {
 pub struct FunctionSpec {
     pub name: FunctionName,
     pub root: Root,
-    /// Program and arguments; never empty.
+    /// The name under which runners keep the credentials for the image's registry; empty: those that they have for everybody.
+    #[serde(default)]
+    pub credentials: String,
+    /// What the function writes to its root is kept in a private layer that goes with the container; else the root is read-only.
+    #[serde(default)]
+    pub writable_root: bool,
+    /// Program and arguments; empty only with an image, whose own they are then.
     pub command: Vec<String>,
+    /// Absolute; empty only with an image, whose own it is then.
     pub workdir: PathBuf,
     pub format: Format,
+    #[serde(default)]
+    pub format_options: FormatOptions,
     /// Bytes.
     pub memory: u64,
     /// Thousandths of a core; 0 is no limit.
@@ -353,9 +421,12 @@ impl FunctionSpec {
         Self {
             name,
             root: Root::Host,
+            credentials: String::new(),
+            writable_root: false,
             command,
             workdir,
             format: Format::Default,
+            format_options: FormatOptions::default(),
             memory: limits::DEFAULT_MEMORY,
             cpu_millis: 0,
             timeout_ms: limits::DEFAULT_TIMEOUT_MS,
@@ -382,6 +453,20 @@ impl FunctionSpec {
         same.idempotent = false;
         let text = serde_json::to_vec(&same).expect("a spec has only string keys");
         Digest(Sha256::digest(text).into())
+    }
+
+    /// A container of it takes one call after the other.
+    #[must_use]
+    pub fn is_hot(&self) -> bool {
+        self.format.is_streamable() && !(self.format == Format::JsonHttp && self.format_options.cold)
+    }
+
+    /// The same function in the format `cloudevent`, for calls that [must be](FormatOptions::force_cloudevent) in it.
+    #[must_use]
+    pub fn in_cloudevents(&self) -> Self {
+        let options =
+            FormatOptions { cloudevents: self.format_options.cloudevents, ..FormatOptions::default() };
+        Self { format: Format::CloudEvent, format_options: options, concurrency: 1, ..self.clone() }
     }
 
     /// What a container of it needs.
@@ -412,12 +497,25 @@ impl FunctionSpec {
     pub fn check(&self) -> Result<(), Vec<Problem>> {
         let mut problems = Vec::new();
         let mut wrong = |field: &'static str, text: String| problems.push(Problem { field, text });
-        if let Root::Rootfs(path) = &self.root
-            && !path.is_absolute()
-        {
-            wrong("rootfs", format!("`{}` is not an absolute path", path.display()));
+        match &self.root {
+            Root::Rootfs(path) if !path.is_absolute() => wrong("rootfs", not_absolute(path)),
+            Root::Archive(path) if !path.is_absolute() => wrong("archive", not_absolute(path)),
+            Root::OciLayout(path) if !path.is_absolute() => wrong("oci-layout", not_absolute(path)),
+            _ => {}
         }
-        if self.command.first().is_none_or(String::is_empty) {
+        if !self.credentials.is_empty() {
+            if !is_name(&self.credentials) {
+                wrong(
+                    "credentials",
+                    format!("{:?} is not a name: write 1 to 255 of a-z, A-Z, 0-9, - and _", self.credentials),
+                );
+            }
+            if !matches!(self.root, Root::Image(_)) {
+                wrong("credentials", "belongs to `image`: nothing else is fetched from a registry".into());
+            }
+        }
+        let own = |empty: bool| empty && self.root.is_image();
+        if self.command.first().is_none_or(String::is_empty) && !own(self.command.is_empty()) {
             wrong(
                 "command",
                 "is missing: write the program and its arguments, like [\"python3\", \"func.py\"]".into(),
@@ -433,8 +531,12 @@ impl FunctionSpec {
         if self.command.iter().any(|part| part.contains('\0')) {
             wrong("command", "has a NUL character".into());
         }
-        if !self.workdir.is_absolute() || self.workdir.as_os_str().len() > 4096 {
-            wrong("workdir", format!("`{}` is not an absolute path", self.workdir.display()));
+        let workdir = self.workdir.as_os_str();
+        if !(self.workdir.is_absolute() || own(workdir.is_empty())) || workdir.len() > 4096 {
+            wrong("workdir", not_absolute(&self.workdir));
+        }
+        for problem in self.format_options.problems(self.format) {
+            wrong("format_options", problem);
         }
         range(&mut wrong, "memory", self.memory, &limits::MEMORY, crate::units::format_size);
         range(&mut wrong, "cpu", self.cpu_millis, &limits::CPU_MILLIS, crate::units::format_cpu);
@@ -481,6 +583,10 @@ impl FunctionSpec {
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
+}
+
+fn not_absolute(path: &Path) -> String {
+    format!("`{}` is not an absolute path", path.display())
 }
 
 fn range<T: PartialOrd + Copy>(
@@ -570,6 +676,8 @@ mod tests {
         assert_eq!(base, with(|s| s.triggers.push(Trigger { http: "/x".into() })));
         assert_eq!(base, with(|s| s.max_containers = 3));
         assert_ne!(base, with(|s| s.memory += 1));
+        assert_ne!(base, with(|s| s.format_options.cold = true));
+        assert_ne!(base, with(|s| *s = s.in_cloudevents()));
         assert_ne!(base, with(|s| s.command.push("x".into())));
         assert_ne!(base, with(|s| _ = s.env.insert("A".into(), "b".into())));
         assert_ne!(base, with(|s| s.name = FunctionName::new("demo", "other").unwrap()));
@@ -594,16 +702,28 @@ mod tests {
     }
 
     #[test]
+    fn an_image_brings_its_own_command_and_work_directory() {
+        let mut spec = hello();
+        spec.root = Root::Image(ImageRef::parse("registry.example/hello:1").unwrap());
+        (spec.command, spec.workdir) = (Vec::new(), PathBuf::new());
+        assert_eq!(spec.check(), Ok(()));
+        spec.root = Root::Archive("hello.tar".into());
+        spec.credentials = "team".into();
+        let fields: Vec<_> = spec.check().unwrap_err().into_iter().map(|p| p.field).collect();
+        assert_eq!(fields, ["archive", "credentials"]);
+    }
+
+    #[test]
     fn options_belong_to_formats() {
-        assert_eq!(FormatOptions::default().problems("json"), Vec::<String>::new());
+        assert_eq!(FormatOptions::default().problems(Format::Json), Vec::<String>::new());
         let cold = FormatOptions { cold: true, ..Default::default() };
-        assert_eq!(cold.problems("json-http"), Vec::<String>::new());
-        assert_eq!(cold.problems("json"), ["cold belongs to json-http, not to json"]);
+        assert_eq!(cold.problems(Format::JsonHttp), Vec::<String>::new());
+        assert_eq!(cold.problems(Format::Json), ["cold belongs to json-http, not to json"]);
         let two = FormatOptions { cloudevents: CloudEvents::V1_0, base64_bodies: true, ..Default::default() };
-        assert_eq!(two.problems("http").len(), 2);
-        assert_eq!(FormatOptions::default().problems("mless").len(), 1);
+        assert_eq!(two.problems(Format::Http).len(), 2);
+        assert_eq!(FormatOptions::default().problems(Format::Mless).len(), 1);
         let handler = FormatOptions { handler: "f.h".into(), ..Default::default() };
-        assert_eq!(handler.problems("mless"), Vec::<String>::new());
+        assert_eq!(handler.problems(Format::Mless), Vec::<String>::new());
         let text = r#"{"cloudevents":"1.0"}"#;
         assert_eq!(serde_json::from_str::<FormatOptions>(text).unwrap().cloudevents, CloudEvents::V1_0);
         assert!(serde_json::from_str::<FormatOptions>(r#"{"cloudevent":"1.0"}"#).is_err());
