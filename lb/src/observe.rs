@@ -4,16 +4,18 @@
 //! that its caller went away. Where no trace is recorded, a call pays for its numbers (atomics, and a short lock for its time) and hands
 //! its trace context on as it came.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use stoker_core::FunctionSpec;
 use stoker_core::call::TraceContext;
+use stoker_core::capacity::Capacity;
 use stoker_core::error::{Code, Error, Refusal};
 use stoker_core::ids::CallId;
 use stoker_core::machine::Listed as _;
 use stoker_proto::status;
 use stoker_runtime::metrics::{Counter, Entered, Gauge, Histogram, Metrics};
-use stoker_runtime::telemetry::{Span, SpanKind, Tracer};
+use stoker_runtime::telemetry::{Facts, Span, SpanKind, Tracer};
 
 use crate::admission::Admission;
 use crate::directory::Known;
@@ -55,6 +57,30 @@ impl Door {
 
 /// What a runner's session is called in traces.
 const ENGAGE: &str = "stoker.runner.v1.RunnerService/Engage";
+
+/// What is the same of all spans of a method, in the order of [`DOORS`], and of all offers.
+static CALLS: LazyLock<[Facts; DOORS.len()]> =
+    LazyLock::new(|| DOORS.map(|door| door.method().map(rpc).unwrap_or_default()));
+static OFFERS: LazyLock<Facts> = LazyLock::new(|| rpc(ENGAGE));
+static OK: LazyLock<Facts> = LazyLock::new(|| Facts::default().with("rpc.response.status_code", "OK"));
+
+fn rpc(method: &'static str) -> Facts {
+    Facts::default().with("rpc.system.name", "grpc").with("rpc.method", method)
+}
+
+/// What spans say of a function.
+pub fn of_function(spec: &FunctionSpec) -> Facts {
+    Facts::default().with("faas.invoked_name", spec.name.as_str()).with("faas.invoked_provider", "stoker")
+}
+
+/// What spans say of a runner that is asked.
+pub fn of_runner(capacity: &Capacity) -> Facts {
+    let uri = capacity.address.parse::<http::Uri>().unwrap_or_default();
+    Facts::default()
+        .with("stoker.runner", capacity.runner.as_str())
+        .with("server.address", uri.host().unwrap_or_default())
+        .with("server.port", i64::from(uri.port_u16().unwrap_or(80)))
+}
 
 /// What can become of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,13 +219,9 @@ impl Observer {
 
     /// A call through a gRPC door begins.
     pub fn grpc(self: &Arc<Self>, door: Door, id: CallId, parent: &TraceContext) -> Watch {
-        let method = door.method().unwrap_or_default();
-        let mut span = self.tracer.start(method, SpanKind::Server, parent);
-        if span.is_recorded() {
-            span.set("rpc.system.name", "grpc");
-            span.set("rpc.method", method);
-        }
-        self.watch(door, id, span)
+        let began = Instant::now();
+        let span = self.tracer.start(door.method().unwrap_or_default(), SpanKind::Server, parent, began);
+        self.watch(door, id, span, began)
     }
 
     /// A call through the HTTP door begins.
@@ -219,22 +241,19 @@ impl Observer {
             },
             _ => ("HTTP", ""),
         };
-        let mut span = self.tracer.start(name, SpanKind::Server, parent);
-        if span.is_recorded() {
-            span.set("http.request.method", method.as_str().to_owned());
-            span.set("url.path", path.to_owned());
-            if !route.is_empty() {
-                span.set("http.route", route);
-            }
+        let began = Instant::now();
+        let mut span = self.tracer.start(name, SpanKind::Server, parent, began);
+        span.set("http.request.method", method.as_str());
+        span.set("url.path", path);
+        if !route.is_empty() {
+            span.set("http.route", route);
         }
-        self.watch(Door::Http, id, span)
+        self.watch(Door::Http, id, span, began)
     }
 
-    fn watch(self: &Arc<Self>, door: Door, id: CallId, mut span: Span) -> Watch {
-        if span.is_recorded() {
-            span.set("faas.invocation_id", id.to_string());
-        }
-        let began = Instant::now();
+    fn watch(self: &Arc<Self>, door: Door, id: CallId, mut span: Span, began: Instant) -> Watch {
+        span.add(&CALLS[door as usize]);
+        span.set("faas.invocation_id", id);
         Watch { observer: self.clone(), door, id, span, began, http_status: 0, offers: 0, ended: false }
     }
 }
@@ -255,10 +274,7 @@ pub struct Watch {
 impl Watch {
     /// Which function it is for.
     pub fn function(&mut self, function: &Known) {
-        if self.span.is_recorded() {
-            self.span.set("faas.invoked_name", function.label.clone());
-            self.span.set("faas.invoked_provider", "stoker");
-        }
+        self.span.add(&function.facts);
     }
 
     /// The HTTP status of the answer.
@@ -270,14 +286,10 @@ impl Watch {
     pub fn offer(&mut self, runner: &Runner, function: &Known) -> OfferWatch {
         let mut span = None;
         if self.span.is_recorded() {
-            let mut offer = self.span.child(ENGAGE, SpanKind::Client);
-            offer.set("rpc.system.name", "grpc");
-            offer.set("rpc.method", ENGAGE);
-            offer.set("faas.invoked_name", function.label.clone());
-            offer.set("faas.invoked_provider", "stoker");
-            offer.set("stoker.runner", runner.label.clone());
-            offer.set("server.address", runner.host.clone());
-            offer.set("server.port", i64::from(runner.port));
+            let mut offer = self.span.child(ENGAGE, SpanKind::Client, Instant::now());
+            offer.add(&OFFERS);
+            offer.add(&function.facts);
+            offer.add(&runner.facts);
             // Which of the call's offers this is: a placement after the first.
             if self.offers > 0 {
                 offer.set("stoker.offer", i64::from(self.offers) + 1);
@@ -295,8 +307,9 @@ impl Watch {
 
     /// The call waits for a runner with room.
     pub fn waits(&self) -> Waiting {
-        let span = self.span.is_recorded().then(|| self.span.child("queue", SpanKind::Internal));
-        Waiting { observer: self.observer.clone(), span, began: Instant::now(), called: None }
+        let began = Instant::now();
+        let span = self.span.is_recorded().then(|| self.span.child("queue", SpanKind::Internal, began));
+        Waiting { observer: self.observer.clone(), span, began, called: None }
     }
 
     /// By which a line of the log belongs to this call.
@@ -321,7 +334,8 @@ impl Watch {
             Ok(()) => counts.ok.add_one(),
             Err(error) => counts.failed[error.code as usize].add_one(),
         }
-        counts.took.observe_time(self.began.elapsed(), self.span.exemplar());
+        let now = Instant::now();
+        counts.took.observe_time(now.saturating_duration_since(self.began), self.span.exemplar());
         if let Err(error) = outcome
             && matches!(error.code, Code::RunnerLost | Code::Internal)
         {
@@ -330,6 +344,7 @@ impl Watch {
         }
         if self.span.is_recorded() {
             self.tell(outcome);
+            self.span.end_at(now);
         }
     }
 
@@ -344,7 +359,10 @@ impl Watch {
         }
         let failed = if self.door.method().is_some() {
             let code = row.as_ref().map_or(tonic::Code::Ok, |(row, _)| row.grpc);
-            self.span.set("rpc.response.status_code", grpc_name(code));
+            match code {
+                tonic::Code::Ok => self.span.add(&OK),
+                code => self.span.set("rpc.response.status_code", grpc_name(code)),
+            }
             use tonic::Code as G;
             matches!(
                 code,
@@ -401,7 +419,7 @@ impl OfferWatch {
                 self.ended = true;
                 self.count(Offered::Finished);
                 if let Some(span) = &mut self.span {
-                    span.set("rpc.response.status_code", "OK");
+                    span.add(&OK);
                 }
             }
             Err(error) => {
@@ -465,7 +483,7 @@ impl Drop for Waiting {
         let ended = self.called.unwrap_or_else(Instant::now);
         let exemplar = self.span.as_ref().and_then(Span::exemplar);
         self.observer.waited.observe_time(ended.saturating_duration_since(self.began), exemplar);
-        if let Some(span) = self.span.take() {
+        if let Some(span) = &mut self.span {
             span.end_at(ended);
         }
     }

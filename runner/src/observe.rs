@@ -1,8 +1,7 @@
 //! What others may see of a runner: one trace per call, and numbers. Without a tracer and without meters nothing is made and
 //! nothing is counted.
 
-use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use stoker_core::call::TraceContext;
@@ -11,7 +10,7 @@ use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Refusal};
 use stoker_proto::status;
 use stoker_runtime::metrics::{Bounded, Counter, Gauge, Histogram, Labelled, Metrics};
-use stoker_runtime::telemetry::{Span, SpanKind, TraceId, Tracer};
+use stoker_runtime::telemetry::{Facts, Span, SpanKind, TraceId, Tracer};
 
 use crate::container::Launched;
 use crate::container::state::State;
@@ -28,36 +27,42 @@ pub struct Observer {
     pub meters: Option<Arc<Meters>>,
 }
 
+/// What the balancer's session is called in traces.
+const ENGAGE: &str = "stoker.runner.v1.RunnerService/Engage";
+
+/// What is the same of all calls' spans.
+static CALLS: LazyLock<Facts> =
+    LazyLock::new(|| Facts::default().with("rpc.system.name", "grpc").with("rpc.method", ENGAGE));
+
 impl Observer {
     /// The span of a call on this runner, below the balancer's.
     pub fn call(&self, parent: &TraceContext, since: Instant) -> Trace {
         Trace(self.tracer.as_ref().map(|tracer| {
-            let mut span = tracer.start("stoker.runner.v1.RunnerService/Engage", SpanKind::Server, parent);
-            span.since(since);
-            span.set("rpc.system.name", "grpc");
-            span.set("rpc.method", "stoker.runner.v1.RunnerService/Engage");
-            Box::new(span)
+            let mut span = tracer.start(ENGAGE, SpanKind::Server, parent, since);
+            span.add(&CALLS);
+            span
         }))
     }
 }
 
 /// A span, if somebody wants to see it.
 #[derive(Debug, Default)]
-pub struct Trace(Option<Box<Span>>);
+pub struct Trace(Option<Span>);
 
 impl Trace {
     /// A span below this one. Starts now, and ends when it is dropped.
-    pub fn child(&self, name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Trace {
-        Trace(self.0.as_ref().filter(|span| span.is_recorded()).map(|span| Box::new(span.child(name, kind))))
+    pub fn child(&self, name: &'static str, kind: SpanKind) -> Trace {
+        self.child_since(name, kind, Instant::now())
+    }
+
+    fn child_since(&self, name: &'static str, kind: SpanKind, began: Instant) -> Trace {
+        Trace(self.0.as_ref().filter(|span| span.is_recorded()).map(|span| span.child(name, kind, began)))
     }
 
     /// Something below this one that is over: when it began, and how long it took. Says when it ended.
     pub fn past(&self, name: &'static str, began: Instant, took: Duration) -> Instant {
         let ended = began + took;
-        if let Some(mut child) = self.child(name, SpanKind::Internal).0 {
-            child.since(began);
-            child.end_at(ended);
-        }
+        self.child_since(name, SpanKind::Internal, began).note(|span| span.end_at(ended));
         ended
     }
 
@@ -103,19 +108,19 @@ impl Trace {
 
     /// A launch that was done for this call, with its phases.
     pub fn launch(&self, launched: &Launched) {
-        let Some(mut launch) = self.child("launch", SpanKind::Internal).0 else { return };
-        launch.since(launched.began);
-        let launch = Trace(Some(launch));
-        let created = launch.past("create", launched.began, launched.create);
-        let mut at = created;
-        for (name, took) in [("start", launched.start), ("init", launched.init)] {
+        let mut launch = self.child_since("launch", SpanKind::Internal, launched.began);
+        let mut at = launched.began;
+        for (name, took) in [
+            ("image", launched.image),
+            ("create", launched.create),
+            ("start", launched.start),
+            ("init", launched.init),
+        ] {
             if !took.is_zero() {
                 at = launch.past(name, at, took);
             }
         }
-        if let Some(span) = launch.0 {
-            span.end_at(at);
-        }
+        launch.note(|span| span.end_at(at));
     }
 }
 
@@ -136,7 +141,7 @@ pub struct Meters {
     calls: Labelled<Counter>,
     functions: Bounded<Function>,
     execution: Histogram,
-    launch: [(&'static str, Histogram); 3],
+    launch: [(&'static str, Histogram); 4],
     containers: Vec<(State, Gauge)>,
     amounts: Amounts,
     refused: Vec<(Refusal, Counter)>,
@@ -231,7 +236,7 @@ impl Meters {
                 "From the first byte of input to the end of the answer",
                 Histogram::times,
             ),
-            launch: ["create", "start", "init"].map(|phase| (phase, launch.with(&[phase]))),
+            launch: ["image", "create", "start", "init"].map(|phase| (phase, launch.with(&[phase]))),
             containers: SHOWN.iter().map(|(state, name)| (*state, containers.with(&[name]))).collect(),
             amounts: Amounts {
                 memory_total: memory.with(&["total"]),
@@ -271,7 +276,8 @@ impl Meters {
 
     /// A container came up.
     pub fn launched(&self, launched: &Launched) {
-        for ((_, histogram), took) in self.launch.iter().zip([launched.create, launched.start, launched.init])
+        for ((_, histogram), took) in
+            self.launch.iter().zip([launched.image, launched.create, launched.start, launched.init])
         {
             // A container that is only prepared has not been started.
             if !took.is_zero() {

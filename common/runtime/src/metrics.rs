@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
+};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -285,9 +287,19 @@ impl Drop for Entered {
     }
 }
 
+/// The trace that a value leads to. Written as text only when somebody looks.
+#[derive(Debug, Clone)]
+struct Exemplar(TraceId);
+
+impl EncodeLabelSet for Exemplar {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        [("trace_id", self.0.to_string())].encode(encoder)
+    }
+}
+
 /// How values are spread.
 #[derive(Debug, Clone)]
-pub struct Histogram(HistogramWithExemplars<[(&'static str, String); 1]>);
+pub struct Histogram(HistogramWithExemplars<Exemplar>);
 
 impl Histogram {
     /// Of times in seconds.
@@ -304,9 +316,8 @@ impl Histogram {
 
     /// Notes a value. The trace of a call that is recorded becomes the exemplar of its bucket.
     pub fn observe(&self, value: f64, exemplar: Option<TraceId>) {
-        let labels = exemplar.map(|trace| [("trace_id", trace.to_string())]);
-        let at = labels.is_some().then(SystemTime::now);
-        self.0.observe(value, labels, at);
+        let at = exemplar.is_some().then(SystemTime::now);
+        self.0.observe(value, exemplar.map(Exemplar), at);
     }
 
     /// Notes a time.

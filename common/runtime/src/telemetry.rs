@@ -1,39 +1,40 @@
 //! Traces: the only place that names OpenTelemetry.
 //!
 //! A span of the data plane is a plain value that its owner fills and drops; nothing is looked up, no context is global. That
-//! is what makes it cheap: a call that nobody samples pays a copy of its trace context. Spans that end go into a bounded
-//! queue and are sent by one thread with a runtime of its own, so that a slow or absent collector costs the data
-//! plane nothing: what does not fit is dropped and counted.
+//! is what makes it cheap: a call that nobody samples pays a copy of its trace context, and what a sampled one notes is written
+//! at once as the bytes that the collector gets ([`wire`]). Spans that end go into a bounded queue and are sent by one thread with
+//! a runtime of its own, so that a slow or absent collector costs the data plane nothing: what does not fit is dropped and
+//! counted.
 //!
 //! Without an endpoint no span is recorded, and the trace context of a call passes through as it came.
 
+mod clock;
 mod context;
+mod export;
 mod queue;
 mod sampling;
 mod span;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use opentelemetry::Value;
 pub use opentelemetry::trace::{SpanKind, TraceId};
-use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
-use opentelemetry_otlp::{WithExportConfig as _, WithTonicConfig as _};
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SpanExporter as _;
 pub use span::{Span, Tracer};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::clock::Clock;
+use self::export::Exporter;
 use self::queue::Queue;
 pub use self::sampling::Sampler;
 use self::sampling::Sampling;
 use self::span::Shared;
+pub use self::wire::{Fact, Facts, Value};
 use crate::config::kind::{COUNT, DURATION, MAP, RATIO, TEXT, URL};
 use crate::config::{Key, Maybe, Settings, Table};
 use crate::metrics::Metrics;
@@ -161,7 +162,7 @@ impl Telemetry {
         let exporter = {
             // The connection's task lives there, not on the runtime of the data plane.
             let _there = runtime.enter();
-            exporter(config, endpoint)
+            Exporter::new(config, endpoint)
         };
         let exporter = match exporter {
             Ok(exporter) => exporter,
@@ -174,7 +175,7 @@ impl Telemetry {
         let shared = Arc::new(Shared {
             sampling: Sampling::new(config.sampler, config.ratio),
             queue: Queue::new(config.queue),
-            scope: InstrumentationScope::builder("stoker").with_version(env!("CARGO_PKG_VERSION")).build(),
+            clock: Clock::new(),
         });
         let (calm, now) = (CancellationToken::new(), CancellationToken::new());
         let (ending, ended) = oneshot::channel();
@@ -220,26 +221,4 @@ impl Telemetry {
         }
         in_time
     }
-}
-
-/// The exporter itself also reads the standard variable of headers: one of the same name wins over ours.
-fn exporter(config: &Config, endpoint: &str) -> Result<opentelemetry_otlp::SpanExporter, String> {
-    let mut headers = http::HeaderMap::new();
-    for (name, value) in &config.headers {
-        let wrong = || format!("`{name}` is not a header that can be sent");
-        headers.insert(
-            http::HeaderName::try_from(name).map_err(|_| wrong())?,
-            http::HeaderValue::try_from(value).map_err(|_| wrong())?,
-        );
-    }
-    let mut exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .with_timeout(config.timeout)
-        .with_metadata(MetadataMap::from_headers(headers))
-        .build()
-        .map_err(|error| error.to_string())?;
-    let attributes = config.resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-    exporter.set_resource(&Resource::builder_empty().with_attributes(attributes).build());
-    Ok(exporter)
 }

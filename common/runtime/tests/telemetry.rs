@@ -160,18 +160,18 @@ async fn one_trace_from_the_caller_through_two_processes() {
         state: "vendor=1,other=2".to_owned(),
     };
     let began = Instant::now();
-    let mut call = lb.tracer().start("stoker.v1.CallService/Invoke", SpanKind::Server, &caller);
+    let mut call = lb.tracer().start("stoker.v1.CallService/Invoke", SpanKind::Server, &caller, began);
     assert!(call.is_recorded() && call.exemplar().is_some());
     call.since(began - Duration::from_millis(50));
     call.set("faas.invoked_name", "demo/hello");
     call.set("stoker.attempts", 2_i64);
     call.set("stoker.long", "x".repeat(5000));
-    call.event(began, "refused", [("stoker.reason", Value::from("full"))]);
-    let mut offer = call.child("offer", SpanKind::Client);
+    call.event(began, "refused", &[("stoker.reason", Value::Text("full"))]);
+    let mut offer = call.child("offer", SpanKind::Client, Instant::now());
     offer.fail("the runner was lost");
     let hop = offer.context();
     assert_eq!(hop.state, caller.state);
-    let mut exec = runner.tracer().start("exec", SpanKind::Server, &hop);
+    let mut exec = runner.tracer().start("exec", SpanKind::Server, &hop, Instant::now());
     exec.link(&caller);
     exec.end_at(began + Duration::from_millis(20));
     offer.end_at(began + Duration::from_millis(30));
@@ -228,7 +228,8 @@ async fn every_span_of_many_batches_arrives_once() {
     let tracer = telemetry.tracer();
     const MANY: usize = 5000;
     for number in 0..MANY {
-        tracer.start("call", SpanKind::Server, &TraceContext::default()).set("number", number as i64);
+        let mut span = tracer.start("call", SpanKind::Server, &TraceContext::default(), Instant::now());
+        span.set("number", number as i64);
     }
     assert!(telemetry.stop(LIMIT).await);
     let spans = collector.received();
@@ -251,11 +252,11 @@ async fn a_call_that_is_not_sampled_leaves_nothing() {
         state: "vendor=1".to_owned(),
     };
     let tracer = telemetry.tracer();
-    let mut span = tracer.start("call", SpanKind::Server, &unsampled);
+    let mut span = tracer.start("call", SpanKind::Server, &unsampled, Instant::now());
     span.set("x", true);
-    assert_eq!(span.child("offer", SpanKind::Client).context(), unsampled);
+    assert_eq!(span.child("offer", SpanKind::Client, Instant::now()).context(), unsampled);
     drop(span);
-    drop(tracer.start("sampled", SpanKind::Server, &TraceContext::default()));
+    drop(tracer.start("sampled", SpanKind::Server, &TraceContext::default(), Instant::now()));
     assert!(telemetry.stop(LIMIT).await);
     let spans = collector.received();
     assert_eq!(spans.iter().map(|span| span.field("Name")).collect::<Vec<_>>(), ["sampled"]);

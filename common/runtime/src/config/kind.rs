@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use stoker_core::units;
+use stoker_core::{ImageRef, units};
 
 use super::{Item, Problems, words};
 
@@ -146,6 +146,18 @@ pub const URLS: Kind<Vec<String>> = Kind::items("URL,…", Shape::List, |items| 
 /// Several URLs of servers that may ask for TLS.
 pub const SERVERS: Kind<Vec<String>> = Kind::items("URL,…", Shape::List, |items| {
     let read = items.iter().map(|item| server(&item.text));
+    collect(read)
+});
+
+/// Several registries of images, as images name them.
+pub const REGISTRIES: Kind<Vec<String>> = Kind::items("HOST,…", Shape::List, |items| {
+    let read = items.iter().map(|item| match ImageRef::parse(&format!("{}/x", item.text)) {
+        Ok(image) if image.registry() == item.text => Ok(item.text.clone()),
+        _ => Err(format!(
+            "`{}` is not a registry: write it as images name it, like registry.example:5000",
+            item.text
+        )),
+    });
     collect(read)
 });
 

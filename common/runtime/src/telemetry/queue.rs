@@ -1,17 +1,22 @@
 //! Spans that have ended and wait to be sent: bounded, and never waited for by those who put them in.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::export::Exporter;
 use super::span::Shared;
+use super::wire;
 
-/// Spans of one message to the collector: some hundred KiB, far below what a gRPC server takes.
-const BATCH: usize = 1024;
+/// Most spans of one message to the collector.
+pub(super) const BATCH: usize = 2048;
+
+/// Most bytes of one: a gRPC server takes 4 MiB unless it was told otherwise.
+const BATCH_BYTES: usize = 2 << 20;
 
 /// How long a span waits for others to fill its batch. The sender is woken once for the first span of a batch, not for each.
 const FILL: Duration = Duration::from_millis(1000);
@@ -29,10 +34,22 @@ pub(super) struct Queue {
     counts: [AtomicU64; 3],
 }
 
+/// Spans as they travel, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub bytes: Vec<u8>,
+    pub spans: usize,
+}
+
 #[derive(Debug, Default)]
 struct Waiting {
-    #[expect(clippy::vec_box, reason = "a short list is quickly grown, so that the lock is short too")]
-    spans: Vec<Box<SpanData>>,
+    /// Whole batches, oldest first.
+    whole: VecDeque<Batch>,
+    open: Batch,
+    /// In all of them.
+    spans: usize,
+    /// Room for a batch that was sent: memory that is known is written faster than new.
+    spare: Vec<u8>,
     /// Nobody sends any more.
     closed: bool,
 }
@@ -43,17 +60,30 @@ impl Queue {
     }
 
     /// Puts a span in, or drops it if there is no room.
-    pub fn push(&self, span: Box<SpanData>) {
+    pub fn push(&self, span: &[u8]) {
+        /// The field of a message that holds the spans.
+        const SPAN: u8 = 2 << 3 | 2;
         let mut waiting = self.waiting();
-        if waiting.closed || waiting.spans.len() >= self.limit {
+        if waiting.closed || waiting.spans >= self.limit {
             drop(waiting);
             self.add("dropped", 1);
             return;
         }
-        waiting.spans.push(span);
-        let now = waiting.spans.len();
+        let mut ripe = waiting.open.bytes.len() + span.len() > BATCH_BYTES;
+        if ripe {
+            waiting.seal();
+        }
+        wire::bytes(&mut waiting.open.bytes, SPAN, span);
+        waiting.open.spans += 1;
+        waiting.spans += 1;
+        if waiting.open.spans == BATCH {
+            waiting.seal();
+            ripe = true;
+        }
+        let first = waiting.spans == 1;
+        ripe |= waiting.spans == self.limit;
         drop(waiting);
-        if now == 1 || now == BATCH.min(self.limit) {
+        if first || ripe {
             self.ripe.notify_one();
         }
     }
@@ -71,30 +101,48 @@ impl Queue {
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // A list of spans is whole whenever the lock is free.
+        // Whole spans are put in and taken out, whenever the lock is free.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// At most a batch, oldest first.
-    pub fn take(&self) -> Vec<SpanData> {
+    /// The oldest batch, whole or not.
+    pub fn take(&self) -> Batch {
         let mut waiting = self.waiting();
-        let batch = waiting.spans.len().min(BATCH);
-        let taken: Vec<_> = waiting.spans.drain(..batch).collect();
-        drop(waiting);
-        taken.into_iter().map(|span| *span).collect()
+        if waiting.whole.is_empty() {
+            waiting.seal();
+        }
+        let batch = waiting.whole.pop_front().unwrap_or_default();
+        waiting.spans -= batch.spans;
+        batch
+    }
+
+    /// The room of a batch that was sent.
+    pub fn give_back(&self, mut room: Vec<u8>) {
+        room.clear();
+        let old = {
+            let mut waiting = self.waiting();
+            // Of two the larger one.
+            if waiting.spare.capacity() < room.capacity() {
+                std::mem::replace(&mut waiting.spare, room)
+            } else {
+                room
+            }
+        };
+        drop(old);
     }
 
     /// Waits for a whole batch, or for [`FILL`] after the first span.
     async fn due(&self) {
-        self.holds(1).await;
+        self.until(|waiting| waiting.spans > 0).await;
         // Less than a batch is due after that time.
-        tokio::time::timeout(FILL, self.holds(BATCH.min(self.limit))).await.ok();
+        let whole = self.until(|waiting| !waiting.whole.is_empty() || waiting.spans >= self.limit);
+        tokio::time::timeout(FILL, whole).await.ok();
     }
 
-    async fn holds(&self, spans: usize) {
+    async fn until(&self, reached: impl Fn(&Waiting) -> bool) {
         loop {
             let ripe = self.ripe.notified();
-            if self.waiting().spans.len() >= spans {
+            if reached(&self.waiting()) {
                 return;
             }
             ripe.await;
@@ -104,24 +152,29 @@ impl Queue {
     /// Takes no more; true if nothing waits. What came in meanwhile must be sent first.
     fn close_if_empty(&self) -> bool {
         let mut waiting = self.waiting();
-        waiting.closed = waiting.spans.is_empty();
+        waiting.closed = waiting.spans == 0;
         waiting.closed
     }
 
     /// Takes no more and drops what waits.
     fn close(&self) {
-        let mut waiting = self.waiting();
-        waiting.closed = true;
-        let left = std::mem::take(&mut waiting.spans);
-        drop(waiting);
-        self.add("dropped", left.len());
+        let left = std::mem::replace(&mut *self.waiting(), Waiting { closed: true, ..Waiting::default() });
+        self.add("dropped", left.spans);
+    }
+}
+
+impl Waiting {
+    /// Nothing more goes into the open batch.
+    fn seal(&mut self) {
+        let next = std::mem::take(&mut self.spare);
+        self.whole.push_back(std::mem::replace(&mut self.open, Batch { bytes: next, spans: 0 }));
     }
 }
 
 /// Sends until `calm` is cancelled and the queue is empty, or until `now` is.
 pub(super) async fn send(
     shared: Arc<Shared>,
-    exporter: impl SpanExporter,
+    mut exporter: Exporter,
     to: String,
     calm: CancellationToken,
     now: CancellationToken,
@@ -139,10 +192,12 @@ pub(super) async fn send(
                 }
             }
             let batch = queue.take();
-            let mut in_flight = InFlight { queue, spans: batch.len(), outcome: "failed" };
-            match exporter.export(batch).await {
-                Ok(()) => {
-                    in_flight.outcome = "sent";
+            let mut in_flight = InFlight { queue, failed: batch.spans, sent: 0 };
+            let spans = Arc::new(batch.bytes);
+            match exporter.export(&spans).await {
+                Ok(refused) => {
+                    in_flight.sent = in_flight.failed.saturating_sub(refused);
+                    in_flight.failed -= in_flight.sent;
                     if !std::mem::replace(&mut works, true) {
                         tracing::info!(%to, "spans are sent again");
                     }
@@ -153,6 +208,9 @@ pub(super) async fn send(
                         tracing::warn!(%to, %error, "spans cannot be sent; until they can they are lost, and counted");
                     }
                 }
+            }
+            if let Some(room) = Arc::into_inner(spans) {
+                queue.give_back(room);
             }
         }
     };
@@ -166,12 +224,13 @@ pub(super) async fn send(
 /// Spans on their way: counted when that is over, also if it is cut off.
 struct InFlight<'q> {
     queue: &'q Queue,
-    spans: usize,
-    outcome: &'static str,
+    failed: usize,
+    sent: usize,
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.queue.add(self.outcome, self.spans);
+        self.queue.add("sent", self.sent);
+        self.queue.add("failed", self.failed);
     }
 }

@@ -1,7 +1,8 @@
 //! Which calls are traced, decided at the first door that sees them.
 
-use opentelemetry::trace::{SpanContext, TraceId};
+use opentelemetry::trace::TraceId;
 
+use super::context::Place;
 use crate::config::Kind;
 
 /// The samplers of the OpenTelemetry specification, by its names.
@@ -50,9 +51,9 @@ impl Sampling {
     }
 
     /// The same answer for the same trace in every process with this ratio, as the specification has it.
-    pub fn takes(self, parent: Option<&SpanContext>, trace: TraceId) -> bool {
+    pub fn takes(self, parent: Option<&Place>, trace: TraceId) -> bool {
         match parent {
-            Some(parent) if self.parent_based => parent.is_sampled(),
+            Some(parent) if self.parent_based => parent.sampled,
             _ => {
                 let bytes = trace.to_bytes();
                 let low = bytes[8..].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));

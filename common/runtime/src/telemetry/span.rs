@@ -1,32 +1,61 @@
 //! A span: an owned value that is filled while something goes on and leaves when it is dropped.
 
-use std::borrow::Cow;
+use std::cell::RefCell;
+use std::fmt;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use opentelemetry::trace::{
-    Event, Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
-};
-use opentelemetry::{InstrumentationScope, KeyValue, StringValue, Value};
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator, SpanData, SpanEvents, SpanLinks};
+use opentelemetry::trace::{SpanId, SpanKind, TraceId};
 use stoker_core::TraceContext;
 
-use super::context;
+use super::clock::{self, Anchor, Clock};
+use super::context::{self, Place};
 use super::queue::Queue;
 use super::sampling::Sampling;
+use super::wire::{self, Fact, Facts, Head, Tail, Value};
 
-/// Most attributes, events and links of one span, each: with [`MAX_TEXT`] the bound of its memory.
-const MAX_PARTS: usize = 64;
+/// Most attributes, events and links of one span, each: with [`wire::MAX_TEXT`] and [`MAX_BYTES`] the bound of its memory.
+const MAX_PARTS: u32 = 64;
 
-/// Most bytes of a text in a span; longer ones are cut.
-const MAX_TEXT: usize = 1024;
+/// A span of so many bytes takes no more attributes, events and links.
+const MAX_BYTES: usize = 64 << 10;
+
+/// Room that most spans of a call need.
+const USUAL_BYTES: usize = 448;
+
+/// Rooms of spans that have ended, which a thread keeps for its next ones: so many, of at most so many bytes.
+const KEPT: usize = 256;
+const KEPT_BYTES: usize = 1024;
+
+thread_local! {
+    static ROOMS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn room() -> Vec<u8> {
+    // A thread that ends may have lost its rooms already.
+    let kept = ROOMS.try_with(|rooms| rooms.borrow_mut().pop());
+    kept.ok().flatten().unwrap_or_else(|| Vec::with_capacity(USUAL_BYTES))
+}
+
+fn give_back(mut room: Vec<u8>) {
+    if room.capacity() <= KEPT_BYTES {
+        room.clear();
+        let keep = |rooms: &RefCell<Vec<Vec<u8>>>| {
+            let mut rooms = rooms.borrow_mut();
+            if rooms.len() < KEPT {
+                rooms.push(room);
+            }
+        };
+        ROOMS.try_with(keep).ok();
+    }
+}
 
 /// What all spans of a process share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub sampling: Sampling,
     pub queue: Queue,
-    pub scope: InstrumentationScope,
+    pub clock: Clock,
 }
 
 /// Makes spans. Cheap to clone.
@@ -48,25 +77,23 @@ impl Tracer {
         self.0.as_ref()
     }
 
-    /// A span under the one that `parent` names, in another process; the first of a new trace if it names none. Starts now.
+    /// A span under the one that `parent` names, in another process; the first of a new trace if it names none. Starts at `at`.
     #[must_use]
-    pub fn start(&self, name: impl Into<Cow<'static, str>>, kind: SpanKind, parent: &TraceContext) -> Span {
+    pub fn start(&self, name: &'static str, kind: SpanKind, parent: &TraceContext, at: Instant) -> Span {
         let Some(shared) = &self.0 else { return Span(State::Passed(parent.clone())) };
         let above = context::read(parent);
-        let ids = RandomIdGenerator::default();
-        let trace = above.as_ref().map_or_else(|| ids.new_trace_id(), SpanContext::trace_id);
+        let trace = above.as_ref().map_or_else(clock::trace, |above| above.trace);
         let sampled = shared.sampling.takes(above.as_ref(), trace);
         if !sampled && shared.sampling.parent_based && above.is_some() {
             return Span(State::Passed(parent.clone()));
         }
-        let state = above.as_ref().map_or(TraceState::NONE, |above| above.trace_state().clone());
-        let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
-        let own = SpanContext::new(trace, ids.new_span_id(), flags, false, state);
+        let (above, state) = above.map_or((None, None), |above| (Some((above.span, true)), above.state));
+        let own = Place { trace, span: clock::span(), sampled, state };
         if !sampled {
             return Span(State::Untraced(own));
         }
-        let anchor = Anchor { wall: SystemTime::now(), clock: Instant::now() };
-        Span(State::Traced(Traced::new(shared.clone(), own, above.as_ref(), name.into(), kind, anchor)))
+        let anchor = shared.clock.anchor(at);
+        Span(State::Traced(Traced::new(shared.clone(), own, above, name, kind, anchor, at)))
     }
 }
 
@@ -79,100 +106,132 @@ enum State {
     /// Not recorded: the caller's context is handed on.
     Passed(TraceContext),
     /// Not recorded, by our decision: the context says so to those behind us.
-    Untraced(SpanContext),
+    Untraced(Place),
     Traced(Traced),
 }
 
-#[derive(Debug)]
 struct Traced {
     shared: Arc<Shared>,
+    own: Place,
     anchor: Anchor,
-    /// There until the span ends.
-    data: Option<Box<SpanData>>,
+    /// On the wall.
+    start: u64,
+    /// What is known of it, as it travels; nothing when it has ended.
+    bytes: Vec<u8>,
+    attributes: Parts,
+    events: Parts,
+    links: Parts,
+    failed: Option<String>,
 }
 
-/// One moment on both clocks: all times of a call's spans in this process hang on it, whatever happens to the wall clock.
-#[derive(Debug, Clone, Copy)]
-struct Anchor {
-    wall: SystemTime,
-    clock: Instant,
+impl fmt::Debug for Traced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Traced").field("own", &self.own).finish_non_exhaustive()
+    }
 }
 
-impl Anchor {
-    fn wall(self, at: Instant) -> SystemTime {
-        match at.checked_duration_since(self.clock) {
-            Some(after) => self.wall + after,
-            None => self.wall - (self.clock - at),
-        }
+/// How many parts of one kind a span has, and how many had no room.
+#[derive(Debug, Default)]
+struct Parts {
+    kept: u32,
+    dropped: u32,
+}
+
+impl Parts {
+    /// Whether there is room for so many more in a span of so many bytes; counts them.
+    fn take(&mut self, more: u32, bytes: usize) -> bool {
+        let room = self.kept + more <= MAX_PARTS && bytes < MAX_BYTES;
+        *(if room { &mut self.kept } else { &mut self.dropped }) += more;
+        room
     }
 }
 
 impl Traced {
     fn new(
         shared: Arc<Shared>,
-        own: SpanContext,
-        above: Option<&SpanContext>,
-        name: Cow<'static, str>,
+        own: Place,
+        above: Option<(SpanId, bool)>,
+        name: &'static str,
         kind: SpanKind,
         anchor: Anchor,
+        at: Instant,
     ) -> Self {
-        let now = anchor.wall(Instant::now());
-        let data = SpanData {
-            span_context: own,
-            parent_span_id: above.map_or(SpanId::INVALID, SpanContext::span_id),
-            parent_span_is_remote: above.is_some_and(SpanContext::is_remote),
-            span_kind: kind,
+        let mut bytes = room();
+        let head = Head {
+            trace: own.trace.to_bytes(),
+            span: own.span.to_bytes(),
+            state: own.state.as_deref().unwrap_or_default(),
+            parent: above.map(|(span, remote)| (span.to_bytes(), remote)),
             name,
-            start_time: now,
-            end_time: now,
-            attributes: Vec::new(),
-            dropped_attributes_count: 0,
-            events: SpanEvents::default(),
-            links: SpanLinks::default(),
-            status: Status::Unset,
-            instrumentation_scope: shared.scope.clone(),
+            kind: match kind {
+                SpanKind::Internal => 1,
+                SpanKind::Server => 2,
+                SpanKind::Client => 3,
+                SpanKind::Producer => 4,
+                SpanKind::Consumer => 5,
+            },
         };
-        Self { shared, anchor, data: Some(Box::new(data)) }
+        head.write(&mut bytes);
+        let start = shared.clock.wall(anchor, at);
+        Self {
+            shared,
+            own,
+            anchor,
+            start,
+            bytes,
+            attributes: Parts::default(),
+            events: Parts::default(),
+            links: Parts::default(),
+            failed: None,
+        }
     }
 
     fn end(&mut self, at: Instant) {
-        if let Some(mut data) = self.data.take() {
-            // Never before its start, however it was asked for.
-            data.end_time = self.anchor.wall(at).max(data.start_time);
-            self.shared.queue.push(data);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        if bytes.is_empty() {
+            return;
         }
+        let tail = Tail {
+            start: self.start,
+            // Never before its start, however it was asked for.
+            end: self.shared.clock.wall(self.anchor, at).max(self.start),
+            dropped_attributes: self.attributes.dropped,
+            dropped_events: self.events.dropped,
+            dropped_links: self.links.dropped,
+            failed: self.failed.as_deref(),
+        };
+        tail.write(&mut bytes);
+        self.shared.queue.push(&bytes);
+        give_back(bytes);
     }
 }
 
 impl Drop for Traced {
     fn drop(&mut self) {
-        self.end(Instant::now());
+        if !self.bytes.is_empty() {
+            self.end(Instant::now());
+        }
     }
 }
 
 impl Span {
-    /// A span below this one, in this process. Starts now.
+    /// A span below this one, in this process. Starts at `at`.
     #[must_use]
-    pub fn child(&self, name: impl Into<Cow<'static, str>>, kind: SpanKind) -> Span {
+    pub fn child(&self, name: &'static str, kind: SpanKind, at: Instant) -> Span {
         match &self.0 {
             State::Passed(context) => Span(State::Passed(context.clone())),
-            State::Untraced(context) => Span(State::Untraced(context.clone())),
+            State::Untraced(place) => Span(State::Untraced(place.clone())),
             State::Traced(traced) => {
-                let above = traced.context();
-                let own = SpanContext::new(
-                    above.trace_id(),
-                    RandomIdGenerator::default().new_span_id(),
-                    above.trace_flags(),
-                    false,
-                    above.trace_state().clone(),
-                );
+                let own = Place { span: clock::span(), ..traced.own.clone() };
+                let above = Some((traced.own.span, false));
                 Span(State::Traced(Traced::new(
                     traced.shared.clone(),
                     own,
-                    Some(above),
-                    name.into(),
+                    above,
+                    name,
                     kind,
                     traced.anchor,
+                    at,
                 )))
             }
         }
@@ -190,7 +249,7 @@ impl Span {
         match &self.0 {
             State::Passed(context) => context.clone(),
             State::Untraced(own) => context::write(own),
-            State::Traced(traced) => context::write(traced.context()),
+            State::Traced(traced) => context::write(&traced.own),
         }
     }
 
@@ -199,8 +258,8 @@ impl Span {
     pub fn trace(&self) -> Option<TraceId> {
         match &self.0 {
             State::Passed(context) => context::trace(context),
-            State::Untraced(own) => Some(own.trace_id()),
-            State::Traced(traced) => Some(traced.context().trace_id()),
+            State::Untraced(own) => Some(own.trace),
+            State::Traced(traced) => Some(traced.own.trace),
         }
     }
 
@@ -212,86 +271,64 @@ impl Span {
 
     /// It began at this moment, not when it was made.
     pub fn since(&mut self, at: Instant) {
-        self.note(|data, anchor| data.start_time = anchor.wall(at));
+        self.note(|traced| traced.start = traced.shared.clock.wall(traced.anchor, at));
     }
 
     /// Notes a fact. A name is noted once.
-    pub fn set(&mut self, name: &'static str, value: impl Into<Value>) {
-        self.note(|data, _| {
-            if data.attributes.len() < MAX_PARTS {
-                data.attributes.push(attribute(name, value.into()));
-            } else {
-                data.dropped_attributes_count += 1;
+    pub fn set(&mut self, name: &'static str, value: impl Fact) {
+        self.note(|traced| {
+            if traced.attributes.take(1, traced.bytes.len()) {
+                wire::fact(&mut traced.bytes, wire::ATTRIBUTE, name, value.value());
+            }
+        });
+    }
+
+    /// Notes facts that were written once for many spans.
+    pub fn add(&mut self, facts: &Facts) {
+        self.note(|traced| {
+            if traced.attributes.take(facts.count(), traced.bytes.len()) {
+                traced.bytes.extend_from_slice(facts.bytes());
             }
         });
     }
 
     /// Notes something that happened at a moment.
-    pub fn event(
-        &mut self,
-        at: Instant,
-        name: impl Into<Cow<'static, str>>,
-        facts: impl IntoIterator<Item = (&'static str, Value)>,
-    ) {
-        self.note(|data, anchor| {
-            if data.events.len() < MAX_PARTS {
-                let facts = facts.into_iter().take(MAX_PARTS).map(|(name, value)| attribute(name, value));
-                data.events.events.push(Event::new(name, anchor.wall(at), facts.collect(), 0));
-            } else {
-                data.events.dropped_count += 1;
+    pub fn event(&mut self, at: Instant, name: &'static str, facts: &[(&'static str, Value<'_>)]) {
+        self.note(|traced| {
+            if traced.events.take(1, traced.bytes.len()) {
+                let facts = &facts[..facts.len().min(MAX_PARTS as usize)];
+                wire::event(&mut traced.bytes, traced.shared.clock.wall(traced.anchor, at), name, facts);
             }
         });
     }
 
     /// Points to a span that caused this one without being above it.
     pub fn link(&mut self, to: &TraceContext) {
-        self.note(|data, _| match context::read(to) {
-            Some(to) if data.links.len() < MAX_PARTS => data.links.links.push(Link::with_context(to)),
-            Some(_) => data.links.dropped_count += 1,
-            None => {}
+        self.note(|traced| {
+            if let Some(to) = context::read(to)
+                && traced.links.take(1, traced.bytes.len())
+            {
+                let state = to.state.as_deref().unwrap_or_default();
+                wire::link(&mut traced.bytes, to.trace.to_bytes(), to.span.to_bytes(), state, to.sampled);
+            }
         });
     }
 
     /// It failed; a sentence says how.
-    pub fn fail(&mut self, how: impl Into<Cow<'static, str>>) {
-        self.note(|data, _| data.status = Status::error(cut(how.into())));
+    pub fn fail(&mut self, how: impl Into<String>) {
+        self.note(|traced| traced.failed = Some(how.into()));
     }
 
-    /// Ends it at this moment.
-    pub fn end_at(mut self, at: Instant) {
-        if let State::Traced(traced) = &mut self.0 {
-            traced.end(at);
+    /// Ends it at this moment. What is noted later is lost.
+    pub fn end_at(&mut self, at: Instant) {
+        self.note(|traced| traced.end(at));
+    }
+
+    fn note(&mut self, note: impl FnOnce(&mut Traced)) {
+        if let State::Traced(traced) = &mut self.0
+            && !traced.bytes.is_empty()
+        {
+            note(traced);
         }
     }
-
-    fn note(&mut self, note: impl FnOnce(&mut SpanData, Anchor)) {
-        if let State::Traced(Traced { data: Some(data), anchor, .. }) = &mut self.0 {
-            note(data, *anchor);
-        }
-    }
-}
-
-impl Traced {
-    fn context(&self) -> &SpanContext {
-        static ENDED: SpanContext = SpanContext::NONE;
-        self.data.as_ref().map_or(&ENDED, |data| &data.span_context)
-    }
-}
-
-fn attribute(name: &'static str, value: Value) -> KeyValue {
-    let value = match value {
-        Value::String(text) if text.as_str().len() > MAX_TEXT => {
-            Value::String(StringValue::from(cut(Cow::Owned(text.into())).into_owned()))
-        }
-        value => value,
-    };
-    KeyValue::new(name, value)
-}
-
-fn cut(text: Cow<'static, str>) -> Cow<'static, str> {
-    if text.len() <= MAX_TEXT {
-        return text;
-    }
-    let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-    Cow::Owned(text[..end].to_owned())
 }

@@ -3,8 +3,10 @@
 use std::net::TcpListener;
 use std::time::Instant;
 
-use opentelemetry_sdk::trace::SpanData;
-use stoker_core::TraceContext;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span as Sent, status::StatusCode};
+use prost::Message as _;
+use stoker_core::{CallId, TraceContext};
 
 use super::*;
 
@@ -18,12 +20,26 @@ fn shared(sampler: Sampler, ratio: f64, limit: usize) -> Arc<Shared> {
     Arc::new(Shared {
         sampling: Sampling::new(sampler, ratio),
         queue: Queue::new(limit),
-        scope: InstrumentationScope::builder("test").build(),
+        clock: Clock::new(),
     })
 }
 
-fn ended(shared: &Shared) -> Vec<SpanData> {
-    shared.queue.take()
+/// A span that starts now.
+fn start(tracer: &Tracer, name: &'static str, parent: &TraceContext) -> Span {
+    tracer.start(name, SpanKind::Server, parent, Instant::now())
+}
+
+/// What waits, as OpenTelemetry's own messages read it.
+fn ended(shared: &Shared) -> Vec<Sent> {
+    let batch = shared.queue.take();
+    let spans = ScopeSpans::decode(&*batch.bytes).unwrap().spans;
+    assert_eq!(spans.len(), batch.spans);
+    spans
+}
+
+fn attributes(span: &Sent) -> BTreeMap<&str, any_value::Value> {
+    let value = |value: &opentelemetry_proto::tonic::common::v1::AnyValue| value.value.clone().unwrap();
+    span.attributes.iter().map(|fact| (fact.key.as_str(), value(fact.value.as_ref().unwrap()))).collect()
 }
 
 #[test]
@@ -37,12 +53,8 @@ fn trace_parents() {
         format!("42-{TRACE}-{span}-01-more"),
     ] {
         let read = context::read(&given(&good, "")).unwrap_or_else(|| panic!("{good}"));
-        assert_eq!(
-            (read.trace_id().to_string(), read.span_id().to_string()),
-            (TRACE.to_owned(), span.to_owned())
-        );
-        assert_eq!(read.is_sampled(), !good.contains("-00"), "{good}");
-        assert!(read.is_remote());
+        assert_eq!((read.trace.to_string(), read.span.to_string()), (TRACE.to_owned(), span.to_owned()));
+        assert_eq!(read.sampled, !good.contains("-00"), "{good}");
     }
     for bad in [
         String::new(),
@@ -61,8 +73,9 @@ fn trace_parents() {
     ] {
         assert!(context::read(&given(&bad, "")).is_none(), "{bad}");
     }
-    let with_bad_state = context::read(&given(&format!("00-{TRACE}-{span}-01"), "no state")).unwrap();
-    assert_eq!(with_bad_state.trace_state().header(), "");
+    let state = |state| context::read(&given(&format!("00-{TRACE}-{span}-01"), state)).unwrap().state;
+    assert_eq!(state("no state"), None);
+    assert_eq!(state("a=b,c=d").as_deref(), Some("a=b,c=d"));
 }
 
 #[test]
@@ -81,8 +94,8 @@ fn who_decides() {
         (Sampler::ParentOrRatio, 0.0, [true, false, false, false]),
     ] {
         let tracer = Tracer::new(shared(sampler, ratio, 10));
-        let recorded = [&sampled, &unsampled, &nobody, &garbage]
-            .map(|parent| tracer.start("x", SpanKind::Server, parent).is_recorded());
+        let recorded =
+            [&sampled, &unsampled, &nobody, &garbage].map(|parent| start(&tracer, "x", parent).is_recorded());
         assert_eq!(recorded, expected, "{sampler:?} {ratio}");
     }
 }
@@ -102,51 +115,208 @@ fn the_same_share_of_traces_everywhere() {
 #[test]
 fn what_is_not_recorded_is_still_handed_on() {
     let passed = given(&format!("00-{TRACE}-b7ad6b7169203331-01"), "a=b");
-    let mut off = Tracer::off().start("x", SpanKind::Server, &passed);
+    let mut off = start(&Tracer::off(), "x", &passed);
     off.set("name", "value");
-    assert_eq!(off.child("y", SpanKind::Client).context(), passed, "untouched");
+    assert_eq!(off.child("y", SpanKind::Client, Instant::now()).context(), passed, "untouched");
     assert_eq!((off.trace().map(|t| t.to_string()), off.exemplar()), (Some(TRACE.to_owned()), None));
-    assert_eq!(Tracer::off().start("x", SpanKind::Server, &given("", "")).context(), given("", ""));
+    assert_eq!(start(&Tracer::off(), "x", &given("", "")).context(), given("", ""));
 
     let shared = shared(Sampler::AlwaysOff, 0.0, 10);
     let tracer = Tracer::new(shared.clone());
-    let decided = tracer.start("x", SpanKind::Server, &passed).context();
+    let decided = start(&tracer, "x", &passed).context();
     assert!(
         decided.parent.starts_with(&format!("00-{TRACE}-")) && decided.parent.ends_with("-00"),
         "{decided:?}"
     );
     assert_eq!(decided.state, "a=b");
-    let root = tracer.start("x", SpanKind::Server, &given("", ""));
-    let told = root.child("y", SpanKind::Client).context();
-    assert!(
-        context::read(&told).is_some_and(|told| !told.is_sampled()),
-        "those behind us do not decide anew"
-    );
+    let root = start(&tracer, "x", &given("", ""));
+    let told = root.child("y", SpanKind::Client, Instant::now()).context();
+    assert!(context::read(&told).is_some_and(|told| !told.sampled), "those behind us do not decide anew");
     drop(root);
     assert!(ended(&shared).is_empty());
 }
 
 #[test]
+fn a_span_says_what_it_was_told() {
+    let shared = shared(Sampler::AlwaysOn, 1.0, 10);
+    let tracer = Tracer::new(shared.clone());
+    let parent = given(&format!("00-{TRACE}-b7ad6b7169203331-01"), "a=b");
+    let began = Instant::now();
+    let call = CallId::new();
+    let mut span = tracer.start("one", SpanKind::Server, &parent, began);
+    span.add(&Facts::default().with("first", "shared").with("second", 2_i64));
+    span.set("text", "é");
+    span.set("empty", "");
+    for (name, number) in [
+        ("least", i64::MIN),
+        ("minus", -1),
+        ("none", 0),
+        ("seven bits", 127),
+        ("more", 128),
+        ("most", i64::MAX),
+    ] {
+        span.set(name, number);
+    }
+    span.set("yes", true);
+    span.set("no", false);
+    span.set("call", call);
+    span.event(
+        began + Duration::from_secs(1),
+        "it happened",
+        &[("how", Value::Text("so")), ("often", Value::Number(300))],
+    );
+    span.link(&given("00-00000000000000000000000000000001-0000000000000002-00", "c=d"));
+    let mut child = span.child("two", SpanKind::Client, began + Duration::from_millis(1));
+    child.fail("no");
+    child.end_at(began + Duration::from_millis(2));
+    span.end_at(began + Duration::from_millis(3));
+    span.set("late", "lost");
+    drop((child, span));
+    let spans = ended(&shared);
+    assert_eq!(spans.len(), 2);
+    let (child, span) = (&spans[0], &spans[1]);
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    for (span, name, kind) in [(child, "two", 3), (span, "one", 2)] {
+        assert_eq!((span.name.as_str(), span.kind, hex(&span.trace_id)), (name, kind, TRACE.to_owned()));
+        assert_eq!((span.trace_state.as_str(), span.span_id.len()), ("a=b", 8));
+        assert_eq!(
+            (span.dropped_attributes_count, span.dropped_events_count, span.dropped_links_count),
+            (0, 0, 0)
+        );
+    }
+    assert_eq!(hex(&span.parent_span_id), "b7ad6b7169203331");
+    assert_eq!(child.parent_span_id, span.span_id);
+    // Sampled; whether the parent is in another process is known, and so it is for one of them.
+    assert_eq!((span.flags, child.flags), (0x301, 0x101));
+    let millis = |nanos: u64| nanos / 1_000_000;
+    assert_eq!(millis(span.end_time_unix_nano - span.start_time_unix_nano), 3);
+    assert_eq!(millis(child.start_time_unix_nano - span.start_time_unix_nano), 1);
+    assert_eq!(millis(child.end_time_unix_nano - span.start_time_unix_nano), 2);
+    use any_value::Value::{BoolValue, IntValue, StringValue};
+    let text = |text: &str| StringValue(text.to_owned());
+    let expected = BTreeMap::from([
+        ("first", text("shared")),
+        ("second", IntValue(2)),
+        ("text", text("é")),
+        ("empty", text("")),
+        ("least", IntValue(i64::MIN)),
+        ("minus", IntValue(-1)),
+        ("none", IntValue(0)),
+        ("seven bits", IntValue(127)),
+        ("more", IntValue(128)),
+        ("most", IntValue(i64::MAX)),
+        ("yes", BoolValue(true)),
+        ("no", BoolValue(false)),
+        ("call", text(&call.to_string())),
+    ]);
+    assert_eq!(attributes(span), expected);
+    assert_eq!(span.status.as_ref().map(|status| status.code()), Some(StatusCode::Unset));
+    let [event] = &span.events[..] else { panic!("{:?}", span.events) };
+    assert_eq!(
+        (event.name.as_str(), event.time_unix_nano),
+        ("it happened", span.start_time_unix_nano + 1_000_000_000)
+    );
+    let facts: Vec<_> = event
+        .attributes
+        .iter()
+        .map(|fact| (fact.key.as_str(), fact.value.clone().unwrap().value.unwrap()))
+        .collect();
+    assert_eq!(facts, [("how", text("so")), ("often", IntValue(300))]);
+    let [link] = &span.links[..] else { panic!("{:?}", span.links) };
+    assert_eq!((hex(&link.trace_id), hex(&link.span_id)), (format!("{:032x}", 1), format!("{:016x}", 2)));
+    assert_eq!((link.trace_state.as_str(), link.flags), ("c=d", 0x300));
+    let status = child.status.as_ref().unwrap();
+    assert_eq!((status.code(), status.message.as_str()), (StatusCode::Error, "no"));
+}
+
+#[test]
 fn a_span_is_bounded_and_ends_once() {
     let shared = shared(Sampler::AlwaysOn, 1.0, 10);
-    let mut span = Tracer::new(shared.clone()).start("x", SpanKind::Internal, &given("", ""));
+    let mut span = start(&Tracer::new(shared.clone()), "x", &given("", ""));
     for _ in 0..100 {
         span.set("a", 1_i64);
-        span.event(Instant::now(), "e", []);
+        span.event(Instant::now(), "e", &[]);
         span.link(&given(&format!("00-{TRACE}-b7ad6b7169203331-01"), ""));
     }
     span.set("text", "é".repeat(1000));
     span.fail("é".repeat(1000));
     // Before it began: it ends where it began.
     span.end_at(Instant::now() - Duration::from_secs(5));
+    drop(span);
     let spans = ended(&shared);
     assert_eq!(spans.len(), 1);
     let span = &spans[0];
     assert_eq!((span.attributes.len(), span.dropped_attributes_count), (64, 37));
-    assert_eq!((span.events.len(), span.events.dropped_count), (64, 36));
-    assert_eq!((span.links.len(), span.links.dropped_count), (64, 36));
-    assert_eq!(span.start_time, span.end_time);
-    assert_eq!(span.status, opentelemetry::trace::Status::error("é".repeat(512)));
+    assert_eq!((span.events.len(), span.dropped_events_count), (64, 36));
+    assert_eq!((span.links.len(), span.dropped_links_count), (64, 36));
+    assert_eq!(span.start_time_unix_nano, span.end_time_unix_nano);
+    assert_eq!(span.status.as_ref().unwrap().message, "é".repeat(512));
+}
+
+#[test]
+fn long_texts_are_cut_and_a_long_span_takes_no_more() {
+    let shared = shared(Sampler::AlwaysOn, 1.0, 10);
+    let mut span = start(&Tracer::new(shared.clone()), "x", &given("", ""));
+    span.set("text", "é".repeat(1000));
+    let text = "x".repeat(1024);
+    let facts = [("fact", Value::Text(&text)); 64];
+    span.event(Instant::now(), "long", &facts);
+    span.set("dropped", "it is full");
+    span.event(Instant::now(), "dropped", &[]);
+    drop(span);
+    let spans = ended(&shared);
+    assert_eq!(attributes(&spans[0])["text"], any_value::Value::StringValue("é".repeat(512)));
+    assert_eq!((spans[0].dropped_attributes_count, spans[0].dropped_events_count), (1, 1));
+}
+
+#[test]
+fn a_batch_is_bounded_in_bytes() {
+    let shared = shared(Sampler::AlwaysOn, 1.0, 1000);
+    let tracer = Tracer::new(shared.clone());
+    let text = "x".repeat(1024);
+    for _ in 0..100 {
+        let mut span = start(&tracer, "x", &given("", ""));
+        for _ in 0..60 {
+            span.set("long", text.as_str());
+        }
+    }
+    let mut batches = Vec::new();
+    while batches.iter().map(|(spans, _)| spans).sum::<usize>() < 100 {
+        let batch = shared.queue.take();
+        batches.push((batch.spans, batch.bytes.len()));
+    }
+    // Some 62 KB each, and far less than 4 MiB in what a collector gets at once.
+    assert!(batches.len() == 4 && batches.iter().all(|(_, bytes)| *bytes < 3 << 20), "{batches:?}");
+}
+
+#[test]
+fn names_are_used_once() {
+    let some = || (0..10_000).map(|_| (clock::trace(), clock::span())).collect::<Vec<_>>();
+    let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(some)).collect();
+    let all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let traces: std::collections::HashSet<_> = all.iter().map(|(trace, _)| trace).collect();
+    let spans: std::collections::HashSet<_> = all.iter().map(|(_, span)| span).collect();
+    assert_eq!((traces.len(), spans.len()), (40_000, 40_000));
+    // A share of traces is a share of the calls.
+    let sampling = Sampling::new(Sampler::Ratio, 0.25);
+    let taken = all.iter().filter(|(trace, _)| sampling.takes(None, *trace)).count();
+    assert!((9_000..11_000).contains(&taken), "{taken} of 40,000");
+}
+
+#[test]
+fn times_are_those_of_the_wall() {
+    let clock = Clock::new();
+    let (before, now) = (std::time::SystemTime::now(), Instant::now());
+    let wall = clock.wall(clock.anchor(now), now);
+    let after = std::time::SystemTime::now();
+    let [before, after] =
+        [before, after].map(|time| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos());
+    // Two clocks are read one after the other, which may take a moment.
+    let slack = after - before;
+    assert!((before - slack..=after + slack).contains(&u128::from(wall)), "{before} {wall} {after}");
+    // Before the clock was made.
+    let earlier = clock.wall(clock.anchor(now), now - Duration::from_secs(3));
+    assert_eq!(wall - earlier, 3_000_000_000);
 }
 
 #[test]
@@ -154,11 +324,12 @@ fn a_full_queue_drops_the_newest_and_counts_them() {
     let shared = shared(Sampler::AlwaysOn, 1.0, 3);
     let tracer = Tracer::new(shared.clone());
     for name in ["a", "b", "c", "d", "e"] {
-        drop(tracer.start(name, SpanKind::Internal, &given("", "")));
+        drop(start(&tracer, name, &given("", "")));
     }
-    assert_eq!(ended(&shared).iter().map(|span| &*span.name).collect::<Vec<_>>(), ["a", "b", "c"]);
+    let names: Vec<_> = ended(&shared).into_iter().map(|span| span.name).collect();
+    assert_eq!(names, ["a", "b", "c"]);
     assert_eq!(shared.queue.count("dropped"), 2);
-    drop(tracer.start("f", SpanKind::Internal, &given("", "")));
+    drop(start(&tracer, "f", &given("", "")));
     assert_eq!(ended(&shared).len(), 1, "there is room again");
 }
 
@@ -169,7 +340,7 @@ fn silent_collector() -> (TcpListener, Config) {
         endpoint: Some(format!("http://{}", listener.local_addr().unwrap())),
         headers: BTreeMap::from([("authorization".to_owned(), "Bearer x".to_owned())]),
         timeout: Duration::from_secs(3600),
-        queue: 2000,
+        queue: 3000,
         sampler: Sampler::AlwaysOn,
         ratio: 1.0,
         resource: BTreeMap::new(),
@@ -185,15 +356,15 @@ async fn a_silent_collector_stops_nobody_and_every_span_is_counted() {
     telemetry.measure(&metrics);
     const MANY: u64 = 10_000;
     for _ in 0..MANY {
-        drop(tracer.start("call", SpanKind::Server, &given("", "")));
+        drop(start(&tracer, "call", &given("", "")));
     }
     assert!(!telemetry.stop(Duration::from_millis(10)).await, "it cannot have been sent");
-    drop(tracer.start("late", SpanKind::Server, &given("", "")));
+    drop(start(&tracer, "late", &given("", "")));
     let shared = tracer.shared().unwrap().clone();
     let count = |outcome| shared.queue.count(outcome);
     assert_eq!(count("sent") + count("dropped") + count("failed"), MANY + 1);
     assert_eq!(count("sent"), 0);
-    assert!(count("failed") <= 1024, "one batch was under way");
+    assert!(count("failed") <= queue::BATCH as u64, "one batch was under way");
     assert!(
         metrics.text().contains("stoker_telemetry_spans_total{outcome=\"dropped\"}"),
         "{}",
@@ -207,6 +378,10 @@ async fn what_cannot_work_is_said_at_the_start() {
     config.headers.insert("not a header".to_owned(), "x".to_owned());
     let error = Telemetry::start(&config).unwrap_err().to_string();
     assert_eq!(error, "`not a header` is not a header that can be sent");
+    config.headers.clear();
+    config.endpoint = Some("https://collector:4317".to_owned());
+    let error = Telemetry::start(&config).unwrap_err().to_string();
+    assert!(error.contains("asks for TLS"), "{error}");
     assert!(Telemetry::off().stop(Duration::ZERO).await);
 }
 
