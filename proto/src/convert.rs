@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use stoker_core::call::{Header, HeaderProblem, Headers, Intent, RequestHead, ResponseHead, Timings};
 use stoker_core::capacity::{Capacity, RunnerState, Warmth};
-use stoker_core::error::{Code, Error, Refusal, Retry};
-use stoker_core::function::{Digest, Format, FunctionName, FunctionSpec, Network, Problem, Root, Trigger};
+use stoker_core::error::{Code, Error, Refusal, Report, Retry};
+use stoker_core::function::{
+    CloudEvents, Digest, Format, FormatOptions, FunctionName, FunctionSpec, Network, Problem, Root, Trigger,
+};
 use stoker_core::ids::{Incarnation, RunnerName};
+use stoker_core::image::ImageRef;
+use stoker_core::machine::Listed as _;
 use stoker_core::resources::Resources;
 
 use crate::{runner, v1};
@@ -118,6 +122,7 @@ pub fn timings(t: v1::Timings) -> Timings {
     let us = Duration::from_micros;
     Timings {
         wait: us(t.wait_us),
+        image: us(t.image_us),
         create: us(t.create_us),
         start: us(t.start_us),
         init: us(t.init_us),
@@ -134,6 +139,7 @@ pub fn to_timings(t: &Timings) -> v1::Timings {
     let us = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     v1::Timings {
         wait_us: us(t.wait),
+        image_us: us(t.image),
         create_us: us(t.create),
         start_us: us(t.start),
         init_us: us(t.init),
@@ -197,6 +203,9 @@ pub fn call_error(e: v1::CallError) -> Error {
         retry,
         may_have_started: e.may_have_started,
         log_tail: e.log_tail,
+        report: e
+            .report
+            .map(|r| Box::new(Report { kind: r.kind, content_type: r.content_type, body: r.body })),
     }
 }
 
@@ -222,6 +231,11 @@ pub fn to_call_error(e: &Error) -> v1::CallError {
         retry_after,
         may_have_started: e.may_have_started,
         log_tail: e.log_tail.clone(),
+        report: e.report.as_ref().map(|report| v1::ErrorReport {
+            kind: report.kind.clone(),
+            content_type: report.content_type.clone(),
+            body: report.body.clone(),
+        }),
     }
 }
 
@@ -346,8 +360,39 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
     }
     let format = Format::parse(if f.format.is_empty() { "default" } else { &f.format });
     if format.is_none() {
-        bad("format", format!("`{}` is not a format: write default or http-stream", f.format));
+        bad(
+            "format",
+            format!("`{}` is not a format: write {}", f.format, words(Format::ALL, Format::as_str)),
+        );
     }
+    let options = f.format_options.unwrap_or_default();
+    let events =
+        CloudEvents::parse(if options.cloudevents.is_empty() { "0.1" } else { &options.cloudevents });
+    if events.is_none() {
+        let versions = words(CloudEvents::ALL, CloudEvents::as_str);
+        bad("format_options", format!("cloudevents is {:?}: write {versions}", options.cloudevents));
+    }
+    let roots: Vec<_> =
+        [("rootfs", f.rootfs), ("image", f.image), ("archive", f.archive), ("oci-layout", f.oci_layout)]
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+    if let [(first, _), (second, _), ..] = &roots[..] {
+        bad(second, format!("cannot stand beside {first}: a function has one root"));
+    }
+    let root = match roots.into_iter().next() {
+        None => Root::Host,
+        Some(("image", text)) => match ImageRef::parse(&text) {
+            Ok(image) => Root::Image(image),
+            Err(problem) => {
+                bad("image", problem);
+                Root::Host
+            }
+        },
+        Some(("archive", path)) => Root::Archive(path.into()),
+        Some(("oci-layout", path)) => Root::OciLayout(path.into()),
+        Some((_, path)) => Root::Rootfs(path.into()),
+    };
     let network = Network::parse(if f.network.is_empty() { "none" } else { &f.network });
     if network.is_none() {
         bad("network", format!("`{}` is not a network: write none, egress or host", f.network));
@@ -368,10 +413,20 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
     let or = |value: u32, default: u32| if value == 0 { default } else { value };
     let spec = FunctionSpec {
         name: name.unwrap_or_else(|| FunctionName::new("x", "x").expect("x is a name")),
-        root: if f.rootfs.is_empty() { Root::Host } else { Root::Rootfs(f.rootfs.into()) },
+        workdir: if f.workdir.is_empty() && !root.is_image() { "/".into() } else { f.workdir.into() },
+        root,
+        credentials: f.credentials,
+        writable_root: f.writable_root,
         command: f.command,
-        workdir: if f.workdir.is_empty() { "/".into() } else { f.workdir.into() },
         format: format.unwrap_or_default(),
+        format_options: FormatOptions {
+            cloudevents: events.unwrap_or_default(),
+            cloudevents_by_content_type: options.cloudevents_by_content_type,
+            base64_bodies: options.base64_bodies,
+            cold: options.cold,
+            open_function_variables: options.open_function_variables,
+            handler: options.handler,
+        },
         memory: if f.memory == 0 { limits::DEFAULT_MEMORY } else { f.memory },
         cpu_millis: f.cpu_millis,
         timeout_ms,
@@ -391,20 +446,48 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
     if problems.is_empty() { Ok(spec) } else { Err(problems) }
 }
 
+/// `a, b or c`.
+fn words<T: Copy>(all: &[T], name: impl Fn(T) -> &'static str) -> String {
+    let names: Vec<_> = all.iter().map(|value| name(*value)).collect();
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+fn to_format_options(o: &FormatOptions) -> v1::FormatOptions {
+    v1::FormatOptions {
+        cloudevents: o.cloudevents.as_str().to_owned(),
+        cloudevents_by_content_type: o.cloudevents_by_content_type,
+        base64_bodies: o.base64_bodies,
+        cold: o.cold,
+        open_function_variables: o.open_function_variables,
+        handler: o.handler.clone(),
+    }
+}
+
 /// A function for the wire.
 #[must_use]
 pub fn to_function(s: &FunctionSpec) -> v1::Function {
+    let root = |key: &str| match s.root.written() {
+        Some((its, value)) if its == key => value,
+        _ => String::new(),
+    };
     let ms = |ms| Some(to_duration(Duration::from_millis(ms)));
     v1::Function {
         app: s.name.app().to_owned(),
         name: s.name.function().to_owned(),
         command: s.command.clone(),
         workdir: s.workdir.to_string_lossy().into_owned(),
-        rootfs: match &s.root {
-            Root::Host => String::new(),
-            Root::Rootfs(path) => path.to_string_lossy().into_owned(),
-        },
+        rootfs: root("rootfs"),
+        image: root("image"),
+        archive: root("archive"),
+        oci_layout: root("oci-layout"),
+        credentials: s.credentials.clone(),
+        writable_root: s.writable_root,
         format: s.format.as_str().to_owned(),
+        format_options: (s.format_options != FormatOptions::default())
+            .then(|| to_format_options(&s.format_options)),
         memory: s.memory,
         cpu_millis: s.cpu_millis,
         timeout: ms(s.timeout_ms),
@@ -424,13 +507,18 @@ pub fn to_function(s: &FunctionSpec) -> v1::Function {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use stoker_core::machine::Listed as _;
 
     #[test]
     fn errors_survive_the_way() {
         for code in Code::ALL {
-            let error =
-                Error::new(*code, "m").retry(Retry::After(Duration::from_millis(7))).log_tail("t".into());
+            let error = Error::new(*code, "m")
+                .retry(Retry::After(Duration::from_millis(7)))
+                .log_tail("t".into())
+                .report(Report {
+                    kind: "Function.X".into(),
+                    content_type: "text/x".into(),
+                    body: "b".into(),
+                });
             assert_eq!(call_error(to_call_error(&error)), error);
         }
         for reason in Refusal::ALL {
@@ -444,12 +532,26 @@ mod tests {
         let mut spec =
             FunctionSpec::new(FunctionName::new("a", "b").unwrap(), vec!["x".into()], "/somewhere".into());
         spec.root = Root::Rootfs("/r".into());
+        spec.writable_root = true;
         spec.format = Format::HttpStream;
         spec.concurrency = 4;
         spec.env.insert("K".into(), "V".into());
         spec.triggers.push(Trigger { http: "/t".into() });
         assert_eq!(function(to_function(&spec)), Ok(spec.clone()));
         assert_eq!(function(to_function(&spec)).unwrap().digest(), spec.digest());
+        spec.root = Root::Image(ImageRef::parse("r.example/x:1").unwrap());
+        (spec.command, spec.workdir, spec.credentials) = (Vec::new(), "".into(), "team".into());
+        (spec.format, spec.concurrency) = (Format::Mless, 1);
+        spec.format_options = FormatOptions { handler: "f.h".into(), ..FormatOptions::default() };
+        assert_eq!(function(to_function(&spec)), Ok(spec.clone()));
+        for root in [Root::Archive("/a.tar".into()), Root::OciLayout("/l".into()), Root::Rootfs("/r".into())]
+        {
+            (spec.root, spec.command, spec.workdir) = (root, vec!["x".into()], "/".into());
+            spec.credentials.clear();
+            assert_eq!(function(to_function(&spec)), Ok(spec.clone()));
+        }
+        let two = v1::Function { image: "x".into(), ..to_function(&spec) };
+        assert_eq!(function(two).unwrap_err()[0].field, "image");
     }
 
     proptest! {

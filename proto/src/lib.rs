@@ -4,6 +4,7 @@
 //! the code may trust.
 
 pub mod convert;
+pub mod frames;
 pub mod status;
 
 /// Services and messages for clients and operators.

@@ -98,6 +98,7 @@ pub fn from_status(status: &Status) -> Error {
         retry,
         may_have_started: text("may_have_started") == "true",
         log_tail: text("log_tail"),
+        report: None,
     }
 }
 
