@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use kit::{Row, answers, check_answer, check_request, pieces, rows};
-use stoker_format::{Limits, Wire};
+use stoker_core::function::Format;
+use stoker_format::Limits;
 
 /// SplitMix64: small, and the same everywhere.
 struct Random(u64);
@@ -240,10 +241,10 @@ fn check_startup(row: &Row, answer: &[u8], cuts: &[usize]) -> Result<(), String>
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let usage = "usage: fuzz FORMAT SECONDS [SEED]";
-    let wire: Wire = arguments.first().expect(usage).parse().expect(usage);
+    let format = Format::parse(arguments.first().expect(usage)).expect(usage);
     let seconds: u64 = arguments.get(1).expect(usage).parse().expect(usage);
     let seed: u64 = arguments.get(2).map_or(1, |s| s.parse().expect(usage));
-    let rows: Vec<Row> = rows().into_iter().filter(|r| r.wire == wire).collect();
+    let rows: Vec<Row> = rows().into_iter().filter(|r| r.format == format).collect();
     let good: Vec<&Row> = rows.iter().filter(|r| !r.file("fault").exists()).collect();
     let corpus: Vec<Vec<u8>> = rows.iter().flat_map(answers).map(|(_, bytes)| bytes).collect();
     let bodies: Vec<Vec<u8>> = rows.iter().map(|r| r.body.clone()).chain(corpus.iter().cloned()).collect();
@@ -263,7 +264,7 @@ fn main() -> ExitCode {
             ask(&mut call, &bodies, &mut random);
             let found = std::panic::catch_unwind(|| {
                 let events = check_answer(row, limits, &answer, &cuts)?;
-                if wire == Wire::Mless {
+                if format == Format::Mless {
                     check_startup(row, &answer, &cuts)?;
                 }
                 let fault = check_request(&call, &cuts)?;
@@ -279,7 +280,7 @@ fn main() -> ExitCode {
                     asked += u64::from(fault.is_none());
                 }
                 Ok(Err(why)) => {
-                    println!("{wire} seed {seed} run {runs}: {why}");
+                    println!("{format} seed {seed} run {runs}: {why}");
                     println!(
                         "row {} limits {limits:?} cuts {cuts:?}\nanswer {}",
                         row.name,
@@ -295,7 +296,7 @@ fn main() -> ExitCode {
                     return ExitCode::FAILURE;
                 }
                 Err(_) => {
-                    println!("{wire} seed {seed} run {runs}: panicked");
+                    println!("{format} seed {seed} run {runs}: panicked");
                     println!(
                         "row {} limits {limits:?} cuts {cuts:?}\nanswer {}",
                         row.name,
@@ -315,7 +316,7 @@ fn main() -> ExitCode {
         }
     }
     println!(
-        "{wire} seed {seed}: {runs} runs in {seconds} s, {kept} answers kept their container, {asked} calls were written; no finding"
+        "{format} seed {seed}: {runs} runs in {seconds} s, {kept} answers kept their container, {asked} calls were written; no finding"
     );
     ExitCode::SUCCESS
 }

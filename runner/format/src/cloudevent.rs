@@ -32,6 +32,8 @@ pub struct Exchange {
     /// Most bytes of an event, in either direction.
     limit: usize,
     written: bool,
+    /// The request's headers as the event has them: an answer that gives them back says nothing by it.
+    told: BytesMut,
     reply: Reply,
 }
 
@@ -154,7 +156,7 @@ impl Exchange {
         } else {
             Mode::Wrapped(Data::of(kind))
         };
-        Self { version, mode, limit, written: false, reply: Reply::new(limit) }
+        Self { version, mode, limit, written: false, told: BytesMut::new(), reply: Reply::new(limit) }
     }
 
     /// See [`crate::Exchange::encode_head`].
@@ -164,15 +166,18 @@ impl Exchange {
     pub fn encode_head(&mut self, request: &Request<'_>, out: &mut BytesMut) -> Result<(), Fault> {
         let head = request.head;
         let kind = head.headers.get("content-type").unwrap_or_default();
+        if self.version == CloudEvents::V1_0 {
+            self.told = told(request, matches!(self.mode, Mode::Binary(_)));
+        }
         match (&mut self.mode, self.version) {
             (Mode::Structured { ours, .. }, CloudEvents::V0_1) => extensions(request, ours),
-            (Mode::Structured { ours, .. }, CloudEvents::V1_0) => attributes(request, ours),
+            (Mode::Structured { ours, .. }, CloudEvents::V1_0) => attributes(request, &self.told, ours),
             (Mode::Binary(_), _) => {
                 out.extend_from_slice(b"{");
                 from_headers(head, out)?;
                 content_type(kind, request, out);
                 out.extend_from_slice(b",");
-                attributes(request, out);
+                attributes(request, &self.told, out);
             }
             (Mode::Wrapped(_), CloudEvents::V0_1) => {
                 out.extend_from_slice(b"{\"cloudEventsVersion\":\"0.1\",");
@@ -194,7 +199,7 @@ impl Exchange {
                 source(head, out);
                 content_type(kind, request, out);
                 out.extend_from_slice(b",");
-                attributes(request, out);
+                attributes(request, &self.told, out);
             }
         }
         Ok(())
@@ -245,11 +250,11 @@ impl Exchange {
     /// # Errors
     /// The function's fault.
     pub fn decode(&mut self, input: &mut BytesMut, eof: bool) -> Result<Option<Event>, Fault> {
-        let (version, mode) = (self.version, &self.mode);
+        let (version, mode, told) = (self.version, &self.mode, &self.told);
         self.reply.decode(input, eof, self.written, |object| {
             let (head, body) = match version {
                 CloudEvents::V0_1 => read_0_1(object, mode),
-                CloudEvents::V1_0 => read_1_0(object, mode),
+                CloudEvents::V1_0 => read_1_0(object, mode, told),
             }?;
             Ok(Said::Answer(head, body))
         })
@@ -271,7 +276,7 @@ fn extensions(request: &Request<'_>, out: &mut BytesMut) {
 }
 
 /// The same in 1.0, whose extensions are attributes of simple types.
-fn attributes(request: &Request<'_>, out: &mut BytesMut) {
+fn attributes(request: &Request<'_>, told: &[u8], out: &mut BytesMut) {
     member(CALL, &request.call.to_string(), out);
     for (key, value) in [
         (DEADLINE, rfc3339_millis(request.deadline).as_str()),
@@ -285,13 +290,20 @@ fn attributes(request: &Request<'_>, out: &mut BytesMut) {
             member(key, value, out);
         }
     }
+    out.extend_from_slice(b",\"fnheaders\":");
+    jsontext::string(told, out);
+}
+
+/// The headers of a request as JSON. Those that are attributes of the event are not told twice.
+fn told(request: &Request<'_>, binary: bool) -> BytesMut {
     let mut told = headers::told(request);
-    let trace = ["traceparent", "tracestate"];
-    told.retain(|(name, _)| !is_attribute_header(name) && !headers::is_one_of(name, &trace));
+    told.retain(|(name, _)| {
+        let attribute = binary && is_attribute_header(name);
+        !(attribute || headers::is_one_of(name, &["traceparent", "tracestate"]))
+    });
     let mut text = BytesMut::new();
     headers::write(&told, &mut text);
-    out.extend_from_slice(b",\"fnheaders\":");
-    jsontext::string(&text, out);
+    text
 }
 
 fn is_attribute_header(name: &str) -> bool {
@@ -536,7 +548,7 @@ fn read_0_1(mut message: BytesMut, mode: &Mode) -> Result<(ResponseHead, Bytes),
     Ok((head, body(&mut message, data, media)?))
 }
 
-fn read_1_0(mut message: BytesMut, mode: &Mode) -> Result<(ResponseHead, Bytes), Fault> {
+fn read_1_0(mut message: BytesMut, mode: &Mode, told: &[u8]) -> Result<(ResponseHead, Bytes), Fault> {
     let invalid = |why: &str| broken("CloudEvents 1.0", why);
     let members = checked_1_0(&message).map_err(|why| invalid(&why))?;
     let mut given = Given::default();
@@ -554,10 +566,15 @@ fn read_1_0(mut message: BytesMut, mode: &Mode) -> Result<(ResponseHead, Bytes),
             STATUS => status = Some(member.value),
             HEADERS => {
                 let text = value().ok_or_else(|| invalid("fnheaders is not a string of JSON"))?;
+                if text.as_bytes() == told {
+                    continue;
+                }
                 let text = jsontext::compact(text.as_bytes())
                     .map_err(|why| invalid(&format!("fnheaders: {why}")))?;
                 given.read(&text).map_err(|why| invalid(&format!("fnheaders: {why}")))?;
             }
+            // A function may give the event back that it got.
+            name if is_ours(name) => {}
             name => {
                 if let Mode::Binary(_) = mode {
                     let text = value().map_or_else(

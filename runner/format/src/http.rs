@@ -55,10 +55,9 @@ impl Exchange {
         }
     }
 
-    /// Pieces of the body go as they are.
-    #[must_use]
-    pub fn is_verbatim(&self) -> bool {
-        !self.chunked
+    /// See [`crate::Exchange::frame`].
+    pub fn frame(&self, length: usize, before: &mut BytesMut, after: &mut BytesMut) {
+        http1::frame(length, self.chunked, before, after);
     }
 
     /// See [`crate::Exchange::encode_head`].

@@ -224,13 +224,18 @@ pub fn end_head(out: &mut BytesMut, length: Option<u64>) {
 
 /// Writes a piece of a body: as a chunk, where its length was not told ahead.
 pub fn piece(out: &mut BytesMut, piece: &[u8], chunked: bool) {
-    if !chunked {
-        out.extend_from_slice(piece);
-    } else if !piece.is_empty() {
-        // An empty chunk would be the end.
-        _ = write!(out, "{:x}\r\n", piece.len());
-        out.extend_from_slice(piece);
-        out.extend_from_slice(b"\r\n");
+    let mut after = BytesMut::new();
+    frame(piece.len(), chunked, out, &mut after);
+    out.extend_from_slice(piece);
+    out.extend_from_slice(&after);
+}
+
+/// Writes what stands around a piece of this length.
+pub fn frame(length: usize, chunked: bool, before: &mut BytesMut, after: &mut BytesMut) {
+    // An empty chunk would be the end.
+    if chunked && length > 0 {
+        _ = write!(before, "{length:x}\r\n");
+        after.extend_from_slice(b"\r\n");
     }
 }
 

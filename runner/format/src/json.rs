@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use stoker_core::{Code, ResponseHead};
 
 use crate::headers::{self, Given};
-use crate::jsontext::{self, Utf8};
+use crate::jsontext::{self, Lines, Utf8};
 use crate::reply::{Reply, Said, broken};
 use crate::{Event, Fault, Request, rfc3339_millis};
 
@@ -24,23 +24,27 @@ pub struct Exchange {
 /// How a body becomes the inside of a string.
 #[derive(Debug)]
 pub enum Text {
-    Utf8(Utf8),
+    Utf8(Utf8, Lines),
     /// With the bytes that do not make three yet.
     Base64(Vec<u8>),
 }
 
 impl Text {
     pub fn new(base64: bool) -> Self {
-        if base64 { Text::Base64(Vec::with_capacity(3)) } else { Text::Utf8(Utf8::default()) }
+        if base64 {
+            Text::Base64(Vec::with_capacity(3))
+        } else {
+            Text::Utf8(Utf8::default(), Lines::default())
+        }
     }
 
     /// Writes a piece; false when it cannot be text.
     pub fn push(&mut self, mut piece: &[u8], out: &mut BytesMut) -> bool {
         match self {
-            Text::Utf8(utf8) => {
+            Text::Utf8(utf8, lines) => {
                 let fine = utf8.push(piece);
                 if fine {
-                    jsontext::escape(piece, out);
+                    jsontext::escape(piece, lines, out);
                 }
                 fine
             }
@@ -66,7 +70,7 @@ impl Text {
     /// Writes what is left; false when a character is cut.
     pub fn finish(&mut self, out: &mut BytesMut) -> bool {
         match self {
-            Text::Utf8(utf8) => utf8.is_whole(),
+            Text::Utf8(utf8, _) => utf8.is_whole(),
             Text::Base64(held) => {
                 base64(held, out);
                 held.clear();

@@ -235,13 +235,14 @@ pub fn is_space(byte: u8) -> bool {
 pub struct Inlay {
     scanner: Scanner,
     utf8: Utf8,
+    lines: Lines,
     before: &'static str,
 }
 
 impl Inlay {
     /// `before` goes ahead of the value, if there is one.
     pub fn new(before: &'static str) -> Self {
-        Self { scanner: Scanner::default(), utf8: Utf8::default(), before }
+        Self { scanner: Scanner::default(), utf8: Utf8::default(), lines: Lines::default(), before }
     }
 
     /// The next piece.
@@ -255,7 +256,7 @@ impl Inlay {
         if self.scanner.is_new() && piece.iter().any(|b| !is_space(*b)) {
             out.extend_from_slice(self.before.as_bytes());
         }
-        let used = self.scanner.scan(piece, |run| out.extend_from_slice(run))?;
+        let used = self.scanner.scan(piece, |run| self.lines.write(run, out))?;
         if piece[used..].iter().any(|b| !is_space(*b)) {
             return Err("more follows the value");
         }
@@ -327,12 +328,58 @@ impl Utf8 {
     }
 }
 
-/// Writes text as the inside of a string.
-pub fn escape(mut text: &[u8], out: &mut BytesMut) {
+/// Writes U+2028 and U+2029 as escapes, across pieces, as Go's encoder does: in JSON they stand in strings only, and what reads
+/// line by line may take them for the end of one.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// How many of their first two bytes are held back.
+    held: usize,
+}
+
+impl Lines {
+    const START: [u8; 2] = [0xe2, 0x80];
+
+    pub fn write(&mut self, mut text: &[u8], out: &mut BytesMut) {
+        loop {
+            if self.held == 0 {
+                let (clean, rest) = text.split_at(until(text, Self::START[0]));
+                out.extend_from_slice(clean);
+                let Some((_, rest)) = rest.split_first() else { return };
+                (self.held, text) = (1, rest);
+            }
+            let Some((byte, rest)) = text.split_first() else { return };
+            match (self.held, byte) {
+                (1, 0x80) => self.held = 2,
+                (2, 0xa8 | 0xa9) => {
+                    self.held = 0;
+                    out.extend_from_slice(if *byte == 0xa8 { b"\\u2028" } else { b"\\u2029" });
+                }
+                _ => {
+                    out.extend_from_slice(&Self::START[..std::mem::take(&mut self.held)]);
+                    continue;
+                }
+            }
+            text = rest;
+        }
+    }
+}
+
+/// Bytes at the start that are another than this. By blocks, as [`plain`].
+fn until(text: &[u8], byte: u8) -> usize {
+    let clean = text
+        .chunks_exact(16)
+        .take_while(|block| !block.iter().fold(false, |hit, b| hit | (*b == byte)))
+        .count();
+    let rest = &text[clean * 16..];
+    clean * 16 + rest.iter().position(|b| *b == byte).unwrap_or(rest.len())
+}
+
+/// Writes text as the inside of a string, piece by piece.
+pub fn escape(mut text: &[u8], lines: &mut Lines, out: &mut BytesMut) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     loop {
         let (clean, rest) = text.split_at(plain(text));
-        out.extend_from_slice(clean);
+        lines.write(clean, out);
         let Some((byte, rest)) = rest.split_first() else { return };
         match byte {
             b'"' => out.extend_from_slice(b"\\\""),
@@ -352,7 +399,7 @@ pub fn escape(mut text: &[u8], out: &mut BytesMut) {
 /// Writes a string with its quotes. What is not UTF-8 is replaced, as Go does: headers are bytes, JSON is text.
 pub fn string(text: &[u8], out: &mut BytesMut) {
     out.extend_from_slice(b"\"");
-    escape(String::from_utf8_lossy(text).as_bytes(), out);
+    escape(String::from_utf8_lossy(text).as_bytes(), &mut Lines::default(), out);
     out.extend_from_slice(b"\"");
 }
 

@@ -27,18 +27,17 @@ mod http1;
 mod jsontext;
 mod reply;
 mod time;
-mod url;
+pub mod url;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::function::Format;
-use stoker_core::{CallId, Code, FormatOptions, RequestHead, ResponseHead, TraceContext, listed};
+use stoker_core::{CallId, Code, FormatOptions, FunctionSpec, RequestHead, ResponseHead, TraceContext};
 
 pub use mless::Startup;
+pub use reply::excerpt;
 pub use time::{epoch_millis, rfc3339_millis, rfc3339_seconds};
 
 /// Most bytes of an answer's head, before they are understood.
@@ -49,80 +48,6 @@ pub const MAX_HEADERS: usize = 256;
 
 /// Most bytes kept of what a function says about its failure.
 pub const MAX_REASON: usize = 4096;
-
-/// What a function's containers speak.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wire {
-    /// See [`default`].
-    Default,
-    /// See [`http`].
-    Http,
-    /// See [`json`].
-    Json,
-    /// See [`json_http`].
-    JsonHttp,
-    /// See [`cloudevent`].
-    CloudEvent,
-    /// See [`http_stream`].
-    HttpStream,
-    /// See [`mless`].
-    Mless,
-}
-
-listed!(Wire: Default, Http, Json, JsonHttp, CloudEvent, HttpStream, Mless);
-
-impl Wire {
-    /// The name in files and on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Wire::Default => "default",
-            Wire::Http => "http",
-            Wire::Json => "json",
-            Wire::JsonHttp => "json-http",
-            Wire::CloudEvent => "cloudevent",
-            Wire::HttpStream => "http-stream",
-            Wire::Mless => "mless",
-        }
-    }
-
-    /// A container takes one call after the other, where the function does not say otherwise.
-    #[must_use]
-    pub fn is_streamable(self) -> bool {
-        self != Wire::Default
-    }
-
-    /// Calls come on STDIN and STDOUT is the answer, so that it is no log.
-    #[must_use]
-    pub fn reads_stdio(self) -> bool {
-        self != Wire::HttpStream
-    }
-}
-
-impl fmt::Display for Wire {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Wire {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        use stoker_core::machine::Listed as _;
-        let found = Self::ALL.iter().copied().find(|w| w.as_str() == text);
-        found.ok_or_else(|| format!("`{text}` is not a format on the wire"))
-    }
-}
-
-impl From<Format> for Wire {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Default => Wire::Default,
-            Format::HttpStream => Wire::HttpStream,
-        }
-    }
-}
 
 /// The most that is kept of one answer, or let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,7 +134,9 @@ pub fn quiet(input: &mut BytesMut) -> bool {
 /// How the containers of one function are spoken to.
 #[derive(Debug, Clone)]
 pub struct Codec {
-    wire: Wire,
+    format: Format,
+    /// See [`FunctionSpec::is_hot`].
+    hot: bool,
     /// Its name within its app.
     function: String,
     options: FormatOptions,
@@ -217,10 +144,16 @@ pub struct Codec {
 }
 
 impl Codec {
-    /// For a function of this name within its app.
+    /// For the containers of this function. `None` for the format `lambda`, whose functions fetch their calls themselves.
     #[must_use]
-    pub fn new(wire: Wire, function: &str, options: &FormatOptions) -> Self {
-        Self { wire, function: function.to_owned(), options: options.clone(), limits: Limits::default() }
+    pub fn new(spec: &FunctionSpec) -> Option<Self> {
+        (spec.format != Format::Lambda).then(|| Self {
+            format: spec.format,
+            hot: spec.is_hot(),
+            function: spec.name.function().to_owned(),
+            options: spec.format_options.clone(),
+            limits: Limits::default(),
+        })
     }
 
     /// With other limits.
@@ -230,16 +163,10 @@ impl Codec {
         self
     }
 
-    /// A container takes one call after the other.
-    #[must_use]
-    pub fn is_hot(&self) -> bool {
-        self.wire.is_streamable() && !(self.wire == Wire::JsonHttp && self.options.cold)
-    }
-
     /// What the process of one call finds in its environment, where a process has one call.
     #[must_use]
     pub fn environment(&self, request: &Request<'_>) -> Vec<(String, String)> {
-        if self.is_hot() {
+        if self.hot {
             return Vec::new();
         }
         let mut env = default::environment(request);
@@ -252,23 +179,24 @@ impl Codec {
     /// The greeting of a container that is new, where the format has one. `env`: the function's own.
     #[must_use]
     pub fn startup(&self, env: &BTreeMap<String, String>) -> Option<Startup> {
-        (self.wire == Wire::Mless).then(|| Startup::new(&self.options.handler, env))
+        (self.format == Format::Mless).then(|| Startup::new(&self.options.handler, env))
     }
 
     /// The next call.
     #[must_use]
     pub fn begin(&self, request: &Request<'_>) -> Exchange {
         let (options, limit) = (&self.options, self.limits.message);
-        let kind = match self.wire {
-            Wire::Default => Kind::Default(default::Exchange::new()),
-            Wire::Http => Kind::Http(http::Exchange::new(request, options.open_function_variables)),
-            Wire::Json => Kind::Json(json::Exchange::new(options.base64_bodies, limit)),
-            Wire::JsonHttp => Kind::JsonHttp(json_http::Exchange::new(request, options.cold)),
-            Wire::CloudEvent => {
+        let kind = match self.format {
+            // No codec is made for the second.
+            Format::Default | Format::Lambda => Kind::Default(default::Exchange::new()),
+            Format::Http => Kind::Http(http::Exchange::new(request, options.open_function_variables)),
+            Format::Json => Kind::Json(json::Exchange::new(options.base64_bodies, limit)),
+            Format::JsonHttp => Kind::JsonHttp(json_http::Exchange::new(request, options.cold)),
+            Format::CloudEvent => {
                 Kind::CloudEvent(cloudevent::Exchange::new(options.cloudevents, request, limit))
             }
-            Wire::HttpStream => Kind::HttpStream(http_stream::Exchange::new(request)),
-            Wire::Mless => Kind::Mless(mless::Exchange::new(request, &self.function, limit)),
+            Format::HttpStream => Kind::HttpStream(http_stream::Exchange::new(request)),
+            Format::Mless => Kind::Mless(mless::Exchange::new(request, &self.function, limit)),
         };
         Exchange { kind, fault: None, ended: false, room: self.limits.body }
     }
@@ -297,12 +225,6 @@ enum Kind {
 }
 
 impl Exchange {
-    /// For a call of a format that has no options.
-    #[must_use]
-    pub fn new(format: Format, request: &Request<'_>) -> Self {
-        Codec::new(format.into(), "", &FormatOptions::default()).begin(request)
-    }
-
     /// Writes what stands before the body.
     pub fn encode_head(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         self.encode(out, |kind, out| {
@@ -373,17 +295,17 @@ impl Exchange {
         self.fault.as_ref()
     }
 
-    /// Pieces of the body are written as they are, so that a carrier may do that itself and spare a copy. Head and end are
-    /// encoded all the same.
-    #[must_use]
-    pub fn is_verbatim(&self) -> bool {
+    /// Where pieces of the body pass as they are, a carrier may write them itself and spare a copy: this writes what stands around
+    /// one of this length, and is true. Else it writes nothing, and [`Self::encode_body`] must.
+    pub fn frame(&self, length: usize, before: &mut BytesMut, after: &mut BytesMut) -> bool {
         match &self.kind {
-            Kind::Default(_) => true,
-            Kind::Http(exchange) => exchange.is_verbatim(),
-            Kind::JsonHttp(exchange) => exchange.is_verbatim(),
-            Kind::HttpStream(exchange) => exchange.is_verbatim(),
-            Kind::Json(_) | Kind::CloudEvent(_) | Kind::Mless(_) => false,
+            Kind::Default(_) => {}
+            Kind::Http(exchange) => exchange.frame(length, before, after),
+            Kind::JsonHttp(exchange) => exchange.frame(length, before, after),
+            Kind::HttpStream(exchange) => exchange.frame(length, before, after),
+            Kind::Json(_) | Kind::CloudEvent(_) | Kind::Mless(_) => return false,
         }
+        true
     }
 
     /// Takes the next event out of what was read; `None` when more must be read first. `eof`: nothing more will come. An

@@ -81,8 +81,12 @@ impl Startup {
 /// What a reply says besides the result.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
+    /// Of the request.
+    pub request_id: String,
     /// The function's name for its error; empty where there is none.
     pub error_type: String,
+    /// What the function says about its failure.
+    pub failure: Option<String>,
     pub billing: Option<Billing>,
 }
 
@@ -97,17 +101,25 @@ pub struct Billing {
     pub used: i64,
 }
 
-impl Billing {
-    /// The line that ends a call in the log.
+impl Report {
+    /// The lines that end the call in the log, as the daemon of mless wrote them.
     #[must_use]
-    pub fn line(&self, request_id: &str) -> String {
-        format!(
-            "REPORT RequestId: {request_id} Duration: {:.2} ms Billed Duration: {:.0} ms Memory Size: {} MB Max Memory Used: {} MB",
-            self.duration,
-            100.0 * (1.0 + (self.duration / 100.0).floor()),
-            self.memory,
-            self.used
-        )
+    pub fn lines(&self) -> Vec<String> {
+        let cost = self.billing.as_ref().map(|billing| {
+            format!(
+                "REPORT RequestId: {} Duration: {:.2} ms Billed Duration: {:.0} ms Memory Size: {} MB Max Memory Used: {} MB",
+                self.request_id,
+                billing.duration,
+                100.0 * (1.0 + (billing.duration / 100.0).floor()),
+                billing.memory,
+                billing.used
+            )
+        });
+        let failure = self.failure.as_ref().map(|text| match self.error_type.as_str() {
+            "" => text.clone(),
+            kind => format!("{text} ({kind})"),
+        });
+        cost.into_iter().chain(failure).collect()
     }
 }
 
@@ -305,14 +317,18 @@ fn read(mut message: BytesMut, id: &str, report: &mut Option<Report>) -> Result<
     };
     let mut error_type = text(error_type, "errortype")?;
     error_type.truncate(error_type.floor_char_boundary(MAX_REASON));
-    *report = Some(Report { error_type, billing: billing.map(cost).transpose().map_err(invalid)? });
+    let billing = billing.map(cost).transpose().map_err(invalid)?;
     let result = match result {
         None => Bytes::from_static(b"null"),
         Some((at, length)) => cut(&mut message, at, length).freeze(),
     };
-    if errors {
+    let failure = errors.then(|| {
         let text = String::from_utf8_lossy(&result);
-        return Ok(Said::Failure(text[..text.floor_char_boundary(MAX_REASON)].to_owned()));
+        text[..text.floor_char_boundary(MAX_REASON)].to_owned()
+    });
+    *report = Some(Report { request_id: id.to_owned(), error_type, failure: failure.clone(), billing });
+    if let Some(text) = failure {
+        return Ok(Said::Failure(text));
     }
     let mut headers = Headers::default();
     headers.push("Content-Type", "application/json");

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use stoker_core::call::{Intent, RequestHead, TraceContext};
-use stoker_core::function::{CloudEvents, FormatOptions};
+use stoker_core::function::{CloudEvents, Format, FormatOptions, FunctionName, FunctionSpec};
 use stoker_core::{CallId, Code};
-use stoker_format::{After, Codec, Event, Exchange, Fault, Limits, Request, Wire, quiet};
+use stoker_format::{After, Codec, Event, Exchange, Fault, Limits, Request, quiet};
 
 /// A call to a function of some format.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// Unique within the format; names the golden files.
     pub name: &'static str,
-    pub wire: Wire,
+    pub format: Format,
     pub options: FormatOptions,
     pub head: RequestHead,
     pub trace: TraceContext,
@@ -26,7 +26,10 @@ pub struct Row {
 
 impl Row {
     pub fn codec(&self) -> Codec {
-        Codec::new(self.wire, "echo", &self.options)
+        let name = FunctionName::new("demo", "echo").expect("both are names");
+        let mut spec = FunctionSpec::new(name, vec!["echo".to_owned()], "/".into());
+        (spec.format, spec.format_options) = (self.format, self.options.clone());
+        Codec::new(&spec).expect("it has one")
     }
 
     pub fn with<R>(&self, run: impl FnOnce(&Request<'_>) -> R) -> R {
@@ -55,7 +58,7 @@ impl Row {
     }
 
     pub fn file(&self, end: &str) -> PathBuf {
-        golden(self.wire).join(format!("{}.{end}", self.name))
+        golden(self.format).join(format!("{}.{end}", self.name))
     }
 }
 
@@ -63,8 +66,8 @@ fn deadline() -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(1_700_000_000_123)
 }
 
-pub fn golden(wire: Wire) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(wire.as_str())
+pub fn golden(format: Format) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format.as_str())
 }
 
 /// The pieces between these places.
@@ -174,7 +177,7 @@ pub fn check_answer(row: &Row, limits: Limits, answer: &[u8], cuts: &[usize]) ->
         }
     };
     // Without a type the first bytes of a `default` answer are its type, so their number counts.
-    let guessed = row.wire == Wire::Default || row.options.cold;
+    let guessed = row.format == Format::Default || row.options.cold;
     if !guessed && settled(&whole) != settled(&cut) {
         return Err(format!("cuts change it:\n{}\n{}", render(&whole), render(&cut)));
     }
@@ -194,7 +197,7 @@ pub fn check_answer(row: &Row, limits: Limits, answer: &[u8], cuts: &[usize]) ->
     for event in rest {
         if let Event::Head { head, .. } = event
             && let Err(problem) = head.headers.check()
-            && row.wire != Wire::HttpStream
+            && row.format != Format::HttpStream
         {
             return Err(format!("a header that no client may see: {problem:?}"));
         }
@@ -222,12 +225,12 @@ pub fn check_request(row: &Row, cuts: &[usize]) -> Result<Option<Fault>, String>
             other => Err(format!("{other:?} is not the caller's")),
         };
     }
-    let chunked = !row.whole && matches!(row.wire, Wire::Http | Wire::JsonHttp | Wire::HttpStream);
+    let chunked = !row.whole && matches!(row.format, Format::Http | Format::JsonHttp | Format::HttpStream);
     if !chunked && text != cut_text {
         return Err(format!("cuts change it:\n{}\n{}", text.escape_ascii(), cut_text.escape_ascii()));
     }
     let lines = text.iter().filter(|b| **b == b'\n').count();
-    if matches!(row.wire, Wire::Json | Wire::CloudEvent | Wire::Mless) {
+    if matches!(row.format, Format::Json | Format::CloudEvent | Format::Mless) {
         if lines != 1 || text.last() != Some(&b'\n') {
             return Err(format!("it is not one line: {}", text.escape_ascii()));
         }
@@ -237,14 +240,14 @@ pub fn check_request(row: &Row, cuts: &[usize]) -> Result<Option<Fault>, String>
     Ok(None)
 }
 
-fn row(wire: Wire, name: &'static str, method: &str, url: &str, kind: &str, body: &[u8]) -> Row {
+fn row(format: Format, name: &'static str, method: &str, url: &str, kind: &str, body: &[u8]) -> Row {
     let mut head = RequestHead { method: method.into(), url: url.into(), ..Default::default() };
     if !kind.is_empty() {
         head.headers.push("content-type", kind.to_owned());
     }
     Row {
         name,
-        wire,
+        format,
         options: FormatOptions::default(),
         head,
         trace: TraceContext::default(),
@@ -282,7 +285,7 @@ const EVENT: &str = "application/cloudevents+json; charset=utf-8";
 
 /// Every call whose bytes are written down under `tests/golden`.
 pub fn rows() -> Vec<Row> {
-    use Wire::*;
+    use Format::*;
     let v1 = |o: &mut FormatOptions| o.cloudevents = CloudEvents::V1_0;
     let event_1_0 =
         br#" { "specversion" : "1.0", "id":"A-1", "source":"/ci", "type":"build.done", "subject":"x y",
@@ -377,7 +380,7 @@ pub fn rows() -> Vec<Row> {
 /// Answers that are written down for a row: name and bytes, in the order of their names.
 pub fn answers(row: &Row) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(golden(row.wire)).expect("the format has golden files") {
+    for entry in std::fs::read_dir(golden(row.format)).expect("the format has golden files") {
         let path = entry.expect("the folder can be read").path();
         let name = path.file_name().and_then(|n| n.to_str()).expect("names are text").to_owned();
         let answer = name.strip_suffix(".out").and_then(|n| n.split_once('+'));

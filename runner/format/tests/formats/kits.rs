@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bytes::BytesMut;
-use stoker_format::{After, Event, Wire, quiet};
+use stoker_core::function::Format;
+use stoker_format::{After, Event, quiet};
 
 use crate::kit::{Row, decode, golden, rows};
 
@@ -38,7 +39,7 @@ fn events(program: &Path, folder: &Path, name: &str) {
         assert!(out.status.success(), "{mode}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap()
     };
-    let read = run("check", &golden(Wire::CloudEvent));
+    let read = run("check", &golden(Format::CloudEvent));
     assert_eq!(read.lines().filter(|l| l.starts_with("ok ")).count(), 6, "{read}");
     let own = std::env::temp_dir().join(format!("stoker-format-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&own).unwrap();
@@ -47,7 +48,7 @@ fn events(program: &Path, folder: &Path, name: &str) {
     for entry in std::fs::read_dir(&own).unwrap() {
         let path = entry.unwrap().path();
         let of = path.file_name().unwrap().to_str().unwrap().split('+').next().unwrap().to_owned();
-        let row = rows().into_iter().find(|r| r.wire == Wire::CloudEvent && r.name == of).unwrap();
+        let row = rows().into_iter().find(|r| r.format == Format::CloudEvent && r.name == of).unwrap();
         let answer = std::fs::read(&path).unwrap();
         let events = decode(&mut row.encode(&row.codec(), &[]).0, &answer, &[], false);
         assert_eq!(events.last(), Some(&Event::End(After::Reuse)), "{}: {events:?}", path.display());
@@ -88,7 +89,7 @@ fn converse(kit: &str, row: &Row, expected: &str) {
     let mut function = Function(
         Command::new(python)
             .arg(script("echo.py"))
-            .env("FN_FORMAT", row.wire.as_str())
+            .env("FN_FORMAT", row.format.as_str())
             .env("FN_APP_NAME", "demo")
             .env("FN_PATH", "/echo")
             .stdin(Stdio::piped())
@@ -123,24 +124,24 @@ fn converse(kit: &str, row: &Row, expected: &str) {
     }
 }
 
-fn row(wire: Wire, name: &str) -> Row {
-    rows().into_iter().find(|r| r.wire == wire && r.name == name).unwrap()
+fn row(format: Format, name: &str) -> Row {
+    rows().into_iter().find(|r| r.format == format && r.name == name).unwrap()
 }
 
 #[test]
 fn old_functions_in_json_run_unchanged() {
-    converse("fdk-json", &row(Wire::Json, "streamed"), r#"{"echo":"{\"a\":1}"}"#);
+    converse("fdk-json", &row(Format::Json, "streamed"), r#"{"echo":"{\"a\":1}"}"#);
 }
 
 #[test]
 fn old_functions_in_cloudevents_run_unchanged() {
-    converse("fdk-json", &row(Wire::CloudEvent, "0.1-json"), r#""{\"echo\":{\"a\":[1,2]}}""#);
+    converse("fdk-json", &row(Format::CloudEvent, "0.1-json"), r#""{\"echo\":{\"a\":[1,2]}}""#);
 }
 
 #[test]
 fn old_functions_in_http_run_unchanged() {
-    converse("fdk-http", &row(Wire::Http, "plain"), r#"{"echo":"hello"}"#);
-    let mut chunked = row(Wire::Http, "chunked");
+    converse("fdk-http", &row(Format::Http, "plain"), r#"{"echo":"hello"}"#);
+    let mut chunked = row(Format::Http, "chunked");
     chunked.body = b"in chunks".to_vec();
     converse("fdk-http", &chunked, r#"{"echo":"in chunks"}"#);
 }

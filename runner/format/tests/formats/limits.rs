@@ -2,12 +2,13 @@
 
 use bytes::BytesMut;
 use stoker_core::Code;
-use stoker_format::{After, Event, Limits, MAX_HEAD, MAX_REASON, Wire};
+use stoker_core::function::Format;
+use stoker_format::{After, Event, Limits, MAX_HEAD, MAX_REASON};
 
 use crate::kit::{Row, decode, rows};
 
-fn row(wire: Wire, name: &str) -> Row {
-    rows().into_iter().find(|r| r.wire == wire && r.name == name).unwrap()
+fn row(format: Format, name: &str) -> Row {
+    rows().into_iter().find(|r| r.format == format && r.name == name).unwrap()
 }
 
 fn failed(events: &[Event]) -> Option<Code> {
@@ -18,12 +19,12 @@ fn failed(events: &[Event]) -> Option<Code> {
 }
 
 /// An answer of so many bytes in each format that keeps it whole.
-fn whole(wire: Wire, bytes: usize) -> Vec<u8> {
-    let (start, end) = match wire {
-        Wire::Json => ("{\"body\":\"", "\"}"),
-        Wire::CloudEvent => ("{\"contentType\":\"text/plain\",\"data\":\"", "\"}"),
-        Wire::Mless => ("{\"invokeid\":\"0190163d8694739baea5966c26f8ad91\",\"result\":\"", "\"}"),
-        _ => unreachable!("{wire} keeps nothing whole"),
+fn whole(format: Format, bytes: usize) -> Vec<u8> {
+    let (start, end) = match format {
+        Format::Json => ("{\"body\":\"", "\"}"),
+        Format::CloudEvent => ("{\"contentType\":\"text/plain\",\"data\":\"", "\"}"),
+        Format::Mless => ("{\"invokeid\":\"0190163d8694739baea5966c26f8ad91\",\"result\":\"", "\"}"),
+        _ => unreachable!("{format} keeps nothing whole"),
     };
     let mut text = start.as_bytes().to_vec();
     text.resize(bytes - end.len(), b'x');
@@ -33,33 +34,36 @@ fn whole(wire: Wire, bytes: usize) -> Vec<u8> {
 
 #[test]
 fn whole_answers_are_limited_to_the_byte() {
-    for (wire, name) in [(Wire::Json, "plain"), (Wire::CloudEvent, "0.1-json"), (Wire::Mless, "plain")] {
-        let row = row(wire, name);
+    for (format, name) in
+        [(Format::Json, "plain"), (Format::CloudEvent, "0.1-json"), (Format::Mless, "plain")]
+    {
+        let row = row(format, name);
         let codec = row.codec().limits(Limits { message: 1000, ..Default::default() });
-        let run = |bytes| decode(&mut row.encode(&codec, &[]).0, &whole(wire, bytes), &[10, 500, 999], false);
-        assert!(matches!(run(1000).last(), Some(Event::End(After::Reuse))), "{wire}");
-        assert_eq!(failed(&run(1001)), Some(Code::ResponseTooLarge), "{wire}");
+        let run =
+            |bytes| decode(&mut row.encode(&codec, &[]).0, &whole(format, bytes), &[10, 500, 999], false);
+        assert!(matches!(run(1000).last(), Some(Event::End(After::Reuse))), "{format}");
+        assert_eq!(failed(&run(1001)), Some(Code::ResponseTooLarge), "{format}");
         // One that never ends is over long before.
-        let endless = &whole(wire, 5000)[..4000];
+        let endless = &whole(format, 5000)[..4000];
         let events = decode(&mut row.encode(&codec, &[]).0, endless, &[1000, 1001], false);
-        assert_eq!(failed(&events), Some(Code::ResponseTooLarge), "{wire}");
+        assert_eq!(failed(&events), Some(Code::ResponseTooLarge), "{format}");
     }
 }
 
 #[test]
 fn an_endless_answer_is_not_kept() {
     // A carrier reads on while there is no event: none may hold more than its limit and one read.
-    for (wire, name, start, most) in [
-        (Wire::Http, "plain", "HTTP/1.1 200 OK\r\nX: ", MAX_HEAD),
-        (Wire::HttpStream, "invoke", "HTTP/1.1 200 OK\r\nX: ", MAX_HEAD),
-        (Wire::Http, "plain", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", 4096),
-        (Wire::Http, "plain", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nT: ", 4096),
-        (Wire::JsonHttp, "plain", "{\"x\":\"", MAX_HEAD),
-        (Wire::Json, "plain", "{\"body\":\"", 6 << 20),
-        (Wire::CloudEvent, "0.1-json", "{\"data\":\"", 6 << 20),
-        (Wire::Mless, "plain", "{\"result\":\"", 6 << 20),
+    for (format, name, start, most) in [
+        (Format::Http, "plain", "HTTP/1.1 200 OK\r\nX: ", MAX_HEAD),
+        (Format::HttpStream, "invoke", "HTTP/1.1 200 OK\r\nX: ", MAX_HEAD),
+        (Format::Http, "plain", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", 4096),
+        (Format::Http, "plain", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nT: ", 4096),
+        (Format::JsonHttp, "plain", "{\"x\":\"", MAX_HEAD),
+        (Format::Json, "plain", "{\"body\":\"", 6 << 20),
+        (Format::CloudEvent, "0.1-json", "{\"data\":\"", 6 << 20),
+        (Format::Mless, "plain", "{\"result\":\"", 6 << 20),
     ] {
-        let row = row(wire, name);
+        let row = row(format, name);
         let mut exchange = row.encode(&row.codec(), &[]).0;
         let mut input = BytesMut::from(start);
         let read = [b'a'; 8192];
@@ -74,54 +78,54 @@ fn an_endless_answer_is_not_kept() {
         })
         .take(2000)
         .find(|(last, held)| {
-            assert!(*held <= most + start.len() + 2 * read.len(), "{wire} {start} holds {held}");
+            assert!(*held <= most + start.len() + 2 * read.len(), "{format} {start} holds {held}");
             matches!(last, Some(Event::Failed { .. }))
         });
-        assert!(ended.is_some(), "{wire} {start} never ends");
+        assert!(ended.is_some(), "{format} {start} never ends");
     }
 }
 
 #[test]
 fn space_is_not_kept() {
-    for (wire, name) in [(Wire::Http, "plain"), (Wire::JsonHttp, "plain"), (Wire::Json, "plain")] {
-        let row = row(wire, name);
+    for (format, name) in [(Format::Http, "plain"), (Format::JsonHttp, "plain"), (Format::Json, "plain")] {
+        let row = row(format, name);
         let mut exchange = row.encode(&row.codec(), &[]).0;
         let mut input = BytesMut::from(&[b'\n'; 100_000][..]);
         assert_eq!(exchange.decode(&mut input, false), None);
-        assert!(input.is_empty(), "{wire} keeps {} bytes of space", input.len());
+        assert!(input.is_empty(), "{format} keeps {} bytes of space", input.len());
     }
 }
 
 #[test]
 fn bodies_are_limited_where_that_is_asked() {
     let limits = Limits { body: 10, ..Default::default() };
-    for (wire, name, fits, over) in [
+    for (format, name, fits, over) in [
         (
-            Wire::Http,
+            Format::Http,
             "plain",
             "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789",
             "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n",
         ),
         (
-            Wire::Http,
+            Format::Http,
             "plain",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n1\r\n0",
         ),
-        (Wire::JsonHttp, "plain", "{\"body_length\":10}\n\n0123456789", "{\"body_length\":11}\n\n"),
-        (Wire::Json, "plain", "{\"body\":\"0123456789\"}", "{\"body\":\"01234567890\"}"),
+        (Format::JsonHttp, "plain", "{\"body_length\":10}\n\n0123456789", "{\"body_length\":11}\n\n"),
+        (Format::Json, "plain", "{\"body\":\"0123456789\"}", "{\"body\":\"01234567890\"}"),
         (
-            Wire::HttpStream,
+            Format::HttpStream,
             "invoke",
             "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789",
             "HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n",
         ),
     ] {
-        let row = row(wire, name);
+        let row = row(format, name);
         let codec = row.codec().limits(limits);
         let run = |text: &str| decode(&mut row.encode(&codec, &[]).0, text.as_bytes(), &[], false);
-        assert!(matches!(run(fits).last(), Some(Event::End(After::Reuse))), "{wire} {fits}");
-        assert_eq!(failed(&run(over)), Some(Code::ResponseTooLarge), "{wire} {over}");
+        assert!(matches!(run(fits).last(), Some(Event::End(After::Reuse))), "{format} {fits}");
+        assert_eq!(failed(&run(over)), Some(Code::ResponseTooLarge), "{format} {over}");
     }
 }
 
@@ -133,26 +137,26 @@ fn headers_are_limited() {
     for headers in [&many, &large] {
         let object = format!("{{{}}}", headers.trim_end_matches(','));
         let text = serde_json::to_string(&object).unwrap();
-        for (wire, name, answer) in [
-            (Wire::Json, "plain", format!("{{\"protocol\":{{\"headers\":{object}}}}}")),
+        for (format, name, answer) in [
+            (Format::Json, "plain", format!("{{\"protocol\":{{\"headers\":{object}}}}}")),
             (
-                Wire::CloudEvent,
+                Format::CloudEvent,
                 "0.1-json",
                 format!("{{\"extensions\":{{\"protocol\":{{\"headers\":{object}}}}}}}"),
             ),
-            (Wire::CloudEvent, "1.0-json", format!("{event}{text}}}")),
-            (Wire::JsonHttp, "plain", format!("{{\"body_length\":0,\"headers\":{object}}}\n\n")),
+            (Format::CloudEvent, "1.0-json", format!("{event}{text}}}")),
+            (Format::JsonHttp, "plain", format!("{{\"body_length\":0,\"headers\":{object}}}\n\n")),
         ] {
-            let row = row(wire, name);
+            let row = row(format, name);
             let events = decode(&mut row.encode(&row.codec(), &[]).0, answer.as_bytes(), &[], false);
-            assert_eq!(failed(&events), Some(Code::ResponseHeadersTooLarge), "{wire} {name}");
+            assert_eq!(failed(&events), Some(Code::ResponseHeadersTooLarge), "{format} {name}");
         }
     }
 }
 
 #[test]
 fn what_a_failure_says_is_cut() {
-    let row = row(Wire::Mless, "plain");
+    let row = row(Format::Mless, "plain");
     let answer = format!(
         "{{\"invokeid\":\"0190163d8694739baea5966c26f8ad91\",\"errors\":true,\"result\":\"{}\"}}",
         "é".repeat(MAX_REASON)
@@ -167,7 +171,7 @@ fn what_a_failure_says_is_cut() {
 
 #[test]
 fn events_that_come_whole_are_limited_on_their_way_in() {
-    let mut row = row(Wire::CloudEvent, "1.0-event");
+    let mut row = row(Format::CloudEvent, "1.0-event");
     row.body = vec![b' '; 2000];
     let codec = row.codec().limits(Limits { message: 1000, ..Default::default() });
     let (exchange, out) = row.encode(&codec, &[600, 1200]);
@@ -183,17 +187,49 @@ fn events_that_come_whole_are_limited_on_their_way_in() {
 #[test]
 fn depth_is_limited() {
     let deep = format!("{{\"x\":{}1{}}}", "[".repeat(200), "]".repeat(200));
-    for (wire, name) in [
-        (Wire::Json, "plain"),
-        (Wire::JsonHttp, "plain"),
-        (Wire::CloudEvent, "0.1-json"),
-        (Wire::Mless, "plain"),
+    for (format, name) in [
+        (Format::Json, "plain"),
+        (Format::JsonHttp, "plain"),
+        (Format::CloudEvent, "0.1-json"),
+        (Format::Mless, "plain"),
     ] {
-        let row = row(wire, name);
+        let row = row(format, name);
         let events = decode(&mut row.encode(&row.codec(), &[]).0, deep.as_bytes(), &[], false);
-        assert_eq!(failed(&events), Some(Code::FunctionInvalidResponse), "{wire}");
+        assert_eq!(failed(&events), Some(Code::FunctionInvalidResponse), "{format}");
     }
-    let mut row = row(Wire::Mless, "plain");
+    let mut row = row(Format::Mless, "plain");
     row.body = deep.into_bytes();
     assert_eq!(row.encode(&row.codec(), &[]).0.fault().map(|f| f.code), Some(Code::InvalidRequest));
+}
+
+/// Many read line by line, and some take U+2028 and U+2029 for the end of one.
+#[test]
+fn a_request_is_one_line_to_any_reader() {
+    let text = "a\u{2028}b\u{2029}c\u{2030}\u{2028}".to_owned();
+    for (format, name, quoted) in [
+        (Format::Json, "plain", false),
+        (Format::CloudEvent, "0.1-json", true),
+        (Format::CloudEvent, "1.0-json", true),
+        (Format::CloudEvent, "1.0-text", false),
+        (Format::CloudEvent, "1.0-event", true),
+        (Format::Mless, "plain", true),
+    ] {
+        let mut row = row(format, name);
+        row.body = match name {
+            _ if !quoted => text.clone(),
+            "1.0-event" => format!(
+                "{{\"specversion\":\"1.0\",\"id\":\"1\",\"source\":\"/\",\"type\":\"t\",\"data\":\"{text}\"}}"
+            ),
+            _ => format!("\"{text}\""),
+        }
+        .into_bytes();
+        row.head.headers.push("x-two", text.clone());
+        for at in 0..=row.body.len() {
+            let (exchange, out) = row.encode(&row.codec(), &[at]);
+            assert_eq!(exchange.fault(), None);
+            let out = std::str::from_utf8(&out).unwrap();
+            assert!(!out.contains(['\u{2028}', '\u{2029}']), "{out}");
+            assert!(out.contains("a\\u2028b\\u2029c\u{2030}\\u2028\""), "{at}: {out}");
+        }
+    }
 }

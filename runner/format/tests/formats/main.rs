@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "all of it is tests")]
 
+mod docs;
 mod golden;
 mod kit;
 mod kits;

@@ -5,12 +5,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use stoker_format::{After, Event, Limits, Wire};
+use stoker_core::function::Format;
+use stoker_format::{After, Event, Limits};
 
 use crate::kit::{Row, answers, check_answer, check_request, decode, rows};
 
-fn named(wire: Wire, name: &str) -> Row {
-    rows().into_iter().find(|r| r.wire == wire && r.name == name).unwrap()
+fn named(format: Format, name: &str) -> Row {
+    rows().into_iter().find(|r| r.format == format && r.name == name).unwrap()
 }
 
 fn cuts() -> impl Strategy<Value = Vec<usize>> {
@@ -24,15 +25,15 @@ fn read_back(row: &Row, text: &[u8]) -> (Vec<(String, Vec<String>)>, Vec<u8>) {
         let list = |v: &Value| v.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect();
         map.map(|(k, v)| (k.clone(), list(v))).collect::<Vec<_>>()
     };
-    match row.wire {
-        Wire::Json => {
+    match row.format {
+        Format::Json => {
             let call: Value = serde_json::from_slice(text).unwrap();
             let body = call["body"].as_str().unwrap();
             let body =
                 if call["body_encoding"] == "base64" { BASE64.decode(body).unwrap() } else { body.into() };
             (headers_of(&call["protocol"]["headers"]), body)
         }
-        Wire::JsonHttp => {
+        Format::JsonHttp => {
             let end = text.windows(2).position(|w| w == b"\n\n").unwrap();
             let head: Value = serde_json::from_slice(&text[..end]).unwrap();
             let body = &text[end + 2..];
@@ -44,7 +45,7 @@ fn read_back(row: &Row, text: &[u8]) -> (Vec<(String, Vec<String>)>, Vec<u8>) {
             };
             (headers_of(&head["headers"]), body)
         }
-        Wire::Http => {
+        Format::Http => {
             let end = text.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
             let head = String::from_utf8(text[..end].to_vec()).unwrap();
             let mut headers: Vec<(String, Vec<String>)> = Vec::new();
@@ -105,10 +106,10 @@ proptest! {
         whole in any::<bool>(),
         cuts in cuts(),
     ) {
-        for (wire, name, is_text) in
-            [(Wire::Http, "plain", false), (Wire::JsonHttp, "plain", false), (Wire::Json, "base64", false), (Wire::Json, "plain", true)]
+        for (format, name, is_text) in
+            [(Format::Http, "plain", false), (Format::JsonHttp, "plain", false), (Format::Json, "base64", false), (Format::Json, "plain", true)]
         {
-            let mut row = named(wire, name);
+            let mut row = named(format, name);
             row.body = if is_text { text.clone().into_bytes() } else { bytes.clone() };
             row.whole = whole;
             row.head.headers.push("x-any", header.clone());
@@ -116,7 +117,7 @@ proptest! {
             let (exchange, out) = row.encode(&row.codec(), &cuts);
             prop_assert_eq!(exchange.fault(), None);
             let (headers, body) = read_back(&row, &out);
-            prop_assert_eq!(&body, &row.body, "{}", wire);
+            prop_assert_eq!(&body, &row.body, "{}", format);
             let any = headers.iter().find(|(n, _)| n == "X-Any").unwrap();
             prop_assert_eq!(&any.1, &[header.clone(), "2".to_owned()]);
             prop_assert_eq!(check_request(&row, &cuts), Ok(None));
@@ -131,7 +132,7 @@ proptest! {
             ("1.0-text", "text/html", text.clone().into_bytes(), "data"),
             ("1.0-bytes", "text/plain; charset=latin1", bytes.clone(), "data_base64"),
         ] {
-            let mut row = named(Wire::CloudEvent, name);
+            let mut row = named(Format::CloudEvent, name);
             row.head.headers.0.retain(|h| h.name != "content-type");
             row.head.headers.push("content-type", kind);
             (row.body, row.whole) = (body, whole);
@@ -150,7 +151,7 @@ proptest! {
             }
             prop_assert_eq!(check_request(&row, &cuts), Ok(None));
         }
-        let mut row = named(Wire::Mless, "plain");
+        let mut row = named(Format::Mless, "plain");
         row.body = serde_json::to_vec_pretty(&value).unwrap();
         let (_, out) = row.encode(&row.codec(), &cuts);
         prop_assert_eq!(&serde_json::from_slice::<Value>(&out).unwrap()["event"], &value);
@@ -161,7 +162,7 @@ proptest! {
     #[test]
     fn events_keep_their_identity(id in ".{1,20}", data in values(), ext in "[a-z0-9]{1,12}", cuts in cuts()) {
         let ext = format!("x{ext}");
-        let mut row = named(Wire::CloudEvent, "1.0-event");
+        let mut row = named(Format::CloudEvent, "1.0-event");
         let event = json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t", "data": data, ext.clone(): 7, "fnheaders": "forged"});
         row.body = serde_json::to_vec_pretty(&event).unwrap();
         let (exchange, out) = row.encode(&row.codec(), &cuts);
@@ -209,36 +210,36 @@ proptest! {
             "specversion": "1.0", "id": "1", "source": "/", "type": "t", "datacontenttype": kind, key: data,
             "fnstatuscode": status, "fnheaders": json!({"X-A": [header.clone(), "2"]}).to_string(),
         });
-        for (wire, name, answer, body) in [
-            (Wire::Http, "plain", [http(&format!("Content-Length: {}", bytes.len())), bytes.clone()].concat(), bytes.clone()),
-            (Wire::Http, "chunked", [http("Transfer-Encoding: chunked"), chunks(&bytes)].concat(), bytes.clone()),
-            (Wire::JsonHttp, "plain", [head(("body_length", bytes.len().into())), bytes.clone()].concat(), bytes.clone()),
-            (Wire::JsonHttp, "chunked", [head(("chunked", true.into())), chunks(&bytes)].concat(), bytes.clone()),
-            (Wire::Json, "plain", to_json(&json!({"body": text, "protocol": protocol})), text.clone().into_bytes()),
-            (Wire::Json, "base64", to_json(&json!({"body_encoding": "base64", "body": BASE64.encode(&bytes), "protocol": protocol})), bytes.clone()),
+        for (format, name, answer, body) in [
+            (Format::Http, "plain", [http(&format!("Content-Length: {}", bytes.len())), bytes.clone()].concat(), bytes.clone()),
+            (Format::Http, "chunked", [http("Transfer-Encoding: chunked"), chunks(&bytes)].concat(), bytes.clone()),
+            (Format::JsonHttp, "plain", [head(("body_length", bytes.len().into())), bytes.clone()].concat(), bytes.clone()),
+            (Format::JsonHttp, "chunked", [head(("chunked", true.into())), chunks(&bytes)].concat(), bytes.clone()),
+            (Format::Json, "plain", to_json(&json!({"body": text, "protocol": protocol})), text.clone().into_bytes()),
+            (Format::Json, "base64", to_json(&json!({"body_encoding": "base64", "body": BASE64.encode(&bytes), "protocol": protocol})), bytes.clone()),
             (
-                Wire::CloudEvent,
+                Format::CloudEvent,
                 "0.1-json",
                 serde_json::to_vec(&json!({"contentType": "application/json", "data": value, "extensions": {"protocol": protocol}})).unwrap(),
                 json_value.clone(),
             ),
-            (Wire::CloudEvent, "0.1-json", to_json(&json!({"contentType": "text/x", "data": text, "extensions": {"protocol": protocol}})), text.clone().into_bytes()),
-            (Wire::CloudEvent, "1.0-json", serde_json::to_vec(&attributes("data", value.clone(), "application/json")).unwrap(), json_value),
-            (Wire::CloudEvent, "1.0-json", to_json(&attributes("data", text.clone().into(), "text/x")), text.clone().into_bytes()),
-            (Wire::CloudEvent, "1.0-json", to_json(&attributes("data_base64", BASE64.encode(&bytes).into(), "a/b")), bytes.clone()),
+            (Format::CloudEvent, "0.1-json", to_json(&json!({"contentType": "text/x", "data": text, "extensions": {"protocol": protocol}})), text.clone().into_bytes()),
+            (Format::CloudEvent, "1.0-json", serde_json::to_vec(&attributes("data", value.clone(), "application/json")).unwrap(), json_value),
+            (Format::CloudEvent, "1.0-json", to_json(&attributes("data", text.clone().into(), "text/x")), text.clone().into_bytes()),
+            (Format::CloudEvent, "1.0-json", to_json(&attributes("data_base64", BASE64.encode(&bytes).into(), "a/b")), bytes.clone()),
         ] {
-            let row = named(wire, name);
+            let row = named(format, name);
             // These never have a body.
-            let body = if wire == Wire::Http && (status == 204 || status == 304) { continue } else { body };
+            let body = if format == Format::Http && (status == 204 || status == 304) { continue } else { body };
             let events = decode(&mut row.encode(&row.codec(), &[]).0, &answer, &cuts, false);
             let Some(Event::Head { head, .. }) = events.first() else {
-                return Err(TestCaseError::fail(format!("{wire} {name}: {events:?}\n{}", answer.escape_ascii())));
+                return Err(TestCaseError::fail(format!("{format} {name}: {events:?}\n{}", answer.escape_ascii())));
             };
             prop_assert_eq!(head.status, status);
             let told: Vec<_> = head.headers.0.iter().filter(|h| h.name == "X-A").map(|h| h.value.clone()).collect();
             prop_assert_eq!(told, [header.clone().into_bytes(), b"2".to_vec()]);
             let got = events.iter().find_map(|e| if let Event::Body(b) = e { Some(b.to_vec()) } else { None });
-            prop_assert_eq!(got.unwrap_or_default(), body, "{} {}", wire, name);
+            prop_assert_eq!(got.unwrap_or_default(), body, "{} {}", format, name);
             prop_assert_eq!(events.last(), Some(&Event::End(After::Reuse)));
             prop_assert!(check_answer(&row, Limits::default(), &answer, &cuts).is_ok());
         }
