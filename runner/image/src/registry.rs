@@ -1,0 +1,389 @@
+//! The client of registries (distribution specification, "v2"): from a name to documents and the bytes of layers.
+//!
+//! Nothing a registry says is believed before its digest is checked; credentials go to the registry itself, and to the token server that
+//! it names, and nowhere else.
+
+mod auth;
+mod credentials;
+mod http;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ::http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+};
+use ::http::{Method, StatusCode};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use stoker_core::ImageRef;
+use stoker_core::backoff::Backoff;
+use tokio::sync::mpsc;
+
+use crate::digest::Digest;
+use crate::document::{self, Configuration, Document, Platform};
+use crate::error::{Error, Result};
+use crate::found::{Found, Place};
+use crate::limits;
+use auth::Authorization;
+use credentials::Credential;
+use http::{Http, Origin, Trouble};
+
+/// Where names without a registry lead.
+const HUB: &str = "docker.io";
+/// Who answers for it.
+const HUB_HOST: &str = "registry-1.docker.io";
+
+/// How often a request is made in all, when the registry cannot be reached or says that it cannot answer now.
+const TRIES: usize = 5;
+/// Hosts to which a registry leads on, one after the other, for one answer.
+const HOPS: usize = 5;
+/// A registry that wants to be left alone for longer gets its way: the call fails, and says when to come back.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A body that brings nothing for this long is given up, and asked for again from where it stopped.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How registries are reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Registries that are asked without TLS, as they are written in images: `host` or `host:port`. Those on loopback always are.
+    pub without_tls: Vec<String>,
+    /// A directory of files like Docker's `config.json`; a function's `credentials` is the name of one. It is read for each pull.
+    pub credentials: Option<PathBuf>,
+    /// Certificates of further authorities, in PEM form, beside those of the system.
+    pub ca: Option<PathBuf>,
+}
+
+/// A client of registries. Its connections are kept for a while and used again.
+pub(crate) struct Registry {
+    config: Config,
+    http: Http,
+}
+
+impl Registry {
+    /// Blocking: reads certificates.
+    pub fn new(config: Config) -> Result<Self> {
+        let http = Http::new(&config)?;
+        Ok(Self { config, http })
+    }
+
+    /// A conversation about one repository.
+    pub async fn session(self: &Arc<Self>, image: &ImageRef, credentials: Option<&str>) -> Result<Session> {
+        let host = if image.registry() == HUB { HUB_HOST } else { image.registry() };
+        let origin = self.http.origin(host)?;
+        let credential = match (credentials, &self.config.credentials) {
+            (None, _) => None,
+            (Some(name), None) => {
+                return Err(Error::image(format!(
+                    "it wants the credentials `{name}`, and this runner has no directory of credentials"
+                )));
+            }
+            (Some(name), Some(directory)) => Some(credentials::find(directory, name, image).await?),
+        };
+        let repository = image.repository().to_owned();
+        Ok(Session {
+            registry: Arc::clone(self),
+            origin,
+            repository,
+            credential,
+            authorization: Mutex::default(),
+        })
+    }
+}
+
+/// A conversation with a registry about one repository.
+pub(crate) struct Session {
+    registry: Arc<Registry>,
+    origin: Origin,
+    repository: String,
+    credential: Option<Credential>,
+    /// What the registry took last.
+    authorization: Mutex<Option<Authorization>>,
+}
+
+/// A piece of a blob. A stream of them that ends without [`Piece::End`] is cut off.
+pub(crate) enum Piece {
+    Data(Bytes),
+    End,
+}
+
+impl Session {
+    /// What a tag or digest leads to now.
+    pub async fn resolve(&self, reference: &str) -> Result<Digest> {
+        let path = self.path("manifests", reference);
+        let head = self.ask(Method::HEAD, &path, document::ACCEPT, None).await;
+        if let Ok(head) = &head {
+            let said = head.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+            if let Some(digest) = said.and_then(Digest::parse) {
+                return Ok(digest);
+            }
+        }
+        // Some do not say it, and some do not take HEAD.
+        Ok(Digest::of(&self.document(&path, None).await?))
+    }
+
+    /// The documents of an image.
+    pub async fn find(&self, digest: Digest) -> Result<Found> {
+        let mut digest = digest;
+        let mut size = None;
+        for _ in 0..limits::NESTING {
+            let bytes =
+                self.verified(&self.path("manifests", &digest.to_string()), digest, size, "manifest").await?;
+            match Document::parse(&bytes)? {
+                Document::Index(manifests) => {
+                    let chosen = document::choose(&manifests, &Platform::here())?;
+                    (digest, size) = (chosen.digest, Some(chosen.size));
+                }
+                Document::Manifest { config, layers } => {
+                    let path = self.path("blobs", &config.digest.to_string());
+                    let bytes =
+                        self.verified(&path, config.digest, Some(config.size), "configuration").await?;
+                    let blobs = layers.iter().map(|layer| (Some(layer.digest), layer.size, Place::Registry));
+                    return Found::new(Configuration::parse(&bytes)?, blobs.collect());
+                }
+            }
+        }
+        Err(Error::image("its indexes lead to indexes without end"))
+    }
+
+    async fn verified(&self, path: &str, digest: Digest, size: Option<u64>, what: &str) -> Result<Bytes> {
+        if size.is_some_and(|size| size > limits::DOCUMENT) {
+            return Err(Error::image(format!("its {what} is larger than 4 MiB")));
+        }
+        let bytes =
+            self.document(path, size).await.map_err(|error| error.about(format_args!("its {what}")))?;
+        let is = Digest::of(&bytes);
+        if is != digest {
+            return Err(Error::registry(format!("{} gave {is} for its {what}, not {digest}", self.origin)));
+        }
+        Ok(bytes)
+    }
+
+    async fn document(&self, path: &str, size: Option<u64>) -> Result<Bytes> {
+        let mut waits = backoff();
+        loop {
+            let answer = self.ask(Method::GET, path, document::ACCEPT, None).await?;
+            match http::whole(answer.into_body(), size.unwrap_or(limits::DOCUMENT)).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Passing(error, _)) => match waits.next() {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Sends the bytes of a blob, in order, from the start: a connection that breaks is made again and goes on where it stopped. Returns at
+    /// the end, or when nobody takes them any more.
+    pub async fn blob(&self, digest: Digest, size: u64, to: mpsc::Sender<Piece>) -> Result<()> {
+        let path = self.path("blobs", &digest.to_string());
+        let mut sent = 0;
+        let mut waits = backoff();
+        while sent < size {
+            let before = sent;
+            match self.blob_from(&path, &mut sent, size, &to).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Passing(error, _)) => {
+                    // Whoever makes headway may go on: the time for all of it is bounded elsewhere.
+                    if sent > before {
+                        waits = backoff();
+                    }
+                    match waits.next() {
+                        Some(wait) => tokio::time::sleep(wait).await,
+                        None => return Err(error),
+                    }
+                }
+            }
+        }
+        // Whoever does not take it does not want it.
+        to.send(Piece::End).await.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Whether the receiver is still there.
+    async fn blob_from(
+        &self,
+        path: &str,
+        sent: &mut u64,
+        size: u64,
+        to: &mpsc::Sender<Piece>,
+    ) -> std::result::Result<bool, Trouble> {
+        let range = (*sent > 0).then_some(*sent);
+        let answer =
+            self.ask(Method::GET, path, "application/octet-stream", range).await.map_err(Trouble::Final)?;
+        // Who does not know ranges starts again.
+        let mut skip = match answer.status() {
+            StatusCode::PARTIAL_CONTENT if starts_at(answer.headers(), *sent) => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                return Err(Trouble::Final(Error::registry(format!(
+                    "{} gave another part of a layer than was asked for",
+                    self.origin
+                ))));
+            }
+            _ => *sent,
+        };
+        let mut body = answer.into_body();
+        let broken = |why: &dyn std::fmt::Display| {
+            Trouble::Passing(
+                Error::registry(format!("{} broke off in the middle of a layer: {why}", self.origin)),
+                None,
+            )
+        };
+        loop {
+            let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
+                Err(_) => return Err(broken(&"it fell silent")),
+                Ok(None) if *sent < size => return Err(broken(&"it ended too soon")),
+                Ok(None) => return Ok(true),
+                Ok(Some(frame)) => frame.map_err(|error| broken(&http::why(&error)))?,
+            };
+            let Ok(mut data) = frame.into_data() else { continue };
+            let passed = skip.min(data.len() as u64);
+            bytes::Buf::advance(&mut data, passed as usize);
+            skip -= passed;
+            if data.is_empty() {
+                continue;
+            }
+            *sent += data.len() as u64;
+            if *sent > size {
+                let error = format!("{} gave more than the {size} bytes of a layer", self.origin);
+                return Err(Trouble::Final(Error::registry(error)));
+            }
+            if to.send(Piece::Data(data)).await.is_err() {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn path(&self, kind: &str, reference: &str) -> String {
+        format!("/v2/{}/{kind}/{reference}", self.repository)
+    }
+
+    /// Asks until there is an answer that is a success, or one that will not change.
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &'static str,
+        from: Option<u64>,
+    ) -> Result<::http::Response<Incoming>> {
+        let mut waits = backoff();
+        loop {
+            match self.ask_once(&method, path, accept, from).await {
+                Ok(answer) => return Ok(answer),
+                Err(Trouble::Final(error)) => return Err(error),
+                Err(Trouble::Passing(mut error, after)) => {
+                    let wait = waits.next().filter(|_| after.is_none_or(|after| after <= PATIENCE));
+                    let Some(wait) = wait else {
+                        error.retry_after = after;
+                        return Err(error);
+                    };
+                    tracing::debug!(registry = %self.origin, %error, "a registry is asked again");
+                    tokio::time::sleep(wait.max(after.unwrap_or_default())).await;
+                }
+            }
+        }
+    }
+
+    async fn ask_once(
+        &self,
+        method: &Method,
+        path: &str,
+        accept: &'static str,
+        from: Option<u64>,
+    ) -> std::result::Result<::http::Response<Incoming>, Trouble> {
+        let mut at = self.origin.clone();
+        let mut path = path.to_owned();
+        let mut challenged = false;
+        for _ in 0..=HOPS {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_static(accept));
+            if let Some(from) = from
+                && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+            {
+                headers.insert(RANGE, range);
+            }
+            // To the registry and to nobody else.
+            if at == self.origin
+                && let Some(authorization) = self.authorization()
+            {
+                headers.insert(AUTHORIZATION, authorization.header());
+            }
+            let answer = self.registry.http.send(&at, method.clone(), &path, headers, Bytes::new()).await?;
+            match answer.status() {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(answer),
+                StatusCode::UNAUTHORIZED if at == self.origin && !challenged => {
+                    challenged = true;
+                    let authorization = auth::answer(
+                        &self.registry.http,
+                        &self.origin,
+                        answer.headers(),
+                        &self.repository,
+                        self.credential.as_ref(),
+                    )
+                    .await?;
+                    *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
+                }
+                status if status.is_redirection() => {
+                    (at, path) = self.registry.http.follow(&at, answer.headers().get(LOCATION))?;
+                }
+                _ => return Err(self.refused(&at, &answer)),
+            }
+        }
+        Err(Trouble::Final(Error::registry(format!("{} leads in a circle", self.origin))))
+    }
+
+    fn authorization(&self) -> Option<Authorization> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn refused(&self, at: &Origin, answer: &::http::Response<Incoming>) -> Trouble {
+        let status = answer.status();
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Trouble::Final(Error::denied(match &self.credential {
+                    Some(credential) => {
+                        format!("{at} does not take the credentials `{}` for it ({status})", credential.name)
+                    }
+                    None => format!(
+                        "{at} does not show it to everybody, if it is there: name `credentials` ({status})"
+                    ),
+                }))
+            }
+            StatusCode::NOT_FOUND => Trouble::Final(Error::missing(format!("{at} does not have it"))),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Trouble::Passing(
+                Error::registry(format!("{at} takes no more requests now ({status})")),
+                after(answer),
+            ),
+            status if status.is_server_error() => {
+                Trouble::Passing(Error::registry(format!("{at} cannot answer ({status})")), after(answer))
+            }
+            status => Trouble::Final(Error::registry(format!(
+                "{at} gave an answer that means nothing here ({status})"
+            ))),
+        }
+    }
+}
+
+fn backoff() -> impl Iterator<Item = Duration> + Send {
+    // Runners that were refused together do not come back together.
+    let seed = stoker_core::Incarnation::new().0;
+    Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed).take(TRIES - 1)
+}
+
+fn after(answer: &::http::Response<Incoming>) -> Option<Duration> {
+    let seconds: u64 = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// `bytes 100-199/200`.
+fn starts_at(headers: &HeaderMap, offset: u64) -> bool {
+    let start = headers
+        .get(CONTENT_RANGE)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok());
+    start == Some(offset)
+}

@@ -1,0 +1,272 @@
+//! What a registry wants to hear: a password with each request, or a token that its token server gives.
+
+use ::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
+use ::http::{Method, StatusCode};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::credentials::{Credential, Secret};
+use super::http::{self, Http, Origin, Trouble};
+use crate::error::Error;
+
+/// Bytes of a token server's answer.
+const ANSWER: u64 = 256 << 10;
+
+/// The value of a header, which is never shown.
+#[derive(Clone)]
+pub(super) struct Authorization(HeaderValue);
+
+impl Authorization {
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+
+    fn new(text: &str) -> Result<Self, Trouble> {
+        let mut value = HeaderValue::from_str(text).map_err(|_| {
+            Trouble::Final(Error::registry("a token or password has characters that cannot be sent"))
+        })?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    fn basic(user: &str, password: &str) -> Result<Self, Trouble> {
+        Self::new(&format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
+    }
+
+    fn bearer(token: &str) -> Result<Self, Trouble> {
+        Self::new(&format!("Bearer {token}"))
+    }
+}
+
+/// What to say to a registry that asked who we are.
+pub(super) async fn answer(
+    http: &Http,
+    origin: &Origin,
+    asked: &HeaderMap,
+    repository: &str,
+    credential: Option<&Credential>,
+) -> Result<Authorization, Trouble> {
+    let challenges: Vec<Challenge> = asked
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(challenges)
+        .collect();
+    let named = |scheme: &str| challenges.iter().find(|c| c.scheme.eq_ignore_ascii_case(scheme));
+    if let Some(Credential { secret: Secret::Token(token), .. }) = credential {
+        return Authorization::bearer(token);
+    }
+    if let Some(bearer) = named("bearer") {
+        return token(http, origin, bearer, repository, credential).await;
+    }
+    match (named("basic"), credential) {
+        (Some(_), Some(Credential { secret: Secret::Password { user, password }, .. })) => {
+            Authorization::basic(user, password)
+        }
+        (Some(_), Some(credential)) => Err(Trouble::Final(Error::image(format!(
+            "{origin} wants a user and a password, and the credentials `{}` are a token",
+            credential.name
+        )))),
+        (Some(_), None) => Err(Trouble::Final(Error::denied(format!(
+            "{origin} wants a user and a password: name `credentials`"
+        )))),
+        (None, _) => Err(Trouble::Final(Error::registry(format!(
+            "{origin} wants to know who we are, in a way that is not known here"
+        )))),
+    }
+}
+
+async fn token(
+    http: &Http,
+    origin: &Origin,
+    challenge: &Challenge,
+    repository: &str,
+    credential: Option<&Credential>,
+) -> Result<Authorization, Trouble> {
+    let nowhere =
+        || Trouble::Final(Error::registry(format!("{origin} names no token server that can be asked")));
+    let realm = challenge.parameter("realm").ok_or_else(nowhere)?;
+    // By the rules of redirections: a password does not leave TLS.
+    let realm = HeaderValue::from_str(realm).map_err(|_| nowhere())?;
+    let (server, path) = http.follow(origin, Some(&realm))?;
+    let scope =
+        challenge.parameter("scope").map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
+    let mut form = vec![("scope", scope.as_str())];
+    if let Some(service) = challenge.parameter("service") {
+        form.push(("service", service));
+    }
+    let mut headers = HeaderMap::new();
+    let (method, path, body) = match credential.map(|c| &c.secret) {
+        Some(Secret::Identity(identity)) => {
+            form.extend([
+                ("grant_type", "refresh_token"),
+                ("client_id", "stoker"),
+                ("refresh_token", identity),
+            ]);
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+            (Method::POST, path, query(&form))
+        }
+        secret => {
+            if let Some(Secret::Password { user, password }) = secret {
+                headers.insert(AUTHORIZATION, Authorization::basic(user, password)?.header());
+            }
+            let joint = if path.contains('?') { '&' } else { '?' };
+            (Method::GET, format!("{path}{joint}{}", query(&form)), String::new())
+        }
+    };
+    let answer = http.send(&server, method, &path, headers, Bytes::from(body)).await?;
+    let status = answer.status();
+    match status {
+        StatusCode::OK => {}
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::BAD_REQUEST
+        | StatusCode::NOT_FOUND => {
+            return Err(Trouble::Final(Error::denied(match credential {
+                Some(credential) => {
+                    format!("{server} does not take the credentials `{}` ({status})", credential.name)
+                }
+                None => format!("{server} gives no token to those without credentials ({status})"),
+            })));
+        }
+        status => {
+            let error =
+                Error::registry(format!("{server}, which gives tokens for {origin}, cannot ({status})"));
+            return Err(Trouble::Passing(error, super::after(&answer)));
+        }
+    }
+    #[derive(Deserialize)]
+    struct Given {
+        token: Option<String>,
+        access_token: Option<String>,
+    }
+    let bytes = http::whole(answer.into_body(), ANSWER).await?;
+    let given =
+        serde_json::from_slice::<Given>(&bytes).ok().and_then(|given| given.token.or(given.access_token));
+    let given = given.filter(|token| !token.is_empty()).ok_or_else(|| {
+        Trouble::Final(Error::registry(format!("{server}, which gives tokens for {origin}, gave none")))
+    })?;
+    Authorization::bearer(&given)
+}
+
+/// `a=b&c=d`, with all that is not plain written as %XX.
+fn query(form: &[(&str, &str)]) -> String {
+    let mut out = String::new();
+    for (n, (key, value)) in form.iter().enumerate() {
+        if n > 0 {
+            out.push('&');
+        }
+        out.push_str(key);
+        out.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                    out.push(char::from(byte))
+                }
+                byte => out.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    out
+}
+
+/// One way to say who one is.
+#[derive(Debug, PartialEq, Eq)]
+struct Challenge {
+    scheme: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl Challenge {
+    fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters
+            .iter()
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+/// Reads `Scheme key="value", key=value, Scheme …`.
+fn challenges(text: &str) -> Vec<Challenge> {
+    let mut found: Vec<Challenge> = Vec::new();
+    let mut rest = text;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        if word.is_empty() {
+            return found;
+        }
+        match after.trim_start_matches([' ', '\t']).strip_prefix('=') {
+            None => {
+                found.push(Challenge { scheme: word.to_owned(), parameters: Vec::new() });
+                rest = after;
+            }
+            Some(value) => {
+                let (value, after) = read_value(value.trim_start_matches([' ', '\t']));
+                if let Some(challenge) = found.last_mut() {
+                    challenge.parameters.push((word.to_owned(), value));
+                }
+                rest = after;
+            }
+        }
+    }
+}
+
+/// A word, or a text in quotes with `\` before what stands for itself; and what follows it.
+fn read_value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
+        return (text[..end].to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, char)) = chars.next() {
+        match char {
+            '"' => return (value, &quoted[at + 1..]),
+            '\\' => value.extend(chars.next().map(|(_, char)| char)),
+            char => value.push(char),
+        }
+    }
+    (value, "")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn challenges_are_read_as_servers_write_them() {
+        let hub = r#"Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push""#;
+        let read = challenges(hub);
+        assert_eq!(read.len(), 1);
+        assert_eq!(read[0].parameter("Realm"), Some("https://auth.example/token"));
+        assert_eq!(read[0].parameter("scope"), Some("repository:a/b:pull,push"));
+        let two = challenges(r#"Basic realm="a \"b\"", Bearer realm=x, error="y""#);
+        assert_eq!(two.len(), 2);
+        assert_eq!(two[0].parameter("realm"), Some("a \"b\""));
+        assert_eq!((two[1].parameter("realm"), two[1].parameter("error")), (Some("x"), Some("y")));
+        assert_eq!(challenges("Negotiate")[0].scheme, "Negotiate");
+        assert_eq!(challenges(", ,"), []);
+        assert_eq!(challenges(r#"Bearer realm="open"#)[0].parameter("realm"), Some("open"));
+    }
+
+    #[test]
+    fn queries_are_escaped() {
+        assert_eq!(
+            query(&[("scope", "repository:a/b:pull"), ("s", "ä &")]),
+            "scope=repository%3Aa%2Fb%3Apull&s=%C3%A4%20%26"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn noise_is_read_to_its_end(text in "\\PC{0,60}") {
+            challenges(&text);
+        }
+    }
+}
