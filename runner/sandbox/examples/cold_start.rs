@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio as ProcessStdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoker_sandbox::native::{self, Native};
@@ -71,6 +72,7 @@ fn spec(id: String, root: Root) -> Result<Spec, Failure> {
         writable_root: false,
         command: vec![program, "echo".to_owned()],
         env: Vec::new(),
+        user: None,
         workdir: PathBuf::from("/"),
         memory: 128 << 20,
         cpu_millis: 0,
@@ -116,6 +118,62 @@ async fn cold(
     let mut talk = Talk::new(sandbox.start(Vec::new()).await?)?;
     talk.first()?;
     Ok((sandbox, talk, created, begun.elapsed()))
+}
+
+/// Cold starts a second, by so many at once, each stopped before the next.
+async fn sustained(native: &Arc<Native>, at_once: usize) -> Result<f64, Failure> {
+    let (begun, length) = (Instant::now(), Duration::from_secs(5));
+    let workers: Vec<_> = (0..at_once)
+        .map(|worker| {
+            let (native, runtime) = (Arc::clone(native), tokio::runtime::Handle::current());
+            // The pipes are read by waiting: not on the threads that serve the driver.
+            tokio::task::spawn_blocking(move || {
+                let mut starts = 0_usize;
+                while begun.elapsed() < length {
+                    let spec = spec(format!("s{worker}-{starts}"), Root::Host).map_err(|e| e.to_string())?;
+                    let cold = runtime.block_on(cold(&*native, spec)).map_err(|e| e.to_string())?;
+                    runtime.block_on(cold.0.stop(Duration::ZERO));
+                    starts += 1;
+                }
+                Ok::<_, String>(starts)
+            })
+        })
+        .collect();
+    let mut starts = 0;
+    for worker in workers {
+        starts += worker.await??;
+    }
+    Ok(starts as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// Resident memory of this process, and what the inits and functions have for themselves, in KiB.
+fn resident() -> Result<(u64, u64), Failure> {
+    let field = |path: String, name: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
+        line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let mut inits = 0;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let path = entry.path();
+        let name = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+        if name.starts_with("stoker-init") {
+            inits += field(path.join("smaps_rollup").to_string_lossy().into_owned(), "Pss:");
+        }
+    }
+    Ok((field("/proc/self/status".to_owned(), "VmRSS:"), inits))
+}
+
+/// What so many idle sandboxes cost, each, in KiB: here, and in their inits.
+async fn idle(native: &Native, count: usize) -> Result<(f64, f64), Failure> {
+    let (before, inits_before) = resident()?;
+    let mut kept = Vec::new();
+    for number in 0..count {
+        kept.push(cold(native, spec(format!("i{number}"), Root::Host)?).await?);
+    }
+    let (after, inits) = resident()?;
+    let each = |before: u64, after: u64| after.saturating_sub(before) as f64 / count as f64;
+    Ok((each(before, after), each(inits_before, inits)))
 }
 
 async fn measure(rounds: usize) -> Result<(), Failure> {
@@ -176,7 +234,7 @@ async fn measure(rounds: usize) -> Result<(), Failure> {
         let begun = Instant::now();
         talk.echo()?;
         times[8] = begun.elapsed();
-        // Entering a version 1 cgroup, as the making of a spare does, holds up a freeze meanwhile.
+        // The making of a spare takes its share of the machine.
         pause().await;
         let begun = Instant::now();
         sandbox.freeze().await?;
@@ -221,6 +279,12 @@ async fn measure(rounds: usize) -> Result<(), Failure> {
     for row in rows.iter_mut().filter(|row| row.times.iter().any(|time| !time.is_zero())) {
         row.print();
     }
+    let native = Arc::new(native);
+    for at_once in [1, 4, 16] {
+        println!("{:>8.0} cold starts a second, {at_once} at once", sustained(&native, at_once).await?);
+    }
+    let (here, inits) = idle(&native, 100).await?;
+    println!("{here:>8.0} KiB of the runner, {inits:.0} KiB of the init for every idle sandbox");
     drop((native, bare, process));
     std::fs::remove_dir_all(state)?;
     Ok(())

@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::cgroup::{Freezer, Leaf};
+use crate::egress::Way;
 use crate::engine::{CellLeaf, Engine, HostDirectory, Slot};
 use crate::spawner::client::{Init, Parent};
 use crate::sys;
@@ -88,17 +89,18 @@ impl Channel {
     }
 
     /// Reads what has arrived, whether or not the runtime has noticed it.
-    fn drain(&self) {
+    pub fn drain(&self) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         while inbox.fill(self.socket.get_ref().as_fd()).is_ok_and(|more| more) {}
     }
 
     /// A whole frame that has arrived.
-    fn take<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
+    pub fn take<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn descriptor(&self) -> Option<OwnedFd> {
+    /// The oldest descriptor that has arrived.
+    pub fn descriptor(&self) -> Option<OwnedFd> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).descriptor()
     }
 }
@@ -133,6 +135,8 @@ struct Inner {
     last_usage: Mutex<Option<Usage>>,
     orphaned: watch::Receiver<bool>,
     parent: Parent,
+    /// Its way out, where it has one, until it is gone.
+    way: Mutex<Option<Way>>,
 }
 
 /// The leaf, while the keeper has not taken it down.
@@ -140,8 +144,11 @@ struct CellLeafView(Mutex<Option<Arc<CellLeaf>>>);
 
 impl CellLeafView {
     fn with<T>(&self, look: impl FnOnce(&Leaf) -> T) -> Option<T> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        held.as_ref().and_then(|leaf| leaf.get()).map(look)
+        self.held().as_ref().and_then(|leaf| leaf.get()).map(look)
+    }
+
+    fn held(&self) -> Option<Arc<CellLeaf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn take(&self) -> Option<Arc<CellLeaf>> {
@@ -197,6 +204,7 @@ impl Cell {
             last_usage: Mutex::default(),
             orphaned: init.orphaned,
             parent,
+            way: Mutex::default(),
         });
         tokio::spawn(keep(Arc::clone(&inner), exit, answer, holdings, Arc::clone(engine)));
         // From here on, dropping the cell ends it.
@@ -212,10 +220,16 @@ impl Cell {
                 .await
                 .unwrap_or_else(|| fail("instruct the sandbox's init")(source)));
         }
-        let (report, handle) = match cell.inner.answers.lock().await.recv().await {
-            Some(answer) => answer,
-            None => return Err(fail("build the sandbox")(died())),
+        let answer = async || {
+            cell.inner.answers.lock().await.recv().await.ok_or_else(|| fail("build the sandbox")(died()))
         };
+        let (mut report, mut handle) = answer().await?;
+        if let (Report::Tunnel, Some(policy)) = (&report, &engine.flavour.egress) {
+            let tunnel = handle.take().ok_or_else(|| fail("open the way out")(died()))?;
+            let way = Way::serve(tunnel, Arc::clone(policy)).map_err(fail("open the way out"))?;
+            *cell.inner.way.lock().unwrap_or_else(PoisonError::into_inner) = Some(way);
+            (report, handle) = answer().await?;
+        }
         match report {
             Report::Built => {}
             Report::Failed(failure) => return Err(failure.into()),
@@ -311,13 +325,13 @@ impl Inner {
     }
 }
 
-fn usage(leaf: &Leaf) -> Usage {
+pub(crate) fn usage(leaf: &Leaf) -> Usage {
     let (memory, memory_peak) = leaf.memory();
     Usage { memory, memory_peak, cpu: leaf.cpu() }
 }
 
 /// Waits until a freezer is in the state that was asked for.
-async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
+pub(crate) async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
     // Nearly always done by the time the write returns.
     if freezer.is_frozen()? == frozen {
         return Ok(());
@@ -356,7 +370,7 @@ async fn keep(
     engine: Arc<Engine>,
 ) {
     let mut reported = None;
-    let mut by_watch = false;
+    let (mut by_watch, mut watched) = (false, 0);
     let mut heard = true;
     let mut orphaned = inner.orphaned.clone();
     let mut hunted = false;
@@ -365,8 +379,8 @@ async fn keep(
             // First what the init still said, then that it is gone.
             biased;
             message = inner.control.receive::<Report>(), if heard => match message {
-                Ok(Some(Report::Ended { code, signal, out_of_memory })) => {
-                    by_watch = out_of_memory;
+                Ok(Some(Report::Ended { code, signal, out_of_memory, peak })) => {
+                    (by_watch, watched) = (out_of_memory, peak);
                     reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
                 }
                 Ok(Some(Report::Orphaned)) => reported = Some(ExitCause::Lost),
@@ -397,8 +411,8 @@ async fn keep(
     inner.control.drain();
     while let Ok(Some(report)) = inner.control.take() {
         match report {
-            Report::Ended { code, signal, out_of_memory } => {
-                by_watch = out_of_memory;
+            Report::Ended { code, signal, out_of_memory, peak } => {
+                (by_watch, watched) = (out_of_memory, peak);
                 reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
             }
             Report::Orphaned => reported = Some(ExitCause::Lost),
@@ -406,14 +420,17 @@ async fn keep(
         }
     }
     drop(answer);
+    // It would keep the network namespace.
+    inner.way.lock().unwrap_or_else(PoisonError::into_inner).take();
     // Before anything that takes time: a spawner that goes later had no part in this end. What exited by itself did so, whatever
     // came after.
     let lost = !matches!(reported, Some(ExitCause::Code(_))) && inner.parent.is_gone();
     // Reaps it where its death has made it our child; the spawner does else.
     waitid(WaitId::PidFd(inner.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
     let kills = inner.leaf.with(Leaf::memory_kills).unwrap_or(0);
-    let last = inner.leaf.with(usage);
-    *inner.last_usage.lock().unwrap_or_else(PoisonError::into_inner) = Some(last.unwrap_or_default());
+    let mut last = inner.leaf.with(usage).unwrap_or_default();
+    last.memory_peak = last.memory_peak.max(watched);
+    *inner.last_usage.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
     let leaf = inner.leaf.take();
     let cleared = tokio::task::spawn_blocking(move || {
         if let Some(leaf) = leaf {
@@ -498,6 +515,25 @@ impl Sandbox for Cell {
 
     async fn wait(&self) -> Exit {
         self.inner.exited().await
+    }
+
+    async fn reclaim(&self) -> Result<u64, Error> {
+        let before = self.inner.usage().memory;
+        let held = self.inner.leaf.held();
+        // The kernel does it while we wait, page by page: not on the thread that serves calls.
+        let done = tokio::task::spawn_blocking(move || match held.as_ref().and_then(|leaf| leaf.get()) {
+            Some(leaf) => leaf.reclaim(),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        });
+        match done.await.map_err(io::Error::other).flatten() {
+            Ok(()) => Ok(before.saturating_sub(self.inner.usage().memory)),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(Error::Unsupported(
+                "memory can be taken back only where a cgroup counts it, and from what lives".to_owned(),
+            )),
+            Err(source) => {
+                Err(Error::Platform { step: "take memory back from the sandbox".to_owned(), source })
+            }
+        }
     }
 
     async fn usage(&self) -> Usage {

@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags, open};
 /// Name in front of every directory that this crate makes.
 pub const PREFIX: &str = "stoker.";
 /// The period of a CPU quota. Short enough that a function with a small share is not stalled for long.
-const PERIOD_MICROS: u64 = 100_000;
+pub const PERIOD_MICROS: u64 = 100_000;
 
 /// What the hierarchies of this machine offer to us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -261,14 +261,40 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// The cgroups that another engine put a process in, for looking after. What it shares with us, or with everybody, is not its own
+    /// and left out.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn of_process(pid: rustix::process::Pid) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let ours = hierarchies(&mounts, &fs::read_to_string("/proc/self/cgroup")?);
+        let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+        let mut leaf = Self { v2: None, v2_controllers: Vec::new(), v1: Vec::new(), handle: None };
+        for theirs in hierarchies(&mounts, &fs::read_to_string(path)?) {
+            let shared = ours.iter().any(|ours| ours.own.starts_with(&theirs.own));
+            if shared || !theirs.own.is_dir() {
+                continue;
+            }
+            if theirs.v2 {
+                leaf.v2_controllers = listed(&theirs.own.join("cgroup.controllers"));
+                leaf.v2 = Some(theirs.own);
+            } else {
+                leaf.v1.push((theirs.own, theirs.controllers));
+            }
+        }
+        Ok(leaf)
+    }
+
     /// The version 2 directory, for a clone straight into it.
     pub fn handle(&self) -> Option<&OwnedFd> {
         self.handle.as_ref()
     }
 
-    /// The `cgroup.procs` files of version 1, for the process to enter by itself.
+    /// The files of version 1 by which a process of one thread enters by itself. Not `cgroup.procs`: that locks every process of the
+    /// machine in place, which waits for a grace period of 5 to 13 ms; a thread that moves itself needs no such lock.
     pub fn attach(&self) -> Vec<PathBuf> {
-        self.v1.iter().map(|(directory, _)| directory.join("cgroup.procs")).collect()
+        self.v1.iter().map(|(directory, _)| directory.join("tasks")).collect()
     }
 
     /// Every directory of this leaf.
@@ -351,6 +377,26 @@ impl Leaf {
         }
     }
 
+    /// Has the kernel take back what it can of its memory: caches of files, and with swap the rest. Takes as long as it takes.
+    ///
+    /// # Errors
+    /// `Unsupported` without a memory controller that can do it.
+    pub fn reclaim(&self) -> io::Result<()> {
+        let done = match self.of(Controller::Memory) {
+            Some((directory, true)) => {
+                fs::write(directory.join("memory.reclaim"), self.memory().0.max(1).to_string())
+            }
+            Some((directory, false)) => fs::write(directory.join("memory.force_empty"), "0"),
+            None => Err(io::ErrorKind::NotFound.into()),
+        };
+        match done {
+            // Less than all of it could be taken, as is usual.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(io::ErrorKind::Unsupported.into()),
+            done => done,
+        }
+    }
+
     /// CPU time so far.
     pub fn cpu(&self) -> Duration {
         if let Some((directory, false)) = self.of(Controller::CpuAccounting) {
@@ -382,6 +428,31 @@ impl Leaf {
         fs::write(directory.join("freezer.state"), "THAWED").ok();
         true
     }
+}
+
+/// Our own place in the tree for another engine to work below: the path by which it is named, and its directories in all
+/// hierarchies, those that this crate does not use included.
+pub fn place(base: &Base, name: &str) -> (PathBuf, Vec<PathBuf>) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let top = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let cgroup = matches!(after.split(' ').next()?, "cgroup" | "cgroup2");
+        cgroup.then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    };
+    let tops: Vec<PathBuf> = mounts.lines().filter_map(top).collect();
+    // Limits are what it is for: where memory is limited, it is.
+    let limited = base.v1.iter().find(|(_, controllers)| controllers.contains(&Controller::Memory));
+    let chosen = limited.map(|(directory, _)| directory).or(base.v2.as_ref());
+    let relative = chosen
+        .and_then(|chosen| tops.iter().find_map(|top| chosen.strip_prefix(top).ok()))
+        .map_or_else(|| PathBuf::from(name), Path::to_path_buf);
+    let mut directories = base.directories();
+    for directory in tops.iter().map(|top| top.join(&relative)) {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    (Path::new("/").join(relative), directories)
 }
 
 /// A way to freeze one leaf.

@@ -1,8 +1,7 @@
 //! What both drivers of this crate share: a spawner, cgroups, blanks made ahead, and the way from [`Spec`] to a [`Cell`].
 //!
 //! A **blank** is an init that waits for its plan: cloned, in its cgroups, with its network namespace. None of that
-//! depends on the function, and it is the slow half of a creation (entering a version 1 cgroup after a pause waits for a
-//! grace period of 5 to 13 ms), so a few are kept ready.
+//! depends on the function, and it is the slow half of a creation, so a few are kept ready.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,11 +13,12 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::cell::{self, Cell, Channel};
 use crate::cgroup::{Base, Controller, Leaf, Limits};
+use crate::egress::Policy;
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
-use crate::wire::{Begin, Identity, Order, Plan, RootPlan, Setup};
-use crate::{Error, Network, Root, Sandbox, Shared, Spec};
+use crate::wire::{Begin, INSIDE, Identity, Names, NetworkPlan, Order, Plan, RootPlan, Setup};
+use crate::{Error, Network, Root, Sandbox, Shared, Spec, User};
 
 /// How an engine makes sandboxes.
 pub struct Flavour {
@@ -32,10 +32,14 @@ pub struct Flavour {
     pub user_namespace: bool,
     /// First of the host's user ids that functions run as, one per sandbox.
     pub first_user: u32,
+    /// First of the ids by which the owners of an image's files are shown that the function is not.
+    pub others: u32,
     /// Host directories that [`Root::Host`] shows.
     pub host_paths: Vec<PathBuf>,
-    /// Blanks kept ready.
+    /// Blanks kept ready, of each kind that was asked for.
     pub spares: usize,
+    /// What a way out leads to, where there can be one.
+    pub egress: Option<Arc<Policy>>,
 }
 
 pub struct Engine {
@@ -46,7 +50,7 @@ pub struct Engine {
     slots: Mutex<BTreeSet<u32>>,
     next_leaf: AtomicU64,
     next_directory: AtomicU64,
-    blanks: Mutex<Vec<Blank>>,
+    blanks: Mutex<Blanks>,
     filling: AtomicBool,
     home: Option<PathBuf>,
 }
@@ -56,6 +60,23 @@ struct Blank {
     control: Channel,
     init: Init,
     leaf: CellLeaf,
+}
+
+/// Those with a network of their own; those with a way out only once one was asked for.
+#[derive(Default)]
+struct Blanks {
+    closed: Vec<Blank>,
+    reaching: Vec<Blank>,
+    reaching_wanted: bool,
+}
+
+impl Blanks {
+    fn of(&mut self, network: NetworkPlan) -> &mut Vec<Blank> {
+        match network {
+            NetworkPlan::Tunnel { .. } => &mut self.reaching,
+            NetworkPlan::Own | NetworkPlan::Host => &mut self.closed,
+        }
+    }
 }
 
 /// A leaf that is removed when it is dropped, if not before.
@@ -221,16 +242,21 @@ impl Engine {
     }
 
     async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
-        let own_network = self.flavour.isolate && spec.network == Network::None;
+        let network = match (spec.network, &self.flavour.egress) {
+            (Network::None, _) if self.flavour.isolate => NetworkPlan::Own,
+            (Network::Egress, Some(policy)) => NetworkPlan::Tunnel { six: policy.six },
+            _ => NetworkPlan::Host,
+        };
         let mut ready = None;
-        if own_network {
-            ready = self.blanks.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if network != NetworkPlan::Host {
+            let mut blanks = self.blanks.lock().unwrap_or_else(PoisonError::into_inner);
+            blanks.reaching_wanted |= network != NetworkPlan::Own;
             // One made by a spawner that has died since is dead, too.
-            ready = ready.filter(|blank: &Blank| !*blank.init.orphaned.borrow());
+            ready = blanks.of(network).pop().filter(|blank| !*blank.init.orphaned.borrow());
         }
         let blank = match ready {
             Some(blank) => blank,
-            None => self.blank(own_network).await?,
+            None => self.blank(network).await?,
         };
         if let Some(leaf) = blank.leaf.get() {
             let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, pids: spec.pids };
@@ -243,9 +269,16 @@ impl Engine {
             None => Identity::Same,
             Some(slot) => {
                 let user = self.flavour.first_user + slot.number;
-                if self.flavour.user_namespace { Identity::Mapped(user) } else { Identity::Plain(user) }
+                if self.flavour.user_namespace {
+                    Identity::Mapped { user, others: self.flavour.others }
+                } else {
+                    Identity::Plain(user)
+                }
             }
         };
+        let user = spec.user.unwrap_or(ORDINARY);
+        let identity =
+            if identity == Identity::Inside && user != ORDINARY { Identity::Renamed } else { identity };
         let counted = self.base.has(Controller::Pids);
         let weighed = self.base.has(Controller::Memory);
         let host_shared = match &spec.shared {
@@ -268,9 +301,10 @@ impl Engine {
             // Counted per user: exact only in a user namespace of one's own.
             processes: (self.flavour.isolate && !counted).then_some(spec.pids),
             watch_memory: (!weighed).then_some(spec.memory),
-            host_network: spec.network == Network::Host,
             shared: spec.shared.clone().filter(|_| self.flavour.isolate),
             identity,
+            user,
+            names: (spec.network != Network::Host).then(|| self.names(&spec.id, network)),
             home: self.home.clone(),
         };
         let holdings = cell::Holdings { leaf: blank.leaf, _slot: slot, directory: host_shared };
@@ -282,7 +316,7 @@ impl Engine {
     }
 
     /// Clones an init and lets it do what does not depend on the function.
-    async fn blank(self: &Arc<Self>, network: bool) -> Result<Blank, Error> {
+    async fn blank(self: &Arc<Self>, network: NetworkPlan) -> Result<Blank, Error> {
         let fail = |step: &str| {
             let step = step.to_owned();
             move |source: std::io::Error| Error::Platform { step, source }
@@ -320,17 +354,11 @@ impl Engine {
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
-            loop {
-                let have = {
-                    let mut blanks = engine.blanks.lock().unwrap_or_else(PoisonError::into_inner);
-                    blanks.retain(|blank| !*blank.init.orphaned.borrow());
-                    blanks.len()
-                };
-                if have >= engine.flavour.spares {
-                    break;
-                }
-                match engine.blank(true).await {
-                    Ok(blank) => engine.blanks.lock().unwrap_or_else(PoisonError::into_inner).push(blank),
+            while let Some(network) = engine.lacking() {
+                match engine.blank(network).await {
+                    Ok(blank) => {
+                        engine.blanks.lock().unwrap_or_else(PoisonError::into_inner).of(network).push(blank);
+                    }
                     Err(error) => {
                         // The next create meets the same and says so to somebody.
                         tracing::debug!(%error, "no spare sandbox could be made");
@@ -340,6 +368,26 @@ impl Engine {
             }
             engine.filling.store(false, Ordering::Release);
         });
+    }
+
+    /// A kind of blanks of which there are too few, if any.
+    fn lacking(&self) -> Option<NetworkPlan> {
+        let mut blanks = self.blanks.lock().unwrap_or_else(PoisonError::into_inner);
+        let tunnel = self.flavour.egress.as_ref().filter(|_| blanks.reaching_wanted);
+        let tunnel = tunnel.map(|policy| NetworkPlan::Tunnel { six: policy.six });
+        [Some(NetworkPlan::Own), tunnel].into_iter().flatten().find(|network| {
+            let blanks = blanks.of(*network);
+            blanks.retain(|blank| !*blank.init.orphaned.borrow());
+            blanks.len() < self.flavour.spares
+        })
+    }
+
+    /// What names mean to a function with a network of its own.
+    fn names(&self, id: &str, network: NetworkPlan) -> Names {
+        match (network, &self.flavour.egress) {
+            (NetworkPlan::Tunnel { .. }, Some(policy)) => Names { resolver: policy.resolver(), ..names(id) },
+            _ => names(id),
+        }
     }
 
     fn slot(self: &Arc<Self>) -> Slot {
@@ -392,8 +440,19 @@ impl Drop for HostDirectory {
     }
 }
 
+/// Who a function is inside, if nobody says so.
+const ORDINARY: User = User { uid: INSIDE, gid: INSIDE };
+
+/// What names mean to a function that has no network but its own.
+pub fn names(id: &str) -> Names {
+    Names {
+        hosts: format!("127.0.0.1 localhost {id}\n::1 localhost ip6-localhost ip6-loopback\n"),
+        resolver: String::new(),
+    }
+}
+
 /// What no driver can make sense of.
-fn check(spec: &Spec) -> Result<(), Error> {
+pub fn check(spec: &Spec) -> Result<(), Error> {
     let valid = (1..=63).contains(&spec.id.len())
         && spec.id.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if !valid {
@@ -404,6 +463,10 @@ fn check(spec: &Spec) -> Result<(), Error> {
     }
     if spec.command.first().is_none_or(String::is_empty) {
         return Err(Error::Function("the command is empty".to_owned()));
+    }
+    if let Some(user) = spec.user.filter(|user| user.uid == u32::MAX || user.gid == u32::MAX) {
+        // The number that means "nobody in particular" to the kernel.
+        return Err(Error::Function(format!("{}:{} cannot be a user and a group", user.uid, user.gid)));
     }
     if !spec.workdir.is_absolute() {
         return Err(Error::Function(format!(

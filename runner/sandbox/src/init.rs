@@ -5,14 +5,16 @@
 //! when it ends. It gives up every privilege before the function may run. Where there is no pid namespace (plain
 //! processes) it keeps the family together as a subreaper.
 //!
-//! Order, and why: enter cgroups before the cgroup namespace, so that it shows nothing above them; mount while
-//! privileged; clone the function's process (into its user namespace, whose maps only a privileged parent may write);
-//! then drop everything, and only then set the parent's death signal, which a change of user clears.
+//! Order, and why: enter cgroups before the cgroup namespace, so that it shows nothing above them; clone the function's
+//! process (into its user namespace, whose maps only a privileged parent may write), which waits; mount while privileged, with
+//! that user namespace to show an image's files by; then drop everything, and only then set the parent's death signal, which a change of user clears.
 
+pub mod contained;
 mod launch;
-mod mounts;
+pub mod mounts;
 pub mod processes;
 mod seccomp;
+mod tunnel;
 
 use std::ffi::CString;
 use std::fs;
@@ -23,12 +25,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process};
 
+use crate::User;
 use crate::spawner::server::{ALIVE, CONTROL};
 use crate::sys::{self, Side};
-use crate::wire::{self, Begin, Failure, INSIDE, Identity, Inbox, Order, Plan, Report, RootPlan, Step};
+use crate::wire::{
+    self, Begin, Failure, INSIDE, Identity, Inbox, NetworkPlan, Order, Plan, Report, RootPlan, Step,
+};
 
 /// Open files that a function locks in memory, at most. Enough for a TLS library that protects its keys.
-const LOCKED_MEMORY: u64 = 8 << 20;
+pub const LOCKED_MEMORY: u64 = 8 << 20;
 /// What a function may allocate over its memory limit where only [`Watch`] counts: room for what is mapped but not used.
 const DATA_SLACK: u64 = 1 << 30;
 
@@ -51,6 +56,14 @@ struct Init {
     inbox: Inbox,
 }
 
+/// The function's process, which waits until its gate is opened.
+struct Cloned {
+    child: Pid,
+    opener: OwnedFd,
+    /// Its user namespace, where it has its own.
+    users: Option<OwnedFd>,
+}
+
 /// A built sandbox with its function's process.
 struct Family {
     child: Pid,
@@ -65,7 +78,7 @@ impl Init {
     fn live(&mut self) -> Result<(), Failure> {
         rustix::thread::set_name(c"stoker-init").step(|| "name the init".to_owned())?;
         let Some(Order::Begin(begin)) = self.next()? else { return Ok(()) };
-        begin_ahead(&begin)?;
+        let tunnel = begin_ahead(&begin)?;
         let Some(Order::Build(plan)) = self.next()? else { return Ok(()) };
         let mut descriptors = || {
             self.inbox.descriptor().ok_or(Failure {
@@ -77,13 +90,20 @@ impl Init {
         let stdio = [descriptors()?, descriptors()?, descriptors()?];
         let launch = descriptors()?;
 
-        let mut shared = None;
         if begin.isolate {
-            shared = mounts::build(&plan)?;
-            rustix::system::sethostname(plan.id.as_bytes()).step(|| "set the host name".to_owned())?;
+            mounts::cut_off()?;
         }
         let filter = begin.isolate.then(seccomp::filter);
-        let child = self.clone_function(&begin, &plan, stdio, launch, filter.as_deref())?;
+        let Cloned { child, opener, users } =
+            self.clone_function(&begin, &plan, stdio, launch, filter.as_deref())?;
+        let mut shared = None;
+        if begin.isolate {
+            shared = mounts::build(&plan, users.as_ref())?;
+            rustix::system::sethostname(plan.id.as_bytes()).step(|| "set the host name".to_owned())?;
+        }
+        drop(users);
+        rustix::io::write(&opener, b"!").step(|| "let the function's process go on".to_owned())?;
+        drop(opener);
         // Before the drop: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
@@ -93,6 +113,10 @@ impl Init {
             .step(|| "hide the init's memory".to_owned())?;
         if let Some(filter) = &filter {
             drop_privileges(plan.identity, filter)?;
+        }
+        if let Some(tunnel) = tunnel {
+            wire::send_frame(self.control.as_fd(), &Report::Tunnel, &[tunnel.as_fd()])
+                .step(|| "report to the runner".to_owned())?;
         }
         let descriptors: Vec<_> = shared.iter().map(AsFd::as_fd).collect();
         wire::send_frame(self.control.as_fd(), &Report::Built, &descriptors)
@@ -153,7 +177,8 @@ impl Init {
         Ok((any(0), !any(1), signals.is_some() && any(2)))
     }
 
-    /// Clones the function's process and, where it has one, writes its user namespace's maps.
+    /// Clones the function's process and, where it has one, writes its user namespace's maps. It shares our mount namespace, and
+    /// moves to the new root with us.
     fn clone_function(
         &self,
         begin: &Begin,
@@ -161,36 +186,24 @@ impl Init {
         stdio: [OwnedFd; 3],
         launch: OwnedFd,
         filter: Option<&[libc::sock_filter]>,
-    ) -> Result<Pid, Failure> {
+    ) -> Result<Cloned, Failure> {
         let step = || "clone the function's process".to_owned();
         let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
-        let mut namespaces = 0;
-        if let Identity::Mapped(user) = plan.identity {
-            namespaces |= libc::CLONE_NEWUSER;
+        if let Identity::Mapped { user, .. } | Identity::Plain(user) = plan.identity {
             // Its ends of the pipes would else be the runner's user's, and /dev/stdout closed to it.
             own(&stdio, user)?;
         }
-        if let Identity::Plain(user) = plan.identity {
-            own(&stdio, user)?;
-        }
+        let maps = plan.identity.maps(plan.user);
+        let namespaces = if maps.is_some() { libc::CLONE_NEWUSER } else { 0 };
         match sys::clone(namespaces, None).step(step)? {
             Side::Child => {
                 drop(opener);
                 launch::run(plan, begin.isolate, stdio, &launch, &gate, filter)
             }
-            Side::Parent { pid, .. } => {
+            Side::Parent { pid, pidfd } => {
                 drop(gate);
-                if let Identity::Mapped(user) = plan.identity {
-                    let map = format!("{INSIDE} {user} 1");
-                    let write = |file: &str| {
-                        let path = format!("/proc/{}/{file}", pid.as_raw_nonzero());
-                        fs::write(&path, &map).step(|| format!("write {path}"))
-                    };
-                    write("gid_map")?;
-                    write("uid_map")?;
-                }
-                rustix::io::write(&opener, b"!").step(step)?;
-                Ok(pid)
+                let users = maps.map(|maps| user_namespace(&pidfd, &maps)).transpose()?;
+                Ok(Cloned { child: pid, opener, users })
             }
         }
     }
@@ -221,6 +234,7 @@ impl Init {
                         code: status.exit_status(),
                         signal: status.terminating_signal(),
                         out_of_memory: family.out_of_memory,
+                        peak: family.watch.as_ref().map_or(0, |watch| watch.highest),
                     };
                     return wire::send_frame(self.control.as_fd(), &ended, &[])
                         .step(|| "report the end".to_owned());
@@ -366,6 +380,8 @@ impl Family {
 /// Counts memory where no cgroup does, often enough that a fast allocation cannot get far.
 struct Watch {
     limit: u64,
+    /// The most that was seen.
+    highest: u64,
     last: Instant,
 }
 
@@ -376,7 +392,7 @@ impl Watch {
     const LONGEST: Duration = Duration::from_millis(500);
 
     fn new(limit: u64) -> Self {
-        Self { limit, last: Instant::now() }
+        Self { limit, highest: 0, last: Instant::now() }
     }
 
     /// When to look again; zero when the limit is passed.
@@ -384,19 +400,37 @@ impl Watch {
         self.last = Instant::now();
         let used: u64 =
             processes::members(isolate).iter().map(|process| processes::private_memory(process.pid)).sum();
+        self.highest = self.highest.max(used);
         let Some(left) = self.limit.checked_sub(used) else { return Duration::ZERO };
         Duration::from_millis(left * 1000 / Self::RATE).clamp(Self::SHORTEST, Self::LONGEST)
     }
 }
 
-/// What can be done before anything is known about the function.
-fn begin_ahead(begin: &Begin) -> Result<(), Failure> {
+/// Writes the maps of a cloned process's user namespace, and opens it. Our `/proc` is still the host's and knows the process by
+/// another number than we do; its pidfd tells which.
+fn user_namespace(process: &OwnedFd, maps: &[String; 2]) -> Result<OwnedFd, Failure> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    let text = fs::read_to_string(&path).step(|| format!("read {path}"))?;
+    let number = text.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap_or_default().trim();
+    for (file, map) in ["uid_map", "gid_map"].into_iter().zip(maps) {
+        let path = format!("/proc/{number}/{file}");
+        fs::write(&path, map).step(|| format!("write {path}"))?;
+    }
+    let path = format!("/proc/{number}/ns/user");
+    let users = fs::File::open(&path).step(|| format!("open {path}"))?;
+    Ok(users.into())
+}
+
+/// What can be done before anything is known about the function. Gives the tunnel, where there is to be one.
+fn begin_ahead(begin: &Begin) -> Result<Option<OwnedFd>, Failure> {
     for procs in &begin.attach {
         fs::write(procs, "0").step(|| format!("enter the cgroup {}", procs.display()))?;
     }
     if !begin.isolate {
-        return rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .step(|| "become the reaper of the function's processes".to_owned());
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .step(|| "become the reaper of the function's processes".to_owned())?;
+        return Ok(None);
     }
     if let Some((user, group)) = begin.rootless {
         fs::write("/proc/self/setgroups", "deny").step(|| "write setgroups".to_owned())?;
@@ -408,16 +442,20 @@ fn begin_ahead(begin: &Begin) -> Result<(), Failure> {
     // Ourselves, against a spawner that dies from here on; again after the change of user.
     die_with_parent()?;
     let mut namespaces = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
-    if begin.network {
+    if begin.network != NetworkPlan::Host {
         namespaces |= libc::CLONE_NEWNET;
     }
     sys::unshare(namespaces).step(|| "unshare the ipc, uts, cgroup and network namespaces".to_owned())?;
-    if begin.network {
-        sys::interface_up(c"lo").step(|| "set the loopback interface up".to_owned())?;
-        // Any port is free to a function that has the whole interface to itself. Not having it harms few.
-        fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").ok();
+    if begin.network == NetworkPlan::Host {
+        return Ok(None);
     }
-    Ok(())
+    sys::interface_up(c"lo").step(|| "set the loopback interface up".to_owned())?;
+    // Any port is free to a function that has the whole interface to itself. Not having it harms few.
+    fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").ok();
+    match begin.network {
+        NetworkPlan::Tunnel { six } => tunnel::make(six).map(Some),
+        NetworkPlan::Host | NetworkPlan::Own => Ok(None),
+    }
 }
 
 fn die_with_parent() -> Result<(), Failure> {
@@ -443,17 +481,17 @@ fn drop_privileges(identity: Identity, filter: &[libc::sock_filter]) -> Result<(
     sys::close_from_on_exec(ALIVE as u32 + 1);
     sys::close_capabilities();
     match identity {
-        Identity::Mapped(user) | Identity::Plain(user) => become_user(user)?,
-        Identity::Inside | Identity::Same => {}
+        Identity::Mapped { user, .. } | Identity::Plain(user) => become_user(User { uid: user, gid: user })?,
+        Identity::Inside | Identity::Renamed | Identity::Same => {}
     }
     seal(filter)
 }
 
 /// Changes user and groups for good.
-fn become_user(user: u32) -> Result<(), Failure> {
+fn become_user(user: User) -> Result<(), Failure> {
     use rustix::process::{Gid, Uid};
     rustix::thread::set_thread_groups(&[]).step(|| "drop supplementary groups".to_owned())?;
-    let (user, group) = (Uid::from_raw(user), Gid::from_raw(user));
+    let (user, group) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(group, group, group).step(|| "change the group".to_owned())?;
     rustix::thread::set_thread_res_uid(user, user, user).step(|| "change the user".to_owned())
 }

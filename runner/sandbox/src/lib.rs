@@ -9,13 +9,17 @@
 //! of it and frees what it held; nothing outlives the runner.
 
 pub mod conformance;
+pub mod docker;
+pub mod egress;
 pub mod native;
+pub mod oci;
 pub mod process;
 pub mod select;
 pub mod spawner;
 
 mod cell;
 mod cgroup;
+mod contained;
 mod engine;
 mod init;
 mod state;
@@ -48,6 +52,12 @@ pub struct Description {
     pub limits_pids: bool,
     /// `network: none` is enforced.
     pub isolates_network: bool,
+    /// `network: egress` works.
+    pub reaches_out: bool,
+    /// [`Spec::user`] is honoured.
+    pub chooses_user: bool,
+    /// What is written to a root is bounded by [`Spec::tmp_size`], where [`Spec::writable_root`] allows it.
+    pub sizes_roots: bool,
 }
 
 /// What a sandbox sees as `/`.
@@ -70,6 +80,13 @@ pub enum Network {
     Host,
 }
 
+/// User and group inside a sandbox, by number: names are the image's to resolve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+}
+
 /// A sandbox to be. Driver-neutral: paths, limits and strings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
@@ -83,6 +100,9 @@ pub struct Spec {
     pub command: Vec<String>,
     /// The environment, complete but for what [`Sandbox::start`] adds.
     pub env: Vec<(String, String)>,
+    /// Who the command is inside, as an image says; absent, an ordinary user. Root inside (0) is a user without any privilege
+    /// to the host, as every other.
+    pub user: Option<User>,
     /// Where the command starts. With [`Root::Host`] the host's directory of that path is visible (read-only) even when a
     /// parent of it is closed to the function's user.
     pub workdir: PathBuf,
@@ -224,6 +244,15 @@ pub trait Sandbox: Send + Sync {
 
     /// Waits until it is gone. Any number of callers, at any time.
     async fn wait(&self) -> Exit;
+
+    /// Gives memory that it has not used of late back to the machine, as far as the kernel can: for a frozen one, when others need
+    /// it. What it needs again is read or made again. Returns how much less it holds, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where memory cannot be taken back.
+    async fn reclaim(&self) -> Result<u64, Error> {
+        Err(Error::Unsupported("this driver cannot take memory back from a sandbox".to_owned()))
+    }
 
     /// What it used so far.
     async fn usage(&self) -> Usage;

@@ -18,10 +18,12 @@ use async_trait::async_trait;
 
 use crate::cgroup::{Base, Controller};
 use crate::engine::{Engine, Flavour};
-use crate::{Description, Driver, Error, Network, Sandbox, Spec, spawner};
+use crate::{Description, Driver, Error, Network, Sandbox, Spec, egress, spawner};
 
 /// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
 const UNASSIGNED: u32 = 1_900_000_000;
+/// Ids that no process ever has, one for each that a file of an image may belong to; the same for all runners.
+const OTHERS: u32 = 1_980_000_000;
 /// Sandboxes of one runner at once, at most; and the distance of runners of different names in the range.
 const USERS: u32 = 1 << 14;
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub host_paths: Vec<PathBuf>,
     /// Sandboxes without a function that are kept ready, so that a creation does not wait for cgroups and network.
     pub spares: usize,
+    /// What `network: egress` may reach.
+    pub egress: egress::Config,
 }
 
 impl Config {
@@ -60,6 +64,7 @@ impl Config {
             user_namespaces: true,
             host_paths: host_paths.map(PathBuf::from).to_vec(),
             spares: 2,
+            egress: egress::Config::default(),
         }
     }
 }
@@ -68,6 +73,8 @@ impl Config {
 pub struct Native {
     engine: Arc<Engine>,
     description: Description,
+    /// Why there is no way out, if there is none.
+    closed: Option<String>,
 }
 
 impl Native {
@@ -94,14 +101,20 @@ impl Native {
             ));
         }
         let user_namespace = user_namespace && (config.user_namespaces || !root);
+        let (egress, closed) = match way_out(&config.egress) {
+            Ok(policy) => (Some(Arc::new(policy)), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
         let flavour = Flavour {
             driver: "native",
             isolate: true,
             rootless: !root,
             user_namespace,
             first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
+            others: OTHERS,
             host_paths: config.host_paths,
             spares: config.spares,
+            egress,
         };
         let engine = Engine::start(
             flavour,
@@ -111,9 +124,9 @@ impl Native {
             config.spawner,
         )
         .await?;
-        let description = describe(root, user_namespace, &engine.base);
+        let description = describe(root, user_namespace, closed.as_deref(), &engine.base);
         engine.refill();
-        Ok(Self { engine, description })
+        Ok(Self { engine, description, closed })
     }
 
     /// The spawner's process id, for whoever watches or tests it.
@@ -129,7 +142,13 @@ fn first_user(name: &str) -> u32 {
     UNASSIGNED + hash % 4096 * USERS
 }
 
-fn describe(root: bool, user_namespace: bool, base: &Base) -> Description {
+/// What a way out may lead to, if there can be one.
+fn way_out(config: &egress::Config) -> std::io::Result<egress::Policy> {
+    std::fs::File::options().read(true).write(true).open(egress::DEVICE)?;
+    egress::Policy::new(config)
+}
+
+fn describe(root: bool, user_namespace: bool, closed: Option<&str>, base: &Base) -> Description {
     let memory = base.has(Controller::Memory);
     let cpu = base.has(Controller::Cpu);
     let pids = base.has(Controller::Pids);
@@ -156,6 +175,9 @@ fn describe(root: bool, user_namespace: bool, base: &Base) -> Description {
         why.push_str("; no cgroups may be written here for all limits: ");
         why.push_str(&missing.join(", "));
     }
+    if let Some(error) = closed {
+        why.push_str(&format!("; network egress is not possible without {} ({error})", egress::DEVICE));
+    }
     Description {
         name: "native",
         why,
@@ -166,6 +188,9 @@ fn describe(root: bool, user_namespace: bool, base: &Base) -> Description {
         // Without a cgroup RLIMIT_NPROC counts within the sandbox's own user namespace.
         limits_pids: pids || user_namespace,
         isolates_network: true,
+        reaches_out: closed.is_none(),
+        chooses_user: user_namespace,
+        sizes_roots: true,
     }
 }
 
@@ -176,11 +201,11 @@ impl Driver for Native {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        if spec.network == Network::Egress {
-            return Err(Error::Unsupported(
-                "the native driver has no filtered way out yet: use network none, or host where the function may reach all that the host does"
-                    .to_owned(),
-            ));
+        if let (Network::Egress, Some(why)) = (spec.network, &self.closed) {
+            return Err(Error::Unsupported(format!(
+                "network egress needs {}, which the runner cannot use here ({why}): give it to the runner, or use network none, or host where the function may reach all that the host does",
+                egress::DEVICE
+            )));
         }
         self.engine.create(spec).await
     }

@@ -57,8 +57,10 @@ impl Process {
             rootless: !rustix::process::geteuid().is_root(),
             user_namespace: false,
             first_user: 0,
+            others: 0,
             host_paths: Vec::new(),
             spares: 0,
+            egress: None,
         };
         let engine = Engine::start(
             flavour,
@@ -102,6 +104,9 @@ fn describe(base: &Base) -> Description {
         limits_cpu: cpu,
         limits_pids: pids,
         isolates_network: false,
+        reaches_out: false,
+        chooses_user: false,
+        sizes_roots: false,
     }
 }
 
@@ -116,6 +121,12 @@ impl Driver for Process {
             return Err(Error::Unsupported(format!(
                 "plain processes cannot have {} as their root: an image needs a driver that isolates",
                 directory.display()
+            )));
+        }
+        if let Some(user) = spec.user {
+            return Err(Error::Unsupported(format!(
+                "plain processes are the runner's user and cannot be user {}: that needs a driver that isolates",
+                user.uid
             )));
         }
         self.engine.create(spec).await

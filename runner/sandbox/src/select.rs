@@ -9,7 +9,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::docker::{self, Docker};
 use crate::native::{self, Native};
+use crate::oci::{self, Oci};
 use crate::process::{self, Process};
 use crate::{Driver, Error, ExitCause, Network, Root, Spec, spawner};
 
@@ -23,21 +25,33 @@ pub enum Choice {
     #[default]
     Auto,
     Native,
+    /// Containers of an OCI runtime.
+    Oci,
+    /// Containers of a Docker daemon.
+    Docker,
     Process,
 }
 
 impl Choice {
     /// Every value, as written.
-    pub const NAMES: [&'static str; 3] = ["auto", "native", "process"];
+    pub const NAMES: [&'static str; 5] = ["auto", "native", "oci", "docker", "process"];
+}
+
+impl Choice {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Oci => "oci",
+            Self::Docker => "docker",
+            Self::Process => "process",
+        }
+    }
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Auto => "auto",
-            Self::Native => "native",
-            Self::Process => "process",
-        })
+        formatter.write_str(self.name())
     }
 }
 
@@ -48,6 +62,8 @@ impl FromStr for Choice {
         match text {
             "auto" => Ok(Self::Auto),
             "native" => Ok(Self::Native),
+            "oci" => Ok(Self::Oci),
+            "docker" => Ok(Self::Docker),
             "process" => Ok(Self::Process),
             other => Err(format!("{other:?} is no sandbox driver: use one of {}", Self::NAMES.join(", "))),
         }
@@ -59,6 +75,8 @@ impl FromStr for Choice {
 pub struct Config {
     pub choice: Choice,
     pub native: native::Config,
+    pub oci: oci::Config,
+    pub docker: docker::Config,
     pub process: process::Config,
 }
 
@@ -69,6 +87,8 @@ impl Config {
         Self {
             choice,
             native: native::Config::new(name.clone(), state_dir.clone()),
+            oci: oci::Config::new(name.clone(), state_dir.clone()),
+            docker: docker::Config::new(name.clone(), state_dir.clone()),
             process: process::Config::new(name, state_dir),
         }
     }
@@ -77,6 +97,8 @@ impl Config {
     #[must_use]
     pub fn with_spawner(mut self, command: spawner::Command) -> Self {
         self.native.spawner = command.clone();
+        self.oci.spawner = command.clone();
+        self.docker.spawner = command.clone();
         self.process.spawner = command;
         self
     }
@@ -103,27 +125,27 @@ impl fmt::Debug for Selection {
 /// Why the driver asked for does not work; for `auto`, why none does.
 pub async fn select(config: Config) -> Result<Selection, Error> {
     let probe = Probe::new(&config);
-    match config.choice {
-        Choice::Native => {
-            let driver = native(config.native, &probe).await?;
-            Ok(Selection::new(driver, "asked for", Vec::new()))
-        }
-        Choice::Process => {
-            let driver = process(config.process, &probe).await?;
-            Ok(Selection::new(driver, "asked for", Vec::new()))
-        }
-        Choice::Auto => match native(config.native, &probe).await {
-            Ok(driver) => Ok(Selection::new(driver, "the strongest that works here", Vec::new())),
-            Err(error) => {
-                let driver = process(config.process, &probe).await.map_err(|second| {
-                    Error::Unsupported(format!(
-                        "no sandbox driver works here: native: {error}; process: {second}"
-                    ))
-                })?;
-                Ok(Selection::new(driver, "nothing stronger works here", vec![("native", error.to_string())]))
+    let choices = match config.choice {
+        Choice::Auto => vec![Choice::Native, Choice::Oci, Choice::Docker, Choice::Process],
+        asked => vec![asked],
+    };
+    let mut rejected = Vec::new();
+    for choice in choices {
+        match try_one(choice, &config, &probe).await {
+            Ok(driver) => {
+                let reason = match (config.choice, rejected.is_empty()) {
+                    (Choice::Auto, true) => "the strongest that works here",
+                    (Choice::Auto, false) => "nothing stronger works here",
+                    _ => "asked for",
+                };
+                return Ok(Selection::new(driver, reason, rejected));
             }
-        },
+            Err(error) if config.choice != Choice::Auto => return Err(error),
+            Err(error) => rejected.push((choice.name(), error.to_string())),
+        }
     }
+    let all: Vec<_> = rejected.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    Err(Error::Unsupported(format!("no sandbox driver works here: {}", all.join("; "))))
 }
 
 impl Selection {
@@ -137,12 +159,13 @@ impl Selection {
     }
 }
 
-async fn native(config: native::Config, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
-    proven(Native::new(config).await?, probe).await
-}
-
-async fn process(config: process::Config, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
-    proven(Process::new(config).await?, probe).await
+async fn try_one(choice: Choice, config: &Config, probe: &Probe) -> Result<Arc<dyn Driver>, Error> {
+    match choice {
+        Choice::Auto | Choice::Native => proven(Native::new(config.native.clone()).await?, probe).await,
+        Choice::Oci => proven(Oci::new(config.oci.clone()).await?, probe).await,
+        Choice::Docker => proven(Docker::new(config.docker.clone()).await?, probe).await,
+        Choice::Process => proven(Process::new(config.process.clone()).await?, probe).await,
+    }
 }
 
 /// One that does not work leaves nothing behind.
@@ -197,6 +220,7 @@ impl Probe {
             writable_root: false,
             command: self.command.clone(),
             env: Vec::new(),
+            user: None,
             workdir: PathBuf::from("/"),
             memory: 64 << 20,
             cpu_millis: 0,

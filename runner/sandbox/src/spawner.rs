@@ -11,6 +11,8 @@ pub(crate) mod server;
 
 use std::path::PathBuf;
 
+use crate::{contained, init};
+
 /// The first argument that turns a program into the spawner.
 const ARGUMENT: &str = "__stoker-spawner";
 /// The first argument that makes a program end at once with status 0: what the probe of a driver runs inside.
@@ -46,6 +48,12 @@ pub fn run_if_asked() {
         }
         if argument == ARGUMENT {
             server::run();
+        }
+        if argument == contained::ARGUMENT {
+            init::contained::run(contained::DOOR);
+        }
+        if argument == contained::monitor::ARGUMENT {
+            contained::monitor::run();
         }
     }
 }

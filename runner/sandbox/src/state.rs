@@ -117,10 +117,16 @@ impl State {
     /// # Errors
     /// [`Error::Platform`] when that fails.
     pub fn make_sockets(&self) -> Result<(), Error> {
-        fs::DirBuilder::new().mode(0o700).create(&self.sockets).map_err(|source| Error::Platform {
-            step: format!("make {}, for the sockets of functions", self.sockets.display()),
-            source,
-        })
+        match fs::DirBuilder::new().mode(0o700).create(&self.sockets) {
+            // This life's own directory, where that is short enough.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && self.sockets == self.life() => {
+                Ok(())
+            }
+            made => made.map_err(|source| Error::Platform {
+                step: format!("make {}, for the sockets of functions", self.sockets.display()),
+                source,
+            }),
+        }
     }
 
     /// The name of our cgroups.

@@ -53,6 +53,18 @@ pub fn clone(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Res
     }
 }
 
+/// Copies this process in the way that every engine's own filter of system calls lets through. `None` in the child.
+///
+/// # Errors
+/// What `fork` says.
+pub fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: called by the single-threaded init of a container only, so the child may go on with ordinary code.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
 /// Ends this process at once: no destructors, no buffers, no handlers. The only way out of a cloned child.
 pub fn exit(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.
@@ -76,11 +88,15 @@ pub struct MountAttributes {
     pub recursive: bool,
 }
 
-/// Changes the attributes of the mount at `directory` itself.
+/// Changes the attributes of the mount at `directory` itself; `users` is the user namespace that an id-mapped one is mapped by.
 ///
 /// # Errors
 /// What `mount_setattr` says.
-pub fn mount_setattr(directory: BorrowedFd<'_>, attributes: MountAttributes) -> io::Result<()> {
+pub fn mount_setattr(
+    directory: BorrowedFd<'_>,
+    attributes: MountAttributes,
+    users: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     #[repr(C)]
     struct Attr {
         set: u64,
@@ -88,7 +104,8 @@ pub fn mount_setattr(directory: BorrowedFd<'_>, attributes: MountAttributes) -> 
         propagation: u64,
         userns: u64,
     }
-    let attr = Attr { set: attributes.set, clear: 0, propagation: attributes.propagation, userns: 0 };
+    let userns = users.map_or(0, |users| users.as_raw_fd() as u64);
+    let attr = Attr { set: attributes.set, clear: 0, propagation: attributes.propagation, userns };
     let mut flags = libc::AT_EMPTY_PATH;
     if attributes.recursive {
         flags |= libc::AT_RECURSIVE;
@@ -213,6 +230,21 @@ pub fn interface_up(name: &CStr) -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) })
 }
 
+/// Makes a descriptor of the tunnel device an interface of the current network namespace, which passes bare IP packets.
+///
+/// # Errors
+/// What `ioctl(TUNSETIFF)` says.
+pub fn make_tunnel(device: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.to_bytes()).take(libc::IFNAMSIZ - 1) {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: `request` is a full `ifreq`, as this request reads and writes, and outlives the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
+}
+
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: u32) {
     // SAFETY: callers own every descriptor at and above `first` by value nowhere else: the cloned child is about to run on
@@ -315,6 +347,27 @@ pub fn drop_capabilities() -> io::Result<()> {
 pub fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nobody replaces it behind the runtime.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
+
+/// A System V memory segment of this process's namespace, for tests of what others see of it.
+pub struct Segment(libc::c_int);
+
+impl Segment {
+    /// # Errors
+    /// What `shmget` says.
+    pub fn new(key: i32) -> io::Result<Self> {
+        // SAFETY: makes a segment, and maps nothing.
+        let id = unsafe { libc::shmget(key, 4096, libc::IPC_CREAT | libc::IPC_EXCL | 0o666) };
+        check(id)?;
+        Ok(Self(id))
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: removes what nobody has mapped.
+        unsafe { libc::shmctl(self.0, libc::IPC_RMID, ptr::null_mut()) };
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -18,6 +18,8 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::User;
+
 /// Descriptors in one message, at most.
 const DESCRIPTORS: usize = 8;
 /// The largest message: an environment may have 2 MiB (the kernel's own limit on `exec`), and JSON may escape some of it.
@@ -88,17 +90,27 @@ pub struct Begin {
     pub isolate: bool,
     /// Map this user and group to [`INSIDE`] and write the maps oneself: the spawner is not root.
     pub rootless: Option<(u32, u32)>,
-    /// `cgroup.procs` of the cgroup v1 leaves to enter.
+    /// The files of cgroup v1 leaves by which to enter them.
     pub attach: Vec<PathBuf>,
-    /// An own network namespace.
-    pub network: bool,
+    pub network: NetworkPlan,
 }
 
-/// User and group of a function as itself sees them.
+/// What a sandbox has for a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkPlan {
+    /// The host's.
+    Host,
+    /// A namespace with a loopback interface.
+    Own,
+    /// The same, and a tunnel; `six`: for the sixth version of the protocol, too.
+    Tunnel { six: bool },
+}
+
+/// User and group of a function as itself sees them, where nothing else was asked for.
 pub const INSIDE: u32 = 1000;
 
 /// A function's sandbox, complete but for its late environment.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     pub id: String,
     pub root: RootPlan,
@@ -112,15 +124,17 @@ pub struct Plan {
     pub processes: Option<u32>,
     /// Watch the memory of all processes, where no cgroup does.
     pub watch_memory: Option<u64>,
-    /// The host's network is shared: make its name resolution work.
-    pub host_network: bool,
     pub shared: Option<PathBuf>,
     pub identity: Identity,
+    /// Who it is inside, where the identity is not the host's.
+    pub user: User,
+    /// What names mean to it; the host's own files where it has the host's network.
+    pub names: Option<Names>,
     /// The runner's home directory, never shown for a program in it.
     pub home: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum RootPlan {
     /// The host as it is; plain processes.
     Unchanged,
@@ -129,22 +143,69 @@ pub enum RootPlan {
     Directory(PathBuf),
 }
 
+/// The files of `/etc` that depend on the sandbox and not on its root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    pub hosts: String,
+    pub resolver: String,
+}
+
 /// Who a function is to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Identity {
     /// Unchanged: plain processes.
     Same,
-    /// This user and group of the host, shown inside as [`INSIDE`] by a user namespace.
-    Mapped(u32),
+    /// This user and group of the host, shown inside as [`Plan::user`] by a user namespace. Files of an image that belong to
+    /// others are shown as theirs, by way of ids from `others` on that no process ever has.
+    Mapped { user: u32, others: u32 },
     /// This user and group of the host, without a user namespace.
     Plain(u32),
-    /// [`INSIDE`], mapped already at the clone.
+    /// [`INSIDE`], mapped already at the clone; [`Plan::user`] is no other.
     Inside,
+    /// The same, renamed to [`Plan::user`] by a user namespace in the first.
+    Renamed,
 }
+
+impl Identity {
+    /// Who owns what the function may write to, in the numbers of its init.
+    pub fn owner(self) -> u32 {
+        match self {
+            Self::Mapped { user, .. } | Self::Plain(user) => user,
+            Self::Inside | Self::Renamed | Self::Same => INSIDE,
+        }
+    }
+
+    /// The maps of users and of groups of the function's own user namespace, if it gets one.
+    pub fn maps(self, inside: User) -> Option<[String; 2]> {
+        let map = |inside: u32| match self {
+            Self::Mapped { user, others } => {
+                let mut lines = format!("{inside} {user} 1\n");
+                let below = inside.min(IMAGE_IDS);
+                if below > 0 {
+                    lines.push_str(&format!("0 {others} {below}\n"));
+                }
+                if let Some(above) =
+                    IMAGE_IDS.checked_sub(inside.saturating_add(1)).filter(|above| *above > 0)
+                {
+                    lines.push_str(&format!("{} {} {above}\n", inside + 1, others + inside + 1));
+                }
+                Some(lines)
+            }
+            Self::Renamed => Some(format!("{inside} {INSIDE} 1\n")),
+            Self::Plain(_) | Self::Inside | Self::Same => None,
+        };
+        Some([map(inside.uid)?, map(inside.gid)?])
+    }
+}
+
+/// Owners of files that an image may have: all that is not a number of its maker's own namespace.
+pub const IMAGE_IDS: u32 = 1 << 16;
 
 /// Init → runner.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// Before [`Report::Built`], where there is one. Descriptor: the tunnel's other end.
+    Tunnel,
     /// All but the function's own last steps is done. Descriptor: the shared directory, if asked for.
     Built,
     Failed(Failure),
@@ -160,6 +221,8 @@ pub enum Report {
         code: Option<i32>,
         signal: Option<i32>,
         out_of_memory: bool,
+        /// The most memory that was seen, where no cgroup counts.
+        peak: u64,
     },
     /// The spawner is gone, and the init is about to, with all that it has.
     Orphaned,
@@ -402,6 +465,18 @@ mod tests {
         assert!(inbox.descriptor().is_some());
         assert!(inbox.descriptor().is_none());
         assert!(inbox.wait::<Launch>(&right).unwrap().is_none());
+    }
+
+    #[test]
+    fn maps_name_every_id_of_an_image_once() {
+        let mapped = Identity::Mapped { user: 7_000_000, others: 8_000_000 };
+        let lines = |uid| mapped.maps(User { uid, gid: 0 }).unwrap()[0].clone();
+        assert_eq!(lines(0), "0 7000000 1\n1 8000001 65535\n");
+        assert_eq!(lines(33), "33 7000000 1\n0 8000000 33\n34 8000034 65502\n");
+        assert_eq!(lines(65_535), "65535 7000000 1\n0 8000000 65535\n");
+        assert_eq!(lines(100_000), "100000 7000000 1\n0 8000000 65536\n");
+        assert_eq!(Identity::Renamed.maps(User { uid: 5, gid: 6 }).unwrap(), ["5 1000 1\n", "6 1000 1\n"]);
+        assert_eq!(Identity::Inside.maps(User { uid: 5, gid: 6 }), None);
     }
 
     #[test]

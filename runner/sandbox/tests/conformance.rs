@@ -2,11 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+#[path = "kit/kit.rs"]
+mod kit;
+
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoker_sandbox::conformance::{self, Subject};
@@ -15,34 +18,7 @@ use stoker_sandbox::process::{self, Process};
 use stoker_sandbox::select::{self, Choice};
 use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Sandbox, Spec, spawner};
 
-/// An id that no account has; ordinary in every respect.
-const ORDINARY: u32 = 64_242;
-/// Longer than anything here takes on a slow and busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
-
-fn guest() -> PathBuf {
-    let built = env!("CARGO_BIN_EXE_stoker-spawner");
-    std::env::var_os("STOKER_TEST_GUEST").map_or_else(|| PathBuf::from(built), PathBuf::from)
-}
-
-fn command() -> spawner::Command {
-    spawner::Command { program: guest(), args: Vec::new() }
-}
-
-/// A state directory that goes with the test.
-struct State(PathBuf);
-
-impl State {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("stoker-sandbox-{}-{name}", std::process::id())))
-    }
-}
-
-impl Drop for State {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
+use kit::{LIMIT, ORDINARY, State, command, for_everybody, guest, until, we_are_root};
 
 async fn native(name: &str, state: &Path) -> Result<Native, Error> {
     Native::new(native::Config { spawner: command(), ..native::Config::new(name, state) }).await
@@ -130,6 +106,7 @@ fn spec(id: &str, words: &[&str]) -> Spec {
         writable_root: false,
         command,
         env: Vec::new(),
+        user: None,
         workdir: PathBuf::from("/"),
         memory: 64 << 20,
         cpu_millis: 0,
@@ -163,15 +140,6 @@ fn cgroups(name: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
     found
-}
-
-/// Waits for a state, with a limit.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < LIMIT, "never: {what}");
-        std::thread::yield_now();
-    }
 }
 
 async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn Sandbox> {
@@ -246,20 +214,126 @@ async fn helper() {
     drop((running, frozen, parked));
 }
 
+/// Not a test: a runner that makes, starts, freezes, thaws and ends sandboxes without a pause, and says so line by line.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "started by the tests that kill it"]
+async fn busy_helper() {
+    let Some(state) = std::env::var_os("STOKER_TEST_STATE") else { return };
+    let (name, state) = (std::env::var("STOKER_TEST_NAME").unwrap(), PathBuf::from(state));
+    let (driver, spawner): (Arc<dyn Driver>, _) = if std::env::var("STOKER_TEST_DRIVER").unwrap() == "native"
+    {
+        let driver = native(&name, &state).await.unwrap();
+        let spawner = driver.spawner().await.unwrap();
+        (Arc::new(driver), spawner)
+    } else {
+        let driver = process(&name, &state).await.unwrap();
+        let spawner = driver.spawner().await.unwrap();
+        (Arc::new(driver), spawner)
+    };
+    // As a runner does at its start.
+    driver.collect_leftovers().await.unwrap();
+    println!("\nspawner {spawner}");
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..4 {
+        let (driver, name) = (Arc::clone(&driver), name.clone());
+        workers.spawn(async move {
+            let reaches_out = driver.describe().reaches_out;
+            for round in 0.. {
+                let mut spec = spec(&format!("busy-{worker}-{round}"), &["wait", &name]);
+                if reaches_out && round % 3 == 1 {
+                    spec.network = Network::Egress;
+                }
+                let sandbox = driver.create(spec).await.unwrap();
+                println!("created");
+                let _stdio = sandbox.start(Vec::new()).await.unwrap();
+                println!("started");
+                sandbox.freeze().await.unwrap();
+                println!("frozen");
+                if round % 2 == 0 {
+                    sandbox.thaw().await.unwrap();
+                    println!("thawed");
+                }
+                sandbox.stop(Duration::ZERO).await;
+                println!("stopped");
+            }
+        });
+    }
+    while workers.join_next().await.is_some() {}
+}
+
+/// A runner that is killed at any moment of its work, alone or with its spawner, leaves nothing that the next does not clear away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_killed_at_any_moment_leaves_nothing() {
+    let mounts = |state: &Path| {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().filter(|line| line.contains(&*state.to_string_lossy())).count()
+    };
+    for driver in ["native", "process"] {
+        let state = State::new(&format!("moments-{driver}"));
+        let name = format!("moments-{driver}-{}", std::process::id());
+        // Each round ends a few steps further on, in the middle of something.
+        for round in 0..14_usize {
+            let (mut child, spawner, mut lines) = helper_lines("busy_helper", driver, &name, &state.0);
+            for _ in 0..round * round / 2 {
+                lines.next();
+            }
+            let with_spawner = round % 2 == 1;
+            if with_spawner {
+                // So that it cannot clear away when its runner goes.
+                signal("-STOP", &spawner);
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            if with_spawner {
+                signal("-KILL", &spawner);
+            } else {
+                until("its functions are gone", || alive(&name) == 0);
+                until("its cgroups are gone", || cgroups(&name).is_empty());
+                until("its notes are gone", || lives(&state.0, driver, &name) == 0);
+            }
+        }
+        let next: Box<dyn Driver> = if driver == "native" {
+            Box::new(native(&name, &state.0).await.unwrap())
+        } else {
+            Box::new(process(&name, &state.0).await.unwrap())
+        };
+        next.collect_leftovers().await.unwrap();
+        until("its functions are gone", || alive(&name) == 0);
+        started(&*next, "next", &["wait", &name]).await.stop(Duration::ZERO).await;
+        assert!(next.collect_leftovers().await.unwrap().is_empty());
+        next.close().await;
+        assert_eq!(cgroups(&name), Vec::<PathBuf>::new());
+        // The directories around it were made by a life that could not remove them.
+        let own = state.0.join(driver).join(&name);
+        assert!(!own.exists(), "{} stays", own.display());
+        assert_eq!(mounts(&state.0), 0);
+    }
+}
+
 /// A runner in a process of its own, with sandboxes running, frozen and parked; and its spawner's process id.
 fn helper_process(driver: &str, name: &str, state: &Path) -> (Child, String) {
+    let (child, spawner, _) = helper_lines("helper", driver, name, state);
+    (child, spawner)
+}
+
+/// A runner in a process of its own, its spawner's process id, and what it says after that.
+fn helper_lines(
+    which: &str,
+    driver: &str,
+    name: &str,
+    state: &Path,
+) -> (Child, String, impl Iterator<Item = String> + use<>) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "helper", "--ignored", "--nocapture"])
+        .args(["--exact", which, "--ignored", "--nocapture"])
         .env("STOKER_TEST_STATE", state)
         .env("STOKER_TEST_NAME", name)
         .env("STOKER_TEST_DRIVER", driver)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let spawner =
-        lines.map_while(Result::ok).find_map(|line| line.strip_prefix("spawner ").map(str::to_owned));
-    (child, spawner.expect("the helper came up"))
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let spawner = lines.find_map(|line| line.strip_prefix("spawner ").map(str::to_owned));
+    (child, spawner.expect("the helper came up"), lines)
 }
 
 fn signal(signal: &str, pid: &str) {
@@ -319,23 +393,6 @@ async fn leftovers_of_a_runner_killed_with_its_spawner_are_collected() {
         bystander.wait().unwrap();
         until("the bystander's functions are gone", || alive(&format!("{name}-bystander")) == 0);
     }
-}
-
-/// This test program and the guest, where an ordinary user can run them.
-fn for_everybody(state: &State) -> (PathBuf, PathBuf) {
-    std::fs::create_dir_all(&state.0).unwrap();
-    std::fs::set_permissions(&state.0, PermissionsExt::from_mode(0o755)).unwrap();
-    let copy = |from: PathBuf, name: &str| {
-        let to = state.0.join(name);
-        std::fs::copy(from, &to).unwrap();
-        std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
-        to
-    };
-    (copy(std::env::current_exe().unwrap(), "tests"), copy(guest(), "stoker-spawner"))
-}
-
-fn we_are_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 /// The rest of this file again, as an ordinary user.

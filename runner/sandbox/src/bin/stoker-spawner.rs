@@ -3,10 +3,17 @@
 
 #![expect(unsafe_code, reason = "the guest tries system calls that no safe crate would make")]
 
+#[path = "stoker-spawner/attack.rs"]
+mod attack;
+#[path = "stoker-spawner/world.rs"]
+mod world;
+
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, ExitCode, Stdio, exit};
 
@@ -87,6 +94,30 @@ fn guest(words: &[&str]) -> io::Result<()> {
             Ok(bytes) => say(String::from_utf8_lossy(&bytes)),
             Err(error) => say(outcome::<()>(Err(error))),
         },
+        // A page of it: some have no end.
+        ["read-some", path] => match fs::File::open(path) {
+            Ok(mut file) => {
+                let mut page = [0; 4096];
+                match file.read(&mut page) {
+                    Ok(length) => say(String::from_utf8_lossy(&page[..length])),
+                    Err(error) => say(outcome::<()>(Err(error))),
+                }
+            }
+            Err(error) => say(outcome::<()>(Err(error))),
+        },
+        ["read-and-wait", path] => {
+            io::copy(&mut fs::File::open(path)?, &mut io::sink())?;
+            say("ready")?;
+            pause()
+        }
+        ["owner", path] => {
+            let metadata = fs::symlink_metadata(path)?;
+            say(format_args!("{} {}", metadata.uid(), metadata.gid()))
+        }
+        ["terminal"] => say(match terminal() {
+            Ok((_, name)) => format!("ok {name}"),
+            Err(error) => outcome::<()>(Err(error)),
+        }),
         ["list", path] => match fs::read_dir(path) {
             Ok(entries) => entries.flatten().try_for_each(|entry| say(entry.file_name().display())),
             Err(error) => say(outcome::<()>(Err(error))),
@@ -213,6 +244,12 @@ fn guest(words: &[&str]) -> io::Result<()> {
                 Err(error) => say(outcome::<()>(Err(error))),
             }
         }
+        ["world", addresses @ ..] => world::serve(addresses),
+        ["talk", address, kib, at_once] => world::talk(address, number(kib)? << 10, number(at_once)?),
+        ["half", address] => world::half(address),
+        ["ask", address] => world::ask(address),
+        ["resolve", name] => world::resolve(name),
+        ["download", address, kib] => world::download(address, number(kib)? << 10),
         ["interfaces"] => {
             for line in fs::read_to_string("/proc/net/dev")?.lines().skip(2) {
                 say(line.split(':').next().unwrap_or_default().trim())?;
@@ -238,9 +275,50 @@ fn guest(words: &[&str]) -> io::Result<()> {
             }
             say(open.join(" "))
         }
-        ["system-calls"] => system_calls(),
+        ["attack", what] => attack::one(what),
+        ["attack-signals", runner] => attack::signals(number(runner)? as i32),
+        ["attack-segment", key] => attack::segment(key.parse().map_err(io::Error::other)?),
+        ["attack-abstract", name] => {
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            say(outcome(UnixStream::connect_addr(&address)))
+        }
+        // A file and an argument that nobody else may see.
+        ["keep", secret] => {
+            for place in ["/tmp/secret", "/tmp/shared/secret", "/dev/shm/secret"] {
+                fs::write(place, secret)?;
+            }
+            say("ready")?;
+            pause()
+        }
+        ["fill-files", directory] => {
+            let mut made = 0_u64;
+            loop {
+                if let Err(error) = fs::File::create(format!("{directory}/{made}")) {
+                    break say(format_args!("{made} {}", outcome::<()>(Err(error))));
+                }
+                made += 1;
+            }
+        }
         other => Err(io::Error::other(format!("unknown verb {other:?}"))),
     }
+}
+
+/// Makes a pair of terminals and opens both ends.
+fn terminal() -> io::Result<(fs::File, String)> {
+    let main = fs::File::options().read(true).write(true).open("/dev/ptmx")?;
+    let (mut number, unlock) = (0_u32, 0_u32);
+    // SAFETY: both requests read or write one integer that outlives them.
+    unsafe {
+        if libc::ioctl(main.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlock) < 0
+            || libc::ioctl(main.as_raw_fd(), libc::TIOCGPTN, &raw mut number) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let name = format!("/dev/pts/{number}");
+    // Not as our terminal: its end would end us.
+    fs::File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&name)?;
+    Ok((main, name))
 }
 
 /// Allocates and touches.
@@ -253,49 +331,4 @@ fn hold(mib: u64) {
         }
         pieces.push(std::hint::black_box(piece));
     }
-}
-
-/// Tries what a function must not do, and prints the error number of each.
-fn system_calls() -> io::Result<()> {
-    let null = 0_usize;
-    let dot = c"/tmp".as_ptr() as usize;
-    let proc = c"proc".as_ptr() as usize;
-    let clone_user = libc::CLONE_NEWUSER as usize | libc::SIGCHLD as usize;
-    let calls: [(&str, libc::c_long, [usize; 5]); 22] = [
-        ("mount", libc::SYS_mount, [proc, dot, proc, null, null]),
-        ("umount2", libc::SYS_umount2, [dot, null, null, null, null]),
-        ("unshare", libc::SYS_unshare, [libc::CLONE_NEWUSER as usize, null, null, null, null]),
-        ("setns", libc::SYS_setns, [0, null, null, null, null]),
-        ("clone-newuser", libc::SYS_clone, [clone_user, null, null, null, null]),
-        ("clone3", libc::SYS_clone3, [null, null, null, null, null]),
-        ("pivot_root", libc::SYS_pivot_root, [dot, dot, null, null, null]),
-        ("chroot", libc::SYS_chroot, [dot, null, null, null, null]),
-        ("ptrace", libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, null, null, null, null]),
-        ("process_vm_readv", libc::SYS_process_vm_readv, [1, null, null, null, null]),
-        ("pidfd_getfd", libc::SYS_pidfd_getfd, [0, 0, 0, null, null]),
-        ("keyctl", libc::SYS_keyctl, [0, null, null, null, null]),
-        ("add_key", libc::SYS_add_key, [null, null, null, null, null]),
-        ("bpf", libc::SYS_bpf, [0, null, null, null, null]),
-        ("perf_event_open", libc::SYS_perf_event_open, [null, null, null, null, null]),
-        ("userfaultfd", libc::SYS_userfaultfd, [null, null, null, null, null]),
-        ("io_uring_setup", libc::SYS_io_uring_setup, [1, null, null, null, null]),
-        ("init_module", libc::SYS_init_module, [null, null, null, null, null]),
-        ("reboot", libc::SYS_reboot, [null, null, null, null, null]),
-        ("open_tree", libc::SYS_open_tree, [0, dot, 0, null, null]),
-        ("vsock", libc::SYS_socket, [libc::AF_VSOCK as usize, libc::SOCK_STREAM as usize, 0, null, null]),
-        ("alg", libc::SYS_socket, [libc::AF_ALG as usize, libc::SOCK_SEQPACKET as usize, 0, null, null]),
-    ];
-    for (name, call, arguments) in calls {
-        let [a, b, c, d, e] = arguments;
-        // SAFETY: every one of these is expected to be refused; were it not, its arguments are null or static strings, and
-        // a clone without a stack is a fork, whose child ends at once.
-        let result = unsafe { libc::syscall(call, a, b, c, d, e) };
-        let error = io::Error::last_os_error();
-        if result == 0 && name.starts_with("clone") {
-            exit(0);
-        }
-        let errno = if result < 0 { error.raw_os_error().unwrap_or(0) } else { 0 };
-        say(format_args!("{name} {errno}"))?;
-    }
-    Ok(())
 }

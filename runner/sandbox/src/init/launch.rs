@@ -11,8 +11,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{DATA_SLACK, LOCKED_MEMORY, become_user, c_string, seal, shows_host};
+use crate::User;
 use crate::sys::{self, Limit};
-use crate::wire::{self, Failure, INSIDE, Identity, Inbox, Launch, Launched, Plan, Step};
+use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Step};
 
 /// Where programs are looked for when the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -48,9 +49,8 @@ fn prepare(
     gate: &OwnedFd,
     filter: Option<&[libc::sock_filter]>,
 ) -> Result<(), Failure> {
-    // Until the maps of the user namespace are written.
-    let opened =
-        rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the user namespace".to_owned())?;
+    // Until the maps of the user namespace are written, and the root is built.
+    let opened = rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the root".to_owned())?;
     if opened == 0 {
         sys::exit(NOT_RUN);
     }
@@ -60,9 +60,9 @@ fn prepare(
         sys::close_capabilities();
     }
     match plan.identity {
-        Identity::Mapped(_) => become_user(INSIDE)?,
-        Identity::Plain(user) => become_user(user)?,
-        Identity::Inside | Identity::Same => {}
+        Identity::Mapped { .. } => become_user(plan.user)?,
+        Identity::Plain(user) => become_user(User { uid: user, gid: user })?,
+        Identity::Inside | Identity::Renamed | Identity::Same => {}
     }
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     let limit = |what, value| sys::limit(what, value).step(|| "set a resource limit".to_owned());

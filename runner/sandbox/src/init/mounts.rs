@@ -2,13 +2,15 @@
 //!
 //! Sources on the host are opened as detached trees first, made read-only as a whole (mounts below them too), then put
 //! together on a root that is stacked on the old one; `pivot_root` and a lazy unmount leave nothing of the host's tree.
+//! The files of an image keep their owners: its mount is mapped by the function's user namespace, where the kernel and the file
+//! system can do that; else what belongs to others shows as nobody's, and is read by what everybody may.
 //! No directory of the host is needed as a mount point, and nothing has to be cleaned up: it all lives in the sandbox's own
 //! mount namespace. Paths inside the new root are resolved as if it were `/` already, so that symbolic links in an image lead nowhere.
 
-mod expose;
+pub mod expose;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -20,7 +22,7 @@ use rustix::mount::{
 };
 
 use crate::sys::{self, MountAttributes};
-use crate::wire::{Failure, INSIDE, Identity, Plan, RootPlan, Step};
+use crate::wire::{Failure, Identity, Names, Plan, RootPlan, Step};
 
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -28,7 +30,7 @@ const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 const NO_EXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 
 /// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide.
-const MASKED: &[&str] = &[
+pub const MASKED: &[&str] = &[
     "acpi",
     "asound",
     "interrupts",
@@ -41,58 +43,64 @@ const MASKED: &[&str] = &[
     "timer_stats",
 ];
 /// Paths below `/proc` that may be read only.
-const PROTECTED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+pub const PROTECTED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
+/// The same below `/sys`.
+pub const MASKED_SYSTEM: &[&str] = &["firmware", "devices/virtual/powercap"];
 /// Devices that every program may expect, with their numbers.
 const DEVICES: &[(&str, u32, u32)] =
     &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+/// The files that depend on the sandbox and not on its root.
+pub const RESOLVER: &str = "/etc/resolv.conf";
+pub const HOSTS: &str = "/etc/hosts";
+pub const HOST_NAME: &str = "/etc/hostname";
 /// Room for a shared directory outside `/tmp`: sockets and small files.
-const SHARED_SIZE: u64 = 4 << 20;
+pub const SHARED_SIZE: u64 = 4 << 20;
 /// Room for POSIX shared memory, at most; never more than the `/tmp`.
-const SHM_SIZE: u64 = 64 << 20;
+pub const SHM_SIZE: u64 = 64 << 20;
 
-/// Builds the root and moves into it. Returns a handle on the shared directory.
-pub fn build(plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
+/// Leaves the host's mount namespace for one of our own. What is cloned from now on moves to the new root with us.
+pub fn cut_off() -> Result<(), Failure> {
     sys::unshare(libc::CLONE_NEWNS).step(|| "unshare the mount namespace".to_owned())?;
     let host = path_only("/")?;
     sys::mount_setattr(
         host.as_fd(),
         MountAttributes { propagation: libc::MS_PRIVATE, recursive: true, ..Default::default() },
+        None,
     )
-    .step(|| "cut the mount namespace off".to_owned())?;
-    rustix::process::umask(Mode::empty());
+    .step(|| "cut the mount namespace off".to_owned())
+}
 
+/// Builds the root and moves into it; `users` is the function's user namespace. Returns a handle on the shared directory.
+pub fn build(plan: &Plan, users: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Failure> {
+    rustix::process::umask(Mode::empty());
     let mut copies = Vec::new();
     if let (true, RootPlan::Host(names)) = (plan.writable_root, &plan.root) {
         let directories: Vec<_> =
             names.iter().filter(|name| name.symlink_metadata().is_ok_and(|found| found.is_dir())).collect();
-        copies = directories.iter().map(|name| (*name).clone()).zip(overlays(&directories, plan)?).collect();
+        let trees = directories.iter().map(|name| detach(name, READ_ONLY)).collect::<Result<Vec<_>, _>>()?;
+        copies = directories.iter().map(|name| (*name).clone()).zip(overlays(&trees, plan)?).collect();
     }
-    let builder = Builder { plan, root: root(plan)?, copies, owner: owner(plan.identity) };
+    let (root, growing) = root(plan, users)?;
+    let builder = Builder { plan, root, growing, copies, owner: plan.identity.owner() };
     builder.populate()?;
     builder.enter()
-}
-
-/// User and group that own what the function may write to, in the numbers of the namespace that mounts it.
-fn owner(identity: Identity) -> u32 {
-    match identity {
-        Identity::Mapped(user) | Identity::Plain(user) => user,
-        Identity::Inside | Identity::Same => INSIDE,
-    }
 }
 
 struct Builder<'a> {
     plan: &'a Plan,
     root: OwnedFd,
+    /// Missing files and directories of the root can be made.
+    growing: bool,
     /// Host directories with a private layer, where the root is to be writable.
     copies: Vec<(PathBuf, OwnedFd)>,
     owner: u32,
 }
 
-/// Makes the root file system and stacks it on the old one, still writable to us.
-fn root(plan: &Plan) -> Result<OwnedFd, Failure> {
-    let tree = match &plan.root {
+/// Makes the root file system and stacks it on the old one; and whether it is still writable to us.
+fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure> {
+    let (tree, growing) = match &plan.root {
         RootPlan::Host(_) | RootPlan::Unchanged => {
-            tmpfs(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4k")], NO_SUID | NO_DEVICES)?
+            (tmpfs(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4k")], NO_SUID | NO_DEVICES)?, true)
         }
         RootPlan::Directory(directory) => {
             let tree =
@@ -105,56 +113,74 @@ fn root(plan: &Plan) -> Result<OwnedFd, Failure> {
                         _ => failure,
                     }
                 })?;
+            if let (Identity::Mapped { .. }, Some(users)) = (plan.identity, users) {
+                // A file system that cannot be mapped shows its files as nobody's: most images work all the same.
+                sys::mount_setattr(
+                    tree.as_fd(),
+                    MountAttributes { set: libc::MOUNT_ATTR_IDMAP, recursive: true, ..Default::default() },
+                    Some(users.as_fd()),
+                )
+                .ok();
+            }
             let missing = ["proc", "dev", "tmp"].iter().any(|name| beneath(&tree, name).is_err());
             let shared = plan.shared.as_deref().filter(|path| !path.starts_with("/tmp"));
             let homeless = shared.is_some_and(|path| inside(&tree, path).is_err());
-            if !plan.writable_root && !missing && !homeless {
-                tree
+            let resolves = plan.names.as_ref().is_none_or(|names| !names.resolver.is_empty());
+            let lost = resolves && inside(&tree, Path::new(RESOLVER)).is_err();
+            if !plan.writable_root && !missing && !homeless && !lost {
+                (tree, false)
             } else {
-                let mut overlays = overlays(&[directory], plan)?;
-                overlays.pop().ok_or_else(|| Failure::function("the root directory has no name"))?
+                let mut overlays = overlays(&[tree], plan)?;
+                let tree =
+                    overlays.pop().ok_or_else(|| Failure::function("the root directory has no name"))?;
+                (tree, true)
             }
         }
     };
     stack(&tree)?;
-    Ok(tree)
+    Ok((tree, growing))
 }
 
-/// An overlay over each directory, all with their private layers on one tmpfs. Not attached yet.
-fn overlays(directories: &[&PathBuf], plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
+/// An overlay over each tree, all with their private layers on one tmpfs. Not attached yet.
+fn overlays(trees: &[OwnedFd], plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
     let size = plan.tmp_size.max(1).to_string();
-    let upper = tmpfs(&[("mode", "0755"), ("size", &size)], NO_SUID | NO_DEVICES)?;
-    // It has to be mounted somewhere while overlays are made over it, and nowhere afterwards: they have it by themselves.
-    stack(&upper)?;
-    let made = directories
+    let inodes = inodes(plan.tmp_size);
+    let upper = tmpfs(&[("mode", "0755"), ("size", &size), ("nr_inodes", &inodes)], NO_SUID | NO_DEVICES)?;
+    // They have to be mounted somewhere while overlays are made of them, and nowhere afterwards: those have them by themselves.
+    let parts = || trees.iter().chain([&upper]);
+    for part in parts() {
+        stack(part)?;
+    }
+    let made = trees
         .iter()
         .enumerate()
-        .map(|(number, directory)| overlay(directory, &upper, &number.to_string(), plan))
+        .map(|(number, tree)| overlay(tree, &upper, &number.to_string(), plan))
         .collect();
-    unmount(format!("/proc/self/fd/{}", upper.as_raw_fd()), UnmountFlags::DETACH)
-        .step(|| "unmount the private layers".to_owned())?;
+    // The last one first: a path to a covered mount leads to what covers it.
+    for part in parts().rev() {
+        unmount(format!("/proc/self/fd/{}", part.as_raw_fd()), UnmountFlags::DETACH)
+            .step(|| "unmount the layers of an overlay".to_owned())?;
+    }
     made
 }
 
-/// An overlay over a directory, its private layer named `layer` in `upper`. Not attached yet.
-fn overlay(directory: &Path, upper: &OwnedFd, layer: &str, plan: &Plan) -> Result<OwnedFd, Failure> {
-    let step = || format!("mount an overlay over {}", directory.display());
+/// An overlay over a tree, its private layer named `layer` in `upper`. Not attached yet.
+fn overlay(tree: &OwnedFd, upper: &OwnedFd, layer: &str, plan: &Plan) -> Result<OwnedFd, Failure> {
+    let step = || "mount an overlay".to_owned();
     let work = format!("{layer}.work");
     for name in [layer, &work] {
         mkdirat(upper, name, Mode::from_raw_mode(0o755)).step(step)?;
     }
     if plan.writable_root {
         // Else the function could not even make a file beside the image's directories.
-        give(upper, layer, owner(plan.identity))?;
+        give(upper, layer, plan.identity.owner())?;
     }
     let handle = upper.as_raw_fd();
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
-    // The separator of lower directories is a colon, and the escape a backslash.
-    let lower = directory.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
-    fsconfig_set_string(&context, "lowerdir", lower.as_str()).step(step)?;
+    fsconfig_set_string(&context, "lowerdir", format!("/proc/self/fd/{}", tree.as_raw_fd())).step(step)?;
     fsconfig_set_string(&context, "upperdir", format!("/proc/self/fd/{handle}/{layer}")).step(step)?;
     fsconfig_set_string(&context, "workdir", format!("/proc/self/fd/{handle}/{work}")).step(step)?;
-    if plan.identity == Identity::Inside {
+    if matches!(plan.identity, Identity::Inside | Identity::Renamed) {
         fsconfig_set_flag(&context, "userxattr").step(step)?;
     }
     fsconfig_create(&context).step(step)?;
@@ -163,22 +189,39 @@ fn overlay(directory: &Path, upper: &OwnedFd, layer: &str, plan: &Plan) -> Resul
     Ok(tree)
 }
 
+/// A page of memory per inode at least, or empty files would be a way around a size.
+pub fn inodes(size: u64) -> String {
+    (size / 4096).clamp(64, 1 << 20).to_string()
+}
+
 impl Builder<'_> {
     fn populate(&self) -> Result<(), Failure> {
         if let RootPlan::Host(names) = &self.plan.root {
             self.host(names)?;
         }
-        if self.plan.host_network {
-            self.name_resolution()?;
+        match &self.plan.names {
+            Some(names) => self.own_names(names)?,
+            None => self.host_names()?,
         }
         self.devices()?;
         self.process_information()?;
+        self.system_information()?;
         self.temporary()?;
-        if let RootPlan::Host(names) = &self.plan.root {
-            self.workdir(names)?;
-            for path in expose::needed(self.plan, names)? {
-                self.show(&path, &path)?;
+        match &self.plan.root {
+            RootPlan::Host(names) => {
+                self.workdir(names)?;
+                for path in expose::needed(self.plan, names)? {
+                    self.show(&path, &path)?;
+                }
             }
+            // Images name work directories that they do not have: engines make them.
+            RootPlan::Directory(_) if self.plan.writable_root => {
+                let directory = normal(&self.plan.workdir)?;
+                if let Err(rustix::io::Errno::NOENT) = inside(&self.root, &directory) {
+                    give(&self.directory(&directory)?, "", self.owner)?;
+                }
+            }
+            RootPlan::Directory(_) | RootPlan::Unchanged => {}
         }
         Ok(())
     }
@@ -209,19 +252,62 @@ impl Builder<'_> {
     }
 
     /// With the host's network, names are resolved as the host does. Its `/etc/resolv.conf` often leads into the hidden
-    /// `/run`; an image's own is covered, where it has one.
-    fn name_resolution(&self) -> Result<(), Failure> {
-        for name in ["/etc/resolv.conf", "/etc/hosts"] {
+    /// `/run`; an image's own is covered.
+    fn host_names(&self) -> Result<(), Failure> {
+        for name in [RESOLVER, HOSTS] {
             let Ok(real) = fs::canonicalize(name) else { continue };
             match self.plan.root {
                 RootPlan::Host(_) if real.starts_with("/run") => self.show(&real, &real)?,
-                RootPlan::Directory(_) if inside(&self.root, Path::new(name)).is_ok() => {
-                    self.show(&real, Path::new(name))?;
+                RootPlan::Directory(_) => {
+                    if let Some(target) = self.name_file(name)? {
+                        let tree = detach(&real, READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC)?;
+                        attach(&tree, &target).step(|| format!("show {name}"))?;
+                    }
                 }
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    /// The files that say what names mean, and what our own is, over those of the root.
+    fn own_names(&self, names: &Names) -> Result<(), Failure> {
+        let step = || "make the files of names".to_owned();
+        let files =
+            tmpfs(&[("mode", "0755"), ("size", "64k"), ("nr_inodes", "8")], NO_SUID | NO_DEVICES | NO_EXEC)?;
+        // Mounted while parts of it are shown elsewhere; the private /tmp comes to the same place later.
+        attach(&files, &self.mount_point("tmp")?).step(step)?;
+        let host_name = format!("{}\n", self.plan.id);
+        for (path, content) in [(HOSTS, &names.hosts), (RESOLVER, &names.resolver), (HOST_NAME, &host_name)] {
+            let name = path.trim_start_matches("/etc/");
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
+            let file = rustix::fs::openat(&files, name, flags, Mode::from_raw_mode(0o644)).step(step)?;
+            fs::File::from(file).write_all(content.as_bytes()).step(step)?;
+            let Some(target) = self.name_file(path)? else { continue };
+            let tree = copy(&beneath(&files, name).step(step)?).step(step)?;
+            set(&tree, READ_ONLY, false).step(step)?;
+            attach(&tree, &target).step(|| format!("show {path}"))?;
+        }
+        unmount(format!("/proc/self/fd/{}", files.as_raw_fd()), UnmountFlags::DETACH).step(step)
+    }
+
+    /// Where a file of `/etc` is or can be; nowhere if the root lacks it and is read-only.
+    fn name_file(&self, path: &str) -> Result<Option<OwnedFd>, Failure> {
+        match inside(&self.root, Path::new(path)) {
+            Err(rustix::io::Errno::NOENT) => {}
+            found => return found.map(Some).step(|| format!("open {path}")),
+        }
+        match &self.plan.root {
+            // A link of the host's into what is hidden.
+            RootPlan::Host(_) | RootPlan::Unchanged => match fs::canonicalize(path) {
+                Ok(real) if real != Path::new(path) => self.file(&real).map(Some),
+                _ => Ok(None),
+            },
+            // An image's link to nowhere stays one.
+            RootPlan::Directory(_) if beneath(&self.root, path.trim_start_matches('/')).is_ok() => Ok(None),
+            RootPlan::Directory(_) if self.growing => self.file(Path::new(path)).map(Some),
+            RootPlan::Directory(_) => Ok(None),
+        }
     }
 
     /// Shows a file or directory of the host read-only at `at`.
@@ -273,7 +359,7 @@ impl Builder<'_> {
 
     /// The first directory on the way that the function's user cannot pass. Our own user passes where we do.
     fn closed_parent(&self, directory: &Path) -> Option<PathBuf> {
-        if self.plan.identity == Identity::Inside {
+        if matches!(self.plan.identity, Identity::Inside | Identity::Renamed) {
             return None;
         }
         let mut parents: Vec<_> = directory.ancestors().skip(1).collect();
@@ -290,7 +376,7 @@ impl Builder<'_> {
         let shm_size = SHM_SIZE.min(self.plan.tmp_size).to_string();
         let dev = tmpfs(&options, NO_SUID | NO_EXEC)?;
         // A user namespace may not make devices: there the host's are shown.
-        let shown = self.plan.identity == Identity::Inside;
+        let shown = matches!(self.plan.identity, Identity::Inside | Identity::Renamed);
         let sources = if shown {
             DEVICES
                 .iter()
@@ -321,7 +407,18 @@ impl Builder<'_> {
         ] {
             symlinkat(target, &dev, name).step(|| format!("link /dev/{name}"))?;
         }
-        options = vec![("mode", "1777"), ("size", &shm_size)];
+        symlinkat("pts/ptmx", &dev, "ptmx").step(|| "link /dev/ptmx".to_owned())?;
+        let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
+        for (key, value) in [("mode", "0620"), ("ptmxmode", "0666")] {
+            fsconfig_set_string(&context, key, value).step(step)?;
+        }
+        fsconfig_create(&context).step(step)?;
+        let terminals =
+            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
+        set(&terminals, NO_SUID | NO_EXEC, false).step(step)?;
+        attach(&terminals, &self.directory(Path::new("dev/pts"))?).step(|| "mount /dev/pts".to_owned())?;
+        let shm_inodes = inodes(self.plan.tmp_size);
+        options = vec![("mode", "1777"), ("size", &shm_size), ("nr_inodes", &shm_inodes)];
         let shm = tmpfs(&options, NO_SUID | NO_DEVICES | NO_EXEC)?;
         attach(&shm, &self.directory(Path::new("dev/shm"))?).step(|| "make /dev/shm".to_owned())?;
         set(&dev, READ_ONLY, false).step(step)
@@ -334,10 +431,23 @@ impl Builder<'_> {
         let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
         set(&proc, NO_SUID | NO_DEVICES | NO_EXEC, false).step(step)?;
         attach(&proc, &self.mount_point("proc")?).step(step)?;
-        let mut empty: Option<OwnedFd> = None;
-        for name in MASKED {
+        self.mask(&proc, MASKED)?;
+        for name in PROTECTED {
             let Ok(target) = beneath(&proc, name) else { continue };
-            let step = || format!("mask /proc/{name}");
+            let step = || format!("protect /proc/{name}");
+            let tree = copy(&target).step(step)?;
+            set(&tree, READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC, true).step(step)?;
+            attach(&tree, &target).step(step)?;
+        }
+        Ok(())
+    }
+
+    /// Hides what has these names in a mounted file system.
+    fn mask(&self, tree: &OwnedFd, names: &[&str]) -> Result<(), Failure> {
+        let mut empty: Option<OwnedFd> = None;
+        for name in names {
+            let Ok(target) = beneath(tree, name) else { continue };
+            let step = || format!("mask {name}");
             let metadata = rustix::fs::fstat(&target).step(step)?;
             if rustix::fs::FileType::from_raw_mode(metadata.st_mode).is_dir() {
                 let cover = match &empty {
@@ -351,22 +461,35 @@ impl Builder<'_> {
                 attach(&copy(&null).step(step)?, &target).step(step)?;
             }
         }
-        for name in PROTECTED {
-            let Ok(target) = beneath(&proc, name) else { continue };
-            let step = || format!("protect /proc/{name}");
-            let tree = copy(&target).step(step)?;
-            set(&tree, READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC, true).step(step)?;
-            attach(&tree, &target).step(step)?;
-        }
         Ok(())
+    }
+
+    /// `/sys`, read-only. An image without the place for it has none, and who may not mount one has an empty one: a user namespace
+    /// that shares the host's network.
+    fn system_information(&self) -> Result<(), Failure> {
+        let step = || "mount /sys".to_owned();
+        let Ok(target) = beneath(&self.root, "sys") else { return Ok(()) };
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let made = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC).and_then(|context| {
+            fsconfig_create(&context)?;
+            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        });
+        let system = match made {
+            Err(rustix::io::Errno::PERM) => return Ok(()),
+            made => made.step(step)?,
+        };
+        attach(&system, &target).step(step)?;
+        self.mask(&system, MASKED_SYSTEM)
     }
 
     /// The private `/tmp`, and the shared directory in it or by itself.
     fn temporary(&self) -> Result<(), Failure> {
         let size = self.plan.tmp_size.max(1).to_string();
-        // A page of memory per inode at least, or empty files would be a way around the size.
-        let inodes = (self.plan.tmp_size / 4096).clamp(64, 1 << 20).to_string();
-        let tmp = tmpfs(&[("mode", "1777"), ("size", &size), ("nr_inodes", &inodes)], NO_SUID | NO_DEVICES)?;
+        let files = inodes(self.plan.tmp_size);
+        let tmp = tmpfs(&[("mode", "1777"), ("size", &size), ("nr_inodes", &files)], NO_SUID | NO_DEVICES)?;
         attach(&tmp, &self.mount_point("tmp")?).step(|| "mount /tmp".to_owned())?;
         let Some(shared) = &self.plan.shared else { return Ok(()) };
         let shared = normal(shared)?;
@@ -374,7 +497,9 @@ impl Builder<'_> {
         let directory = self.directory(&shared)?;
         if !shared.starts_with("/tmp") {
             let size = SHARED_SIZE.to_string();
-            let own = tmpfs(&[("mode", "0700"), ("size", &size)], NO_SUID | NO_DEVICES)?;
+            let files = inodes(SHARED_SIZE);
+            let options = [("mode", "0700"), ("size", &*size), ("nr_inodes", &files)];
+            let own = tmpfs(&options, NO_SUID | NO_DEVICES)?;
             attach(&own, &directory).step(step)?;
             return give(&own, "", self.owner);
         }
@@ -477,7 +602,7 @@ impl Builder<'_> {
 }
 
 /// An absolute path without `.`; with `..` it is refused, for nobody can say what it means across links.
-fn normal(path: &Path) -> Result<PathBuf, Failure> {
+pub fn normal(path: &Path) -> Result<PathBuf, Failure> {
     if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
         return Err(Failure::function(format!("{} must be an absolute path without ..", path.display())));
     }
@@ -489,7 +614,7 @@ fn path_only(path: &str) -> Result<OwnedFd, Failure> {
 }
 
 /// A path in a root, links resolved as if that were `/`.
-fn inside(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+pub fn inside(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     openat2(
         root,
         path,
@@ -537,7 +662,11 @@ fn copy(mounted: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 fn set(tree: &OwnedFd, attributes: u64, recursive: bool) -> io::Result<()> {
-    sys::mount_setattr(tree.as_fd(), MountAttributes { set: attributes, recursive, ..Default::default() })
+    sys::mount_setattr(
+        tree.as_fd(),
+        MountAttributes { set: attributes, recursive, ..Default::default() },
+        None,
+    )
 }
 
 fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {

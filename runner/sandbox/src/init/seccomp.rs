@@ -549,6 +549,27 @@ mod tests {
         assert!(program.len() < 400, "{} instructions", program.len());
     }
 
+    /// Docker's default profile for a container without capabilities is the measure.
+    #[test]
+    fn nothing_is_allowed_that_others_deny() {
+        use crate::conformance::calls::{DENIED, DENIED_BY_US, DENIED_HERE};
+        let program = filter();
+        for (name, number) in [DENIED, DENIED_HERE, DENIED_BY_US].concat() {
+            for arguments in [[0, 0], [u32::MAX, u32::MAX]] {
+                let verdict = run(&program, number as u32, arguments).0;
+                assert!([REFUSE, ABSENT].contains(&verdict), "{name} ({number}) is allowed");
+            }
+        }
+    }
+
+    /// A call of another architecture ends the process: its numbers mean something else.
+    #[test]
+    fn other_architectures_are_shut_out() {
+        let program = filter();
+        assert_eq!(program[0].k, ARCH);
+        assert_eq!((program[1].k, program[1].jt, program[2].k), (ARCHITECTURE, 1, KILL));
+    }
+
     #[test]
     fn arguments_decide_where_they_must() {
         let program = filter();

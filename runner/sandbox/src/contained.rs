@@ -1,0 +1,178 @@
+//! What the drivers of other engines share: our own first process in a container that somebody else builds.
+//!
+//! An engine (an OCI runtime, a Docker daemon) makes namespaces, root and limits from a [`Spec`], and starts our init in it, which
+//! comes to the runner through a [`Door`] and does the rest as in a native sandbox (see [`crate::init::contained`]). So a container is
+//! parked just before its `exec` whatever the engine's own way of starting is; pipes are pipes, without the engine in between; faults
+//! have the same words; and it ends when its runner does. From the engine we need no more than: make it, and remove it.
+
+mod cell;
+pub mod client;
+pub mod monitor;
+mod program;
+pub mod view;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::net::UnixListener;
+
+pub use cell::Container;
+pub use program::Program;
+
+use crate::cell::Channel;
+use crate::wire::{Identity, Plan, RootPlan};
+use crate::{Error, Network, Root, Spec, User};
+
+/// The last argument of a program that is to be the init of a container.
+pub const ARGUMENT: &str = "__stoker-contained";
+/// Where a container has the door to its runner: in `/dev/shm`, which every engine makes anew, so that no image needs a place for it.
+pub const DOOR: &str = "/dev/shm/.stoker/door";
+/// Where it has our program.
+pub const PROGRAM: &str = "/dev/shm/.stoker/program";
+/// Below the function's own score, so that the kernel takes the function first and the init can tell of it.
+pub const OOM_SCORE: i32 = 400;
+/// Host ids for functions begin here, one for each live sandbox: beside those of native sandboxes, and as unassigned.
+const FIRST_USER: u32 = 2_000_000_000;
+/// How long an init that was started may take to come through its door.
+const ENTRY_LIMIT: Duration = Duration::from_secs(30);
+
+/// What holds one container, in the words of its engine.
+#[async_trait]
+pub trait Holder: Send + Sync {
+    /// The init is there, and waits to be told what to do.
+    ///
+    /// # Errors
+    /// What cannot be done for it.
+    fn entered(&self, init: Pid) -> io::Result<()>;
+
+    /// Removes what is left of the container, its processes among it. Says in the log what could not be removed.
+    async fn remove(&self);
+
+    /// Freezes and thaws where the container's cgroup may not be written by us.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], or what the engine says.
+    async fn set_frozen(&self, frozen: bool) -> Result<(), Error>;
+
+    /// What engine and init said before it failed, for the error that tells of it.
+    fn last_words(&self) -> String;
+}
+
+/// Where an init comes in: a socket for one connection.
+pub struct Door(UnixListener);
+
+impl Door {
+    /// # Errors
+    /// What `bind` says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        // Nobody but root and our user passes the directory; in the container it is the function's user who does.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(Self(listener))
+    }
+
+    /// Waits for the init, and closes the door behind it.
+    async fn enter(self) -> io::Result<(Channel, Pid, OwnedFd)> {
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its init did not come to the runner");
+        let (stream, _) = tokio::time::timeout(ENTRY_LIMIT, self.0.accept()).await.map_err(late)??;
+        let stream = OwnedFd::from(stream.into_std()?);
+        let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid;
+        // The number may mean another process by now; that the init answers from here on shows that it does not.
+        let pidfd = pidfd_open(peer, PidfdFlags::empty())?;
+        Ok((Channel::new(stream)?, peer, pidfd))
+    }
+}
+
+/// Ids of users on the host that functions run as.
+#[derive(Default)]
+pub struct Users(Mutex<BTreeSet<u32>>);
+
+/// A user of the host that nobody else is, for as long as this lives.
+pub struct Guest {
+    users: Weak<Users>,
+    number: u32,
+    user: User,
+}
+
+impl Users {
+    /// Under root a user of its own; else only our own can be it.
+    pub fn take(self: &Arc<Self>) -> Guest {
+        if !rustix::process::geteuid().is_root() {
+            let user =
+                User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+            return Guest { users: Weak::new(), number: 0, user };
+        }
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
+        taken.insert(number);
+        let id = FIRST_USER + number;
+        Guest { users: Arc::downgrade(self), number, user: User { uid: id, gid: id } }
+    }
+}
+
+impl Guest {
+    /// Who the function is, inside as outside: these engines give it no user namespace.
+    pub fn user(&self) -> User {
+        self.user
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(users) = self.users.upgrade() {
+            users.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        }
+    }
+}
+
+/// What no engine of this kind can do.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn check(spec: &Spec) -> Result<(), Error> {
+    crate::engine::check(spec)?;
+    if spec.network == Network::Egress {
+        return Err(Error::Unsupported(
+            "this driver has no filtered way out: use network none, or host where the function may reach all that the host does"
+                .to_owned(),
+        ));
+    }
+    if let Some(user) = spec.user {
+        return Err(Error::Unsupported(format!(
+            "this driver gives functions no user namespace, so user {} inside would be that user of the host: leave it out, or use the native driver",
+            user.uid
+        )));
+    }
+    Ok(())
+}
+
+/// The part of a [`Spec`] that is left for the init.
+pub fn plan(spec: &Spec, guest: &Guest) -> Plan {
+    Plan {
+        id: spec.id.clone(),
+        root: match &spec.root {
+            Root::Host => RootPlan::Unchanged,
+            Root::Directory(directory) => RootPlan::Directory(directory.clone()),
+        },
+        writable_root: spec.writable_root,
+        command: spec.command.clone(),
+        env: spec.env.clone(),
+        workdir: spec.workdir.clone(),
+        tmp_size: spec.tmp_size,
+        open_files: spec.open_files,
+        processes: None,
+        watch_memory: None,
+        shared: spec.shared.clone(),
+        identity: Identity::Same,
+        user: guest.user(),
+        names: (spec.network != Network::Host).then(|| crate::engine::names(&spec.id)),
+        home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
+    }
+}

@@ -1,0 +1,523 @@
+//! The `docker` driver: Docker Engine, or what speaks its API (Podman), over its Unix socket.
+//!
+//! For nodes that already run one. It is by far the slowest way to start a function, two hundred milliseconds against one or two, but
+//! not to call it: the container's first process is ours (see [`crate::contained`]), pipes and sockets lead to the function without the
+//! daemon in between, and freezing and counting go to the cgroup directly. The daemon is asked to create, to start and to remove.
+//!
+//! Roots are plain directories of the host, so runner and daemon must see the same files under the same paths. A container carries
+//! labels that say whose it is; by them the next runner finds what is left of this one.
+
+mod api;
+mod config;
+mod skeleton;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use hyper::{Method, StatusCode};
+use rustix::process::Pid;
+use serde_json::{Value, json};
+
+use self::api::{Api, Content, escaped, refusal};
+use self::config::Parts;
+use self::skeleton::Layer;
+use crate::cgroup::Leaf;
+use crate::contained::client::Client;
+use crate::contained::monitor::{self, Daemon, Setup};
+use crate::contained::view::{Mount, View, has_mount_point};
+use crate::contained::{self, Container, Door, Guest, Holder, Program, Users};
+use crate::init::mounts::normal;
+use crate::state::State;
+use crate::wire::Plan;
+use crate::{Description, Driver, Error, Root, Sandbox, Spec, native, spawner};
+
+/// Labels of every container: whose it is.
+const RUNNER: &str = "stoker.runner";
+const STATE: &str = "stoker.state";
+const LIFE: &str = "stoker.life";
+/// Files that the daemon puts into every container, if the root has a place for them.
+const DAEMONS: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
+
+/// How the driver works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The runner's name: one live runner per name and state directory.
+    pub name: String,
+    /// A directory for locks and what is shown in containers; the daemon sees it under the same path.
+    pub state_dir: PathBuf,
+    /// How our own program is started, as monitor and in containers.
+    pub spawner: spawner::Command,
+    /// Where the daemon listens.
+    pub socket: PathBuf,
+    /// Host directories and links that a function without an image sees, read-only.
+    pub host_paths: Vec<PathBuf>,
+}
+
+impl Config {
+    /// The defaults for a runner of this name.
+    pub fn new(name: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        let native = native::Config::new(name, state_dir);
+        Self {
+            name: native.name,
+            state_dir: native.state_dir,
+            spawner: native.spawner,
+            socket: PathBuf::from("/var/run/docker.sock"),
+            host_paths: native.host_paths,
+        }
+    }
+}
+
+/// The driver.
+pub struct Docker {
+    engine: Arc<Engine>,
+    description: Description,
+}
+
+struct Engine {
+    state: State,
+    client: Client,
+    api: Api,
+    program: Program,
+    users: Arc<Users>,
+    host_paths: Vec<PathBuf>,
+    /// What every container carries.
+    labels: BTreeMap<String, String>,
+    next: AtomicU64,
+    /// Names of images that the daemon has; held while one is made.
+    images: tokio::sync::Mutex<HashSet<String>>,
+}
+
+fn platform(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let step = step.into();
+    move |source| Error::Platform { step, source }
+}
+
+impl Docker {
+    /// Asks the daemon what it is, and starts the monitor. In a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] without a daemon that works in our way, [`Error::Platform`] when a step fails. That it comes up does not
+    /// prove that containers work: [`crate::select`] tries one.
+    pub async fn new(config: Config) -> Result<Self, Error> {
+        let api = Api::connect(&config.socket).await?;
+        let about = api.call(Method::GET, "/info", Content::Nothing).await?;
+        let options = about["SecurityOptions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        if let Some(option) = options
+            .into_iter()
+            .find(|option| ["name=userns", "name=rootless"].iter().any(|name| option.starts_with(name)))
+        {
+            return Err(Error::Unsupported(format!(
+                "the Docker daemon maps users by itself ({option}): functions could not be users of their own"
+            )));
+        }
+        let state = State::open(&config.state_dir, "docker", &config.name)?;
+        state.write_down(Vec::new())?;
+        let place = std::fs::canonicalize(&config.state_dir)
+            .map_err(platform(format!("look at {}", config.state_dir.display())))?;
+        let life = state.life().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let labels = BTreeMap::from([
+            (RUNNER.to_owned(), config.name.clone()),
+            (STATE.to_owned(), place.to_string_lossy().into_owned()),
+            (LIFE.to_owned(), life),
+        ]);
+        match Self::begin(&config, &state, &labels).await {
+            Ok((client, program)) => {
+                let engine = Arc::new(Engine {
+                    state,
+                    client,
+                    api,
+                    program,
+                    users: Arc::default(),
+                    host_paths: config.host_paths,
+                    labels,
+                    next: AtomicU64::new(0),
+                    images: tokio::sync::Mutex::default(),
+                });
+                Ok(Self { engine, description: describe(&about) })
+            }
+            Err(error) => {
+                // Nobody else is there to do it.
+                std::fs::remove_dir_all(state.life()).ok();
+                std::fs::remove_dir_all(state.sockets()).ok();
+                std::fs::remove_file(state.record()).ok();
+                state.remove();
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin(
+        config: &Config,
+        state: &State,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(Client, Program), Error> {
+        let life = state.life();
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&life)
+            .map_err(platform(format!("make {}, for the files of containers", life.display())))?;
+        state.make_sockets()?;
+        let (spawner, directory) = (config.spawner.clone(), life.join("program"));
+        let placed = tokio::task::spawn_blocking(move || Program::place(&spawner, directory)).await;
+        let program = placed
+            .map_err(io::Error::other)
+            .flatten()
+            .map_err(platform("put our own program where containers find it"))?;
+        let label = labels.get(LIFE).map(|life| format!("{LIFE}={life}")).unwrap_or_default();
+        let setup = Setup {
+            lock: state.spawner_lock(),
+            remove: vec![life, state.sockets().to_path_buf(), state.record()],
+            engine: monitor::Engine::Daemon(Daemon { socket: config.socket.clone(), label }),
+        };
+        Ok((Client::start(config.spawner.clone(), setup).await?, program))
+    }
+
+    /// The monitor's process id, for whoever watches or tests it.
+    pub fn monitor(&self) -> Option<u32> {
+        self.engine.client.pid()
+    }
+}
+
+fn describe(about: &Value) -> Description {
+    let says = |key: &str| about[key].as_bool().unwrap_or(true);
+    let version = about["ServerVersion"].as_str().unwrap_or("of an unknown version");
+    Description {
+        name: "docker",
+        why: format!(
+            "containers of the Docker daemon {version}, hardened as native sandboxes are, without user namespaces; slow to start"
+        ),
+        isolates: true,
+        freezes: true,
+        limits_memory: says("MemoryLimit"),
+        limits_cpu: says("CpuCfsQuota"),
+        limits_pids: says("PidsLimit"),
+        isolates_network: true,
+        reaches_out: false,
+        chooses_user: false,
+        sizes_roots: false,
+    }
+}
+
+#[async_trait]
+impl Driver for Docker {
+    fn describe(&self) -> &Description {
+        &self.description
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        contained::check(&spec)?;
+        // On a task of its own: a caller that gives up halfway must not leave half a container.
+        let engine = Arc::clone(&self.engine);
+        let made = tokio::spawn(async move { engine.build(spec).await });
+        let made = made.await.map_err(|error| platform("create the sandbox")(io::Error::other(error)))?;
+        made.map(|container| Box::new(container) as Box<dyn Sandbox>)
+    }
+
+    async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
+        self.engine.collect().await
+    }
+
+    async fn close(&self) {
+        self.engine.client.close().await;
+        self.engine.state.remove();
+    }
+}
+
+impl Engine {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Container, Error> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let life = self.state.life();
+        let incarnation = life.file_name().unwrap_or_default().to_string_lossy();
+        let held = Arc::new(Held {
+            name: format!("stoker-{incarnation}-{number}"),
+            directory: life.join(format!("container-{number}")),
+            door: self.state.sockets().join(format!("{number:x}")),
+            guest: self.users.take(),
+            grows: spec.writable_root && matches!(spec.root, Root::Directory(_)),
+            engine: Arc::clone(self),
+        });
+        match self.launch(&held, spec).await {
+            Ok((door, plan)) => {
+                let user = held.guest.user();
+                Container::receive(door, plan, user, held).await
+            }
+            Err(error) => {
+                held.remove().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Has the daemon start a container whose init comes to the door.
+    async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: Spec) -> Result<(Door, Plan), Error> {
+        let plan = contained::plan(&spec, &held.guest);
+        let door = Door::open(&held.door).map_err(platform("open a door for the container"))?;
+        let (maker, whole, wanted) = (Arc::clone(held), plan.clone(), spec.clone());
+        // Files and directories: not on the thread that serves calls.
+        let view = tokio::task::spawn_blocking(move || maker.write(&wanted, &whole))
+            .await
+            .map_err(|error| platform("make the container's files")(io::Error::other(error)))??;
+        let image = self.image(&view).await?;
+        let config = config::config(&Parts {
+            spec: &spec,
+            view: &view,
+            user: held.guest.user(),
+            image: &image,
+            labels: self.labels.clone(),
+            directory: &held.directory,
+            program: &self.program,
+            door: &held.door,
+            podman: self.api.is_podman(),
+        });
+        let path = format!("/containers/create?name={}", held.name);
+        let (status, body) = self.api.try_call(Method::POST, &path, Content::Json(config.clone())).await?;
+        if status == StatusCode::NOT_FOUND {
+            // Somebody has cleared the daemon's images away.
+            self.images.lock().await.clear();
+            self.image(&view).await?;
+            self.api.call(Method::POST, &path, Content::Json(config)).await?;
+        } else if !status.is_success() {
+            return Err(refusal(&path, status, &body));
+        }
+        let path = format!("/containers/{}/start", held.name);
+        self.api.call(Method::POST, &path, Content::Nothing).await?;
+        Ok((door, plan))
+    }
+
+    /// The daemon's image for a view, made if it is not there.
+    async fn image(&self, view: &View) -> Result<String, Error> {
+        let (name, archive) = skeleton::archive(view)?;
+        let mut known = self.images.lock().await;
+        if known.contains(&name) {
+            return Ok(name);
+        }
+        let path = format!("/images/{name}/json");
+        let (status, _) = self.api.try_call(Method::GET, &path, Content::Nothing).await?;
+        if !status.is_success() {
+            let path = format!("/images/create?fromSrc=-&repo={name}&tag=latest");
+            let made = self.api.call(Method::POST, &path, Content::Tar(archive)).await?;
+            if let Some(said) = made["error"].as_str() {
+                return Err(platform("give the Docker daemon an image")(io::Error::other(said.to_owned())));
+            }
+        }
+        known.insert(name.clone());
+        Ok(name)
+    }
+
+    async fn collect(self: &Arc<Self>) -> Result<Vec<String>, Error> {
+        let ours = [RUNNER, STATE].into_iter().filter_map(|key| Some((key, self.labels.get(key)?)));
+        let filter: Vec<_> = ours.map(|(key, value)| format!("{key}={value}")).collect();
+        let mut removed = Vec::new();
+        for container in containers(&self.api, &filter).await? {
+            if container["Labels"][LIFE].as_str() != self.labels.get(LIFE).map(String::as_str) {
+                let name = container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/');
+                end(&self.api, &container).await?;
+                removed.push(format!("container {name}"));
+            }
+        }
+        let engine = Arc::clone(self);
+        let rest = tokio::task::spawn_blocking(move || engine.state.collect())
+            .await
+            .map_err(|error| platform("collect leftovers")(io::Error::other(error)))??;
+        removed.extend(rest);
+        Ok(removed)
+    }
+}
+
+/// Containers, in whatever state, that carry all these labels.
+async fn containers(api: &Api, labels: &[String]) -> Result<Vec<Value>, Error> {
+    let filters = escaped(&json!({"label": labels}).to_string());
+    let path = format!("/containers/json?all=true&filters={filters}");
+    let list = api.call(Method::GET, &path, Content::Nothing).await?;
+    Ok(list.as_array().cloned().unwrap_or_default())
+}
+
+/// Kills and removes a container, frozen by us or not.
+async fn end(api: &Api, container: &Value) -> Result<(), Error> {
+    let id = container["Id"].as_str().unwrap_or_default();
+    let path = format!("/containers/{id}/json");
+    let (_, state) = api.try_call(Method::GET, &path, Content::Nothing).await?;
+    // The daemon does not know that it stands still, and would wait for it to die.
+    let pid = state["State"]["Pid"].as_i64().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    if let Some(Ok(leaf)) = pid.map(Leaf::of_process) {
+        leaf.kill();
+    }
+    remove(api, id).await
+}
+
+async fn remove(api: &Api, id: &str) -> Result<(), Error> {
+    let path = format!("/containers/{id}?force=true&v=true");
+    let (status, body) = api.try_call(Method::DELETE, &path, Content::Nothing).await?;
+    match status {
+        // Another is at it: it is gone when that is done.
+        StatusCode::CONFLICT => {
+            let path = format!("/containers/{id}/wait?condition=removed");
+            api.try_call(Method::POST, &path, Content::Nothing).await.map(drop)
+        }
+        StatusCode::NOT_FOUND => Ok(()),
+        status if status.is_success() => Ok(()),
+        status => Err(refusal(&path, status, &body)),
+    }
+}
+
+/// Removes every container of a life. In the monitor.
+///
+/// # Errors
+/// What the daemon said last.
+pub(crate) fn clear(daemon: &Daemon) -> Result<(), Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(platform("start a runtime to clear away in"))?;
+    runtime.block_on(async {
+        let api = Api::connect(&daemon.socket).await?;
+        let mut last = Ok(());
+        // One that the daemon is still creating is found by the next runner; its init finds its door gone, and ends.
+        for container in containers(&api, std::slice::from_ref(&daemon.label)).await? {
+            last = end(&api, &container).await.and(last);
+        }
+        last
+    })
+}
+
+/// What one container has, here and in the daemon.
+struct Held {
+    engine: Arc<Engine>,
+    name: String,
+    directory: PathBuf,
+    door: PathBuf,
+    guest: Guest,
+    /// The function may make something at the top of the root.
+    grows: bool,
+}
+
+impl Held {
+    /// Finds out what is to be mounted, and makes what is not there yet. Blocks.
+    fn write(&self, spec: &Spec, plan: &Plan) -> Result<View, Error> {
+        let failed = || platform(format!("make the container's files in {}", self.directory.display()));
+        let make = |directory: &Path| std::fs::DirBuilder::new().mode(0o755).create(directory);
+        make(&self.directory).map_err(failed())?;
+        let mut view = View::new(spec, plan, &self.engine.host_paths, spec.writable_root)?;
+        let mut home = None;
+        if let Root::Directory(image) = &spec.root {
+            for own in ["/proc", "/dev", "/tmp"] {
+                has_mount_point(image, Path::new(own))?;
+            }
+            skeleton::add_image(&mut view, image, spec.writable_root)?;
+            home = spec.writable_root.then(|| normal(&spec.workdir)).transpose()?;
+        }
+        // Images name work directories that they do not have: engines make them. One at the top is a layer over nothing.
+        let top = home.as_deref().and_then(|home| home.components().nth(1));
+        if let (Root::Directory(image), Some(top)) = (&spec.root, top)
+            && image.join(top).symlink_metadata().is_err()
+        {
+            let nothing = self.directory.join("nothing");
+            make(&nothing).map_err(failed())?;
+            view.mounts.push(Mount::Layer { host: nothing, at: Path::new("/").join(top) });
+        }
+        lay_below_names(&mut view);
+        let owner = spec.writable_root.then_some(self.guest.user().uid);
+        self.lay_out(&view, owner, home.as_deref()).map_err(failed())?;
+        Ok(view)
+    }
+
+    fn lay_out(&self, view: &View, owner: Option<u32>, home: Option<&Path>) -> io::Result<()> {
+        for (number, mount) in view.mounts.iter().enumerate() {
+            match mount {
+                Mount::Text { content, .. } => {
+                    std::fs::write(config::text(&self.directory, number), content)?;
+                }
+                Mount::Layer { host, at } => {
+                    let layer = Layer::new(&self.directory, number);
+                    layer.make(owner)?;
+                    if let Some(below) = home.and_then(|home| home.strip_prefix(at).ok()) {
+                        make_home(host, &layer.upper, below, owner)?;
+                    }
+                }
+                Mount::Show { .. } | Mount::Cover { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the work directory that an image names and does not have, in the layer over one of its directories.
+fn make_home(lower: &Path, upper: &Path, below: &Path, owner: Option<u32>) -> io::Result<()> {
+    let (mut lower, mut upper) = (lower.to_path_buf(), upper.to_path_buf());
+    let mut made = false;
+    for name in below {
+        lower.push(name);
+        upper.push(name);
+        match lower.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => made = true,
+            Ok(found) if found.is_dir() && !made => {}
+            // A link or a file: the function's process says what it makes of it.
+            _ => return Ok(()),
+        }
+        std::fs::create_dir(&upper)?;
+        if !made {
+            // A directory in both layers has the upper one's owner and mode.
+            let found = lower.symlink_metadata()?;
+            std::fs::set_permissions(&upper, found.permissions())?;
+            std::os::unix::fs::chown(&upper, Some(found.uid()), Some(found.gid()))?;
+        }
+    }
+    if made { std::os::unix::fs::chown(&upper, owner, owner) } else { Ok(()) }
+}
+
+/// The daemon puts files of its own into `/etc`, and makes places for them: where the root's has none, it gets a layer.
+fn lay_below_names(view: &mut View) {
+    for mount in &mut view.mounts {
+        if let Mount::Show { host, at } = mount
+            && at == Path::new("/etc")
+            && DAEMONS.iter().any(|name| host.join(name).symlink_metadata().is_err())
+        {
+            *mount = Mount::Layer { host: host.clone(), at: at.clone() };
+        }
+    }
+}
+
+#[async_trait]
+impl Holder for Held {
+    fn entered(&self, init: Pid) -> io::Result<()> {
+        if !self.grows || !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        // The daemon's own layer, which belongs to root; nobody but our init is in the container yet.
+        let user = self.guest.user();
+        let root = format!("/proc/{}/root", init.as_raw_nonzero());
+        std::os::unix::fs::chown(root, Some(user.uid), Some(user.gid))
+    }
+
+    async fn remove(&self) {
+        if let Err(error) = remove(&self.engine.api, &self.name).await {
+            tracing::warn!(container = self.name, %error, "a container could not be removed");
+            return;
+        }
+        let (directory, door) = (self.directory.clone(), self.door.clone());
+        let removed = tokio::task::spawn_blocking(move || {
+            std::fs::remove_file(door).ok();
+            match std::fs::remove_dir_all(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        });
+        if let Err(error) = removed.await.map_err(io::Error::other).flatten() {
+            tracing::warn!(directory = %self.directory.display(), %error, "a container's files could not be removed");
+        }
+    }
+
+    async fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
+        let path = format!("/containers/{}/{}", self.name, if frozen { "pause" } else { "unpause" });
+        self.engine.api.call(Method::POST, &path, Content::Nothing).await.map(drop)
+    }
+
+    fn last_words(&self) -> String {
+        String::new()
+    }
+}

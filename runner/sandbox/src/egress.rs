@@ -1,0 +1,47 @@
+//! The way out of a sandbox: `network: egress`.
+//!
+//! A function's only interface is a tunnel whose other end is here. Its TCP connections end at a stack in user space and go on as
+//! connections of the runner's, its UDP datagrams as datagrams of the runner's. So whatever a function asks for is an address that we see
+//! and may refuse before any packet exists: nothing is forwarded. It takes no packet filter, no bridge, no address of the host's network, no
+//! privilege beyond the sandbox's own, and leaves nothing on the host that a crash could leave behind (ADR 0013).
+//!
+//! [`Policy`] decides what may be reached. [`Way`] is one sandbox's stack: a task that ends when it is dropped.
+
+mod packet;
+mod policy;
+mod stack;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+pub use policy::{Config, Policy, Range};
+
+/// What tunnels are made of.
+pub const DEVICE: &str = "/dev/net/tun";
+/// The function's address: of a block that is assigned to nobody and routed nowhere (RFC 7335), so it hides nothing.
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
+/// The same in a private network of our own.
+pub const INSIDE_6: Ipv6Addr = Ipv6Addr::new(0xfd53, 0x746f, 0x6b65, 0, 0, 0, 0, 2);
+/// Large, since no wire carries it: fewer packets for the same bytes.
+pub const MTU: usize = 9000;
+
+/// The runner's end of one sandbox's tunnel, while it lives.
+pub struct Way(tokio::task::JoinHandle<()>);
+
+impl Way {
+    /// Serves a tunnel.
+    ///
+    /// # Errors
+    /// When the runtime cannot watch it.
+    pub fn serve(tunnel: OwnedFd, policy: Arc<Policy>) -> std::io::Result<Self> {
+        Ok(Self(tokio::spawn(stack::Stack::new(tunnel, policy)?)))
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        // With it go its connections, and the last hold on the sandbox's network namespace.
+        self.0.abort();
+    }
+}
