@@ -10,13 +10,14 @@ use anyhow::Context as _;
 use stoker_core::{Incarnation, Resources, RunnerName};
 use stoker_proto::runner::v1::runner_service_server::RunnerServiceServer;
 use stoker_registry::{Registration, Registry};
-use stoker_sandbox::{Driver, select, spawner};
+use stoker_sandbox::{Driver, egress, select, spawner};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::observe::Observer;
@@ -60,7 +61,15 @@ pub struct Config {
     /// What it gives out.
     pub resources: Resources,
     pub sandbox: select::Choice,
+    /// Program of the OCI runtime; the first that is found if absent.
+    pub oci_runtime: Option<PathBuf>,
+    /// Where the Docker daemon listens; where it usually does if absent.
+    pub docker_socket: Option<PathBuf>,
+    /// What functions with `network: egress` may reach.
+    pub egress: egress::Config,
     pub state_dir: PathBuf,
+    /// The store of images; `images` in `state_dir` by itself.
+    pub images: stoker_image::Config,
     pub zone: String,
     pub labels: BTreeMap<String, String>,
     pub spawner: spawner::Command,
@@ -72,13 +81,18 @@ pub struct Config {
 impl Config {
     /// The defaults for a runner of this name that offers `resources`.
     pub fn new(name: RunnerName, resources: Resources, state_dir: impl Into<PathBuf>) -> Self {
+        let state_dir = state_dir.into();
         Self {
             name,
             listen: SocketAddr::from(([127, 0, 0, 1], 7170)),
             advertise: None,
             resources,
             sandbox: select::Choice::Auto,
-            state_dir: state_dir.into(),
+            oci_runtime: None,
+            docker_socket: None,
+            egress: egress::Config::default(),
+            images: stoker_image::Config::new(state_dir.join("images")),
+            state_dir,
             zone: String::new(),
             labels: BTreeMap::new(),
             spawner: spawner::Command::default(),
@@ -115,20 +129,28 @@ impl Runner {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let address = listener.local_addr().context("ask for the address that was bound")?;
-        let choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
+        let mut choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
             .with_spawner(config.spawner.clone());
+        choice.oci.runtime = config.oci_runtime.clone();
+        choice.native.egress = config.egress.clone();
+        if let Some(socket) = &config.docker_socket {
+            choice.docker.socket.clone_from(socket);
+        }
         let selection = select::select(choice).await.context("choose a sandbox")?;
         match selection.driver.collect_leftovers().await {
             Ok(left) if left.is_empty() => {}
             Ok(left) => tracing::info!(?left, "removed what an earlier life left behind"),
             Err(error) => tracing::warn!(%error, "an earlier life left something that could not be removed"),
         }
+        let images = Arc::new(Images::new(config.images));
+        images.clean_up().await;
         let incarnation = Incarnation::new();
         let logs = Arc::new(Logs::default());
         let ledger = Ledger::new(config.resources);
         let meters = config.observer.meters.clone();
         let driver = selection.driver.clone();
-        let pools = Pools::new(ledger, logs.clone(), driver, incarnation, config.freeze_after, meters);
+        let pools =
+            Pools::new(ledger, logs.clone(), driver, images, incarnation, config.freeze_after, meters);
         let advertised = config.advertise.unwrap_or_else(|| format!("http://{address}"));
         let report = Report::new(
             config.name.clone(),

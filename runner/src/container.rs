@@ -1,35 +1,41 @@
 //! One container: a sandbox, the way into it, and what it said. How it is launched, thawed and ended; when, is the
 //! [pool](crate::pool)'s to decide.
 
+pub mod channel;
 pub mod endpoint;
+pub mod lambda;
+mod launch;
 pub mod state;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use stoker_core::error::Blame;
-use stoker_core::function::{Format, FunctionSpec, Network, Root};
+use stoker_core::function::{Format, FunctionSpec};
 use stoker_core::{Code, ContainerId, Error};
-use stoker_sandbox::{Driver, Exit, ExitCause, Sandbox, Usage};
+use stoker_format::Codec;
+use stoker_image::Image;
+use stoker_lambda::RuntimeApi;
+use stoker_sandbox::{Exit, ExitCause, Sandbox, Usage};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
-use tokio_util::sync::CancellationToken;
 
-use crate::logs::{ContainerLog, Logs, Source};
+use crate::logs::ContainerLog;
+use channel::{Channel, Eye, Pipes, Unfit};
+pub use launch::launch;
 
-/// Processes and threads of one container.
-const PIDS: u32 = 512;
-const TMP_SIZE: u64 = 64 << 20;
-const OPEN_FILES: u32 = 4096;
-/// Where http-stream functions find the directory of their socket.
-const SHARED: &str = "/tmp/iofs";
+/// The end of a process is told later than the end of what it had open, by some drivers on a busy machine much later. A process
+/// that closed its channel and stays is rare: the error of its call may take this long.
+const LEAVE: Duration = Duration::from_secs(2);
 /// The end of a process and the last of its output arrive by different ways; this long one waits for the other.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// An idle connection older than this is not used again: some kits close theirs, and would race the next call.
 pub const CONNECTION_IDLE: Duration = Duration::from_secs(1);
+
+/// How long a function that asks for its calls may take to do so after its last one, before another is called instead.
+const RETURN: Duration = Duration::from_secs(1);
 
 /// Why a container did not become ready.
 #[derive(Debug)]
@@ -62,121 +68,35 @@ impl LaunchError {
 #[derive(Debug, Clone, Copy)]
 pub struct Launched {
     pub began: Instant,
+    /// The image was fetched, or found.
+    pub image: Duration,
     pub create: Duration,
     pub start: Duration,
     pub init: Duration,
 }
 
-/// A container that is ready for calls, or (`default`) parked just before its only one.
+/// A container that is ready for calls, or, where a process has one call, parked just before it.
 pub struct Container {
     pub id: ContainerId,
     pub spec: Arc<FunctionSpec>,
+    /// How it is spoken to, where it does not ask for its calls itself.
+    pub codec: Option<Codec>,
     pub log: Arc<ContainerLog>,
     pub launched: Launched,
-    sandbox: Box<dyn Sandbox>,
+    sandbox: Arc<dyn Sandbox>,
     /// It may stand still: whoever wants to use it passes the gate first.
     still: AtomicBool,
     gate: tokio::sync::Mutex<bool>,
     /// What it had used when it was last looked at.
     used: Mutex<Usage>,
+    /// Where it asks for its calls.
+    lambda: Option<RuntimeApi>,
+    /// Where its calls come on STDIN: there while it has none.
+    pipes: Mutex<Option<Pipes>>,
+    /// Its root stays while it is held; let go after the sandbox.
+    _image: Option<Image>,
     /// Kept open: a function that reads its STDIN must not see an end where its format has none.
-    _stdin: Mutex<Option<OwnedFd>>,
-}
-
-/// The pipes of a `default` call.
-pub struct Pipes {
-    pub stdin: pipe::Sender,
-    pub stdout: pipe::Receiver,
-}
-
-/// Starts a container of a function and returns it with its first connection, where its format has them. `stop` gives it up
-/// while the function makes itself ready; nothing of it is left then.
-pub async fn launch(
-    driver: &dyn Driver,
-    logs: &Logs,
-    id: ContainerId,
-    spec: Arc<FunctionSpec>,
-    stop: &CancellationToken,
-) -> Result<(Container, Option<UnixStream>), LaunchError> {
-    let begun = Instant::now();
-    let sandbox = driver.create(sandbox_spec(&id, &spec)).await.map_err(launch_error)?;
-    let log = ContainerLog::new(id.clone(), logs.ring(&spec.name));
-    let mut container = Container {
-        id,
-        spec,
-        log,
-        launched: Launched {
-            began: begun,
-            create: begun.elapsed(),
-            start: Duration::ZERO,
-            init: Duration::ZERO,
-        },
-        sandbox,
-        still: AtomicBool::new(false),
-        gate: tokio::sync::Mutex::new(false),
-        used: Mutex::default(),
-        _stdin: Mutex::new(None),
-    };
-    if stop.is_cancelled() {
-        container.stop(Duration::ZERO).await;
-        return Err(LaunchError::Stopping);
-    }
-    if container.spec.format == Format::Default {
-        return Ok((container, None));
-    }
-    let lost = |what: &str| LaunchError::Platform(format!("{what} of {}", container.id));
-    let shared = container.sandbox.shared().ok_or_else(|| lost("no shared directory"))?;
-    let inside = shared.inside.join(endpoint::NAME);
-    let watch = endpoint::Watch::new(&shared.directory)
-        .map_err(|e| LaunchError::Platform(format!("watch the socket's directory: {e}")))?;
-    let started = Instant::now();
-    let env = vec![("FN_LISTENER".to_owned(), format!("unix:{}", inside.display()))];
-    let stdio = container.sandbox.start(env).await.map_err(launch_error)?;
-    let pipe = |fd| {
-        pipe::Receiver::from_owned_fd(fd).map_err(|e| LaunchError::Platform(format!("read a pipe: {e}")))
-    };
-    container.log.follow(Source::Stdout, pipe(stdio.stdout)?);
-    container.log.follow(Source::Stderr, pipe(stdio.stderr)?);
-    container._stdin = Mutex::new(Some(stdio.stdin));
-    container.launched.start = started.elapsed();
-    let waiting = Instant::now();
-    let shared =
-        container.sandbox.shared().ok_or_else(|| LaunchError::Platform("no shared directory".to_owned()))?;
-    let connection = tokio::select! {
-        () = stop.cancelled() => {
-            container.stop(Duration::ZERO).await;
-            return Err(LaunchError::Stopping);
-        }
-        exit = container.sandbox.wait() => {
-            let error = container.exited(exit, Phase::Init).await;
-            return Err(match error.code {
-                Code::RunnerLost => LaunchError::Platform(error.message),
-                _ => LaunchError::Function(error),
-            });
-        }
-        first = watch.first(&shared.directory) => match first {
-            Ok(connection) => connection,
-            Err(endpoint::Problem::Broken(why)) => {
-                let error = Error::new(Code::FunctionInitFailed, format!("the function's socket is not usable: {why}"));
-                return Err(LaunchError::Function(error.log_tail(container.log.tail())));
-            }
-            Err(problem) => return Err(LaunchError::Platform(format!("connect to the function: {problem:?}"))),
-        },
-        () = tokio::time::sleep(container.spec.init_timeout()) => {
-            let seen = match endpoint::exists(&shared.directory) {
-                true => "the socket is there, but nobody listens on it",
-                false => "the socket never appeared",
-            };
-            let error = Error::new(
-                Code::FunctionInitTimeout,
-                format!("the function did not listen on FN_LISTENER within {:?}: {seen}", container.spec.init_timeout()),
-            );
-            return Err(LaunchError::Function(error.log_tail(container.log.tail())));
-        }
-    };
-    container.launched.init = waiting.elapsed();
-    container.look().await;
-    Ok((container, Some(connection)))
+    _stdin: Option<OwnedFd>,
 }
 
 /// What a process was doing when it ended.
@@ -189,25 +109,66 @@ pub enum Phase {
 }
 
 impl Container {
-    /// Starts the process of a `default` call.
-    pub async fn start(&self, env: Vec<(String, String)>) -> Result<Pipes, LaunchError> {
-        let stdio = self.sandbox.start(env).await.map_err(launch_error)?;
-        let platform = |e: std::io::Error| LaunchError::Platform(format!("use a pipe: {e}"));
-        self.log.follow(Source::Stderr, pipe::Receiver::from_owned_fd(stdio.stderr).map_err(platform)?);
-        Ok(Pipes {
-            stdin: pipe::Sender::from_owned_fd(stdio.stdin).map_err(platform)?,
-            stdout: pipe::Receiver::from_owned_fd(stdio.stdout).map_err(platform)?,
-        })
+    /// The way in for a call, proved to carry nothing of another: `connection` if it still stands, where the format has them. The
+    /// proof is the one system call of a warm call beside its write and its read.
+    ///
+    /// # Errors
+    /// Why it takes no call.
+    pub async fn open(&self, connection: Option<UnixStream>) -> Result<Channel, Unfit> {
+        match self.spec.format {
+            _ if !self.spec.is_hot() => Ok(Channel::Process),
+            Format::HttpStream => {
+                endpoint::open(self.sandbox.shared(), connection).await.map(Channel::Socket)
+            }
+            Format::Lambda => self.asks_again().await.map(|()| Channel::Api),
+            _ => {
+                let pipes = self.pipes().take();
+                let mut pipes = pipes.ok_or_else(|| Unfit::System("its pipes are gone".to_owned()))?;
+                pipes.check()?;
+                Ok(Channel::Pipes(pipes))
+            }
+        }
     }
 
-    /// Another connection to an http-stream function.
-    pub async fn connect(&self) -> Result<UnixStream, String> {
-        let shared = self.sandbox.shared().ok_or("there is no shared directory")?;
-        endpoint::again(&shared.directory).await.map_err(|problem| match problem {
-            endpoint::Problem::NotYet => "the function does not listen any more".to_owned(),
-            endpoint::Problem::Broken(why) => why,
-            endpoint::Problem::System(error) => error.to_string(),
-        })
+    /// The API that it asks for its calls.
+    pub fn lambda(&self) -> Option<&RuntimeApi> {
+        self.lambda.as_ref()
+    }
+
+    /// The function asks for another invocation.
+    async fn asks_again(&self) -> Result<(), Unfit> {
+        let Some(api) = &self.lambda else { return Ok(()) };
+        tokio::select! {
+            biased;
+            idle = api.idle() => idle.map_err(|failure| Unfit::Noise(failure.told())),
+            _ = self.wait() => Err(Unfit::Closed("connection to the Runtime API")),
+            () = tokio::time::sleep(RETURN) => {
+                Err(Unfit::Noise("nothing: it did not ask for another invocation after its last".to_owned()))
+            }
+        }
+    }
+
+    /// The pipes are free for the next call.
+    pub fn give_back(&self, pipes: Pipes) {
+        *self.pipes() = Some(pipes);
+    }
+
+    fn pipes(&self) -> MutexGuard<'_, Option<Pipes>> {
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens an eye on a container without a call, where its calls come on STDIN. `None` where there is nothing to see, or a
+    /// call has come.
+    ///
+    /// # Errors
+    /// Why it takes no call.
+    pub fn eye(&self) -> Result<Option<Eye>, Unfit> {
+        let mut held = self.pipes();
+        let Some(pipes) = held.as_mut() else { return Ok(None) };
+        // The eye first: what comes between the two is seen by the check.
+        let eye = pipes.eye().map_err(|e| Unfit::System(format!("watch a pipe: {e}")))?;
+        pipes.check()?;
+        Ok(Some(eye))
     }
 
     /// Looks what it used. Costs some reads of files, 10 to 20 µs: not for every call.
@@ -253,7 +214,18 @@ impl Container {
 
     /// Ends it. Returns when nothing of it is left running.
     pub async fn stop(&self, grace: Duration) -> Exit {
-        self.sandbox.stop(grace).await
+        let begun = Instant::now();
+        if let Some(api) = &self.lambda
+            && !grace.is_zero()
+            && api.waits_for_the_end()
+            && self.thaw().await.is_ok()
+        {
+            tokio::select! {
+                () = api.shut_down("spindown", grace) => {}
+                _ = self.wait() => {}
+            }
+        }
+        self.sandbox.stop(grace.saturating_sub(begun.elapsed())).await
     }
 
     /// Waits until it has ended.
@@ -263,13 +235,18 @@ impl Container {
 
     /// How it ended, if it does so within a moment.
     pub async fn exit_soon(&self) -> Option<Exit> {
-        tokio::time::timeout(SETTLE, self.sandbox.wait()).await.ok()
+        tokio::time::timeout(LEAVE, self.sandbox.wait()).await.ok()
+    }
+
+    /// Waits for the last lines of a process that has ended.
+    async fn said_all(&self) {
+        // A child that keeps a pipe open must not hold them back.
+        _ = tokio::time::timeout(SETTLE, self.log.drained()).await;
     }
 
     /// The error of a process that ended when it should not have.
     pub async fn exited(&self, exit: Exit, phase: Phase) -> Error {
-        // A child that keeps a pipe open must not hold the error back.
-        _ = tokio::time::timeout(SETTLE, self.log.drained()).await;
+        self.said_all().await;
         let limit = stoker_core::units::format_size(self.spec.memory);
         if exit.out_of_memory {
             return Error::new(
@@ -298,74 +275,4 @@ impl Container {
         }
         .log_tail(self.log.tail())
     }
-}
-
-fn launch_error(error: stoker_sandbox::Error) -> LaunchError {
-    match error {
-        stoker_sandbox::Error::Function(text) => LaunchError::Function(Error::new(
-            Code::FunctionInitFailed,
-            format!("the function cannot be started: {text}"),
-        )),
-        stoker_sandbox::Error::Unsupported(text) => LaunchError::Impossible(text),
-        other => LaunchError::Platform(other.to_string()),
-    }
-}
-
-fn sandbox_spec(id: &ContainerId, spec: &FunctionSpec) -> stoker_sandbox::Spec {
-    stoker_sandbox::Spec {
-        id: id.as_str().to_owned(),
-        root: match &spec.root {
-            Root::Host => stoker_sandbox::Root::Host,
-            Root::Rootfs(path) => stoker_sandbox::Root::Directory(path.clone()),
-        },
-        writable_root: false,
-        command: spec.command.clone(),
-        env: environment(spec),
-        workdir: spec.workdir.clone(),
-        memory: spec.memory,
-        cpu_millis: spec.cpu_millis,
-        pids: PIDS,
-        tmp_size: TMP_SIZE,
-        open_files: OPEN_FILES,
-        network: match spec.network {
-            Network::None => stoker_sandbox::Network::None,
-            Network::Egress => stoker_sandbox::Network::Egress,
-            Network::Host => stoker_sandbox::Network::Host,
-        },
-        shared: (spec.format == Format::HttpStream).then(|| SHARED.into()),
-    }
-}
-
-/// The function's own variables, then those of the platform, which win. Their names are Fn's: what its server sets, what its
-/// contract lists (`FN_NAME`) and what its kits read (`FN_FN_NAME`).
-fn environment(spec: &FunctionSpec) -> Vec<(String, String)> {
-    let mut env = vec![
-        ("PATH".to_owned(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
-        // The home of whoever has the function's user id on the host is none of its business; this it can write to.
-        ("HOME".to_owned(), "/tmp".to_owned()),
-    ];
-    env.extend(spec.env.iter().map(|(k, v)| (k.clone(), v.clone())));
-    let mut ours = vec![
-        ("FN_FORMAT", spec.format.as_str().to_owned()),
-        ("FN_APP_NAME", spec.name.app().to_owned()),
-        ("FN_NAME", spec.name.function().to_owned()),
-        ("FN_FN_NAME", spec.name.function().to_owned()),
-        ("FN_PATH", "/invoke".to_owned()),
-        ("FN_MEMORY", (spec.memory >> 20).to_string()),
-        ("FN_TYPE", "sync".to_owned()),
-        ("FN_FN_ID", spec.name.id()),
-        ("FN_APP_ID", spec.name.app_id()),
-    ];
-    if spec.cpu_millis > 0 {
-        ours.push(("FN_CPUS", format!("{}m", spec.cpu_millis)));
-    }
-    for (key, value) in ours {
-        env.retain(|(k, _)| k != key);
-        env.push((key.to_owned(), value));
-    }
-    let mut seen = std::collections::HashSet::new();
-    env.reverse();
-    env.retain(|(k, _)| seen.insert(k.clone()));
-    env.reverse();
-    env
 }

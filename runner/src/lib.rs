@@ -6,6 +6,7 @@
 
 mod app;
 pub mod container;
+pub mod images;
 pub mod ledger;
 pub mod logs;
 pub mod machine;

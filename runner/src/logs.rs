@@ -2,7 +2,8 @@
 //! the errors that need them. Writers never wait for readers; what a reader missed is counted.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -25,6 +26,8 @@ const FOLLOW: usize = 1024;
 pub enum Source {
     Stdout,
     Stderr,
+    /// Nowhere: the runner says it about the function.
+    Platform,
 }
 
 /// One line.
@@ -96,6 +99,18 @@ pub struct ContainerLog {
     state: Mutex<State>,
     /// Pipes that are still open.
     open: watch::Sender<usize>,
+    tap: OnceLock<Tap>,
+}
+
+/// Who gets a container's lines too.
+struct Tap(Box<Listener>);
+
+type Listener = dyn Fn(&[u8]) + Send + Sync;
+
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tap")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -110,7 +125,13 @@ struct State {
 
 impl ContainerLog {
     pub fn new(id: ContainerId, ring: Arc<Ring>) -> Arc<Self> {
-        Arc::new(Self { id, ring, state: Mutex::default(), open: watch::Sender::new(0) })
+        let open = watch::Sender::new(0);
+        Arc::new(Self { id, ring, state: Mutex::default(), open, tap: OnceLock::new() })
+    }
+
+    /// From now on `tap` gets every line that the function writes, too. It must not wait. Once.
+    pub fn tap(&self, tap: impl Fn(&[u8]) + Send + Sync + 'static) {
+        _ = self.tap.set(Tap(Box::new(tap)));
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -133,6 +154,11 @@ impl ContainerLog {
         if state.calls.is_empty() {
             state.last = (!std::mem::take(&mut state.shared)).then_some(call);
         }
+    }
+
+    /// A line of the runner's own about a call.
+    pub fn note(&self, call: CallId, text: String) {
+        self.push(Source::Platform, text.into(), Some(call));
     }
 
     /// The last lines.
@@ -172,6 +198,9 @@ impl ContainerLog {
     }
 
     fn line(&self, source: Source, text: &[u8]) {
+        if let Some(Tap(tap)) = self.tap.get() {
+            tap(text);
+        }
         let call = {
             let mut state = self.state();
             state.tail.extend(text);
@@ -184,13 +213,12 @@ impl ContainerLog {
                 _ => None,
             }
         };
-        self.ring.push(Line {
-            time: SystemTime::now(),
-            source,
-            text: Bytes::copy_from_slice(text),
-            call,
-            container: self.id.clone(),
-        });
+        self.push(source, Bytes::copy_from_slice(text), call);
+    }
+
+    fn push(&self, source: Source, text: Bytes, call: Option<CallId>) {
+        let (time, container) = (SystemTime::now(), self.id.clone());
+        self.ring.push(Line { time, source, text, call, container });
     }
 }
 

@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::container::state::{Event, State};
 use crate::container::{Container, LaunchError};
+use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::observe::Meters;
@@ -73,6 +74,7 @@ pub struct Pools {
     cordoned: AtomicBool,
     pub meters: Option<Arc<Meters>>,
     driver: Arc<dyn Driver>,
+    pub images: Arc<Images>,
     incarnation: Incarnation,
     freeze_after: Duration,
     next: AtomicU64,
@@ -118,6 +120,7 @@ impl Pools {
         ledger: Arc<Ledger>,
         logs: Arc<Logs>,
         driver: Arc<dyn Driver>,
+        images: Arc<Images>,
         incarnation: Incarnation,
         freeze_after: Duration,
         meters: Option<Arc<Meters>>,
@@ -130,6 +133,7 @@ impl Pools {
             cordoned: AtomicBool::new(false),
             meters,
             driver,
+            images,
             incarnation,
             freeze_after,
             next: AtomicU64::new(1),
@@ -160,8 +164,8 @@ impl Pools {
         let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
         let mut actions = Vec::new();
         if version.waiters.is_empty()
-            && let Some((seq, _)) = version.take(&self.ledger)
-            && let Some(lease) = self.lease(version, digest, seq, call, false)
+            && let Some((seq, fresh)) = version.take(&self.ledger)
+            && let Some(lease) = self.lease(version, digest, seq, call, false, fresh)
         {
             self.refill(&mut inner, digest, true, &mut actions);
             drop(inner);
@@ -233,13 +237,25 @@ impl Pools {
         seq: u64,
         call: CallId,
         cold: bool,
+        fresh: bool,
     ) -> Option<Lease> {
         let member = version.members.get_mut(&seq)?;
         let container = member.container.clone()?;
         let connection = member.connection();
         container.log.begin(call);
         let (touched, done) = (None, false);
-        Some(Lease { pools: self.clone(), container, digest, seq, call, connection, cold, touched, done })
+        Some(Lease {
+            pools: self.clone(),
+            container,
+            digest,
+            seq,
+            call,
+            connection,
+            cold,
+            fresh,
+            touched,
+            done,
+        })
     }
 
     /// A call is over.
@@ -340,7 +356,7 @@ impl Pools {
             }
             let (call, caused) = (waiter.call, waiter.caused);
             let Some((seq, fresh)) = version.take(&self.ledger) else { break };
-            let Some(lease) = self.lease(version, digest, seq, call, caused && fresh) else { break };
+            let Some(lease) = self.lease(version, digest, seq, call, caused && fresh, fresh) else { break };
             let Some(waiter) = version.waiters.pop_front() else { break };
             inner.waiting -= 1;
             actions.push(Action::Give { give: waiter.give, given: Ok(lease) });

@@ -1,6 +1,7 @@
 //! The gRPC server that balancers talk to.
 
 pub mod call;
+pub mod images;
 pub mod line;
 pub mod pieces;
 pub mod session;
@@ -111,6 +112,13 @@ impl RunnerService for Service {
         Ok(Response::new(wire::UncordonResponse { capacity }))
     }
 
+    async fn resolve_image(
+        &self,
+        request: Request<wire::ResolveImageRequest>,
+    ) -> Result<Response<wire::ResolveImageResponse>, Status> {
+        images::resolve(&self.0.pools.images, request.into_inner()).await.map(Response::new)
+    }
+
     async fn stream_logs(
         &self,
         request: Request<wire::StreamLogsRequest>,
@@ -188,6 +196,7 @@ fn to_line(line: &Line, runner: &str) -> v1::LogLine {
         source: match line.source {
             Source::Stdout => v1::LogSource::Stdout,
             Source::Stderr => v1::LogSource::Stderr,
+            Source::Platform => v1::LogSource::Platform,
         }
         .into(),
         text: line.text.clone(),

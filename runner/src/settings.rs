@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use stoker_core::units::{format_cpu, format_size};
 use stoker_core::{Resources, RunnerName};
 use stoker_registry::etcd;
-use stoker_runtime::config::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, PATH, SIZE, TEXT, URL};
+use stoker_runtime::config::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, PATH, REGISTRIES, SIZE, TEXT, URL};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
 use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::{admin, logs, telemetry};
+use stoker_sandbox::egress;
 use stoker_sandbox::select::Choice;
 
 use crate::app::Config;
@@ -62,11 +64,47 @@ static SLOTS_KEY: Maybe<usize> =
 static SANDBOX: Key<Choice> = Key::new(
     "sandbox",
     Kind::choice(
-        "auto|native|process",
-        &[("auto", Choice::Auto), ("native", Choice::Native), ("process", Choice::Process)],
+        "auto|native|oci|docker|process",
+        &[
+            ("auto", Choice::Auto),
+            ("native", Choice::Native),
+            ("oci", Choice::Oci),
+            ("docker", Choice::Docker),
+            ("process", Choice::Process),
+        ],
     ),
     "auto",
     "How functions are kept apart; auto takes the strongest that works here",
+);
+static OCI_RUNTIME: Maybe<PathBuf> = Key::required(
+    "oci_runtime",
+    PATH,
+    "Program of the OCI runtime for the sandbox oci, by path or name; by itself the first found of crun, runc and youki",
+)
+.optional();
+static DOCKER_SOCKET: Maybe<PathBuf> = Key::required(
+    "docker_socket",
+    PATH,
+    "Where the daemon for the sandbox docker listens; by itself /var/run/docker.sock",
+)
+.optional();
+static EGRESS_DENY: Key<Vec<egress::Range>> = Key::new(
+    "egress_deny",
+    Kind::one("CIDR,…", several),
+    "",
+    "Blocks of addresses that functions with `network: egress` may not reach, beside this host and cloud metadata",
+);
+static EGRESS_ALLOW: Key<Vec<egress::Range>> = Key::new(
+    "egress_allow",
+    Kind::one("CIDR,…", several),
+    "",
+    "What of egress_deny they may reach all the same",
+);
+static EGRESS_RESOLVERS: Key<Vec<IpAddr>> = Key::new(
+    "egress_resolvers",
+    Kind::one("IP,…", several),
+    "",
+    "Name servers for them; by itself those of this host",
 );
 static STATE: Key<PathBuf> = Key::found(
     "state",
@@ -74,6 +112,39 @@ static STATE: Key<PathBuf> = Key::found(
     state,
     "A directory of this runner's own, for what a crash must not leave behind",
 );
+static IMAGES: Maybe<PathBuf> = Key::required(
+    "images",
+    PATH,
+    "The directory of this runner's store of images; by itself `images` in `state`",
+)
+.optional();
+static IMAGES_BUDGET: Key<u64> =
+    Key::new("images_budget", SIZE, "20GiB", "What the store may take on disk; what is not used goes first");
+static IMAGE_SIZE: Key<u64> = Key::new("image_size", SIZE, "16GiB", "What the files of one image may have");
+static IMAGE_PULL_TIMEOUT: Key<Duration> = Key::new(
+    "image_pull_timeout",
+    DURATION,
+    "5m",
+    "How long one image may take to be fetched and unpacked, once it is its turn",
+);
+static REGISTRY_CREDENTIALS: Maybe<PathBuf> = Key::required(
+    "registry_credentials",
+    PATH,
+    "A directory of files like Docker's config.json, which functions name in `credentials`",
+)
+.optional();
+static REGISTRY_WITHOUT_TLS: Key<Vec<String>> = Key::new(
+    "registry_without_tls",
+    REGISTRIES,
+    "",
+    "Registries that are asked without TLS, beside those on loopback, as images name them: host or host:port",
+);
+static REGISTRY_CA: Maybe<PathBuf> = Key::required(
+    "registry_ca",
+    PATH,
+    "Authorities, in PEM form, that sign certificates of registries, beside those that the system trusts",
+)
+.optional();
 static ZONE: Maybe<String> =
     Key::required("zone", TEXT, "Where it stands, for those who place calls").optional();
 static LABELS: Key<BTreeMap<String, String>> =
@@ -110,7 +181,19 @@ pub static PROGRAM: Program = Program {
             &CPU_MILLIS,
             &SLOTS_KEY,
             &SANDBOX,
+            &OCI_RUNTIME,
+            &DOCKER_SOCKET,
+            &EGRESS_DENY,
+            &EGRESS_ALLOW,
+            &EGRESS_RESOLVERS,
             &STATE,
+            &IMAGES,
+            &IMAGES_BUDGET,
+            &IMAGE_SIZE,
+            &IMAGE_PULL_TIMEOUT,
+            &REGISTRY_CREDENTIALS,
+            &REGISTRY_WITHOUT_TLS,
+            &REGISTRY_CA,
             &ZONE,
             &LABELS,
             &FREEZE_AFTER,
@@ -171,16 +254,25 @@ impl Plan {
             instance: name.to_string(),
         };
         let state = settings.get(&STATE);
+        let state = std::path::absolute(&state).unwrap_or(state);
         let resources = Resources { memory, cpu_millis, slots };
         Ok(Self {
             runner: Config {
                 listen,
                 advertise,
                 sandbox: settings.get(&SANDBOX),
+                oci_runtime: settings.maybe(&OCI_RUNTIME),
+                docker_socket: settings.maybe(&DOCKER_SOCKET),
+                egress: egress::Config {
+                    deny: settings.get(&EGRESS_DENY),
+                    allow: settings.get(&EGRESS_ALLOW),
+                    resolvers: settings.get(&EGRESS_RESOLVERS),
+                },
                 zone: settings.maybe(&ZONE).unwrap_or_default(),
                 labels: settings.get(&LABELS),
                 freeze_after: settings.get(&FREEZE_AFTER),
-                ..Config::new(name, resources, std::path::absolute(&state).unwrap_or(state))
+                images: images(settings, &state),
+                ..Config::new(name, resources, state)
             },
             admin,
             etcd,
@@ -189,6 +281,28 @@ impl Plan {
             threads: settings.get(&THREADS),
             warnings,
         })
+    }
+}
+
+/// Values with commas between them.
+fn several<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Vec<T>, String> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| part.parse().map_err(|error| format!("`{part}`: {error}"))).collect()
+}
+
+fn images(settings: &Settings, state: &std::path::Path) -> stoker_image::Config {
+    let directory = settings.maybe(&IMAGES).unwrap_or_else(|| state.join("images"));
+    let limits = stoker_image::Limits { bytes: settings.get(&IMAGE_SIZE), ..Default::default() };
+    stoker_image::Config {
+        budget: settings.get(&IMAGES_BUDGET),
+        limits,
+        pull_timeout: settings.get(&IMAGE_PULL_TIMEOUT),
+        registries: stoker_image::RegistryConfig {
+            without_tls: settings.get(&REGISTRY_WITHOUT_TLS),
+            credentials: settings.maybe(&REGISTRY_CREDENTIALS),
+            ca: settings.maybe(&REGISTRY_CA),
+        },
+        ..stoker_image::Config::new(std::path::absolute(&directory).unwrap_or(directory))
     }
 }
 

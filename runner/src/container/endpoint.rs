@@ -11,8 +11,11 @@ use std::time::Duration;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use stoker_core::backoff::Backoff;
+use stoker_sandbox::Shared;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+
+use super::channel::Unfit;
 
 /// The name that `FN_LISTENER` gives.
 pub const NAME: &str = "lsnr.sock";
@@ -89,9 +92,25 @@ impl Watch {
     }
 }
 
-/// Another connection to a function that is ready.
-pub async fn again(directory: &OwnedFd) -> Result<UnixStream, Problem> {
-    connect(&resolve(directory)?).await
+/// A connection to a function that is ready: this one, if it still stands and is silent, else a new one.
+///
+/// # Errors
+/// Why the function takes no call.
+pub async fn open(shared: Option<&Shared>, connection: Option<UnixStream>) -> Result<UnixStream, Unfit> {
+    if let Some(stream) = connection {
+        match look(&stream) {
+            Idle::Fine => return Ok(stream),
+            Idle::Noise => return Err(Unfit::Noise("bytes on its connection".to_owned())),
+            Idle::Closed => {}
+        }
+    }
+    let shared = shared.ok_or_else(|| Unfit::System("it has no shared directory".to_owned()))?;
+    let again = async { connect(&resolve(&shared.directory)?).await };
+    again.await.map_err(|problem| match problem {
+        Problem::NotYet => Unfit::Closed("socket"),
+        Problem::Broken(why) => Unfit::Noise(why),
+        Problem::System(error) => Unfit::System(format!("connect to the function: {error}")),
+    })
 }
 
 fn resolve(directory: &OwnedFd) -> Result<OwnedFd, Problem> {
@@ -143,8 +162,7 @@ async fn connect(socket: &OwnedFd) -> Result<UnixStream, Problem> {
 }
 
 /// Whether an idle connection still stands and is silent.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Idle {
+enum Idle {
     Fine,
     Closed,
     /// The function said something that nobody asked for.
@@ -152,7 +170,7 @@ pub enum Idle {
 }
 
 /// Looks at a connection without taking anything from it.
-pub fn look(stream: &UnixStream) -> Idle {
+fn look(stream: &UnixStream) -> Idle {
     let mut one = [0u8; 1];
     let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
     match rustix::net::recv(stream, &mut one[..], flags) {

@@ -10,21 +10,27 @@ use tokio_util::sync::CancellationToken;
 use super::member::Member;
 use super::{Pools, STOP_GRACE};
 use crate::container::Container;
+use crate::container::channel::Eye;
 use crate::container::state::{Event, State};
 
 /// What a container that is never idle for long used is looked at no more often: a look is some reads of files.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// One whose calls come on STDIN is watched from so long after its last: until then the look before each call is enough, and
+/// costs the calls of a busy one nothing.
+const REST: Duration = Duration::from_millis(50);
+
 /// What is to be done with a member that stays idle.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Due {
+    Watch,
     Freeze,
     End,
 }
 
 impl Pools {
-    /// Freezes a container when it is idle, ends it when it is idle too long, notices when it ends by itself, and looks now
-    /// and then what it used. Ends with the container.
+    /// Freezes a container when it is idle, ends it when it is idle too long, notices when it ends by itself or says what nobody
+    /// asked for, and looks now and then what it used. Ends with the container.
     pub(super) async fn keep(
         self: Arc<Self>,
         digest: Digest,
@@ -33,9 +39,12 @@ impl Pools {
         keeper: Arc<Notify>,
         over: CancellationToken,
     ) {
-        let freezes = self.driver.describe().freezes && container.spec.format.is_hot();
+        let freezes = self.driver.describe().freezes && container.spec.is_hot();
         let timeout = container.spec.idle_timeout();
+        let watches = container.spec.is_hot() && container.spec.format.reads_stdio();
         let mut frozen_since = None;
+        let mut rested = None;
+        let mut eye: Option<Eye> = None;
         let mut looked = Instant::now();
         loop {
             let idle = {
@@ -44,12 +53,29 @@ impl Pools {
                 let Some(member) = version.members.get(&seq) else { return };
                 (member.calls == 0).then(|| (member.since, version.surplus() > 0))
             };
-            let due = idle.and_then(|(since, surplus)| match freezes && frozen_since != Some(since) {
-                true => Some((since + self.freeze_after.min(timeout), since, Due::Freeze)),
-                false if surplus => Some((since + timeout, since, Due::End)),
-                // One of the minimum stays, until there are more or it is less.
-                false => None,
+            if rested != idle.map(|(since, _)| since) {
+                // A call has come since: the eye would see its answer.
+                (rested, eye) = (None, None);
+            }
+            let due = idle.and_then(|(since, surplus)| {
+                let frozen = frozen_since == Some(since);
+                if watches && rested.is_none() {
+                    Some((since + REST.min(self.freeze_after).min(timeout), since, Due::Watch))
+                } else if freezes && !frozen {
+                    Some((since + self.freeze_after.min(timeout), since, Due::Freeze))
+                } else if surplus {
+                    Some((since + timeout, since, Due::End))
+                } else {
+                    // One of the minimum stays, until there are more or it is less.
+                    None
+                }
             });
+            let seen = async {
+                match &eye {
+                    Some(eye) => eye.opens().await,
+                    None => std::future::pending().await,
+                }
+            };
             let timer = async {
                 match due {
                     // Frozen: the call that thaws it starts the time anew, and says so at its end.
@@ -66,8 +92,12 @@ impl Pools {
                 () = over.cancelled() => return,
                 exit = container.wait() => {
                     tracing::info!(container = %container.id, ?exit, "a container ended by itself");
-                    self.end(digest, seq, Duration::ZERO, |_, _| true);
+                    self.fell(digest, seq, |_| true);
                     return;
+                }
+                () = seen => {
+                    (rested, eye) = (None, None);
+                    continue;
                 }
                 () = timer => {}
             }
@@ -80,6 +110,19 @@ impl Pools {
                 continue;
             }
             let idle = |m: &Member| m.calls == 0 && m.since == since;
+            if what == Due::Watch {
+                rested = Some(since);
+                match container.eye() {
+                    Ok(opened) => eye = opened,
+                    Err(unfit) => {
+                        tracing::info!(container = %container.id, ?unfit, "an idle container takes no call, and goes");
+                        if self.fell(digest, seq, idle) {
+                            return;
+                        }
+                    }
+                }
+                continue;
+            }
             // An idle timeout that is no longer than the time to freezing goes first.
             if since.elapsed() >= timeout
                 && self.end(digest, seq, STOP_GRACE, |m, surplus| idle(m) && surplus)
@@ -112,6 +155,18 @@ impl Pools {
                 }
             }
         }
+    }
+
+    /// A container did not stay as it was, for no call's reason. One that had no call yet is not replaced before a call tries:
+    /// the next would go the same way.
+    fn fell(self: &Arc<Self>, digest: Digest, seq: u64, when: impl FnOnce(&Member) -> bool) -> bool {
+        let mut inner = self.inner();
+        if let Some(version) = inner.versions.get_mut(&digest) {
+            let unused = |m: &Member| m.serves() && m.fresh && m.calls == 0;
+            version.failing |= version.members.get(&seq).is_some_and(unused);
+        }
+        drop(inner);
+        self.end(digest, seq, Duration::ZERO, |member, _| when(member))
     }
 
     /// Ends a container if it is as `when` says, told also whether its function has more than it shall have.

@@ -154,12 +154,14 @@ impl Pools {
         id: ContainerId,
     ) {
         let begun = Instant::now();
-        match container::launch(&*self.driver, &self.logs, id, spec, &self.stop).await {
+        match container::launch(&*self.driver, &self.images, &self.logs, id, spec, &self.stop).await {
             Ok((container, connection)) => {
                 if let Some(meters) = &self.meters {
                     meters.launched(&container.launched);
                 }
-                self.launched(digest, seq, Arc::new(container), connection, begun.elapsed());
+                // The next launch has its image here, and is what decisions are about.
+                let took = begun.elapsed().saturating_sub(container.launched.image);
+                self.launched(digest, seq, Arc::new(container), connection, took);
             }
             Err(error) => {
                 if let (Some(meters), Some(blame)) = (&self.meters, error.blame()) {

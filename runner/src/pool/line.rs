@@ -76,6 +76,8 @@ pub struct Lease {
     pub connection: Option<UnixStream>,
     /// The call waited for a launch, and is the first in its container.
     pub cold: bool,
+    /// No call ran in its container before.
+    pub fresh: bool,
     pub(super) touched: Option<Instant>,
     pub(super) done: bool,
 }

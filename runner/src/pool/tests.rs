@@ -257,7 +257,7 @@ async fn run(pools: Arc<Pools>, state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>,
     }
     puppet.users.fetch_sub(1, Ordering::SeqCst);
     match caller.end {
-        End::Kept => _ = lease.finish(spec.format.is_hot(), None),
+        End::Kept => _ = lease.finish(spec.is_hot(), None),
         End::Destroyed | End::Dies => _ = lease.finish(false, None),
         End::Untouched | End::Lost => drop(lease),
     }
@@ -275,7 +275,8 @@ proptest! {
         runtime.block_on(async {
             let description = Description {
                 name: "puppets", why: String::new(), isolates: true, freezes: true, limits_memory: true, limits_cpu: true,
-                limits_pids: true, isolates_network: true,
+                limits_pids: true, isolates_network: true, reaches_out: false, chooses_user: false,
+                sizes_roots: false,
             };
             let (state, alive) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
             let driver = Puppets { description, fails, made: AtomicU32::new(0), state, alive };
@@ -283,7 +284,8 @@ proptest! {
             let total = Resources { memory: 320 << 20, cpu_millis: 1000, slots };
             let ledger = Ledger::new(total);
             let (freeze, logs) = (Duration::from_micros(freeze_us), Arc::new(Logs::default()));
-            let pools = Pools::new(ledger.clone(), logs, Arc::new(driver), Incarnation(7), freeze, None);
+            let images = Arc::new(Images::new(stoker_image::Config::new("/nowhere".into())));
+            let pools = Pools::new(ledger.clone(), logs, Arc::new(driver), images, Incarnation(7), freeze, None);
             let tasks: Vec<_> =
                 callers.into_iter().map(|caller| tokio::spawn(run(pools.clone(), state.clone(), caller))).collect();
             // An operator who cannot decide; calls that are inside do not mind.

@@ -110,7 +110,7 @@ impl Version {
 
     /// How many of them count for it. Of those that serve once, only the ones that still will.
     pub fn standing(&self) -> usize {
-        let there = match self.spec.format.is_hot() {
+        let there = match self.spec.is_hot() {
             true => self.members.values().filter(|m| m.serves()).count(),
             false => self.ready.len(),
         };
@@ -125,7 +125,7 @@ impl Version {
     /// How many shall be there while calls come: the minimum, and for a format whose containers serve once the next one or
     /// some, prepared while others work.
     pub fn ahead(&self, cap: u32) -> usize {
-        match self.spec.format.is_hot() {
+        match self.spec.is_hot() {
             true => self.minimum(),
             false => self.minimum().max((self.busy / 2).clamp(1, cap) as usize),
         }

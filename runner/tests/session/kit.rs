@@ -127,8 +127,14 @@ pub struct Fleet {
 }
 
 pub async fn fleet(choice: Choice, memory_mib: u64, slots: u32) -> Fleet {
+    frozen_after(choice, memory_mib, slots, Duration::from_millis(100)).await
+}
+
+/// One whose idle containers freeze after another time.
+pub async fn frozen_after(choice: Choice, memory_mib: u64, slots: u32, after: Duration) -> Fleet {
     let state = tempfile::tempdir().unwrap();
-    let config = config(choice, memory_mib, slots, state.path());
+    let mut config = config(choice, memory_mib, slots, state.path());
+    config.freeze_after = after;
     Fleet { _state: Some(state), ..start(config).await }
 }
 
@@ -146,6 +152,12 @@ impl Fleet {
     pub async fn client(&self) -> RunnerServiceClient<Channel> {
         let address = format!("http://{}", self.runner.address());
         RunnerServiceClient::new(Endpoint::from_shared(address).unwrap().connect().await.unwrap())
+    }
+
+    /// How things are, in a record that no earlier one on any session replaces.
+    pub async fn status(&self) -> v1::Capacity {
+        let request = wire::GetStatusRequest {};
+        self.client().await.get_status(request).await.unwrap().into_inner().capacity.unwrap()
     }
 
     pub async fn session(&self) -> Session {
@@ -293,7 +305,7 @@ impl Session {
         let message = tokio::time::timeout(LIMIT, self.receive.message()).await.expect("a frame comes");
         match message.unwrap().expect("the session goes on").frame? {
             res::Frame::Capacity(changed) => {
-                self.capacity = changed.capacity.unwrap();
+                self.learn(changed.capacity.unwrap());
                 None
             }
             res::Frame::Draining(_) => {
@@ -301,6 +313,13 @@ impl Session {
                 None
             }
             frame => Some(frame),
+        }
+    }
+
+    /// A record, unless it is older than what is known.
+    pub fn learn(&mut self, record: v1::Capacity) {
+        if record.sequence >= self.capacity.sequence {
+            self.capacity = record;
         }
     }
 
@@ -417,4 +436,45 @@ pub fn another(n: u32) -> FunctionSpec {
     let mut spec = python("");
     spec.name = FunctionName::new("test", &format!("python{n}")).unwrap();
     spec
+}
+
+/// Formats whose calls come on STDIN, one after the other.
+pub const ON_STDIN: [Format; 5] =
+    [Format::Http, Format::Json, Format::JsonHttp, Format::CloudEvent, Format::Mless];
+
+/// A function of one of [`ON_STDIN`].
+pub fn speaker(format: Format, mode: &str) -> FunctionSpec {
+    let mut spec = python(mode);
+    let code = include_str!("speaker.py").to_owned();
+    *spec.command.last_mut().unwrap() = code;
+    spec.name = FunctionName::new("test", format.as_str()).unwrap();
+    spec.format = format;
+    if format == Format::Mless {
+        spec.format_options.handler = "speaker.handler".into();
+    }
+    spec
+}
+
+/// A body as a [`speaker`] takes it: what it is told to do travels in it where nothing else would carry it.
+pub fn told(format: Format, todo: &str, body: &str) -> Vec<u8> {
+    match format {
+        Format::CloudEvent => serde_json::to_vec(body).unwrap(),
+        Format::Mless => serde_json::to_vec(&serde_json::json!({"do": todo, "body": body})).unwrap(),
+        _ => body.as_bytes().to_vec(),
+    }
+}
+
+/// What a [`speaker`] said: an `mless` result is JSON.
+pub fn heard(format: Format, body: &[u8]) -> String {
+    match format {
+        Format::Mless => serde_json::from_slice(body).unwrap(),
+        _ => String::from_utf8(body.to_vec()).unwrap(),
+    }
+}
+
+impl Session {
+    /// Calls a [`speaker`].
+    pub async fn tell(&mut self, spec: &FunctionSpec, todo: &str, body: &str) -> Answer {
+        self.call(spec, todo, &told(spec.format, todo, body)).await
+    }
 }

@@ -1,6 +1,6 @@
 //! How containers come up, and what is said when they do not.
 
-use stoker_core::function::{Network, Root};
+use stoker_core::function::Root;
 use stoker_proto::runner::v1::{self as wire, engage_response as res};
 use stoker_sandbox::select::Choice;
 
@@ -45,29 +45,19 @@ async fn a_default_function_is_prepared_ahead(choice: Choice) {
     fleet.end().await;
 }
 
-/// What this machine's sandboxes cannot do at all is said at once, by name, and never tried again and again.
+/// What this runner's sandboxes cannot do at all is said at once, by name, and never tried again and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_sandbox_here_can_do_is_refused() {
-    let mut egress = shell("true");
-    egress.network = Network::Egress;
     let mut image = shell("true");
     image.root = Root::Rootfs("/".into());
-    for (choice, spec, why) in
-        [(Choice::Auto, egress, "no filtered way out"), (Choice::Process, image, "as their root")]
-    {
-        let fleet = kit::fleet(choice, 512, 8).await;
-        if choice == Choice::Auto && !fleet.runner.describe().contains("native") {
-            println!("left out: {}", fleet.runner.describe());
-            continue;
-        }
-        let mut session = fleet.session().await;
-        let answer = session.call(&spec, "", b"").await;
-        assert_eq!(answer.refusal(), Some(wire::RefusalReason::TooLarge), "{answer:?}");
-        let refused = answer.refused.unwrap();
-        assert!(refused.detail.contains(why) && refused.retry_after.is_none(), "{refused:?}");
-        session.until("nothing of it is held", |c| c.free == c.total && c.waiting == 0).await;
-        fleet.end().await;
-    }
+    let fleet = kit::fleet(Choice::Process, 512, 8).await;
+    let mut session = fleet.session().await;
+    let answer = session.call(&image, "", b"").await;
+    assert_eq!(answer.refusal(), Some(wire::RefusalReason::TooLarge), "{answer:?}");
+    let refused = answer.refused.unwrap();
+    assert!(refused.detail.contains("as their root") && refused.retry_after.is_none(), "{refused:?}");
+    session.until("nothing of it is held", |c| c.free == c.total && c.waiting == 0).await;
+    fleet.end().await;
 }
 
 /// Nothing is left on disk by a runner that ends in order.

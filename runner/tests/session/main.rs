@@ -8,3 +8,4 @@ mod kit;
 mod launches;
 mod pools;
 mod process;
+mod stdio;

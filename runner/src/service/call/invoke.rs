@@ -1,0 +1,405 @@
+//! A call as an invocation of AWS Lambda: whole in, as it comes out.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use stoker_core::call::{CHUNK, Intent, RequestHead, TraceContext, WINDOW};
+use stoker_core::{Code, Error, ResponseHead};
+use stoker_lambda::{Failure, Invocation, MAX_PAYLOAD, Over, Refused, Said, function_url};
+use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
+
+use super::answer::Answer;
+use super::serve::cancelled;
+use super::{Line, Lost, Offer};
+use crate::container::{Container, Phase, lambda};
+
+/// The call as an invocation needs it.
+pub struct Invoke<'a> {
+    pub line: &'a Line,
+    pub offer: &'a Offer,
+    pub trace: &'a TraceContext,
+    /// What was there of the body, and whether that is all.
+    pub first: Bytes,
+    pub complete: bool,
+    pub deadline: SystemTime,
+    /// The container was started for it.
+    pub cold: bool,
+}
+
+impl Invoke<'_> {
+    /// Runs it. The second value: the container takes the next.
+    pub async fn run(
+        mut self,
+        container: &Container,
+        answer: &mut Answer,
+    ) -> Result<(Result<(), Error>, bool), Lost> {
+        let payload = match self.payload(container).await?.and_then(|payload| self.event(payload)) {
+            Ok(payload) => payload,
+            // The function has seen nothing of it.
+            Err(error) => return Ok((Err(error), true)),
+        };
+        let (line, offer) = (self.line, self.offer);
+        let invocation = self.invocation(payload);
+        let id = invocation.request_id.clone();
+        let api = container.lambda().expect("containers of this format have one");
+        let mut said = match api.invoke(invocation) {
+            Ok(said) => said,
+            Err(refused) => {
+                return Ok((Err(refusal(refused)), !matches!(refused, Refused::Busy | Refused::NotReady)));
+            }
+        };
+        container.log.note(offer.id, format!("START RequestId: {id} Version: {}", lambda::VERSION));
+        answer.started = Instant::now();
+        let timeout =
+            tokio::time::sleep_until((answer.started + offer.spec.timeout()).min(offer.deadline.0).into());
+        tokio::pin!(timeout);
+        let cancel = line.cancelled();
+        tokio::pin!(cancel);
+        let mut exit = None;
+        let mut shape = Shape::Plain(None);
+        let mut answers_on = false;
+        let result = loop {
+            let next = tokio::select! {
+                // An answer that is complete counts, however late it is.
+                biased;
+                next = said.next() => next,
+                reason = &mut cancel => break Err(cancelled(reason)),
+                () = &mut timeout => break Err(self.too_late()),
+                // What the process had said by then is read to its end before it counts as unsaid.
+                ended = container.wait(), if exit.is_none() => {
+                    exit = Some(ended);
+                    continue;
+                }
+                () = api.left_alone(), if exit.is_some() => None,
+            };
+            match (next, exit) {
+                (Some(Said::Head { content_type, streams }), _) => {
+                    answer.first_byte = answer.started.elapsed();
+                    shape = self.shape(content_type, streams);
+                    match &shape {
+                        Shape::Plain(content_type) => answer.head = Some(plain(content_type)),
+                        Shape::Whole(..) | Shape::Headed(_) => continue,
+                    }
+                    // What came as a whole goes on as that, where it fits.
+                    if !streams {
+                        continue;
+                    }
+                }
+                (Some(Said::Piece(piece)), _) => {
+                    match &mut shape {
+                        Shape::Plain(_) => answer.body.push(piece),
+                        Shape::Whole(_, whole) => {
+                            whole.extend_from_slice(&piece);
+                            continue;
+                        }
+                        Shape::Headed(input) => {
+                            input.extend_from_slice(&piece);
+                            match function_url::streamed_head(input) {
+                                None => continue,
+                                Some(Err(why)) => {
+                                    // The rest of it is still on its way.
+                                    answers_on = true;
+                                    break Err(no_response(&why));
+                                }
+                                Some(Ok(head)) => {
+                                    answer.head = Some(head);
+                                    answer.body.push(input.split().freeze());
+                                    shape = Shape::Plain(None);
+                                }
+                            }
+                        }
+                    }
+                    if !answer.headed && answer.head.is_none() && answer.body.len() <= CHUNK {
+                        continue;
+                    }
+                }
+                (Some(Said::End), _) => break self.complete(shape, answer),
+                (Some(Said::Failed(failure)), _) => break Err(failed(failure)),
+                (None, Some(exit)) => {
+                    let error = container.exited(exit, Phase::Call).await.may_have_started();
+                    break Err(error.report(lambda::exited(exit)));
+                }
+                (None, None) => {
+                    break Err(Error::new(Code::Internal, "the Runtime API went away").may_have_started());
+                }
+            }
+            tokio::select! {
+                biased;
+                flushed = answer.flush(line) => flushed?,
+                // The caller may be slow to take it, or gone.
+                reason = &mut cancel => break Err(cancelled(reason)),
+                () = &mut timeout => break Err(self.too_late()),
+            }
+        };
+        let took = answer.started.elapsed();
+        let error = result.as_ref().err();
+        container.log.note(offer.id, format!("END RequestId: {id}"));
+        container.log.note(offer.id, report_line(&id, offer, took, container, error));
+        let keep = exit.is_none()
+            && !answers_on
+            && match &error {
+                None => true,
+                // The function said so itself: its process is well.
+                Some(error) => matches!(error.code, Code::FunctionFailed | Code::ResponseTooLarge),
+            };
+        let result = result.map_err(|error| {
+            let error = match error.code {
+                Code::FunctionTimeout => error.log_tail(container.log.tail()),
+                _ => error,
+            };
+            lambda::complete(error, &id, offer.spec.timeout())
+        });
+        api.over(&Over {
+            error: result.as_ref().err().map(|error| {
+                let kind = error.report.as_ref().map_or("Sandbox.Failure", |report| &report.kind);
+                (kind.to_owned(), error.message.clone())
+            }),
+            timeout: result.as_ref().is_err_and(|error| error.code == Code::FunctionTimeout),
+            duration: took,
+            memory_used: used(container),
+            init: self.cold.then_some(container.launched.init),
+        });
+        Ok((result, keep))
+    }
+
+    /// All of the body.
+    async fn payload(&mut self, container: &Container) -> Result<Result<Bytes, Error>, Lost> {
+        let too_large = |size: usize| {
+            let text =
+                format!("the event has {size} bytes or more, and an invocation may have {MAX_PAYLOAD}");
+            Error::new(Code::RequestTooLarge, text)
+        };
+        if self.complete {
+            return Ok(match self.first.len() {
+                size if size > MAX_PAYLOAD => Err(too_large(size)),
+                _ => Ok(std::mem::take(&mut self.first)),
+            });
+        }
+        let mut whole = BytesMut::from(&self.first[..]);
+        let started = wire::Started { call: self.line.number, container: container.id.as_str().to_owned() };
+        self.line.send(Frame::Started(started)).await?;
+        self.line.allow(WINDOW).await?;
+        loop {
+            let (piece, last) = tokio::select! {
+                next = self.line.next_body() => next,
+                reason = self.line.cancelled() => return Ok(Err(cancelled(reason))),
+                () = tokio::time::sleep_until(self.offer.deadline.0.into()) => {
+                    let text = "the caller's deadline passed before all of the event had come";
+                    return Ok(Err(Error::new(Code::DeadlineExceeded, text)));
+                }
+            };
+            whole.extend_from_slice(&piece);
+            if whole.len() > MAX_PAYLOAD {
+                return Ok(Err(too_large(whole.len())));
+            }
+            if last {
+                return Ok(Ok(whole.freeze()));
+            }
+            self.line.allow(u32::try_from(piece.len()).unwrap_or(WINDOW)).await?;
+        }
+    }
+
+    /// A body as what the function gets: nothing is an empty event, an HTTP request is a part of its event.
+    fn event(&self, body: Bytes) -> Result<Bytes, Error> {
+        if self.offer.head.intent != Intent::HttpRequest {
+            return Ok(if body.is_empty() { Bytes::from_static(b"{}") } else { body });
+        }
+        let request = function_url::Request {
+            head: &self.offer.head,
+            request_id: &request_id(self.offer),
+            account: lambda::ACCOUNT,
+            api: &self.offer.spec.name.id(),
+            at: SystemTime::now(),
+            body: &body,
+        };
+        let event = request.event();
+        match event.len() <= MAX_PAYLOAD {
+            true => Ok(event.into()),
+            false => {
+                let text = format!(
+                    "the request is {} bytes as an event, and an invocation may have {MAX_PAYLOAD}",
+                    event.len()
+                );
+                Err(Error::new(Code::RequestTooLarge, text))
+            }
+        }
+    }
+
+    /// How the answer is to be read: those to HTTP requests say what their response shall be.
+    fn shape(&self, content_type: Option<String>, streams: bool) -> Shape {
+        match (self.offer.head.intent, streams, content_type) {
+            (Intent::HttpRequest, false, content_type) => Shape::Whole(content_type, BytesMut::new()),
+            (Intent::HttpRequest, true, Some(said)) if said == function_url::WITH_HEAD => {
+                Shape::Headed(BytesMut::new())
+            }
+            (_, _, content_type) => Shape::Plain(content_type),
+        }
+    }
+
+    /// All of the answer is there.
+    fn complete(&self, shape: Shape, answer: &mut Answer) -> Result<(), Error> {
+        match shape {
+            Shape::Plain(_) => Ok(()),
+            Shape::Whole(content_type, whole) => {
+                let response = function_url::response(content_type.as_deref(), whole.freeze());
+                let (head, body) = response.map_err(|why| no_response(&why))?;
+                answer.head = Some(head);
+                answer.body.push(body);
+                Ok(())
+            }
+            Shape::Headed(_) => Err(no_response("it ended within its head")),
+        }
+    }
+
+    fn invocation(&self, payload: Bytes) -> Invocation {
+        let head = &self.offer.head;
+        let said = |name: &str| head.headers.get(name).unwrap_or_default().to_owned();
+        let or = |text: String, other: &dyn Fn() -> String| if text.is_empty() { other() } else { text };
+        Invocation {
+            request_id: request_id(self.offer),
+            deadline: Some(self.deadline),
+            arn: or(said("lambda-runtime-invoked-function-arn"), &|| lambda::arn(&self.offer.spec)),
+            trace: trace_header(head, self.trace),
+            client_context: said("lambda-runtime-client-context"),
+            identity: said("lambda-runtime-cognito-identity"),
+            tenant: said("lambda-runtime-aws-tenant-id"),
+            // A request is within its event, which is JSON.
+            content_type: match head.intent {
+                Intent::HttpRequest => String::new(),
+                Intent::Invoke => said("content-type"),
+            },
+            payload,
+        }
+    }
+
+    fn too_late(&self) -> Error {
+        let timeout = self.offer.spec.timeout();
+        let error = match self.offer.deadline.remaining().is_zero() {
+            true => Error::new(Code::DeadlineExceeded, "the caller's deadline passed while the function ran"),
+            false => {
+                let text = format!("the function took longer than its timeout of {timeout:?}");
+                Error::new(Code::FunctionTimeout, text)
+            }
+        };
+        error.may_have_started()
+    }
+}
+
+/// What an answer is for its caller.
+enum Shape {
+    /// Itself, with this type.
+    Plain(Option<String>),
+    /// A response in JSON.
+    Whole(Option<String>, BytesMut),
+    /// A stream whose head is still to come.
+    Headed(BytesMut),
+}
+
+fn plain(content_type: &Option<String>) -> ResponseHead {
+    let mut head = ResponseHead { status: 200, ..ResponseHead::default() };
+    let content_type = content_type.as_deref().unwrap_or("application/json");
+    head.headers.push("content-type", content_type.to_owned());
+    head
+}
+
+fn no_response(why: &str) -> Error {
+    let text = format!("the function's answer is no HTTP response: {why}");
+    Error::new(Code::FunctionInvalidResponse, text).may_have_started()
+}
+
+/// By what name a call is known to its function.
+fn request_id(offer: &Offer) -> String {
+    match offer.head.headers.get("lambda-runtime-aws-request-id") {
+        Some(said) if !said.is_empty() => said.to_owned(),
+        _ => offer.id.to_string(),
+    }
+}
+
+/// The error of a start with the body that AWS's callers know.
+pub fn start_failed(error: Error, offer: &Offer) -> Error {
+    let time = match error.code {
+        Code::FunctionInitTimeout => offer.spec.init_timeout(),
+        _ => offer.spec.timeout(),
+    };
+    lambda::complete(error, &request_id(offer), time)
+}
+
+fn refusal(refused: Refused) -> Error {
+    match refused {
+        Refused::Header(name) => Error::new(
+            Code::InvalidRequest,
+            format!("what is said for {name} has characters that no HTTP header can carry"),
+        ),
+        Refused::TooLarge => Error::new(Code::RequestTooLarge, "the event is too large"),
+        Refused::NotJson => Error::new(Code::InvalidRequest, "the event is not JSON"),
+        Refused::Busy | Refused::NotReady => {
+            Error::new(Code::Internal, "the container was given a call that it cannot take")
+        }
+    }
+}
+
+fn failed(failure: Failure) -> Error {
+    let told = failure.told();
+    let error = match (failure.broken, &*failure.kind) {
+        (true, "Extension.InitError" | "Extension.ExitError") => {
+            Error::new(Code::FunctionCrashed, format!("an extension ended the function: {told}"))
+        }
+        (true, _) => Error::new(
+            Code::FunctionInvalidResponse,
+            format!("the function's runtime broke its contract: {told}"),
+        ),
+        (false, "Function.ResponseSizeTooLarge") => {
+            let text =
+                format!("the function's answer is larger than {MAX_PAYLOAD} bytes and was not streamed");
+            Error::new(Code::ResponseTooLarge, text)
+        }
+        (false, _) => Error::new(Code::FunctionFailed, format!("the function failed: {told}")),
+    };
+    error.may_have_started().report(lambda::report(failure))
+}
+
+/// What the caller said in AWS's own header, else the trace of this call in AWS's words.
+fn trace_header(head: &RequestHead, trace: &TraceContext) -> String {
+    if let Some(said) = head.headers.get("x-amzn-trace-id") {
+        return said.to_owned();
+    }
+    // 00-{32 digits}-{16 digits}-{flags}
+    let mut parts = trace.parent.split('-').skip(1);
+    let (Some(id), Some(parent)) = (parts.next(), parts.next()) else { return String::new() };
+    if id.len() != 32 || !id.is_ascii() {
+        return String::new();
+    }
+    let sampled = u8::from(parts.next().is_some_and(|flags| flags.ends_with('1')));
+    format!("Root=1-{}-{};Parent={parent};Sampled={sampled}", &id[..8], &id[8..])
+}
+
+/// The most memory that is known of it, in MiB.
+fn used(container: &Container) -> u64 {
+    container.used().map_or(0, |used| used.memory_peak >> 20)
+}
+
+fn report_line(
+    id: &str,
+    offer: &Offer,
+    took: Duration,
+    container: &Container,
+    error: Option<&Error>,
+) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let used = used(container);
+    let mut line = format!(
+        "REPORT RequestId: {id}\tDuration: {:.2} ms\tBilled Duration: {} ms\tMemory Size: {} MB\tMax Memory Used: {used} MB",
+        ms(took),
+        took.as_nanos().div_ceil(1_000_000),
+        offer.spec.memory >> 20,
+    );
+    match error.map(|error| error.code) {
+        None | Some(Code::FunctionFailed) => {}
+        Some(Code::FunctionTimeout) => line.push_str("\tStatus: timeout"),
+        Some(_) => {
+            let kind = error.and_then(|e| e.report.as_ref()).map_or("Runtime.Unknown", |report| &report.kind);
+            line.push_str(&format!("\tStatus: error\tError Type: {kind}"));
+        }
+    }
+    line
+}

@@ -1,0 +1,462 @@
+//! A call in a container: the way in, the conversation in the function's format, and what its end means for both.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use stoker_core::call::{Intent, Timings, WINDOW};
+use stoker_core::{Code, Error};
+use stoker_format::{After, Codec, Request};
+use stoker_proto::convert;
+use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
+use stoker_runtime::telemetry::SpanKind;
+use stoker_sandbox::ExitCause;
+use tokio::net::UnixStream;
+
+use super::answer::Answer;
+use super::converse::{End, Load, Talk};
+use super::invoke::Invoke;
+use super::{Call, Line, Lost, Offer};
+use crate::container::channel::{Channel, Pipes, Unfit};
+use crate::container::{Container, LaunchError, Phase};
+use crate::observe::Trace;
+use crate::pool::Lease;
+
+/// How a call that reached a container ended.
+struct Ended {
+    result: Result<(), Error>,
+    /// What carries the next call, if the container takes one.
+    keep: Option<Kept>,
+}
+
+/// What came of a call in a container.
+enum Turn {
+    Ended(Ended),
+    /// Nothing of it was taken: whatever the container said was not said about this call.
+    Untaken(Unfit),
+    /// The process that the call was to have cannot be started, for no fault of the function.
+    Unstarted(LaunchError),
+}
+
+/// What goes in.
+struct In {
+    /// What was there of the body when the call first reached a container, and whether that is all.
+    first: Bytes,
+    complete: bool,
+    /// What the function may take, once it has the input.
+    timeout: Duration,
+}
+
+/// What is left of a channel in a container that takes another call.
+enum Kept {
+    Connection(UnixStream),
+    Pipes(Pipes),
+    /// Only the container.
+    Nothing,
+}
+
+/// Why a container does not serve the call, which is as before.
+pub enum Gone {
+    /// It is gone; another may do.
+    Spoiled {
+        /// No call ran in it: what spoiled it was no call's doing.
+        fresh: bool,
+    },
+    Failed(LaunchError),
+}
+
+impl Call<'_> {
+    /// Wakes the container of a lease and proves that it takes a call. `blamed`: one like it was spoiled before its first call already.
+    pub async fn open(
+        &self,
+        mut lease: Lease,
+        timings: &mut Timings,
+        blamed: bool,
+    ) -> Result<(Lease, Channel), Gone> {
+        let container = lease.container.clone();
+        match container.thaw().await {
+            Ok(took) => timings.thaw = took,
+            Err(error) => {
+                _ = lease.finish(false, None);
+                return Err(Gone::Failed(LaunchError::Platform(format!("thaw a container: {error}"))));
+            }
+        }
+        match container.open(lease.connection.take()).await {
+            Ok(channel) => Ok((lease, channel)),
+            Err(unfit) => Err(self.spoiled(lease, unfit, blamed).await),
+        }
+    }
+
+    /// Ends a container that is of no use to the call.
+    async fn spoiled(&self, lease: Lease, unfit: Unfit, blamed: bool) -> Gone {
+        let container = lease.container.clone();
+        tracing::info!(container = %container.id, ?unfit, "a container takes no call, and goes");
+        let (fresh, cold) = (lease.fresh, lease.cold);
+        let failed = match unfit {
+            Unfit::System(why) => Some(LaunchError::Platform(why)),
+            // What we ended ourselves is no crash.
+            _ if self.shared.pools.stopping() => Some(LaunchError::Stopping),
+            // One that nobody had used yet, and that was launched just now: so will be the next.
+            Unfit::Noise(what) if fresh && (cold || blamed) => {
+                let text = format!("the function wrote before it was called: {what}");
+                let error = Error::new(Code::FunctionInitFailed, text);
+                Some(LaunchError::Function(error.log_tail(container.log.tail())))
+            }
+            Unfit::Closed(what) if fresh && (cold || blamed) => Some(match container.exit_soon().await {
+                Some(exit) => container.ended_early(exit).await,
+                None => {
+                    let text = format!("the function closed its {what} before it was called");
+                    let error = Error::new(Code::FunctionInitFailed, text);
+                    LaunchError::Function(error.log_tail(container.log.tail()))
+                }
+            }),
+            Unfit::Noise(_) | Unfit::Closed(_) => None,
+        };
+        _ = lease.finish(false, None);
+        failed.map_or(Gone::Spoiled { fresh }, Gone::Failed)
+    }
+
+    /// The span of the execution, whose context the function is told.
+    fn execution(&self, lease: &Lease) -> Trace {
+        let (offer, mut trace) = (self.offer, self.trace.child("execution", SpanKind::Client));
+        trace.note(|span| {
+            let name = offer.spec.name.as_str();
+            span.set("faas.name", name);
+            span.set("faas.invocation_id", offer.id);
+            span.set("faas.instance", lease.container.id.as_str());
+            span.set("faas.coldstart", lease.cold);
+            span.set("faas.max_memory", i64::try_from(offer.spec.memory).unwrap_or(i64::MAX));
+            let trigger = match offer.head.intent {
+                Intent::HttpRequest => "http",
+                Intent::Invoke => "other",
+            };
+            span.set("faas.trigger", trigger);
+            // Draws the function as a node of its own; by its old name for those that do not know the new one.
+            span.set("service.peer.name", name);
+            span.set("peer.service", name);
+        });
+        trace
+    }
+
+    /// What the way to the container cost.
+    fn arrived(&mut self, lease: &Lease, timings: &mut Timings) {
+        let meters = self.shared.observer.meters.as_ref();
+        if lease.cold {
+            let launched = lease.container.launched;
+            (timings.cold, timings.image, timings.create, timings.start, timings.init) =
+                (true, launched.image, launched.create, launched.start, launched.init);
+            if let Some(meters) = meters {
+                meters.cold_start(&self.offer.spec.name);
+            }
+        }
+        if !timings.thaw.is_zero() {
+            self.trace.past("thaw", Instant::now() - timings.thaw, timings.thaw);
+            if let Some(meters) = meters {
+                meters.thaws.add_one();
+            }
+        }
+    }
+
+    /// Runs the call in a container that takes it. Gives what came of the container where the call is as before.
+    pub async fn serve(
+        &mut self,
+        mut lease: Lease,
+        channel: Channel,
+        mut timings: Timings,
+        blamed: bool,
+    ) -> Result<Option<Gone>, Lost> {
+        let (line, offer, shared) = (self.line, self.offer, self.shared);
+        let container = lease.container.clone();
+        self.arrived(&lease, &mut timings);
+        let mut execution = self.execution(&lease);
+        let told = execution.context().or_else(|| self.trace.context());
+        let trace = told.as_ref().unwrap_or(&offer.trace);
+        // One that has not shown yet that it has come up may still have to.
+        let grace = match &channel {
+            Channel::Pipes(pipes) if !pipes.awake => offer.spec.init_timeout(),
+            _ => Duration::ZERO,
+        };
+        let timeout = offer.spec.timeout() + grace;
+        let deadline = SystemTime::now() + timeout.min(offer.deadline.remaining());
+        let (first, complete) = self.first.get_or_insert_with(|| line.first_body()).clone();
+        let length = complete.then_some(first.len() as u64);
+        let request = Request { call: offer.id, head: &offer.head, deadline, trace, length };
+        let mut answer = Answer::new();
+        let input = In { first, complete, timeout };
+        let turn = match &container.codec {
+            Some(codec) => self.talk(codec, &request, input, &mut lease, channel, &mut answer).await?,
+            None => {
+                lease.touch();
+                let In { first, complete, .. } = input;
+                let cold = lease.cold;
+                let invoke = Invoke { line, offer, trace, first, complete, deadline, cold };
+                let (result, keep) = invoke.run(&container, &mut answer).await?;
+                Turn::Ended(Ended { result, keep: keep.then_some(Kept::Nothing) })
+            }
+        };
+        let Ended { result, keep } = match turn {
+            Turn::Ended(ended) => ended,
+            Turn::Untaken(unfit) => {
+                execution.note(|span| span.fail("the container took nothing of the call"));
+                return Ok(Some(self.spoiled(lease, unfit, blamed).await));
+            }
+            Turn::Unstarted(error) => {
+                drop(lease);
+                self.launch_failed(error).await?;
+                return Ok(None);
+            }
+        };
+        timings.start += answer.starting;
+        timings.first_byte = answer.first_byte;
+        timings.execution = answer.started.elapsed();
+        if let Some(meters) = &shared.observer.meters {
+            meters.executed(timings.execution, execution.exemplar());
+        }
+        // What we ended ourselves is no crash.
+        let result = result.map_err(|error| {
+            let ended = matches!(error.code, Code::FunctionCrashed | Code::FunctionInvalidResponse);
+            match ended && shared.pools.stopping() {
+                true => Error::new(Code::RunnerLost, "the runner stopped while the function ran")
+                    .may_have_started(),
+                false => error,
+            }
+        });
+        if let Err(error) = &result {
+            execution.failed(error.code, &error.message, false);
+        }
+        execution.note(|span| {
+            span.since(answer.started);
+            span.end_at(answer.started + timings.execution);
+        });
+        if keep.is_none() {
+            // The last word on it; one that lives on is looked at by its keeper, since a look costs as much as a small call.
+            container.look().await;
+        }
+        let usage = container.used().map(|used| wire::Usage {
+            memory_peak: used.memory_peak,
+            cpu_us: u64::try_from(used.cpu.as_micros()).unwrap_or(u64::MAX),
+        });
+        let (stays, connection) = match keep {
+            None => (false, None),
+            Some(Kept::Nothing) => (true, None),
+            Some(Kept::Connection(stream)) => (true, Some(stream)),
+            Some(Kept::Pipes(pipes)) => {
+                container.give_back(pipes);
+                (true, None)
+            }
+        };
+        let warmth = lease.finish(stays, connection);
+        let mut finished = wire::Finished {
+            call: line.number,
+            usage,
+            timings: Some(convert::to_timings(&timings)),
+            container: container.id.as_str().to_owned(),
+            warmth: Some(convert::to_warmth(&offer.digest, warmth)),
+            ..Default::default()
+        };
+        let result = match result {
+            Ok(()) => answer.rest(line, offer).await?,
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(()) => {
+                finished.head = answer.head.take().map(convert::to_response_head);
+                finished.body = answer.body.whole();
+            }
+            Err(error) => finished.error = Some(convert::to_call_error(error)),
+        }
+        self.finish(finished, result.err().as_ref()).await?;
+        Ok(None)
+    }
+
+    /// The call as a conversation in the format of its function.
+    async fn talk(
+        &self,
+        codec: &Codec,
+        request: &Request<'_>,
+        input: In,
+        lease: &mut Lease,
+        channel: Channel,
+        answer: &mut Answer,
+    ) -> Result<Turn, Lost> {
+        let (line, offer, container) = (self.line, self.offer, lease.container.clone());
+        let In { first, complete, timeout } = input;
+        let mut exchange = codec.begin(request);
+        let mut load = Load::default();
+        load.head(&mut exchange, request);
+        load.body(&mut exchange, first, complete);
+        if let Some(fault) = exchange.fault() {
+            // The container has seen nothing of it, and takes the next.
+            let keep = match channel {
+                Channel::Process | Channel::Api => Kept::Nothing,
+                Channel::Socket(stream) => Kept::Connection(stream),
+                Channel::Pipes(pipes) => Kept::Pipes(pipes),
+            };
+            let result = Err(Error::new(fault.code, fault.message.clone()));
+            return Ok(Turn::Ended(Ended { result, keep: Some(keep) }));
+        }
+        // A session that is lost from here on drops the lease, which ends the container: it runs what nobody wants.
+        lease.touch();
+        let talk =
+            Talk { line, offer, exchange: exchange.into(), timeout, complete, clock: Mutex::default() };
+        let turn = match channel {
+            Channel::Socket(stream) => by_socket(&container, &talk, answer, load, stream).await?,
+            Channel::Pipes(pipes) => by_pipes(&container, &talk, answer, load, pipes).await?,
+            Channel::Process | Channel::Api => {
+                let env = codec.environment(request);
+                by_process(&container, &talk, answer, load, env).await?
+            }
+        };
+        let exchange = talk.exchange.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let lines = exchange.report().map(|report| report.lines()).unwrap_or_default();
+        lines.into_iter().for_each(|text| container.log.note(offer.id, text));
+        Ok(turn)
+    }
+}
+
+async fn by_socket(
+    container: &Container,
+    talk: &Talk<'_>,
+    answer: &mut Answer,
+    mut load: Load,
+    mut stream: UnixStream,
+) -> Result<Turn, Lost> {
+    begin(talk, container).await?;
+    answer.started = Instant::now();
+    let mut input = BytesMut::new();
+    let (read, write) = stream.split();
+    let end = talk.run(answer, &mut load, &mut input, read, write).await?;
+    let (result, after) = settle(container, answer, end).await;
+    let keep = match after {
+        After::Reuse => Some(Kept::Connection(stream)),
+        After::Reconnect => Some(Kept::Nothing),
+        After::Destroy => None,
+    };
+    Ok(Turn::Ended(Ended { result, keep }))
+}
+
+async fn by_pipes(
+    container: &Container,
+    talk: &Talk<'_>,
+    answer: &mut Answer,
+    mut load: Load,
+    mut pipes: Pipes,
+) -> Result<Turn, Lost> {
+    begin(talk, container).await?;
+    answer.started = Instant::now();
+    let Pipes { stdin, stdout, input, .. } = &mut pipes;
+    let end = talk.run(answer, &mut load, input, stdout, stdin).await?;
+    // Who has read nothing of a call does not answer it: it is late output of another, or an end that has nothing to do with it.
+    if talk.complete && !answer.headed && pipes.unread() >= load.written() as u64 {
+        let unfit = match &end {
+            End::Answered(_) => Some(Unfit::Noise("an answer".to_owned())),
+            End::Failed { error, .. } if error.code == Code::FunctionInvalidResponse => {
+                let silent = answer.closed && answer.head.is_none() && pipes.input.is_empty();
+                Some(if silent { Unfit::Closed("STDOUT") } else { Unfit::Noise(error.message.clone()) })
+            }
+            End::Failed { .. } => None,
+        };
+        if let Some(unfit) = unfit {
+            return Ok(Turn::Untaken(unfit));
+        }
+    }
+    pipes.awake = true;
+    let (result, after) = settle(container, answer, end).await;
+    // There is no other way in than this one.
+    let keep = (after == After::Reuse).then_some(Kept::Pipes(pipes));
+    Ok(Turn::Ended(Ended { result, keep }))
+}
+
+async fn by_process(
+    container: &Container,
+    talk: &Talk<'_>,
+    answer: &mut Answer,
+    mut load: Load,
+    env: Vec<(String, String)>,
+) -> Result<Turn, Lost> {
+    let began = Instant::now();
+    let (stdin, stdout) = match container.start(env).await {
+        Ok(pipes) => pipes,
+        Err(LaunchError::Function(error)) => {
+            return Ok(Turn::Ended(Ended { result: Err(error), keep: None }));
+        }
+        Err(error) => return Ok(Turn::Unstarted(error)),
+    };
+    answer.starting = began.elapsed();
+    begin(talk, container).await?;
+    answer.started = Instant::now();
+    let mut input = BytesMut::new();
+    let result = match talk.run(answer, &mut load, &mut input, stdout, stdin).await? {
+        End::Answered(_) => judge(talk.line, talk.offer, container).await,
+        end => settle(container, answer, end).await.0,
+    };
+    Ok(Turn::Ended(Ended { result, keep: None }))
+}
+
+/// Says that input reaches the function now, and asks for the rest of it. An offer that was complete needs neither.
+async fn begin(talk: &Talk<'_>, container: &Container) -> Result<(), Lost> {
+    if talk.complete {
+        return Ok(());
+    }
+    let line = talk.line;
+    let started = wire::Started { call: line.number, container: container.id.as_str().to_owned() };
+    line.send(Frame::Started(started)).await?;
+    line.allow(WINDOW).await
+}
+
+/// The end of a conversation, with what the container knows about it.
+async fn settle(container: &Container, answer: &Answer, end: End) -> (Result<(), Error>, After) {
+    match end {
+        End::Answered(after) => (Ok(()), after),
+        End::Failed { error, after } => (Err(explain(container, error, after, answer.closed).await), after),
+    }
+}
+
+/// Adds what the container knows. A channel that was closed early usually means that the process ended, which says more.
+async fn explain(container: &Container, error: Error, after: After, closed: bool) -> Error {
+    match error.code {
+        Code::FunctionInvalidResponse if closed && after == After::Destroy => {
+            match container.exit_soon().await {
+                Some(exit) => container.exited(exit, Phase::Call).await.may_have_started(),
+                None => error.log_tail(container.log.tail()),
+            }
+        }
+        Code::FunctionInvalidResponse | Code::FunctionFailed | Code::FunctionTimeout => {
+            error.log_tail(container.log.tail())
+        }
+        _ => error,
+    }
+}
+
+pub fn cancelled(reason: wire::CancelReason) -> Error {
+    match reason {
+        wire::CancelReason::Deadline => Error::new(Code::DeadlineExceeded, "the caller's deadline passed"),
+        _ => Error::new(Code::Cancelled, "the caller went away"),
+    }
+    .may_have_started()
+}
+
+/// What the end of a process that has one call means.
+async fn judge(line: &Line, offer: &Offer, container: &Container) -> Result<(), Error> {
+    let limit = offer.deadline.0.min(Instant::now() + offer.spec.timeout());
+    let exit = tokio::select! {
+        exit = container.wait() => exit,
+        reason = line.cancelled() => return Err(cancelled(reason)),
+        () = tokio::time::sleep_until(limit.into()) => {
+            let error = match limit >= offer.deadline.0 {
+                true => Error::new(Code::DeadlineExceeded, "the caller's deadline passed before the function ended"),
+                false => Error::new(Code::FunctionTimeout, "the function closed its STDOUT but did not end in time"),
+            };
+            return Err(error.may_have_started().log_tail(container.log.tail()));
+        }
+    };
+    match exit.cause {
+        ExitCause::Code(0) if !exit.out_of_memory => Ok(()),
+        ExitCause::Code(code) if !exit.out_of_memory => {
+            let exited = container.exited(exit, Phase::Call).await;
+            let text = format!("the function exited with status {code}");
+            Err(Error::new(Code::FunctionFailed, text).may_have_started().log_tail(exited.log_tail))
+        }
+        _ => Err(container.exited(exit, Phase::Call).await.may_have_started()),
+    }
+}
