@@ -16,6 +16,7 @@ use crate::dispatch::Dispatch;
 use crate::fleet::Fleet;
 use crate::front::{self, Door};
 use crate::observe::Observer;
+use crate::panics::Panics;
 use crate::queue::Queue;
 use crate::serve::{self, Speaks, Stops};
 
@@ -53,8 +54,13 @@ impl Balancer {
         let (http_listener, http) = serve::listen(config.http, "HTTP").await?;
         let observer = Observer::new(config.tracer, &config.metrics);
         let admission = Admission::new(config.max_calls);
-        let fleet =
-            Fleet::new(config.name.clone(), Queue::new(config.queue), config.renew_after, observer.clone());
+        let fleet = Fleet::new(
+            config.name.clone(),
+            Queue::new(config.queue),
+            config.renew_after,
+            Panics::new(&config.metrics),
+            observer.clone(),
+        );
         Observer::measure(&config.metrics, admission.clone(), fleet.queue.clone());
         let (fronts, tasks, links) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stops, unlink) = (Stops::default(), CancellationToken::new());

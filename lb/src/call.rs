@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use stoker_core::call::Deadline;
+use stoker_core::call::{CHUNK, Deadline};
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
@@ -41,13 +41,20 @@ pub struct Input {
 impl Input {
     /// A body that is all there.
     pub fn whole(body: Bytes) -> Self {
-        use stoker_core::call::CHUNK;
-        if body.len() <= CHUNK {
-            return Self { first: body, rest: None };
+        Self::pieces(vec![body])
+    }
+
+    /// The same in pieces. What fits on the offer goes in one; of more only the first piece, as it is.
+    pub fn pieces(mut pieces: Vec<Bytes>) -> Self {
+        if pieces.iter().map(Bytes::len).sum::<usize>() <= CHUNK {
+            let first = if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() };
+            return Self { first, rest: None };
         }
-        let mut rest = body;
-        let first = rest.split_to(CHUNK);
-        Self { first, rest: Some(Box::pin(futures_util::stream::iter([Ok(rest)]))) }
+        let mut first = pieces.remove(0);
+        if first.len() > CHUNK {
+            pieces.insert(0, first.split_off(CHUNK));
+        }
+        Self { first, rest: Some(Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)))) }
     }
 }
 

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use stoker_core::call::RequestHead;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_policy::placement;
 use stoker_proto::{convert, v1};
 use stoker_registry::Functions;
+use stoker_runtime::telemetry::Facts;
 use tokio::sync::watch;
 
 /// A function with all that calls need of it.
@@ -22,30 +24,58 @@ pub struct Known {
     /// Its key for placement and queue.
     pub key: u64,
     pub id: String,
-    /// Its name, for spans.
-    pub label: Arc<str>,
+    /// What spans say of it.
+    pub facts: Facts,
     pub message: v1::Function,
+    /// The same function in the format `cloudevent`, if its options ask for that where a request is an event. A version of its
+    /// own, made once and not per call.
+    as_event: Option<Arc<Known>>,
 }
 
 impl Known {
     pub fn new(spec: Arc<FunctionSpec>) -> Arc<Self> {
         let digest = spec.digest();
+        let forced = spec.format_options.cloudevents_by_content_type;
+        let as_event = forced.then(|| Self::new(Arc::new(spec.in_cloudevents())));
         Arc::new(Self {
+            as_event,
             digest,
             digest_bytes: Bytes::copy_from_slice(&digest.0),
             key: placement::key(spec.name.as_str().as_bytes()),
             id: spec.name.id(),
-            label: spec.name.as_str().into(),
+            facts: crate::observe::of_function(&spec),
             message: convert::to_function(&spec),
             spec,
         })
     }
+
+    /// The version that takes a call with this head.
+    pub fn version_for(self: Arc<Self>, head: &RequestHead) -> Arc<Self> {
+        match &self.as_event {
+            Some(version) if self.spec.format_options.force_cloudevent(head) => version.clone(),
+            _ => self,
+        }
+    }
+
+    /// All its versions that take calls now.
+    pub fn versions(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(self.as_event.as_deref())
+    }
+}
+
+/// What a name without an app leads to.
+pub enum Named {
+    One(Arc<Known>),
+    None,
+    Several,
 }
 
 #[derive(Default)]
 struct Index {
     source: Option<Arc<Functions>>,
     by_name: HashMap<String, Arc<Known>>,
+    /// Within its app; `None` where several apps have one of this name.
+    by_short_name: HashMap<String, Option<Arc<Known>>>,
     by_id: HashMap<String, Arc<Known>>,
     by_trigger: HashMap<(String, String), Arc<Known>>,
 }
@@ -77,6 +107,33 @@ impl Directory {
     pub fn find(&self, text: &str) -> Option<Arc<Known>> {
         let index = self.current();
         index.by_name.get(text).or_else(|| index.by_id.get(text)).cloned()
+    }
+
+    /// `function` where no other app has one of that name, or `app.function`, as AWS Lambda's callers name it; and all that
+    /// [`Self::find`] takes.
+    pub fn find_called(&self, text: &str) -> Named {
+        let index = self.current();
+        let whole = || {
+            let name = match text.split_once('.') {
+                Some((app, function)) => index.by_name.get(&format!("{app}/{function}")),
+                None => index.by_name.get(text).or_else(|| index.by_id.get(text)),
+            };
+            name.map_or(Named::None, |known| Named::One(known.clone()))
+        };
+        match index.by_short_name.get(text) {
+            Some(Some(known)) => Named::One(known.clone()),
+            Some(None) => Named::Several,
+            None => whole(),
+        }
+    }
+
+    /// The name of such callers for a function that is here.
+    pub fn called(&self, known: &Known) -> String {
+        let (app, function) = (known.spec.name.app(), known.spec.name.function());
+        match self.current().by_short_name.get(function) {
+            Some(Some(_)) => function.to_owned(),
+            _ => format!("{app}.{function}"),
+        }
     }
 
     /// By app and path.
@@ -114,6 +171,11 @@ impl Directory {
             for trigger in &spec.triggers {
                 index.by_trigger.insert((name.app().to_owned(), trigger.http.clone()), known.clone());
             }
+            index
+                .by_short_name
+                .entry(name.function().to_owned())
+                .and_modify(|several| *several = None)
+                .or_insert_with(|| Some(known.clone()));
             index.by_id.insert(known.id.clone(), known.clone());
             index.by_name.insert(name.as_str().to_owned(), known);
         }

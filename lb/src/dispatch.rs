@@ -145,7 +145,14 @@ impl Dispatch {
 
     /// Sends what is behind the first piece of a body, from now to the end of the call.
     fn upload(&self, link: &LinkCall, rest: Pieces, first: usize) {
-        self.tasks.spawn(upload(self.clone(), link.upload(), rest, first));
+        let (dispatch, link) = (self.clone(), link.upload());
+        self.tasks.spawn(async move {
+            let sent = upload(&dispatch, &link, rest, first);
+            if let Err(error) = dispatch.fleet.panics.catch(sent).await {
+                // The function waits for the rest, and the caller for the function.
+                link.failed(error);
+            }
+        });
     }
 
     /// Whether it makes sense to wait.
@@ -337,7 +344,7 @@ fn impossible(spec: &stoker_core::FunctionSpec) -> Error {
 }
 
 /// Sends the rest of a body. Ends with the body, or as soon as the call is over or its owner gone.
-async fn upload(dispatch: Dispatch, upload: Upload, mut pieces: Pieces, first: usize) {
+async fn upload(dispatch: &Dispatch, upload: &Upload, mut pieces: Pieces, first: usize) {
     let mut sent = first as u64;
     loop {
         let next = tokio::select! {

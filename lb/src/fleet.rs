@@ -16,6 +16,7 @@ use stoker_core::resources::{Ask, Resources};
 use stoker_policy::placement::{self, Candidate};
 use stoker_proto::{convert, v1};
 use stoker_registry::Fleet as Listing;
+use stoker_runtime::telemetry::Facts;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,16 +28,15 @@ use crate::link;
 use crate::link::session::Session;
 use crate::link::state::{LinkEvent, LinkState};
 use crate::observe::Observer;
+use crate::panics::Panics;
 use crate::queue::Queue;
 
 /// A runner, as this balancer knows it.
 pub struct Runner {
     pub name: String,
     pub address: String,
-    /// Name, host and port, for spans.
-    pub label: Arc<str>,
-    pub host: Arc<str>,
-    pub port: u16,
+    /// What spans say of it.
+    pub facts: Facts,
     key: u64,
     known_since: Instant,
     capacity: ArcSwap<(Capacity, Instant)>,
@@ -123,7 +123,6 @@ impl Lane {
 impl Runner {
     fn new(capacity: Capacity, lanes: usize, key: u64) -> Self {
         let now = Instant::now();
-        let uri = capacity.address.parse::<http::Uri>().unwrap_or_default();
         let lane = || Lane {
             session: ArcSwapOption::empty(),
             draining: AtomicBool::new(false),
@@ -133,9 +132,7 @@ impl Runner {
         Self {
             name: capacity.runner.as_str().to_owned(),
             address: capacity.address.clone(),
-            label: capacity.runner.as_str().into(),
-            host: uri.host().unwrap_or_default().into(),
-            port: uri.port_u16().unwrap_or(80),
+            facts: crate::observe::of_runner(&capacity),
             key,
             known_since: now,
             capacity: ArcSwap::from_pointee((capacity, now)),
@@ -342,6 +339,7 @@ pub struct Fleet {
     pub name: String,
     /// Definitions on a session before it is renewed.
     pub renew_after: usize,
+    pub panics: Panics,
     calls: AtomicU64,
     observer: Arc<Observer>,
 }
@@ -351,6 +349,7 @@ impl Fleet {
         name: String,
         queue: Queue<Arc<Runner>>,
         renew_after: usize,
+        panics: Panics,
         observer: Arc<Observer>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -360,6 +359,7 @@ impl Fleet {
             queue,
             name,
             renew_after,
+            panics,
             calls: AtomicU64::new(0),
             observer,
         })

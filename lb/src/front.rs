@@ -9,7 +9,7 @@ mod until;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoker_core::call::{Deadline, TraceContext};
+use stoker_core::call::{Deadline, RequestHead, TraceContext};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::function::FunctionName;
 use stoker_core::ids::{CallId, is_name};
@@ -17,7 +17,7 @@ use stoker_proto::{convert, v1};
 use stoker_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Admitted};
 use crate::call::Call;
 use crate::directory::{Directory, Known};
 use crate::dispatch::Dispatch;
@@ -81,12 +81,40 @@ impl Door {
         watch: &mut Watch,
     ) -> Result<Call, Error> {
         watch.function(&function);
-        let head = convert::to_request_head(convert::request_head(head)?);
+        let head = convert::request_head(head)?;
         let admitted = self.admission.enter()?;
+        Ok(self.call(admitted, id, function, head, timeout))
+    }
+
+    /// The same where the call has its place already.
+    pub fn admit_to(
+        &self,
+        admitted: Admitted,
+        id: CallId,
+        function: Arc<Known>,
+        head: v1::RequestHead,
+        timeout: Option<Duration>,
+        watch: &mut Watch,
+    ) -> Result<Call, Error> {
+        watch.function(&function);
+        let head = convert::request_head(head)?;
+        Ok(self.call(admitted, id, function, head, timeout))
+    }
+
+    fn call(
+        &self,
+        admitted: Admitted,
+        id: CallId,
+        function: Arc<Known>,
+        head: RequestHead,
+        timeout: Option<Duration>,
+    ) -> Call {
+        let function = function.version_for(&head);
+        let head = convert::to_request_head(head);
         let timeout = timeout.unwrap_or_else(|| {
             function.spec.timeout() + function.spec.init_timeout() + self.dispatch.max_wait + SPARE
         });
-        Ok(Call { id, function, head, deadline: Deadline::after(timeout), admitted })
+        Call { id, function, head, deadline: Deadline::after(timeout), admitted }
     }
 }
 

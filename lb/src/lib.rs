@@ -16,6 +16,7 @@ mod front;
 mod hash;
 mod link;
 mod observe;
+mod panics;
 pub mod process;
 mod queue;
 mod serve;

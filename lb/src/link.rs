@@ -10,17 +10,21 @@ use std::time::Duration;
 
 use futures_util::future::{Fuse, FusedFuture as _, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use http::header::{CONTENT_TYPE, TE};
+use http::{HeaderValue, Method, StatusCode, Uri, Version};
 use stoker_core::backoff::Backoff;
 use stoker_core::capacity::RunnerState;
 use stoker_core::error::Refusal;
+use stoker_proto::frames::{Decoded, Encoded};
 use stoker_proto::runner::v1 as wire;
-use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::{MAX_FRAME, OLDEST_SESSION_VERSION, SESSION_VERSION, convert, v1};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tower::ServiceExt as _;
 
+use self::outbox::Outgoing;
 use self::session::Session;
 use self::state::LinkEvent;
 use crate::fleet::{Fleet, HANDSHAKE, Runner};
@@ -59,7 +63,9 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
-            ended = engage(runner, lane, fleet) => Some(ended),
+            ended = fleet.panics.catch(engage(runner, lane, fleet)) => Some(ended.unwrap_or_else(|error| {
+                Ended { reason: error.message, welcomed: false }
+            })),
         };
         let session = this.session.swap(None);
         this.channel.store(None);
@@ -156,7 +162,7 @@ async fn in_time<T>(opening: impl Future<Output = Result<T, String>>) -> Result<
 
 /// Takes frames until the stream ends and says why, or, if it is `retired`, until no call is on it any more.
 async fn receive(
-    stream: &mut Streaming<wire::EngageResponse>,
+    stream: &mut Incoming,
     session: &Session,
     runner: &Arc<Runner>,
     lane: usize,
@@ -182,7 +188,7 @@ async fn receive(
 }
 
 /// Why a stream ended. Of a broken connection the deepest cause says it; what is around that only says that something broke.
-fn why(status: &tonic::Status) -> String {
+fn why(status: &Status) -> String {
     let causes = std::iter::successors(std::error::Error::source(status), |cause| cause.source());
     match causes.last().map(ToString::to_string) {
         // The transport has no other word for a connection that did not answer its ping.
@@ -196,7 +202,7 @@ fn why(status: &tonic::Status) -> String {
 
 /// Follows a session that takes no new calls. However it ends, its calls learn it.
 async fn retire(
-    mut stream: Streaming<wire::EngageResponse>,
+    mut stream: Incoming,
     session: Arc<Session>,
     runner: &Arc<Runner>,
     lane: usize,
@@ -216,14 +222,7 @@ impl Drop for Retired {
 }
 
 /// A new session on a connection.
-async fn greet(
-    runner: &Runner,
-    fleet: &Fleet,
-    channel: Channel,
-) -> Result<(Streaming<wire::EngageResponse>, Arc<Session>), String> {
-    let mut client = RunnerServiceClient::new(channel)
-        .max_decoding_message_size(MAX_FRAME)
-        .max_encoding_message_size(2 * MAX_FRAME);
+async fn greet(runner: &Runner, fleet: &Fleet, channel: Channel) -> Result<(Incoming, Arc<Session>), String> {
     let (out, outgoing) = outbox::outbox();
     out.push(wire::EngageRequest {
         frame: Some(wire::engage_request::Frame::Hello(wire::Hello {
@@ -232,7 +231,7 @@ async fn greet(
             balancer: fleet.name.clone(),
         })),
     });
-    let mut stream = client.engage(outgoing).await.map_err(|status| why(&status))?.into_inner();
+    let mut stream = open(channel, outgoing).await.map_err(|status| why(&status))?;
     let first = stream.message().await.map_err(|status| why(&status))?.and_then(|message| message.frame);
     let Some(wire::engage_response::Frame::Welcome(welcome)) = first else {
         return Err("it did not begin with Welcome".to_owned());
@@ -251,6 +250,28 @@ async fn greet(
     runner.update(record, true);
     Ok((stream, Session::new(out, fleet.renew_after)))
 }
+
+/// Calls `Engage` with frames that are not copied on their way, which the generated client would do.
+async fn open(channel: Channel, outgoing: Outgoing<wire::EngageRequest>) -> Result<Incoming, Status> {
+    let body = tonic::body::Body::new(Encoded::request(outgoing.map(Ok)));
+    let mut request = http::Request::new(body);
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = Uri::from_static("/stoker.runner.v1.RunnerService/Engage");
+    request.headers_mut().insert(TE, HeaderValue::from_static("trailers"));
+    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let answer = channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))?;
+    match Status::from_header_map(answer.headers()) {
+        Some(status) => Err(status),
+        None if answer.status() != StatusCode::OK => {
+            Err(Status::unknown(format!("what answers is no runner: HTTP status {}", answer.status())))
+        }
+        None => Ok(Decoded::answer(answer.into_body(), MAX_FRAME)),
+    }
+}
+
+/// The frames of a runner.
+type Incoming = Decoded<tonic::body::Body, wire::EngageResponse>;
 
 async fn connect(address: &str) -> Result<Channel, String> {
     Endpoint::from_shared(address.to_owned())

@@ -6,20 +6,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http::{HeaderMap, Request, Response};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
-use stoker_proto::v1::call_service_server::{CallService, CallServiceServer};
+use stoker_proto::frames::{self, Decoded, Encoded, Whole};
 use stoker_proto::v1::fleet_service_server::FleetServiceServer;
 use stoker_proto::v1::function_service_server::FunctionServiceServer;
 use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
+use tonic::Status;
 use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::service::Routes;
-use tonic::{Status, Streaming};
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
@@ -37,9 +39,7 @@ const FIRST_FRAME: Duration = Duration::from_secs(30);
 
 /// All gRPC services.
 pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
-    let calls = CallServiceServer::new(Calls(door.clone()))
-        .max_decoding_message_size(MESSAGE)
-        .max_encoding_message_size(MESSAGE);
+    let calls = Calls(door.clone());
     let stop = door.stopping.clone();
     let operators = Arc::new(Operators(door));
     let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
@@ -80,7 +80,12 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     }
 }
 
+/// `CallService`, served by hand: the generated service would copy each body twice on its way in and twice on its way out.
+#[derive(Clone)]
 struct Calls(Arc<Door>);
+
+/// The type of every request and answer.
+const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// `grpc-timeout`, if the client set one.
 ///
@@ -107,105 +112,138 @@ pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     }))
 }
 
-#[tonic::async_trait]
-impl CallService for Calls {
-    async fn invoke(
-        &self,
-        request: tonic::Request<v1::InvokeRequest>,
-    ) -> Result<tonic::Response<v1::InvokeResponse>, Status> {
-        let id = CallId::new();
-        let (metadata, _, message) = request.into_parts();
-        let headers = metadata.into_headers();
-        let mut watch = self.0.observer.grpc(Way::Invoke, id, &trace(&headers));
-        let answer = invoke(&self.0, id, &headers, message, &mut watch).await;
-        watch.end(answer.as_ref().map(|_| ()));
-        answer.map(tonic::Response::new).map_err(|error| status::to_status(&error, &id.to_string()))
+impl NamedService for Calls {
+    const NAME: &'static str = "stoker.v1.CallService";
+}
+
+impl tower::Service<Request<Body>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    type InvokeStreamStream = Pin<Box<dyn Stream<Item = Result<v1::InvokeStreamResponse, Status>> + Send>>;
-
-    async fn invoke_stream(
-        &self,
-        request: tonic::Request<Streaming<v1::InvokeStreamRequest>>,
-    ) -> Result<tonic::Response<Self::InvokeStreamStream>, Status> {
-        let id = CallId::new();
-        let (metadata, _, stream) = request.into_parts();
-        let headers = metadata.into_headers();
-        let mut watch = self.0.observer.grpc(Way::Stream, id, &trace(&headers));
-        match invoke_stream(&self.0, id, &headers, stream, &mut watch).await {
-            Ok((opening, mut tail)) => {
-                tail.watched(watch);
-                Ok(tonic::Response::new(Box::pin(futures_util::stream::iter(opening).chain(tail))))
-            }
-            Err(error) => {
-                watch.end(Err(&error));
-                Err(status::to_status(&error, &id.to_string()))
-            }
-        }
-    }
-
-    type SessionStream = session::Frames;
-
-    async fn session(
-        &self,
-        request: tonic::Request<Streaming<v1::SessionRequest>>,
-    ) -> Result<tonic::Response<Self::SessionStream>, Status> {
-        Ok(tonic::Response::new(session::open(self.0.clone(), request.into_inner())))
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let door = self.0.clone();
+        Box::pin(async move { Ok(answer(door, request).await) })
     }
 }
 
-async fn invoke(
-    door: &Door,
-    id: CallId,
-    headers: &HeaderMap,
-    message: v1::InvokeRequest,
-    watch: &mut Watch,
-) -> Result<v1::InvokeResponse, Error> {
-    let function = door.named(&message.function)?;
-    if message.body.len() > MAX_MESSAGE {
-        let text = format!(
-            "the body has {} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream",
-            message.body.len()
-        );
-        return Err(Error::new(Code::RequestTooLarge, text));
+/// One request for a method of the service.
+async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let kind = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes())) {
+        let mut wrong = Response::new(Body::empty());
+        *wrong.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return wrong;
     }
-    let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
-    let mut answer = door.dispatch.call(call, Input::whole(message.body), watch).await?;
-    let mut end = answer.end;
-    let body = match answer.rest.take() {
-        None => answer.first,
-        Some(mut rest) => {
-            let mut body = BytesMut::from(answer.first);
-            while let Some(piece) = rest.next().await {
-                body.extend_from_slice(&piece?);
-                if body.len() > MAX_MESSAGE {
-                    let text =
-                        format!("the answer has more than {MAX_MESSAGE} bytes: use InvokeStream for it");
-                    return Err(Error::new(Code::ResponseTooLarge, text).may_have_started());
-                }
-            }
-            end = rest.end();
-            body.freeze()
+    let method = parts.uri.path().rsplit_once('/').map_or("", |(_, method)| method);
+    let answered = match method {
+        "Invoke" => invoke(&door, &parts.headers, body).await.map(Body::new),
+        "InvokeStream" => invoke_stream(&door, &parts.headers, body).await.map(Body::new),
+        "Session" => {
+            let frames = session::open(door, Decoded::request(body, MESSAGE));
+            Ok(Body::new(Encoded::answer(frames)))
+        }
+        _ => {
+            Err(Status::unimplemented(format!("{} has no method {method:?}", <Calls as NamedService>::NAME)))
         }
     };
-    if body.len() > MAX_MESSAGE {
-        let text = format!("the answer has more than {MAX_MESSAGE} bytes: use InvokeStream for it");
-        return Err(Error::new(Code::ResponseTooLarge, text).may_have_started());
+    match answered {
+        Ok(body) => {
+            let mut response = Response::new(body);
+            response.headers_mut().insert(CONTENT_TYPE, GRPC);
+            response
+        }
+        Err(status) => status.into_http(),
     }
-    Ok(v1::InvokeResponse {
-        call_id: id.to_string(),
-        head: Some(answer.head),
-        body,
-        timings: end.timings,
-        runner: end.runner,
-    })
+}
+
+async fn invoke(door: &Door, headers: &HeaderMap, body: Body) -> Result<Whole, Status> {
+    let (message, body) = frames::invoke_request(body, MESSAGE).await?;
+    let id = CallId::new();
+    let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
+    let call = invoked(door, id, headers, message, body, &mut watch);
+    let answer = door.dispatch.fleet.panics.call(call).await;
+    watch.end(answer.as_ref().map(|_| ()));
+    answer.map_err(|error| status::to_status(&error, &id.to_string()))
 }
 
 async fn invoke_stream(
     door: &Door,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Encoded<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + use<>>, Status> {
+    let id = CallId::new();
+    let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
+    let call = streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch);
+    match door.dispatch.fleet.panics.call(call).await {
+        Ok((opening, mut tail)) => {
+            tail.watched(watch);
+            Ok(Encoded::answer(futures_util::stream::iter(opening).chain(tail)))
+        }
+        Err(error) => {
+            watch.end(Err(&error));
+            Err(status::to_status(&error, &id.to_string()))
+        }
+    }
+}
+
+async fn invoked(
+    door: &Door,
     id: CallId,
     headers: &HeaderMap,
-    mut stream: Streaming<v1::InvokeStreamRequest>,
+    message: v1::InvokeRequest,
+    body: Vec<Bytes>,
+    watch: &mut Watch,
+) -> Result<Whole, Error> {
+    let function = door.named(&message.function)?;
+    let length: usize = body.iter().map(Bytes::len).sum();
+    if length > MAX_MESSAGE {
+        let text =
+            format!("the body has {length} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream");
+        return Err(Error::new(Code::RequestTooLarge, text));
+    }
+    let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
+    let mut answer = door.dispatch.call(call, Input::pieces(body), watch).await?;
+    let mut end = answer.end;
+    let mut length = answer.first.len();
+    let mut body = vec![answer.first];
+    let mut fits = |more: usize| {
+        length += more;
+        if length <= MAX_MESSAGE {
+            return Ok(());
+        }
+        let text = format!("the answer has more than {MAX_MESSAGE} bytes: use InvokeStream for it");
+        Err(Error::new(Code::ResponseTooLarge, text).may_have_started())
+    };
+    fits(0)?;
+    if let Some(mut rest) = answer.rest.take() {
+        while let Some(piece) = rest.next().await {
+            let piece = piece?;
+            fits(piece.len())?;
+            body.push(piece);
+        }
+        end = rest.end();
+    }
+    let answer = v1::InvokeResponse {
+        call_id: id.to_string(),
+        head: Some(answer.head),
+        body: Bytes::new(),
+        timings: end.timings,
+        runner: end.runner,
+    };
+    Ok(Whole::new(answer, body))
+}
+
+async fn streamed(
+    door: &Door,
+    id: CallId,
+    headers: &HeaderMap,
+    mut stream: Decoded<Body, v1::InvokeStreamRequest>,
     watch: &mut Watch,
 ) -> Result<(Vec<Result<v1::InvokeStreamResponse, Status>>, Tail), Error> {
     use v1::invoke_stream_request::Frame as In;

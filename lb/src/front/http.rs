@@ -1,4 +1,7 @@
-//! HTTP for clients: Fn's direct invocation and its HTTP triggers.
+//! HTTP for clients: Fn's direct invocation and its HTTP triggers, what [mless] has, and what AWS [lambda] has.
+
+mod lambda;
+mod mless;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -50,17 +53,48 @@ impl hyper::service::Service<Request<Incoming>> for Served {
             let id = CallId::new();
             let trace = trace(request.headers());
             let mut watch = door.observer.http(id, request.method(), request.uri().path(), &trace);
-            let mut answer = match handle(&door, id, request, &mut watch).await {
+            let way = Way::of(request.uri().path());
+            if way == Way::Lambda {
+                return Ok(lambda::serve(door, id, request, watch).await);
+            }
+            let handled = async {
+                match way {
+                    Way::Mless => mless::handle(&door, id, request, &mut watch).await,
+                    _ => handle(&door, id, request, &mut watch).await,
+                }
+            };
+            let mut answer = match door.dispatch.fleet.panics.call(handled).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     watch.end(Err(&error));
-                    return Ok(failure(&error, id));
+                    return Ok(match way {
+                        Way::Mless => mless::failure(&error, id),
+                        _ => failure(&error, id),
+                    });
                 }
             };
             watch.http_status(answer.status().as_u16());
             answer.body_mut().watched(watch);
             Ok(answer)
         })
+    }
+}
+
+/// Whose API a path belongs to: each has requests and errors of its own shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Fn,
+    Mless,
+    Lambda,
+}
+
+impl Way {
+    fn of(path: &str) -> Self {
+        match path {
+            mless::PATH => Way::Mless,
+            _ if lambda::is_path(path) => Way::Lambda,
+            _ => Way::Fn,
+        }
     }
 }
 
@@ -95,7 +129,7 @@ fn route(door: &Door, path: &str) -> Result<Route, Error> {
     let none = || {
         Error::new(
             Code::NotFound,
-            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id} or /t/{app}/{path}",
+            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id}, /invoke (mless) or /t/{app}/{path}",
         )
     };
     if let Some(function) = path.strip_prefix("/invoke/") {
@@ -155,12 +189,10 @@ async fn handle(
         begun.map_err(|_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time"))??
     };
     let answer = door.dispatch.call(call, input, watch).await?;
-    let status = match intent {
-        v1::Intent::HttpRequest => u16::try_from(answer.head.status).ok(),
-        _ => Some(200),
-    };
-    let mut response = Response::new(AnswerBody { first: answer.first, rest: answer.rest, watch: None });
-    *response.status_mut() = status
+    let mut response = Response::new(AnswerBody::new(answer.first, answer.rest));
+    // Whether a function decides about the status is a matter of its format and of the intent, and settled where those are known.
+    *response.status_mut() = u16::try_from(answer.head.status)
+        .ok()
         .and_then(|status| StatusCode::from_u16(status).ok())
         .filter(|status| !status.is_informational())
         .unwrap_or(StatusCode::OK);
@@ -288,7 +320,7 @@ fn header(text: &str) -> HeaderValue {
 }
 
 fn allowed(status: StatusCode, id: CallId) -> Response<AnswerBody> {
-    let mut response = Response::new(AnswerBody { first: Bytes::new(), rest: None, watch: None });
+    let mut response = Response::new(AnswerBody::whole(Bytes::new()));
     *response.status_mut() = status;
     response.headers_mut().insert(ALLOW, ALLOWED);
     response.headers_mut().insert(CALL_ID, header(&id.to_string()));
@@ -311,8 +343,7 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     if !error.log_tail.is_empty() {
         body["log_tail"] = error.log_tail.as_str().into();
     }
-    let body = AnswerBody { first: Bytes::from(body.to_string()), rest: None, watch: None };
-    let mut response = Response::new(body);
+    let mut response = Response::new(AnswerBody::whole(Bytes::from(body.to_string())));
     *response.status_mut() = StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -320,27 +351,44 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     if error.code == Code::MethodNotAllowed {
         headers.insert(ALLOW, ALLOWED);
     }
-    if let Retry::After(wait) = error.retry {
+    retry_after(headers, error.retry);
+    response
+}
+
+fn retry_after(headers: &mut HeaderMap, retry: Retry) {
+    if let Retry::After(wait) = retry {
         // Whole seconds, rounded up: sooner would be too soon.
         headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_millis().div_ceil(1000).max(1) as u64));
     }
-    response
 }
 
 /// The body of an answer, as it comes. Dropping it cancels the call.
 pub struct AnswerBody {
+    /// What is there already.
     first: Bytes,
     rest: Option<Rest>,
+    /// What the door itself puts at the end.
+    last: Bytes,
     /// There until the end of what is streamed.
     watch: Option<Watch>,
+    /// Where the pieces go out as events of a stream.
+    events: Option<Box<lambda::stream::Events>>,
 }
 
 impl AnswerBody {
+    fn whole(body: Bytes) -> Self {
+        Self::new(body, None)
+    }
+
+    fn new(first: Bytes, rest: Option<Rest>) -> Self {
+        Self { first, rest, last: Bytes::new(), watch: None, events: None }
+    }
+
     /// The call ends where its answer does.
     fn watched(&mut self, watch: Watch) {
         match self.rest {
             Some(_) => self.watch = Some(watch),
-            None => watch.end(Ok(())),
+            None => watch.end(self.events.as_ref().and_then(|events| events.failed()).map_or(Ok(()), Err)),
         }
     }
 
@@ -359,29 +407,57 @@ impl Body for AnswerBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        if !self.first.is_empty() {
-            let first = std::mem::take(&mut self.first);
-            return Poll::Ready(Some(Ok(Frame::data(first))));
-        }
-        let Some(rest) = self.rest.as_mut() else { return Poll::Ready(None) };
-        let next = std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx));
-        match &next {
-            None => {
-                self.rest = None;
-                self.ended(Ok(()));
+        loop {
+            if let Some(frame) = self.events.as_mut().and_then(|events| events.next()) {
+                return Poll::Ready(Some(Ok(Frame::data(frame))));
             }
-            Some(Err(error)) => self.ended(Err(error)),
-            Some(Ok(_)) => {}
+            let this = &mut *self;
+            let piece = if !this.first.is_empty() {
+                std::mem::take(&mut this.first)
+            } else if let Some(rest) = this.rest.as_mut() {
+                match std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx)) {
+                    Some(Ok(piece)) => piece,
+                    Some(Err(error)) => {
+                        this.rest = None;
+                        this.ended(Err(&error));
+                        match &mut this.events {
+                            // The stream of events has words for it.
+                            Some(events) => events.fail(&error),
+                            None => return Poll::Ready(Some(Err(error))),
+                        }
+                        continue;
+                    }
+                    None => {
+                        this.rest = None;
+                        this.ended(Ok(()));
+                        continue;
+                    }
+                }
+            } else if let Some(events) = &mut this.events {
+                match std::task::ready!(events.poll_end(cx)) {
+                    true => continue,
+                    false => return Poll::Ready(None),
+                }
+            } else {
+                let last = std::mem::take(&mut this.last);
+                return Poll::Ready((!last.is_empty()).then(|| Ok(Frame::data(last))));
+            };
+            match &mut this.events {
+                Some(events) => events.piece(piece),
+                None => return Poll::Ready(Some(Ok(Frame::data(piece)))),
+            }
         }
-        Poll::Ready(next.map(|piece| piece.map(Frame::data)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_empty() && self.rest.is_none()
+        self.first.is_empty() && self.rest.is_none() && self.last.is_empty() && self.events.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.rest.is_none() { SizeHint::with_exact(self.first.len() as u64) } else { SizeHint::default() }
+        match (&self.rest, &self.events) {
+            (None, None) => SizeHint::with_exact((self.first.len() + self.last.len()) as u64),
+            _ => SizeHint::default(),
+        }
     }
 }
 

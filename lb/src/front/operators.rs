@@ -1,5 +1,7 @@
 //! gRPC for operators: functions and fleet.
 
+mod images;
+
 use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use self::images::Unpinned;
 use super::Door;
 use crate::directory::Known;
 use crate::fleet::{HANDSHAKE, Runner};
@@ -42,11 +45,20 @@ fn store(error: &stoker_registry::Error) -> Status {
     fail(&told)
 }
 
+/// What is wrong with functions, all of it at once.
+fn mistakes(count: usize, mut details: ErrorDetails) -> Status {
+    let row = status::row(Code::InvalidRequest);
+    details.set_error_info(row.reason, status::DOMAIN, [("blame".to_owned(), "caller".to_owned())]);
+    let what = if count == 1 { "a mistake".to_owned() } else { format!("{count} mistakes") };
+    Status::with_error_details(row.grpc, format!("{what} in the functions; nothing was applied"), details)
+}
+
 impl Operators {
     fn describe(&self, known: &Known) -> v1::FunctionDescription {
         let (mut idle, mut busy, mut waiting) = (0u32, 0u32, 0u32);
         for runner in self.0.dispatch.fleet.runners().iter() {
-            if let Some(warmth) = runner.capacity().0.functions.get(&known.digest) {
+            let capacity = runner.capacity();
+            for warmth in known.versions().filter_map(|version| capacity.0.functions.get(&version.digest)) {
                 idle = idle.saturating_add(warmth.idle);
                 busy = busy.saturating_add(warmth.busy);
                 waiting = waiting.saturating_add(warmth.waiting);
@@ -161,10 +173,17 @@ impl FunctionService for Operators {
             }
         }
         if wrong > 0 {
-            let row = status::row(Code::InvalidRequest);
-            details.set_error_info(row.reason, status::DOMAIN, [("blame".to_owned(), "caller".to_owned())]);
-            let text = format!("{wrong} mistakes in the functions; nothing was applied");
-            return Err(Status::with_error_details(row.grpc, text, details));
+            return Err(mistakes(wrong, details));
+        }
+        match images::pin(&self.0.dispatch.fleet, &mut specs).await {
+            Ok(()) => {}
+            Err(Unpinned::Failed(error)) => return Err(fail(&error)),
+            Err(Unpinned::Wrong(images)) => {
+                for (at, text) in &images {
+                    details.add_bad_request_violation(format!("functions[{at}].image"), text);
+                }
+                return Err(mistakes(images.len(), details));
+            }
         }
         let identities: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
         let outcomes = self.0.registry.apply_functions(specs).await.map_err(|error| store(&error))?;

@@ -17,16 +17,21 @@ use futures_util::{Stream, StreamExt as _};
 use stoker_core::call::{CHUNK, WINDOW};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
+use stoker_proto::frames::Decoded;
 use stoker_proto::v1::session_request::Frame as In;
 use stoker_proto::v1::session_response::Frame as Out;
 use stoker_proto::{convert, status, v1};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
 
 use super::Door;
 use crate::call::Input;
 use crate::link::outbox::{Outbox, Outgoing, outbox};
 use crate::observe::{Door as Way, Watch};
+
+/// Frames of the client.
+type Requests = Decoded<Body, v1::SessionRequest>;
 
 type Sender = Outbox<Result<v1::SessionResponse, Status>>;
 
@@ -45,7 +50,7 @@ impl Stream for Frames {
 }
 
 /// Serves a session.
-pub fn open(door: Arc<Door>, stream: Streaming<v1::SessionRequest>) -> Frames {
+pub fn open(door: Arc<Door>, stream: Requests) -> Frames {
     let (out, outgoing) = outbox();
     let gone = CancellationToken::new();
     let frames = Frames { outgoing, _gone: gone.clone().drop_guard() };
@@ -54,7 +59,7 @@ pub fn open(door: Arc<Door>, stream: Streaming<v1::SessionRequest>) -> Frames {
     tasks.spawn(async move {
         let _open = open;
         let done = tokio::select! {
-            done = run(&door, stream, &out) => done,
+            done = door.dispatch.fleet.panics.call(run(&door, stream, &out)) => done,
             () = gone.cancelled() => Ok(()),
         };
         if let Err(error) = done {
@@ -150,7 +155,7 @@ fn send(out: &Sender, call: u64, frame: Out) {
     out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
 }
 
-async fn run(door: &Door, mut stream: Streaming<v1::SessionRequest>, out: &Sender) -> Result<(), Error> {
+async fn run(door: &Door, mut stream: Requests, out: &Sender) -> Result<(), Error> {
     let violation = |text: String| Error::new(Code::InvalidRequest, text);
     let mut running: HashMap<u64, Running> = HashMap::new();
     let mut calls = FuturesUnordered::new();
@@ -273,7 +278,8 @@ async fn one(
     let trace = super::carried(std::mem::take(&mut start.traceparent), std::mem::take(&mut start.tracestate));
     let mut watch = door.observer.grpc(Way::Session, id, &trace);
     let outcome = {
-        let mut call = pin!(follow(door, number, id, start, &shared, out, &mut watch));
+        let call = follow(door, number, id, start, &shared, out, &mut watch);
+        let mut call = pin!(door.dispatch.fleet.panics.call(call));
         poll_fn(|cx| {
             let mut flow = shared.lock();
             if flow.cancelled {

@@ -7,6 +7,7 @@ pub use std::time::Duration;
 
 pub use bytes::Bytes;
 pub use futures_util::Stream;
+pub use stoker_core::ImageRef;
 pub use stoker_core::capacity::{Capacity, RunnerState};
 pub use stoker_core::function::{FunctionName, FunctionSpec};
 pub use stoker_core::ids::{Incarnation, RunnerName};
@@ -156,6 +157,13 @@ impl RunnerService for Actor {
         Ok(Response::new(wire::UncordonResponse { capacity: self.turn(RunnerState::Ready).await }))
     }
 
+    async fn resolve_image(
+        &self,
+        ask: Request<wire::ResolveImageRequest>,
+    ) -> Result<Response<wire::ResolveImageResponse>, Status> {
+        resolve(self.record().runner.as_str(), &ask.into_inner())
+    }
+
     async fn stream_logs(
         &self,
         ask: Request<wire::StreamLogsRequest>,
@@ -165,6 +173,29 @@ impl RunnerService for Actor {
         let message = wire::StreamLogsResponse { lines: vec![line], dropped: 0 };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(message)))))
     }
+}
+
+/// The image says what becomes of it where: `registry.example/r0-none/r1-fine:1` is none to `r0`, and `r1` knows it.
+fn resolve(
+    runner: &str,
+    ask: &wire::ResolveImageRequest,
+) -> Result<Response<wire::ResolveImageResponse>, Status> {
+    let image = ImageRef::parse(&ask.reference).expect("the balancer checked it");
+    assert!(!image.is_pinned(), "what is known is not asked: {image}");
+    let told = image.repository().split('/').find_map(|part| part.strip_prefix(runner)?.strip_prefix('-'));
+    let pinned = match told.unwrap_or_default() {
+        "fine" => image.pin(&format!("sha256:{}", "1".repeat(64))).expect("a digest").to_string(),
+        "secret" if ask.credentials == "team" => {
+            image.pin(&format!("sha256:{}", "2".repeat(64))).expect("a digest").to_string()
+        }
+        "secret" => return Err(Status::permission_denied("pull access denied")),
+        "none" => return Err(Status::not_found("manifest unknown")),
+        "away" => return Err(Status::unavailable("registry.example: connection refused")),
+        "unpinned" => image.to_string(),
+        "other" => format!("registry.example/other:1@sha256:{}", "1".repeat(64)),
+        _ => return Err(Status::unimplemented("this runner has no images")),
+    };
+    Ok(Response::new(wire::ResolveImageResponse { pinned }))
 }
 
 pub struct Stage {
