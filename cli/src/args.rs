@@ -1,5 +1,6 @@
 //! What can be typed. Only words and their checks; what they do is elsewhere.
 
+use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -53,6 +54,25 @@ pub enum Output {
     Table,
     /// For programs.
     Json,
+}
+
+/// How answers are wanted by a command line that the parser did not understand.
+pub fn output(line: impl IntoIterator<Item = OsString>) -> Output {
+    let mut found = Output::Table;
+    let mut line = line.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned());
+    while let Some(word) = line.next() {
+        let value = match word.as_str() {
+            // What follows is no option.
+            "--" => break,
+            "-o" | "--output" => line.next(),
+            _ => word.strip_prefix("--output=").or_else(|| word.strip_prefix("-o")).map(str::to_owned),
+        };
+        if let Some(value) = value {
+            // `-o=json` is `-ojson` to the parser.
+            found = Output::from_str(value.strip_prefix('=').unwrap_or(&value), false).unwrap_or(found);
+        }
+    }
+    found
 }
 
 #[derive(Debug, Subcommand)]
@@ -113,7 +133,7 @@ pub struct Up {
     /// Cores that each runner offers, like 2 or 500m [default: what this machine or its cgroup has].
     #[arg(long, value_parser = stoker_core::units::parse_cpu, value_name = "N")]
     pub cpu: Option<u32>,
-    /// How functions are kept apart: auto, native or process.
+    /// How functions are kept apart: auto, native, oci, docker or process.
     #[arg(long, default_value = "auto", value_name = "DRIVER")]
     pub sandbox: Choice,
     /// Where functions are and runners are found, in place of this process's memory; its members.
@@ -363,6 +383,25 @@ mod tests {
         let up = |words: &[&str]| Cli::try_parse_from(["stoker", "up"].iter().chain(words)).map(|_| ());
         up(&["--etcd", "http://a:1", "http://b:1", "--functions", "f.yaml"]).unwrap();
         assert!(up(&["--etcd", "http://a:1", "--state", "d"]).unwrap_err().to_string().contains("--state"));
+    }
+
+    #[test]
+    fn what_is_no_command_still_says_how_it_is_answered() {
+        for (line, json) in [
+            (&["stoker", "cal", "-o", "json"][..], true),
+            (&["stoker", "-ojson", "cal"], true),
+            (&["stoker", "-o=json", "cal"], true),
+            (&["stoker", "--output=json"], true),
+            (&["stoker", "--output", "json", "cal"], true),
+            (&["stoker", "cal", "-o", "table"], false),
+            (&["stoker", "cal", "-o", "xml"], false),
+            (&["stoker", "cal", "-o"], false),
+            (&["stoker", "cal", "--", "-ojson"], false),
+            (&["stoker", "json"], false),
+            (&[], false),
+        ] {
+            assert_eq!(output(line.iter().map(OsString::from)) == Output::Json, json, "{line:?}");
+        }
     }
 
     #[test]

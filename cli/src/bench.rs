@@ -59,7 +59,8 @@ impl Load {
         let tally = Tally { latencies, cold: 0, thawed: 0, bytes: 0, errors: BTreeMap::new() };
         Self {
             function: function.to_owned(),
-            body: vec![b'x'; args.size].into(),
+            // Text, and a number to functions that take JSON.
+            body: vec![b'1'; args.size].into(),
             concurrency: args.concurrency as usize,
             pause: args.pause,
             until: Instant::now() + length,

@@ -137,6 +137,7 @@ impl Answer {
                 output::human_us(total_us.saturating_sub(t.wait_us + t.thaw_us + t.execution_us)),
             ),
             ("  waited", output::human_us(t.wait_us)),
+            ("    image", output::human_us(t.image_us)),
             ("    create", output::human_us(t.create_us)),
             ("    start", output::human_us(t.start_us)),
             ("    init", output::human_us(t.init_us)),

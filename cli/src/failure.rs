@@ -33,6 +33,16 @@ impl Failure {
         Self::new(Error::new(Code::InvalidRequest, what), advice)
     }
 
+    /// A command line that is none.
+    pub fn typed(error: &clap::Error) -> Self {
+        let text = error.render().to_string();
+        // The first paragraph says what is wrong, the others what would be right.
+        let (what, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let what = words(what);
+        Self::usage(what.strip_prefix("error: ").unwrap_or(&what), words(rest))
+    }
+
     /// Stoker's or the machine's.
     pub fn platform(what: impl Into<String>, advice: impl Into<String>) -> Self {
         Self::new(Error::new(Code::Internal, what), advice)
@@ -199,6 +209,25 @@ mod tests {
             assert_eq!(failure.exit_code(), ExitCode::from(expected));
         }
         assert_eq!(Failure::reader_gone().exit_code(), ExitCode::from(141));
+    }
+
+    #[test]
+    fn a_command_line_that_is_none_is_told_in_one_sentence() {
+        use clap::Parser as _;
+        for (line, what, advice) in [
+            (&["stoker", "cal"][..], "unrecognized subcommand 'cal'", "'call'"),
+            (&["stoker", "call"], "the following required arguments were not provided: <APP/FN>", "--help"),
+            (&["stoker", "runners", "-o", "xml"], "invalid value 'xml' for '--output <OUTPUT>'", "--help"),
+            (&["stoker", "bench", "a/f", "-c", "x"], "invalid value 'x' for", "--help"),
+        ] {
+            let error = crate::args::Cli::try_parse_from(line).expect_err("it is none");
+            let failure = Failure::typed(&error);
+            assert!(failure.what().starts_with(what), "{:?}", failure.what());
+            let whole = format!("{} {}", failure.what(), failure.advice);
+            assert!(whole.contains(advice) && !whole.contains('\n'), "{whole:?}");
+            assert_eq!(failure.json()["code"], "INVALID_REQUEST");
+            assert_eq!(failure.exit_code(), ExitCode::from(2), "as the parser's own");
+        }
     }
 
     #[test]

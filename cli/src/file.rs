@@ -9,7 +9,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
-use stoker_core::function::{Network, Root, Trigger};
+use stoker_core::function::{CloudEvents, FormatOptions, Network, Problem, Root, Trigger};
+use stoker_core::image::ImageRef;
 use stoker_core::machine::Listed as _;
 use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 use stoker_core::{Format, FunctionName, FunctionSpec};
@@ -19,12 +20,18 @@ use stoker_runtime::config::words::{nearest, written};
 const TOP_KEYS: [&str; 2] = ["app", "functions"];
 
 /// Keys of one function.
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 23] = [
     "name",
+    "image",
+    "credentials",
+    "archive",
+    "oci-layout",
     "rootfs",
+    "writable_root",
     "command",
     "workdir",
     "format",
+    "format_options",
     "memory",
     "cpu",
     "timeout",
@@ -39,19 +46,24 @@ const KEYS: [&str; 17] = [
     "triggers",
 ];
 
-/// Keys that the file format has and this version does not, with what to write instead.
-const LATER_KEYS: [(&str, &str); 4] = [
-    ("image", "write rootfs with an unpacked directory, or leave both out for the host's files"),
-    ("archive", "unpack it and write rootfs with the directory"),
-    ("oci-layout", "unpack it and write rootfs with the directory"),
-    ("async", "leave it out; calls wait for their answer"),
+/// Keys of a function's `format_options`.
+const OPTION_KEYS: [&str; 6] = [
+    "cloudevents",
+    "cloudevents_by_content_type",
+    "base64_bodies",
+    "cold",
+    "open_function_variables",
+    "handler",
 ];
+
+/// Where a function's files come from: at most one of them.
+const ROOT_KEYS: [&str; 4] = ["image", "archive", "oci-layout", "rootfs"];
+
+/// Keys that the file format has and this version does not, with what to write instead.
+const LATER_KEYS: [(&str, &str); 1] = [("async", "leave it out; calls wait for their answer")];
 
 /// A file of this name is STDIN.
 const STDIN: &str = "-";
-
-/// Formats that the design has and this version does not.
-const LATER_FORMATS: [&str; 6] = ["http", "json", "json-http", "cloudevent", "lambda", "mless"];
 
 /// One thing wrong with a file, and where.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -215,10 +227,18 @@ impl Reader<'_> {
         }
         let mut bad_fields = Vec::new();
         let spec = self.fields(app, node.span.start, &fields, &mut bad_fields);
+        if bad_fields.contains(&"format") {
+            // What goes with it cannot be judged.
+            bad_fields.extend(["format_options", "concurrency"]);
+        }
+        if ROOT_KEYS.iter().any(|key| bad_fields.contains(key)) {
+            bad_fields.extend(["command", "workdir", "credentials"]);
+        }
         if let Err(problems) = spec.check() {
             for problem in problems.into_iter().filter(|p| !bad_fields.contains(&p.field)) {
-                let at = fields.get(problem.field).map_or(node.span.start, |n| n.span.start);
-                self.wrong(at, format!("`{}` {}", problem.field, problem.text));
+                let option = fields.get("format_options").and_then(|options| option(options, &problem));
+                let at = option.or(fields.get(problem.field).map(|n| n.span.start));
+                self.wrong(at.unwrap_or(node.span.start), format!("`{}` {}", problem.field, problem.text));
             }
         }
         self.unique(&spec, &fields, known);
@@ -257,10 +277,23 @@ impl Reader<'_> {
                 }
             };
         }
+        let roots: Vec<_> = ROOT_KEYS.iter().filter_map(|key| Some((*key, *fields.get(key)?))).collect();
+        if let [(first, _), (second, node), ..] = roots[..] {
+            self.wrong(
+                node.span.start,
+                format!("`{second}` cannot stand beside `{first}`: a function has one root"),
+            );
+        }
         field!("rootfs", path, |s: &mut FunctionSpec, v| s.root = Root::Rootfs(v));
+        field!("oci-layout", path, |s: &mut FunctionSpec, v| s.root = Root::OciLayout(v));
+        field!("archive", path, |s: &mut FunctionSpec, v| s.root = Root::Archive(v));
+        field!("image", image, |s: &mut FunctionSpec, v| s.root = Root::Image(v));
+        field!("credentials", text, |s: &mut FunctionSpec, v| s.credentials = v);
+        field!("writable_root", truth, |s: &mut FunctionSpec, v| s.writable_root = v);
         field!("workdir", path, |s: &mut FunctionSpec, v| s.workdir = v);
         field!("command", strings, |s: &mut FunctionSpec, v| s.command = v);
         field!("format", format, |s: &mut FunctionSpec, v| s.format = v);
+        field!("format_options", options, |s: &mut FunctionSpec, v| s.format_options = v);
         field!("memory", size, |s: &mut FunctionSpec, v| s.memory = v);
         field!("cpu", cpu, |s: &mut FunctionSpec, v| s.cpu_millis = v);
         field!("timeout", millis, |s: &mut FunctionSpec, v| s.timeout_ms = v);
@@ -273,9 +306,10 @@ impl Reader<'_> {
         field!("env", variables, |s: &mut FunctionSpec, v| s.env = v);
         field!("idempotent", truth, |s: &mut FunctionSpec, v| s.idempotent = v);
         field!("triggers", triggers, |s: &mut FunctionSpec, v| s.triggers = v);
-        if fields.contains_key("rootfs") && !fields.contains_key("workdir") {
-            // The file's directory is a place of the host; in a root directory of its own a function starts at the top.
-            spec.workdir = "/".into();
+        if !roots.is_empty() && !fields.contains_key("workdir") {
+            // The file's directory is a place of the host; in a root directory of its own a function starts at the top, and an
+            // image says where.
+            spec.workdir = if fields.contains_key("rootfs") { "/".into() } else { PathBuf::new() };
         }
         spec
     }
@@ -386,13 +420,51 @@ impl Reader<'_> {
         self.by(node, key, |text| {
             let names = Format::ALL.iter().map(|f| f.as_str());
             Format::parse(text).ok_or_else(|| match nearest(text, names.clone()) {
-                _ if LATER_FORMATS.contains(&text) => {
-                    format!("`{text}` is not in this version of Stoker: write {}", or(names))
-                }
                 Some(near) => format!("`{text}` is not a format: did you mean `{near}`?"),
                 None => format!("`{text}` is not a format: write {}", or(names)),
             })
         })
+    }
+
+    fn image(&mut self, node: &Node<'_>, key: &'static str) -> Option<ImageRef> {
+        self.by(node, key, ImageRef::parse)
+    }
+
+    fn options(&mut self, node: &Node<'_>, key: &'static str) -> Option<FormatOptions> {
+        let YamlData::Mapping(map) = &node.data else {
+            self.wrong(
+                node.span.start,
+                format!("`{key}` must be a mapping like {{handler: func.handler}}, not {}", kind(node)),
+            );
+            return None;
+        };
+        let before = self.mistakes.len();
+        let mut options = FormatOptions::default();
+        for (name, value) in map {
+            match name.data.as_str() {
+                Some("cloudevents") => {
+                    let read = |text: &str| {
+                        CloudEvents::parse(text)
+                            .ok_or_else(|| format!("`{text}` is not a version: write \"0.1\" or \"1.0\""))
+                    };
+                    options.cloudevents = self.by(value, "cloudevents", read).unwrap_or_default();
+                }
+                Some("handler") => options.handler = self.text(value, "handler").unwrap_or_default(),
+                other => match OPTION_KEYS.iter().find(|flag| other == Some(flag)) {
+                    None => self.unknown(name, &OPTION_KEYS, "format_options"),
+                    Some(flag) => {
+                        let on = self.truth(value, flag).unwrap_or_default();
+                        match *flag {
+                            "cloudevents_by_content_type" => options.cloudevents_by_content_type = on,
+                            "base64_bodies" => options.base64_bodies = on,
+                            "cold" => options.cold = on,
+                            _ => options.open_function_variables = on,
+                        }
+                    }
+                },
+            }
+        }
+        (self.mistakes.len() == before).then_some(options)
     }
 
     fn network(&mut self, node: &Node<'_>, key: &'static str) -> Option<Network> {
@@ -489,6 +561,13 @@ impl Reader<'_> {
         }
         all
     }
+}
+
+/// Where the option stands that a problem is about: its text begins with it.
+fn option(options: &Node<'_>, problem: &Problem) -> Option<Marker> {
+    let YamlData::Mapping(map) = &options.data else { return None };
+    let (name, _) = problem.text.split_once(' ').filter(|_| problem.field == "format_options")?;
+    map.iter().find(|(key, _)| key.data.as_str() == Some(name)).map(|(key, _)| key.span.start)
 }
 
 fn kind(node: &Node<'_>) -> &'static str {

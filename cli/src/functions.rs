@@ -31,7 +31,26 @@ pub async fn send(
 ) -> Result<Vec<v1::AppliedFunction>, Failure> {
     let functions = specs.iter().map(stoker_proto::convert::to_function).collect();
     let applied = client.apply_functions(v1::ApplyFunctionsRequest { functions }).await;
-    Ok(applied.map_err(|status| Failure::in_registry(&status))?.into_inner().functions)
+    Ok(applied.map_err(|status| refused(&status, specs))?.into_inner().functions)
+}
+
+/// Why functions were not applied; what is wrong with single ones, by name.
+fn refused(status: &tonic::Status, specs: &[FunctionSpec]) -> Failure {
+    use tonic_types::StatusExt as _;
+    let violations = status.get_details_bad_request().map(|wrong| wrong.field_violations).unwrap_or_default();
+    if violations.is_empty() {
+        return Failure::in_registry(status);
+    }
+    let lines = violations.into_iter().map(|violation| {
+        let place = violation.field.strip_prefix("functions[").and_then(|rest| rest.split_once("]."));
+        let place = place.and_then(|(at, field)| Some((specs.get(at.parse::<usize>().ok()?)?, field)));
+        match place {
+            Some((spec, field)) => format!("\n  {}: `{field}` {}", spec.name, violation.description),
+            None => format!("\n  {}: {}", violation.field, violation.description),
+        }
+    });
+    let text = format!("{}:{}", status.message(), lines.collect::<String>());
+    Failure::usage(text, "correct them and apply them again")
 }
 
 pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
@@ -88,7 +107,7 @@ pub async fn list(args: Functions, common: &Common) -> Result<(), Failure> {
         let triggers: Vec<_> = f.triggers.iter().map(|t| t.http.as_str()).collect();
         vec![
             format!("{}/{}", f.app, f.name),
-            f.format,
+            format(&f),
             format_size(f.memory),
             output::cpu(f.cpu_millis),
             d.idle.to_string(),
@@ -112,14 +131,16 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
     let time = |d: Option<prost_types::Duration>| {
         format_duration(d.map(stoker_proto::convert::duration).unwrap_or_default())
     };
+    // Only an image makes it possible that the function itself says nothing.
+    let own = |text: String| if text.is_empty() { "the image's own".to_owned() } else { text };
     let mut rows = vec![
         ("function", format!("{}/{}", f.app, f.name)),
         ("id", description.id),
         ("version", description.digest),
-        ("command", f.command.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(" ")),
-        ("workdir", f.workdir),
-        ("root", if f.rootfs.is_empty() { "the host's files, read-only".to_owned() } else { f.rootfs }),
-        ("format", f.format),
+        ("root", output::root(&f)),
+        ("command", own(f.command.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(" "))),
+        ("workdir", own(f.workdir.clone())),
+        ("format", format(&f)),
         ("memory", format_size(f.memory)),
         ("cpu", output::cpu(f.cpu_millis)),
         ("timeout", time(f.timeout)),
@@ -152,6 +173,20 @@ pub async fn delete(args: Function, common: &Common) -> Result<(), Failure> {
     }
 }
 
+/// A function's format with what was chosen about it.
+fn format(f: &v1::Function) -> String {
+    let chosen = output::options(f).into_iter().map(|(key, value)| match value {
+        serde_json::Value::Bool(_) => key.to_owned(),
+        serde_json::Value::String(text) => format!("{key}: {text}"),
+        other => format!("{key}: {other}"),
+    });
+    let chosen: Vec<_> = chosen.collect();
+    match chosen.is_empty() {
+        true => f.format.clone(),
+        false => format!("{} ({})", f.format, chosen.join(", ")),
+    }
+}
+
 /// A word as a shell would take it.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
@@ -165,6 +200,36 @@ pub fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_function_is_said_with_its_name() {
+        use tonic_types::{ErrorDetails, StatusExt as _};
+        let specs = ["a", "b"].map(|name| {
+            let name = stoker_core::FunctionName::new("app", name).expect("a name");
+            FunctionSpec::new(name, vec!["x".into()], "/".into())
+        });
+        let mut details = ErrorDetails::new();
+        details.add_bad_request_violation("functions[1].image", "r.example/x:1: manifest unknown");
+        details.add_bad_request_violation("functions[7].image", "what");
+        let code = tonic::Code::InvalidArgument;
+        let failure = refused(
+            &tonic::Status::with_error_details(code, "2 mistakes; nothing was applied", details),
+            &specs,
+        );
+        let expected = "2 mistakes; nothing was applied:\n  app/b: `image` r.example/x:1: manifest unknown\n  functions[7].image: what";
+        assert_eq!(failure.what(), expected);
+        let away = Failure::from(tonic::Status::unavailable("gone"));
+        assert_eq!(refused(&tonic::Status::unavailable("gone"), &specs).what(), away.what());
+    }
+
+    #[test]
+    fn a_format_is_shown_with_its_options() {
+        let options = v1::FormatOptions { handler: "f.h".into(), cold: true, ..Default::default() };
+        let mut function = v1::Function { format: "x".into(), ..Default::default() };
+        assert_eq!(format(&function), "x");
+        function.format_options = Some(options);
+        assert_eq!(format(&function), "x (cold, handler: f.h)");
+    }
 
     #[test]
     fn words_are_quoted_for_a_shell() {

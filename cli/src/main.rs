@@ -18,14 +18,17 @@ mod up;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command};
+use args::{Cli, Command, Output};
 use clap::{CommandFactory as _, Parser as _};
 use failure::Failure;
 
 fn main() -> ExitCode {
     // Before any thread, parser or runtime: the sandboxes' spawner is this very program, started again.
     stoker_sandbox::spawner::run_if_asked();
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refused(&error),
+    };
     let output = cli.common.output;
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -34,6 +37,20 @@ fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// What was typed is no command, or asks for help or the version.
+fn refused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || args::output(std::env::args_os()) == Output::Table {
+        // The parser's own words, with its colours and its page of help.
+        return match error.print() {
+            Ok(()) if !error.use_stderr() => ExitCode::SUCCESS,
+            _ => ExitCode::from(2),
+        };
+    }
+    let failure = Failure::typed(error);
+    failure.print(Output::Json);
+    failure.exit_code()
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {

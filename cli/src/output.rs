@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
+use stoker_core::Format;
 use stoker_core::units::{format_cpu, format_size};
 use stoker_proto::{convert, v1};
 
@@ -124,9 +125,48 @@ pub fn cpu(millis: u32) -> String {
 pub fn timings(t: Option<&v1::Timings>) -> Value {
     let t = t.copied().unwrap_or_default();
     json!({
-        "wait_us": t.wait_us, "create_us": t.create_us, "start_us": t.start_us, "init_us": t.init_us,
+        "wait_us": t.wait_us, "image_us": t.image_us, "create_us": t.create_us, "start_us": t.start_us, "init_us": t.init_us,
         "thaw_us": t.thaw_us, "first_byte_us": t.first_byte_us, "execution_us": t.execution_us, "cold": t.cold,
     })
+}
+
+/// Where a function's files come from.
+pub fn root(f: &v1::Function) -> String {
+    let kinds = [
+        ("image", &f.image),
+        ("archive", &f.archive),
+        ("OCI layout", &f.oci_layout),
+        ("directory", &f.rootfs),
+    ];
+    let mut text = match kinds.into_iter().find(|(_, value)| !value.is_empty()) {
+        Some((kind, value)) => format!("{kind} {value}"),
+        None => "the host's files".to_owned(),
+    };
+    text += if f.writable_root { ", writable" } else { ", read-only" };
+    if !f.credentials.is_empty() {
+        text += &format!(", fetched with the credentials {}", f.credentials);
+    }
+    text
+}
+
+/// What a function chose about its format, as its file writes it.
+pub fn options(f: &v1::Function) -> Vec<(&'static str, Value)> {
+    let Some(o) = &f.format_options else { return Vec::new() };
+    let flags = [
+        ("cloudevents_by_content_type", o.cloudevents_by_content_type),
+        ("base64_bodies", o.base64_bodies),
+        ("cold", o.cold),
+        ("open_function_variables", o.open_function_variables),
+    ];
+    let mut options = Vec::new();
+    if f.format == Format::CloudEvent.as_str() || o.cloudevents_by_content_type {
+        options.push(("cloudevents", Value::from(o.cloudevents.as_str())));
+    }
+    options.extend(flags.into_iter().filter(|(_, on)| *on).map(|(key, on)| (key, on.into())));
+    if !o.handler.is_empty() {
+        options.push(("handler", o.handler.as_str().into()));
+    }
+    options
 }
 
 /// Everything known of a function.
@@ -135,7 +175,9 @@ pub fn function(description: &v1::FunctionDescription) -> Value {
     let ms = |d: Option<prost_types::Duration>| d.map_or(0, |d| convert::duration(d).as_millis() as u64);
     json!({
         "app": f.app, "name": f.name, "id": description.id, "digest": description.digest,
-        "command": f.command, "workdir": f.workdir, "rootfs": f.rootfs, "format": f.format,
+        "command": f.command, "workdir": f.workdir, "rootfs": f.rootfs, "image": f.image, "archive": f.archive,
+        "oci_layout": f.oci_layout, "credentials": f.credentials, "writable_root": f.writable_root, "format": f.format,
+        "format_options": options(&f).into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<serde_json::Map<_, _>>(),
         "memory": f.memory, "cpu_millis": f.cpu_millis, "timeout_ms": ms(f.timeout),
         "init_timeout_ms": ms(f.init_timeout), "idle_timeout_ms": ms(f.idle_timeout),
         "concurrency": f.concurrency, "min_containers": f.min_containers, "max_containers": f.max_containers,
@@ -153,6 +195,32 @@ mod tests {
     fn times_and_sizes_for_people() {
         assert_eq!([0, 5, 1_500, 2_000_000].map(human_us), ["-", "5 µs", "1.50 ms", "2.00 s"]);
         assert_eq!([1 << 20, 100 << 20, 16 << 30].map(human_size), ["1MiB", "100MiB", "16.0GiB"]);
+    }
+
+    #[test]
+    fn where_files_come_from_and_what_was_chosen_is_said_as_the_file_does() {
+        let host = v1::Function { format: "json".into(), ..Default::default() };
+        assert_eq!((root(&host).as_str(), options(&host).len()), ("the host's files, read-only", 0));
+        let image = v1::Function {
+            image: "r.example/x:1@sha256:00".into(),
+            credentials: "team".into(),
+            writable_root: true,
+            format: "mless".into(),
+            format_options: Some(v1::FormatOptions { handler: "f.h".into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let text = "image r.example/x:1@sha256:00, writable, fetched with the credentials team";
+        assert_eq!((root(&image).as_str(), options(&image)), (text, vec![("handler", "f.h".into())]));
+        let events = v1::FormatOptions {
+            cloudevents: "1.0".into(),
+            cloudevents_by_content_type: true,
+            ..Default::default()
+        };
+        let forced = v1::Function { format_options: Some(events), rootfs: "/r".into(), ..host };
+        assert_eq!(root(&forced), "directory /r, read-only");
+        let json = function(&v1::FunctionDescription { function: Some(forced), ..Default::default() });
+        let expected = json!({"cloudevents": "1.0", "cloudevents_by_content_type": true});
+        assert_eq!(json["format_options"], expected);
     }
 
     #[test]

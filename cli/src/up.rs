@@ -2,6 +2,7 @@
 
 mod places;
 mod programs;
+mod sample;
 mod stop;
 mod trial;
 
@@ -13,13 +14,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use stoker_core::{Blame, FunctionSpec, Resources, RunnerName};
+use stoker_core::{FunctionSpec, Resources, RunnerName};
 use stoker_registry::{EtcdRegistry, MemoryRegistry, Registry, etcd};
 use stoker_runner::machine::Machine;
 use stoker_runtime::config::{Outcome, Program, Table};
 use stoker_runtime::logs::{self, Logs};
 
 use self::places::Places;
+use self::sample::Sample;
 use self::stop::Stop;
 use crate::args::{Common, Output, Up};
 use crate::failure::Failure;
@@ -78,8 +80,15 @@ async fn serve(
     let resources = plan.resources;
     let starting = async {
         known(&args, &*registry).await?;
-        apply(&*registry, &specs).await?;
-        Fleet::start(plan, Arc::clone(&registry)).await
+        let fleet = Fleet::start(plan, Arc::clone(&registry)).await?;
+        // As anybody else would: it is the balancer that finds out what an image's name leads to.
+        match apply(&format!("http://{}", reachable(fleet.grpc)), &specs).await {
+            Ok(()) => Ok(fleet),
+            Err(failure) => {
+                fleet.stop().await;
+                Err(failure)
+            }
+        }
     };
     let mut fleet = tokio::select! {
         started = starting => started?,
@@ -120,16 +129,11 @@ async fn serve(
     result
 }
 
-async fn apply(registry: &dyn Registry, specs: &[FunctionSpec]) -> Result<(), Failure> {
-    registry.apply_functions(specs.to_vec()).await.map(drop).map_err(|error| {
-        let text = format!("the functions cannot be applied: {error}");
-        match stoker_core::Error::from(&error).blame() {
-            Blame::Platform => {
-                Failure::away(text, "look after where functions are kept; nothing was started")
-            }
-            Blame::Caller | Blame::Function => Failure::usage(text, "correct them; nothing was started"),
-        }
-    })
+async fn apply(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
+    match specs {
+        [] => Ok(()),
+        _ => functions::send(&mut client::functions(server).await?, specs).await.map(drop),
+    }
 }
 
 /// Says that it goes on, to one who waits for a start; ends with it.
@@ -221,18 +225,21 @@ fn introduce(
         || specs.iter().chain(all.iter().map(Arc::as_ref)).filter(|spec| programs::missing(spec).is_none());
     if let Some(spec) = runnable().next() {
         text += &format!("\n{}\n\n", style.bold("Call one"));
-        let name = &spec.name;
+        let (name, sample) = (&spec.name, Sample::of(spec));
+        let data = functions::quoted(sample.body);
         let default = SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_GRPC_PORT));
         let server = if grpc == default { String::new() } else { format!(" --server http://{grpc}") };
-        text += &format!("  stoker call {name} --data Ada{server}\n");
-        text += &format!("  curl -d Ada http://{http}/invoke/{name}\n");
+        text += &format!("  stoker call {name} --data {data}{server}\n");
+        text += &format!("  curl -d {data} http://{http}/invoke/{name}\n");
         let with_trigger = runnable().find(|spec| !spec.triggers.is_empty());
         if let Some((spec, trigger)) = with_trigger.and_then(|s| Some((s, s.triggers.first()?))) {
-            text += &format!("  curl -d Ada http://{http}/t/{}{}\n", spec.name.app(), trigger.http);
+            let data = functions::quoted(Sample::of(spec).body);
+            text += &format!("  curl -d {data} http://{http}/t/{}{}\n", spec.name.app(), trigger.http);
         }
         if programs::program("grpcurl", Path::new("/"), None).is_some() {
             text += &format!(
-                "  grpcurl -plaintext -d '{{\"function\": \"{name}\", \"body\": \"QWRh\"}}' {grpc} stoker.v1.CallService/Invoke\n",
+                "  grpcurl -plaintext -d '{{\"function\": \"{name}\", \"body\": \"{}\"}}' {grpc} stoker.v1.CallService/Invoke\n",
+                sample.base64
             );
         }
     }

@@ -84,8 +84,7 @@ fn bad_files() {
             function("idle-timeout: 1s"),
             &["5:5: `idle-timeout` is not a key of a function: did you mean `idle_timeout`?"],
         ),
-        (function("colour: red"), &["5:5: `colour` is not a key of a function: it has name, rootfs"]),
-        (function("image: x:1"), &["5:5: `image` is not in this version of Stoker: write rootfs"]),
+        (function("colour: red"), &["5:5: `colour` is not a key of a function: it has name, image"]),
         (function("async: {max_attempts: 3}"), &["5:5: `async` is not in this version"]),
         (function("memory: 128"), &["5:13: `memory`: `128` has no unit: write it like 128MiB"]),
         (function("memory: 128mb"), &["5:13: `memory`: `128mb` is not a size"]),
@@ -103,9 +102,23 @@ fn bad_files() {
             function("format: http-strem"),
             &["5:13: `format`: `http-strem` is not a format: did you mean `http-stream`?"],
         ),
+        (function("format: lamda"), &["5:13: `format`: `lamda` is not a format: did you mean `lambda`?"]),
         (
-            function("format: lambda"),
-            &["5:13: `format`: `lambda` is not in this version of Stoker: write default or http-stream"],
+            function("format: xml"),
+            &[
+                "5:13: `format`: `xml` is not a format: write default, http, json, json-http, cloudevent, http-stream, mless or lambda",
+            ],
+        ),
+        (function("format: cloud-event"), &["`cloud-event` is not a format: did you mean `cloudevent`?"]),
+        (function("format: jsonhttp"), &["`jsonhttp` is not a format: did you mean `json-http`?"]),
+        (
+            // What depends on the format is not judged by a guess.
+            function("format: mles\n    concurrency: 4\n    format_options: {handler: f.h}"),
+            &["5:13: `format`: `mles` is not a format: did you mean `mless`?"],
+        ),
+        (
+            function("format: json\n    concurrency: 4"),
+            &["6:18: `concurrency` format json takes one call at a time"],
         ),
         (function("network: all"), &["5:14: `network`: `all` is not a network: write none, egress or host"]),
         (function("idempotent: maybe"), &["5:17: `idempotent`: `maybe` must be true or false"]),
@@ -139,6 +152,129 @@ fn bad_files() {
         for (mistake, expected) in mistakes.iter().zip(*expected) {
             assert!(mistake.contains(expected), "{text}\n{mistake}\n{expected}");
         }
+    }
+}
+
+#[test]
+fn options_of_formats() {
+    let function = |format: &str, options: &str| {
+        format!(
+            "app: d\nfunctions:\n- name: a\n  command: [x]\n  format: {format}\n  format_options:\n    {options}\n"
+        )
+    };
+    let read_one = |format: &str, options: &str| {
+        let mut specs = read(&function(format, options)).expect(options);
+        specs.remove(0).format_options
+    };
+    let none = FormatOptions::default;
+    for (format, options, expected) in [
+        ("cloudevent", "cloudevents: \"1.0\"", FormatOptions { cloudevents: CloudEvents::V1_0, ..none() }),
+        // A number to YAML, and meant as it is written.
+        ("cloudevent", "cloudevents: 1.0", FormatOptions { cloudevents: CloudEvents::V1_0, ..none() }),
+        ("cloudevent", "cloudevents: 0.1", none()),
+        (
+            "http-stream",
+            "{cloudevents_by_content_type: true, cloudevents: 1.0}",
+            FormatOptions { cloudevents: CloudEvents::V1_0, cloudevents_by_content_type: true, ..none() },
+        ),
+        ("json", "base64_bodies: true", FormatOptions { base64_bodies: true, ..none() }),
+        ("json", "base64_bodies: false", none()),
+        ("json-http", "cold: true", FormatOptions { cold: true, ..none() }),
+        (
+            "default",
+            "open_function_variables: true",
+            FormatOptions { open_function_variables: true, ..none() },
+        ),
+        ("http", "open_function_variables: true", FormatOptions { open_function_variables: true, ..none() }),
+        ("mless", "handler: func.handler", FormatOptions { handler: "func.handler".into(), ..none() }),
+    ] {
+        assert_eq!(read_one(format, options), expected, "{format}: {options}");
+    }
+    for (format, options, expected) in [
+        ("json", "cold: true", "7:5: `format_options` cold belongs to json-http, not to json"),
+        ("http", "base64_bodies: true", "7:5: `format_options` base64_bodies belongs to json, not to http"),
+        (
+            "http",
+            "cloudevents: \"1.0\"",
+            "7:5: `format_options` cloudevents belongs to cloudevent, not to http",
+        ),
+        (
+            "mless",
+            "{handler: f.h, cloudevents_by_content_type: true}",
+            "7:20: `format_options` cloudevents_by_content_type belongs to default and http and json",
+        ),
+        (
+            "cloudevent",
+            "cloudevents_by_content_type: true",
+            "7:5: `format_options` cloudevents_by_content_type belongs to",
+        ),
+        (
+            "json",
+            "open_function_variables: true",
+            "7:5: `format_options` open_function_variables belongs to default and http, not to json",
+        ),
+        (
+            "default",
+            "handler: f.h",
+            "7:5: `format_options` handler belongs to mless and lambda, not to default",
+        ),
+        ("mless", "{}", "7:5: `format_options` handler is missing: format mless names one"),
+        ("mless", "handler:", "`handler` has no value"),
+        (
+            "cloudevent",
+            "cloudevents: 0.2",
+            "7:18: `cloudevents`: `0.2` is not a version: write \"0.1\" or \"1.0\"",
+        ),
+        ("json-http", "cold: maybe", "7:11: `cold`: `maybe` must be true or false"),
+        ("json-http", "cald: true", "7:5: `cald` is not a key of format_options: did you mean `cold`?"),
+        ("json-http", "[cold]", "7:5: `format_options` must be a mapping like"),
+    ] {
+        let mistakes = read(&function(format, options)).expect_err(options);
+        assert_eq!(mistakes.len(), 1, "{format}: {options}\n{mistakes:#?}");
+        assert!(mistakes[0].contains(expected), "{}\n{expected}", mistakes[0]);
+    }
+    let missing =
+        read("app: d\nfunctions: [{name: a, command: [x], format: mless}]").expect_err("no handler");
+    assert!(missing[0].contains("`format_options` handler is missing"), "{missing:?}");
+}
+
+#[test]
+fn roots() {
+    let function = |lines: &str| format!("app: d\nfunctions:\n- name: a\n  {lines}\n");
+    let image = ImageRef::parse("registry.example/team/hello:1").expect("an image");
+    for (lines, root, workdir) in [
+        ("image: registry.example/team/hello:1", Root::Image(image.clone()), ""),
+        ("image: registry.example/team/hello:1\n  workdir: /w", Root::Image(image), "/w"),
+        ("archive: hello.tar", Root::Archive("/f/hello.tar".into()), ""),
+        ("oci-layout: sub/dir", Root::OciLayout("/f/sub/dir".into()), ""),
+        ("command: [x]\n  rootfs: r", Root::Rootfs("/f/r".into()), "/"),
+        ("command: [x]", Root::Host, "/f"),
+    ] {
+        let spec = read(&function(lines)).expect(lines).remove(0);
+        assert_eq!((spec.root, spec.workdir.to_str()), (root, Some(workdir)), "{lines}");
+    }
+    let text = function("image: x\n  credentials: team\n  writable_root: true\n  env: {}");
+    let spec = read(&text).expect("valid").remove(0);
+    assert_eq!((spec.credentials.as_str(), spec.writable_root), ("team", true));
+    for (lines, expected) in [
+        ("image: UPPER", "4:10: `image`: `UPPER` is not an image: write a name like"),
+        ("image: x@sha256:12", "its digest must be sha256: and 64 digits"),
+        (
+            "image: x\n  archive: y.tar",
+            "5:12: `archive` cannot stand beside `image`: a function has one root",
+        ),
+        ("command: [x]\n  credentials: team", "5:16: `credentials` belongs to `image`"),
+        ("image: x\n  credentials: a b", "5:16: `credentials` \"a b\" is not a name"),
+        ("rootfs: /r", "`command` is missing"),
+        (
+            "image: x\n  writable_root: yes please",
+            "5:18: `writable_root`: `yes please` must be true or false",
+        ),
+        ("image: [x]", "4:10: `image` must be one value, not a list"),
+    ] {
+        let mistakes = read(&function(lines)).expect_err(lines);
+        assert_eq!(mistakes.len(), 1, "{lines}\n{mistakes:#?}");
+        assert!(mistakes[0].contains(expected), "{}\n{expected}", mistakes[0]);
     }
 }
 

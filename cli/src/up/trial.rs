@@ -6,14 +6,12 @@ use stoker_core::FunctionSpec;
 use stoker_proto::v1;
 use stoker_proto::v1::call_service_client::CallServiceClient;
 
+use super::sample::Sample;
 use super::{programs, tell};
 use crate::args::Output;
 use crate::client::{self, Connection};
 use crate::failure::Failure;
 use crate::output;
-
-/// What every function is given.
-const BODY: &str = "Ada";
 
 /// Warm calls; the fastest is shown, since the machine has other things to do as well.
 const WARM: usize = 10;
@@ -22,7 +20,14 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     let style = output::Style::stdout();
     let mut calls = client::calls(Connection::open(server).await?);
     tell(output::print(&format!("\n{}\n\n", style.bold("First calls"))));
-    let mut rows = Vec::new();
+    let width =
+        specs.iter().map(|spec| spec.name.as_str().len()).chain(["FUNCTION".len()]).max().unwrap_or_default();
+    // Told as they come: somebody waits for the first.
+    let row = |name: &str, cold: &str, warm: &str, answer: &str| {
+        let line = format!("  {name:<width$}  {cold:<9}  {warm:<9}  {answer}");
+        tell(output::print(&format!("{}\n", line.trim_end())));
+    };
+    row("FUNCTION", "COLD", "WARM", "ANSWER");
     let mut left_out = Vec::new();
     let mut failed = Vec::new();
     for spec in specs {
@@ -31,13 +36,9 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
             continue;
         }
         match one(&mut calls, spec).await {
-            Ok(row) => rows.push(row),
+            Ok([cold, warm, answer]) => row(spec.name.as_str(), &cold, &warm, &answer),
             Err(failure) => failed.push((spec, failure)),
         }
-    }
-    if !rows.is_empty() {
-        let table = output::table(&["FUNCTION", "COLD", "WARM", "ANSWER"], rows);
-        tell(output::print(&table.lines().map(|line| format!("  {line}\n")).collect::<String>()));
     }
     tell(output::print(&left_out.concat()));
     for (spec, failure) in failed {
@@ -47,7 +48,8 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn one(calls: &mut CallServiceClient<Connection>, spec: &FunctionSpec) -> Result<Vec<String>, Failure> {
+/// Its cold call, the best of its warm ones, and the first line of what it said.
+async fn one(calls: &mut CallServiceClient<Connection>, spec: &FunctionSpec) -> Result<[String; 3], Failure> {
     let (cold, answer) = call(calls, spec).await?;
     let mut warm = Duration::MAX;
     for _ in 0..WARM {
@@ -57,14 +59,16 @@ async fn one(calls: &mut CallServiceClient<Connection>, spec: &FunctionSpec) -> 
     let line: String =
         text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(60).collect();
     let us = |time: Duration| output::human_us(time.as_micros() as u64);
-    Ok(vec![spec.name.to_string(), us(cold), us(warm), line])
+    Ok([us(cold), us(warm), line])
 }
 
 async fn call(
     calls: &mut CallServiceClient<Connection>,
     spec: &FunctionSpec,
 ) -> Result<(Duration, v1::InvokeResponse), Failure> {
-    let request = v1::InvokeRequest { function: spec.name.to_string(), head: None, body: BODY.into() };
+    let sample = Sample::of(spec);
+    let (head, body) = (Some(sample.head()), sample.body.into());
+    let request = v1::InvokeRequest { function: spec.name.to_string(), head, body };
     let mut request = tonic::Request::new(request);
     // A function that hangs ends by its own limits; this is for a fleet that does.
     request.set_timeout(spec.init_timeout() + spec.timeout() + Duration::from_secs(5));
