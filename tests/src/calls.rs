@@ -197,6 +197,7 @@ impl Page {
             retry,
             may_have_started: said["may_have_started"].as_bool().unwrap_or_default(),
             log_tail: text("log_tail"),
+            report: None,
         }
     }
 }

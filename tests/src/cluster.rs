@@ -34,6 +34,7 @@ pub struct Plan {
     runners: usize,
     room: u64,
     wires: bool,
+    tls: bool,
     settings: Vec<(&'static str, String)>,
 }
 
@@ -41,7 +42,7 @@ impl Plan {
     /// So many of each, with room for eight containers of 64 MiB a runner.
     #[must_use]
     pub fn new(balancers: usize, runners: usize) -> Self {
-        Self { balancers, runners, room: 8, wires: false, settings: Vec::new() }
+        Self { balancers, runners, room: 8, wires: false, tls: false, settings: Vec::new() }
     }
 
     /// So many containers of 64 MiB a runner.
@@ -58,6 +59,13 @@ impl Plan {
         self
     }
 
+    /// etcd speaks TLS, and lets in only those with a certificate.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
     /// A setting of every server: a `STOKER_…` variable without that prefix.
     #[must_use]
     pub fn set(mut self, key: &'static str, value: &str) -> Self {
@@ -67,8 +75,12 @@ impl Plan {
 
     /// Starts it, with these functions; returns when every balancer knows them and is connected to every runner. `None` where
     /// tests with etcd are left out.
-    pub async fn start(self, functions: impl IntoIterator<Item = FunctionSpec>) -> Option<Cluster> {
-        let etcd = Etcd::start().await?;
+    pub async fn start(mut self, functions: impl IntoIterator<Item = FunctionSpec>) -> Option<Cluster> {
+        let etcd = if self.tls { Etcd::start_with_tls().await? } else { Etcd::start().await? };
+        if let Some(etcd::Tls { ca, identity: Some((certificate, key)) }) = etcd.tls() {
+            let files = [("ETCD_CA", ca), ("ETCD_CERTIFICATE", certificate), ("ETCD_KEY", key)];
+            self.settings.extend(files.map(|(key, file)| (key, file.display().to_string())));
+        }
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let mark = format!("cluster-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let state = tempfile::Builder::new().prefix("stoker-cluster-").tempdir().unwrap();

@@ -16,7 +16,8 @@ use stoker_proto::v1::{
 };
 use stoker_registry::{Applied, MemoryRegistry, Registration, Registry as _};
 use stoker_runner::Runner;
-use stoker_sandbox::{select::Choice, spawner};
+use stoker_sandbox::select::{self, Choice};
+use stoker_sandbox::{Description, spawner};
 
 use crate::calls::Clients;
 use crate::left::{self, Ending, MARK};
@@ -105,7 +106,25 @@ pub fn runner_config(mark: &str, name: &str, state: &Path, resources: Resources)
     config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
     config.spawner = spawner::Command { program: program("member"), args: vec![mark.to_owned()] };
     config.freeze_after = Duration::from_secs(600);
+    // One process may have several, and a store has one owner.
+    config.images.directory = state.join("images").join(name);
     config
+}
+
+/// What a sandbox can do on this machine.
+///
+/// # Errors
+/// Why it does not work here.
+pub async fn sandbox(choice: Choice) -> Result<Description, stoker_sandbox::Error> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let state = tempfile::Builder::new().prefix("stoker-look-").tempdir().unwrap();
+    let name = format!("look-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let spawner = spawner::Command { program: program("member"), args: Vec::new() };
+    let config = select::Config::new(choice, name, state.path()).with_spawner(spawner);
+    let driver = select::select(config).await?.driver;
+    let description = driver.describe().clone();
+    driver.close().await;
+    Ok(description)
 }
 
 /// A fleet that serves.
@@ -300,6 +319,12 @@ impl Fleet {
         processes.wait().await;
         let fleet = self.registry.fleet();
         assert!(fleet.borrow().runners.is_empty(), "runners that have stopped are registered still");
+        // Images are meant to stay, but nothing half-done.
+        for store in std::fs::read_dir(self.state.path().join("images")).into_iter().flatten() {
+            let tmp = store.unwrap().path().join("tmp");
+            assert_eq!(std::fs::read_dir(&tmp).unwrap().count(), 0, "{}", tmp.display());
+        }
+        std::fs::remove_dir_all(self.state.path().join("images")).ok();
         let left = left::behind(&self.mark, &self.names, self.state.path());
         assert!(left.is_empty(), "left behind: {left:#?}");
     }

@@ -27,7 +27,17 @@ pub struct Process {
 /// environment, and is not counted.
 #[must_use]
 pub fn processes(mark: &str) -> Vec<Process> {
-    let assignment = format!("{MARK}={mark}");
+    found(&format!("{MARK}={mark}"), Some(mark))
+}
+
+/// Every process with this variable in its environment.
+#[must_use]
+pub fn with_variable(key: &str, value: &str) -> Vec<Process> {
+    found(&format!("{key}={value}"), None)
+}
+
+/// Processes with this in their environment, or that on their command line.
+fn found(assignment: &str, argument: Option<&str>) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| *pid != std::process::id() as i32)
@@ -35,7 +45,11 @@ pub fn processes(mark: &str) -> Vec<Process> {
             let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
             let function = read("environ").split(|byte| *byte == 0).any(|v| v == assignment.as_bytes());
-            (function || command.contains(mark)).then_some(Process { pid, command, function })
+            (function || argument.is_some_and(|part| command.contains(part))).then_some(Process {
+                pid,
+                command,
+                function,
+            })
         })
         .collect()
 }

@@ -11,6 +11,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("stoker-runtime", &["stoker-core"]),
     ("stoker-registry", &["stoker-core", "stoker-proto"]),
     ("stoker-format", &["stoker-core"]),
+    ("stoker-lambda", &["stoker-core", "stoker-format"]),
+    ("stoker-image", &["stoker-core"]),
     ("stoker-sandbox", &["stoker-core"]),
     ("stoker-lb", &["stoker-core", "stoker-policy", "stoker-proto", "stoker-registry", "stoker-runtime"]),
     (
@@ -18,6 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "stoker-core",
             "stoker-format",
+            "stoker-lambda",
+            "stoker-image",
             "stoker-policy",
             "stoker-proto",
             "stoker-registry",
@@ -30,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "stoker-core",
             "stoker-format",
+            "stoker-lambda",
             "stoker-lb",
             "stoker-policy",
             "stoker-proto",

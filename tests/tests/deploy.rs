@@ -98,6 +98,38 @@ fn panels_and_their_data_sources_fit_together() {
     }
 }
 
+#[test]
+fn the_dashboard_is_of_the_types_that_grafana_publishes() {
+    let kit = std::env::var_os("STOKER_TEST_KITS").map(|kits| PathBuf::from(kits).join("grafana"));
+    let compiler = |kit: &Path| kit.join("node_modules/.bin/tsc");
+    let Some(kit) = kit.filter(|kit| compiler(kit).is_file()) else {
+        println!("left out: STOKER_TEST_KITS has no Grafana schema");
+        return;
+    };
+    let check = |dashboard: &str| {
+        // Beside the types, where the compiler looks for them.
+        let directory = tempfile::tempdir_in(&kit).unwrap();
+        let program = format!(
+            "import type {{ Dashboard }} from '@grafana/schema';\nexport const dashboard = {} satisfies Dashboard;\n",
+            dashboard.trim()
+        );
+        std::fs::write(directory.path().join("check.ts"), program).unwrap();
+        let options =
+            ["--noEmit", "--strict", "--skipLibCheck", "--module", "esnext", "--moduleResolution", "bundler"];
+        let mut command = Command::new(compiler(&kit));
+        checked(command.args(options).args(["--target", "es2022", "check.ts"]).current_dir(directory.path()))
+    };
+    let text = deploy::text(&deploy::path("compose/grafana/dashboards/stoker.json"));
+    if let Some(output) = check(&text) {
+        is_content(&output);
+    }
+    let mut wrong: Value = serde_json::from_str(&text).unwrap();
+    wrong["schemaVersion"] = json!("forty-one");
+    if let Some(output) = check(&wrong.to_string()) {
+        assert!(!output.status.success(), "the checker takes anything");
+    }
+}
+
 /// What one of our programs makes of these variables: every key with its value and where that came from.
 fn effective(name: &str, variables: &BTreeMap<String, String>, arguments: &[&str]) -> String {
     let output = Command::new(program(name))

@@ -11,6 +11,7 @@ mod registry;
 mod runners;
 mod seeing;
 mod shape;
+mod tls;
 
 use stoker_tests::cluster::load::{Attempt, Sums};
 

@@ -7,6 +7,7 @@ mod clients;
 mod command;
 mod containers;
 mod hostile;
+mod images;
 mod kits;
 mod lost_runner;
 mod misbehaving;
@@ -18,13 +19,7 @@ use std::sync::OnceLock;
 fn sandbox() -> &'static stoker_sandbox::Description {
     static DESCRIPTION: OnceLock<stoker_sandbox::Description> = OnceLock::new();
     DESCRIPTION.get_or_init(|| {
-        let state = tempfile::tempdir().unwrap();
-        let name = format!("look-{}", std::process::id());
-        let spawner =
-            stoker_sandbox::spawner::Command { program: stoker_tests::program("member"), args: Vec::new() };
-        let config =
-            stoker_sandbox::select::Config::new(Default::default(), name, state.path()).with_spawner(spawner);
-        let look = async { stoker_sandbox::select::select(config).await.unwrap().driver.describe().clone() };
+        let look = async { stoker_tests::fleet::sandbox(Default::default()).await.unwrap() };
         std::thread::spawn(|| {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(look)
         })
