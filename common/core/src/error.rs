@@ -66,6 +66,12 @@ pub enum Code {
     HeadersTooLarge,
     /// The method is not the one that this door takes.
     MethodNotAllowed,
+    /// Nobody is known by what the request shows.
+    Unauthenticated,
+    /// Whoever asks is known, and may not.
+    PermissionDenied,
+    /// Whoever asks has had its share for now.
+    RateLimited,
     /// The caller went away or cancelled.
     Cancelled,
     /// The caller's deadline passed before the function had finished.
@@ -100,7 +106,8 @@ pub enum Code {
     ResponseHeadersTooLarge,
 }
 
-listed!(Code: InvalidRequest, NotFound, RequestTooLarge, HeadersTooLarge, MethodNotAllowed, Cancelled, DeadlineExceeded,
+listed!(Code: InvalidRequest, NotFound, RequestTooLarge, HeadersTooLarge, MethodNotAllowed, Unauthenticated,
+    PermissionDenied, RateLimited, Cancelled, DeadlineExceeded,
     ResourcesImpossible, Overloaded, Unavailable, RunnerLost, Internal, FunctionTimeout, FunctionFailed,
     FunctionInvalidResponse, FunctionCrashed, FunctionOutOfMemory, FunctionInitFailed, FunctionInitTimeout,
     ResponseTooLarge, ResponseHeadersTooLarge);
@@ -111,8 +118,10 @@ impl Code {
     pub fn blame(self) -> Blame {
         use Code::*;
         match self {
-            InvalidRequest | NotFound | RequestTooLarge | HeadersTooLarge | MethodNotAllowed | Cancelled
-            | DeadlineExceeded => Blame::Caller,
+            InvalidRequest | NotFound | RequestTooLarge | HeadersTooLarge | MethodNotAllowed
+            | Unauthenticated | PermissionDenied | RateLimited | Cancelled | DeadlineExceeded => {
+                Blame::Caller
+            }
             Overloaded | Unavailable | RunnerLost | Internal => Blame::Platform,
             ResourcesImpossible
             | FunctionTimeout

@@ -11,8 +11,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::ids::is_name;
 use crate::image::ImageRef;
+use crate::later::{Later, MAX_SCHEDULES, Schedule};
 use crate::listed;
 use crate::resources::Ask;
+use crate::secret::SecretName;
 
 /// `app/function`; both parts are [names](is_name).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -62,12 +64,19 @@ impl FunctionName {
     /// The id of its app.
     #[must_use]
     pub fn app_id(&self) -> String {
-        opaque_id("app", self.app())
+        Self::app_id_of(self.app())
+    }
+
+    /// The id of the app of this name.
+    #[must_use]
+    pub fn app_id_of(app: &str) -> String {
+        opaque_id("app", app)
     }
 }
 
 /// 26 characters of Crockford's base 32 (130 bits of SHA-256), like the ids that Fn makes, but derived.
-fn opaque_id(kind: &str, text: &str) -> String {
+#[must_use]
+pub fn opaque_id(kind: &str, text: &str) -> String {
     const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
     let hash = Sha256::digest(format!("stoker:{kind}:{text}"));
     let mut out = String::with_capacity(26);
@@ -220,11 +229,28 @@ pub struct FormatOptions {
     pub open_function_variables: bool,
     /// `mless`: what the startup message names. `lambda`: what the runtime finds in `_HANDLER`.
     pub handler: String,
+    /// `lambda`: bytes a second that a streamed answer may have once its burst is spent; 0: as fast as its reader takes it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub stream_rate: u64,
+    /// `lambda`: bytes that a streamed answer may have at once; 0: [`FormatOptions::STREAM_BURST`].
+    #[serde(skip_serializing_if = "is_zero")]
+    pub stream_burst: u64,
+    /// `lambda`: the runtime is told that it starts from a snapshot, and its hooks for that run at every start.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub snap_start: bool,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl FormatOptions {
     /// Longest `handler`, in bytes.
     pub const MAX_HANDLER: usize = 1024;
+    /// What `stream_rate` and `stream_burst` may be, in bytes: AWS's own limits.
+    pub const STREAM: std::ops::RangeInclusive<u64> = 32 << 10..=64 << 20;
+    /// The burst where only the rate is given: AWS's.
+    pub const STREAM_BURST: u64 = 6 << 20;
 
     /// Everything that is wrong with them for a function of this format: an option that the format does not have is a
     /// mistake, not decoration.
@@ -246,6 +272,17 @@ impl FormatOptions {
         only(self.cold, "cold", &[JsonHttp]);
         only(self.open_function_variables, "open_function_variables", &[Default, Http]);
         only(!self.handler.is_empty(), "handler", &[Mless, Lambda]);
+        only(self.stream_rate > 0, "stream_rate", &[Lambda]);
+        only(self.stream_burst > 0, "stream_burst", &[Lambda]);
+        only(self.snap_start, "snap_start", &[Lambda]);
+        for (key, value) in [("stream_rate", self.stream_rate), ("stream_burst", self.stream_burst)] {
+            if value > 0 && !Self::STREAM.contains(&value) {
+                problems.push(format!("{key} is not between 32KiB and 64MiB"));
+            }
+        }
+        if self.stream_burst > 0 && self.stream_rate == 0 {
+            problems.push("stream_burst does nothing without stream_rate".to_owned());
+        }
         if format == Mless && self.handler.is_empty() {
             problems.push("handler is missing: format mless names one, like `func.handler`".to_owned());
         }
@@ -383,9 +420,18 @@ pub struct FunctionSpec {
     pub max_containers: u32,
     pub network: Network,
     pub env: BTreeMap<String, String>,
+    /// Further variables, whose values only runners have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretName>,
     /// A call that may have started may be run again.
     pub idempotent: bool,
     pub triggers: Vec<Trigger>,
+    /// How its asynchronous calls are made.
+    #[serde(default, skip_serializing_if = "Later::is_default")]
+    pub later: Later,
+    /// When it is called by itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub schedules: Vec<Schedule>,
 }
 
 /// Limits and defaults of a function's fields, in one place for every door through which a function comes in.
@@ -437,13 +483,16 @@ impl FunctionSpec {
             max_containers: limits::DEFAULT_MAX_CONTAINERS,
             network: Network::None,
             env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             idempotent: false,
             triggers: Vec::new(),
+            later: Later::default(),
+            schedules: Vec::new(),
         }
     }
 
-    /// Names this version: the hash of all that makes its containers interchangeable. Triggers and the numbers of
-    /// containers may change without a new version.
+    /// Names this version: the hash of all that makes its containers interchangeable. Triggers, schedules, what is
+    /// said of asynchronous calls and the numbers of containers may change without a new version.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut same = self.clone();
@@ -451,6 +500,8 @@ impl FunctionSpec {
         same.min_containers = 0;
         same.max_containers = 0;
         same.idempotent = false;
+        same.later = Later::default();
+        same.schedules.clear();
         let text = serde_json::to_vec(&same).expect("a spec has only string keys");
         Digest(Sha256::digest(text).into())
     }
@@ -545,7 +596,7 @@ impl FunctionSpec {
         range(&mut wrong, "init_timeout", self.init_timeout_ms, &limits::INIT_TIMEOUT_MS, time);
         range(&mut wrong, "idle_timeout", self.idle_timeout_ms, &limits::IDLE_TIMEOUT_MS, time);
         range(&mut wrong, "concurrency", self.concurrency, &limits::CONCURRENCY, |n| n.to_string());
-        if self.concurrency > 1 && self.format != Format::HttpStream {
+        if self.concurrency > 1 && !matches!(self.format, Format::HttpStream | Format::Lambda) {
             wrong("concurrency", format!("format {} takes one call at a time", self.format.as_str()));
         }
         range(&mut wrong, "max_containers", self.max_containers, &limits::MAX_CONTAINERS, |n| n.to_string());
@@ -556,12 +607,20 @@ impl FunctionSpec {
             );
         }
         let bytes: usize = self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
-        if self.env.len() > limits::ENV || bytes > limits::ENV_BYTES {
+        if self.env.len() + self.secrets.len() > limits::ENV || bytes > limits::ENV_BYTES {
             wrong("env", format!("has more than {} variables or {} bytes", limits::ENV, limits::ENV_BYTES));
         }
         for (key, value) in &self.env {
             if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
                 wrong("env", format!("{key:?} cannot be an environment variable"));
+            }
+        }
+        for key in self.secrets.keys() {
+            if key.is_empty() || key.contains(['=', '\0']) || key.len() > 1024 {
+                wrong("env", format!("{key:?} cannot be an environment variable"));
+            }
+            if self.env.contains_key(key) {
+                wrong("env", format!("{key:?} is a text and a secret: write one of them"));
             }
         }
         if self.triggers.len() > limits::TRIGGERS {
@@ -580,6 +639,15 @@ impl FunctionSpec {
                     ),
                 );
             }
+        }
+        for problem in self.later.problems(&self.name) {
+            wrong("async", problem);
+        }
+        if self.schedules.len() > MAX_SCHEDULES {
+            wrong("schedules", format!("has more than {MAX_SCHEDULES} entries"));
+        }
+        for problem in self.schedules.iter().filter_map(Schedule::problem) {
+            wrong("schedules", problem);
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
     }

@@ -10,8 +10,10 @@ pub mod error;
 pub mod function;
 pub mod ids;
 pub mod image;
+pub mod later;
 pub mod machine;
 pub mod resources;
+pub mod secret;
 pub mod units;
 
 pub use call::{Deadline, RequestHead, ResponseHead, Timings, TraceContext};
