@@ -1,14 +1,17 @@
-//! What a runner does with a call for which no container is free: whether it waits here at all, and whether a container is
-//! launched for it.
+//! What a runner does with a call for which no container is free: whether it waits here at all, whether a container is
+//! launched for it, and whose turn it is.
 
-use std::time::Duration;
+use std::cmp::Ordering;
+use std::time::{Duration, Instant};
+
+use stoker_core::resources::{Ask, Resources};
 
 /// What a function takes before anything was measured: only for what is told to others, never a reason not to launch.
 const GUESS_COLD: Duration = Duration::from_millis(200);
 const GUESS_CALL: Duration = Duration::from_millis(50);
 
-/// Calls of a function that may wait though it has nothing here and there is no room: enough to get its turn, whatever others
-/// have waiting.
+/// Calls of a function that may wait for up to twice as long as others: enough to get its turn, whatever others have waiting. In the
+/// model two are worth having: without them 30 % more calls start cold at load 0.8, on other runners whose memory is full as well.
 const CLAIMS: u32 = 2;
 
 /// What a runner knows of a function when none of its containers is free.
@@ -58,30 +61,54 @@ pub fn decide(facts: &Facts) -> Decision {
     }
 }
 
-/// How many launches may run at once on a runner of so many slots: a quarter. More of them starve the calls that run, and
-/// the fleet collapses into retries. Never fewer than two: a function that takes long to come up must not hold up all others
-/// (in the model one alone ends in the same storm).
+/// Launches that a core can have under way. A start that computes needs one for itself; most wait for a disk or a network for
+/// some of their time.
+const PER_CORE: u32 = 4;
+
+/// How many launches may run at once on a runner of this size, seen by a function that would like one more: a quarter of the
+/// containers, and no more than would take a quarter of the CPU if all were like its own. More of them starve the calls that run,
+/// which then hold what others wait for, and the fleet collapses into retries. Never fewer than two: a function that takes long to
+/// come up must not hold up all others (in the model one alone ends in the same storm).
 #[must_use]
-pub fn cap(slots: u32) -> u32 {
-    slots.div_ceil(4).max(2)
+pub fn cap(total: &Resources, ask: &Ask) -> u32 {
+    let cores = total.cpu_millis.div_ceil(1000).saturating_mul(PER_CORE);
+    let cpu = (total.cpu_millis / 4).checked_div(ask.cpu_millis).unwrap_or(u32::MAX);
+    total.slots.div_ceil(4).min(cores).min(cpu).max(2)
 }
 
-/// How many calls may wait on a runner of so many slots. Those beyond are better off in the balancer's queue, which can
-/// place them anywhere.
+/// How many calls of a function that asks for `ask` could run at once on a runner of this size.
 #[must_use]
-pub fn line(slots: u32) -> u32 {
-    slots.saturating_mul(4).max(16)
+pub fn width(total: &Resources, ask: &Ask) -> u32 {
+    total.slots.min(total.cpu_millis.checked_div(ask.cpu_millis).unwrap_or(u32::MAX)).max(1)
+}
+
+/// How many calls may wait on a runner on which so many can run at once. Those beyond are better off in the balancer's queue,
+/// which can place them anywhere.
+#[must_use]
+pub fn line(width: u32) -> u32 {
+    width.saturating_mul(4).max(16)
+}
+
+/// How long one that joins waits for CPU, where others have it all: `waiting` calls ahead of it, and `running` ones that take
+/// `mean_call` each.
+#[must_use]
+pub fn turn(waiting: u32, running: u32, mean_call: Duration) -> Duration {
+    mean_call.mul_f64(f64::from(waiting + 1) / f64::from(running.max(1)))
 }
 
 /// What a runner knows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct House {
-    /// Containers that it may have.
-    pub slots: u32,
+    /// Calls of this function that could run at once, as [`width`] says.
+    pub width: u32,
+    /// Launches that may run at once, as [`cap`] says for this function.
+    pub cap: u32,
     /// Calls of all functions that wait.
     pub waiting: u32,
     /// Launches of all functions that run.
     pub launching: u32,
+    /// Until there is CPU for one more call, as [`turn`] says; nothing if there is now.
+    pub turn: Duration,
     /// There is room for one more container of this function, or could be made.
     pub room: bool,
 }
@@ -112,19 +139,24 @@ pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
     let or = |known: Duration, guess| if known.is_zero() { guess } else { known };
     let (cold, call) = (or(facts.cold, GUESS_COLD), or(facts.mean_call, GUESS_CALL));
     // Launches beyond the cap wait for those before them.
-    let launch = cold + cold.mul_f64(f64::from(house.launching / cap(house.slots)));
+    let rounds = (house.launching + house.waiting) / house.cap.max(1);
+    let launch = cold + cold * rounds;
     let holding = facts.serving + facts.launching;
     let queue = match (facts.waiting + 1).saturating_sub(facts.launching) {
         0 => cold,
         ahead => call.mul_f64(f64::from(ahead) / f64::from(holding.max(1))),
     };
+    // A container that is busy is worth waiting for as long as a launch would take elsewhere; it is CPU as well that has to be free.
+    let soon = cold.max(2 * call);
+    let queue = queue.max(house.turn);
     let (expected, worth) = match (holding, house.room) {
         (0, true) => (launch, true),
-        (0, false) => (queue.max(cold), facts.waiting < CLAIMS),
-        (_, true) => (queue.min(launch), true),
-        (_, false) => (queue, queue <= cold.max(2 * call)),
+        (0, false) => (queue.max(cold), false),
+        (_, true) => (queue.min(launch), queue.min(launch) <= soon),
+        (_, false) => (queue, queue <= soon),
     };
-    let line = line(house.slots);
+    let worth = worth || (facts.waiting < CLAIMS && expected <= 2 * soon);
+    let line = line(house.width);
     // A function with hardly anyone in the line gets in behind one that fills it.
     let open = house.waiting < line || (facts.waiting < CLAIMS && house.waiting < line.saturating_mul(2));
     match (open, worth) {
@@ -132,6 +164,46 @@ pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
         (_, false) => Admission::Refuse(Full::Slow, expected),
         _ if expected > remaining => Admission::Refuse(Full::Late, expected),
         _ => Admission::Wait(expected),
+    }
+}
+
+/// A function whose calls wait, as it is compared with others when something has become free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hungry {
+    /// Since when its first call waits.
+    pub since: Instant,
+    /// What it has already: calls that run, and launches.
+    pub held: u32,
+    /// Its first call has waited longer than a launch takes.
+    pub overdue: bool,
+}
+
+impl Hungry {
+    /// Who goes first: whoever has waited too long, the longest first; then whoever has least, so that a function that fills the
+    /// runner does not keep out one that wants a single container; then the longest waiting.
+    #[must_use]
+    pub fn order(&self, other: &Self) -> Ordering {
+        let held = |hungry: &Self| if hungry.overdue { 0 } else { hungry.held };
+        other.overdue.cmp(&self.overdue).then(held(self).cmp(&held(other))).then(self.since.cmp(&other.since))
+    }
+}
+
+/// A mean that forgets: each value counts for a fifth of what is known by then, so that a handful of calls after a change of load
+/// are enough to see it and one odd call is not.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Mean(Option<f64>);
+
+impl Mean {
+    /// Observed once more.
+    pub fn add(&mut self, value: Duration) {
+        let value = value.as_secs_f64();
+        self.0 = Some(self.0.map_or(value, |old| old * 0.8 + value * 0.2));
+    }
+
+    /// Zero if nothing was observed.
+    #[must_use]
+    pub fn get(self) -> Duration {
+        self.0.map_or(Duration::ZERO, Duration::from_secs_f64)
     }
 }
 
@@ -162,14 +234,44 @@ mod tests {
 
     #[test]
     fn a_quarter_but_never_one() {
-        assert_eq!([1, 4, 5, 16, 100].map(cap), [2, 2, 2, 4, 25]);
-        assert_eq!((cap(0), line(0), line(100)), (2, 16, 400));
+        let capped = |slots, cpu_millis, ask| {
+            cap(&Resources { memory: 0, cpu_millis, slots }, &Ask { memory: 0, cpu_millis: ask })
+        };
+        assert_eq!([1, 4, 5, 16, 100].map(|slots| capped(slots, 64_000, 0)), [2, 2, 2, 4, 25]);
+        // Of many small slots the cores are the bound, and of functions that ask for them their share.
+        assert_eq!([0, 100, 1000, 16_000].map(|ask| capped(1000, 16_000, ask)), [64, 40, 4, 2]);
+        assert_eq!((capped(0, 0, 0), line(0), line(100)), (2, 16, 400));
+        let size = Resources { memory: 0, cpu_millis: 16_000, slots: 1000 };
+        let wide = |cpu_millis| width(&size, &Ask { memory: 0, cpu_millis });
+        assert_eq!([0, 250, 1000, 99_000].map(wide), [1000, 64, 16, 1]);
+    }
+
+    #[test]
+    fn who_has_least_goes_first_unless_one_waits_too_long() {
+        let now = Instant::now();
+        let small = Hungry { since: now + 5 * MS, held: 0, overdue: false };
+        let old = Hungry { since: now, held: 0, overdue: false };
+        let greedy = Hungry { since: now, held: 9, overdue: false };
+        let late = Hungry { since: now + MS, held: 9, overdue: true };
+        let mut all = [greedy, small, late, old];
+        all.sort_by(Hungry::order);
+        assert_eq!(all, [late, old, small, greedy]);
+    }
+
+    #[test]
+    fn a_mean_follows_what_it_sees() {
+        let mut mean = Mean::default();
+        assert_eq!(mean.get(), Duration::ZERO);
+        mean.add(100 * MS);
+        assert_eq!(mean.get(), 100 * MS);
+        (0..30).for_each(|_| mean.add(10 * MS));
+        assert!(mean.get() < 11 * MS);
     }
 
     #[test]
     fn a_call_waits_where_it_is_served_in_time() {
         let known = Facts { serving: 2, mean_call: 10 * MS, cold: 50 * MS, ..Facts::default() };
-        let house = House { slots: 8, waiting: 0, launching: 0, room: false };
+        let house = House { width: 8, cap: 2, waiting: 0, launching: 0, turn: Duration::ZERO, room: false };
         let roomy = House { room: true, ..house };
         let ample = Duration::from_secs(10);
         for (facts, house, remaining, expected) in [

@@ -3,7 +3,10 @@
 //! The balancer, the runner and the simulator run the same code, so that what was measured in a model is what runs. Nothing here
 //! reads a clock or draws a random number of its own.
 
+pub mod board;
 pub mod eviction;
 pub mod launch;
 pub mod placement;
+pub mod prewarm;
+pub mod scaling;
 pub mod waiting;

@@ -1,0 +1,457 @@
+//! What a balancer knows of its runners, and whom it asks for a call.
+//!
+//! One structure for the balancer and for the simulator: who is there, how warm each said it is for which function, who refused a
+//! moment ago, who is young. It is made so that placing a call among a thousand runners touches a handful of them: the warm ones
+//! of a function are found by the function, and the best ranked of a function are kept until the fleet changes. A call costs no
+//! allocation; a function's first call after a change of the fleet ranks all runners once.
+//!
+//! What is known gets better while a call is being offered around, so a [`Plan`] is asked for one runner at a time.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::backoff::split_mix;
+use stoker_core::resources::{Ask, Resources};
+
+use crate::placement::{FULL_FOR, HINT_TTL, MAX_TRIES, ramp, score, share, weight};
+
+/// Ranks kept of each function. Who finds none of these open is one of many, in a fleet that is full or mostly drained, and the
+/// spill over all runners serves it better than a walk down the list.
+pub const DEPTH: usize = 32;
+
+/// With this many warm runners or more the call is spread over them; below, the best ranked is used so that warmth gathers.
+const SPREAD_FROM: usize = 3;
+
+/// Longer lists of warm runners are sampled instead of read: so many draws, each of which finds one that is still warm with a good
+/// chance, cost less than reading hundreds.
+const DRAWS: usize = 8;
+
+/// Functions whose ranks are kept. A key costs 150 bytes; beyond this all are forgotten at once, and ranked again by their next call.
+const ORDERS: usize = 65_536;
+
+/// The other end of a link, as far as a placement asks it.
+pub trait Peer {
+    /// It can be reached and takes calls.
+    fn is_open(&self) -> bool;
+    /// Calls of ours that it has.
+    fn load(&self) -> u32;
+}
+
+impl<P: Peer> Peer for Arc<P> {
+    fn is_open(&self) -> bool {
+        P::is_open(self)
+    }
+
+    fn load(&self) -> u32 {
+        P::load(self)
+    }
+}
+
+/// A runner's place on the board. One that leaves takes its place's number with it: late words about it reach nobody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seat {
+    at: u32,
+    life: u32,
+}
+
+/// What a call needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// The [`key`](crate::placement::key) of its function, which decides the order of rank.
+    pub function: u64,
+    /// A key of the function's version: warm is only what runs the same one.
+    pub version: u64,
+    /// What a container of it takes.
+    pub ask: Ask,
+}
+
+/// Why a runner is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// It said, so long ago, that so many containers of the function were idle.
+    Warm {
+        /// Containers, those not counted that we used since.
+        idle: u32,
+        /// How old that word is.
+        age: Duration,
+    },
+    /// It is the best ranked of those that are left.
+    Rank,
+    /// The same, though it is too young for its whole share: nobody older is left.
+    Young,
+    /// One of two drawn from all, the less loaded.
+    Spill,
+}
+
+/// The next runner to ask.
+#[derive(Debug, Clone)]
+pub struct Choice<P> {
+    /// Its place.
+    pub seat: Seat,
+    /// It.
+    pub peer: P,
+    /// What speaks for it.
+    pub why: Why,
+}
+
+struct Place<P> {
+    life: u32,
+    taken: Option<Taken<P>>,
+}
+
+struct Taken<P> {
+    peer: P,
+    key: u64,
+    total: Resources,
+    since: Instant,
+    full_until: Option<Instant>,
+    /// Counts its whole records: a hint of an earlier one is void.
+    era: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Hint {
+    seat: Seat,
+    idle: u32,
+    era: u32,
+    at: Instant,
+}
+
+struct Order {
+    epoch: u64,
+    ask: Ask,
+    ranked: Vec<u32>,
+}
+
+/// For keys that are hashes.
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "keys here are numbers");
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type ByKey<V> = HashMap<u64, V, BuildHasherDefault<AsItIs>>;
+
+/// The runners as one balancer knows them.
+pub struct Board<P> {
+    places: Vec<Place<P>>,
+    free: Vec<u32>,
+    /// Counts changes of who is there and how large.
+    epoch: u64,
+    /// Since when the eldest is there.
+    eldest: Option<Instant>,
+    orders: ByKey<Order>,
+    hints: ByKey<Vec<Hint>>,
+    /// Versions with hints when they were last looked through.
+    swept: usize,
+    scratch: Vec<(f64, u64, u32)>,
+}
+
+impl<P> Default for Board<P> {
+    fn default() -> Self {
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+            epoch: 0,
+            eldest: None,
+            orders: HashMap::default(),
+            hints: HashMap::default(),
+            swept: 0,
+            scratch: Vec::new(),
+        }
+    }
+}
+
+impl<P: Peer + Clone> Board<P> {
+    /// A runner is there: its [`key`](crate::placement::key), its size, and itself, made for its place.
+    pub fn join(&mut self, key: u64, total: Resources, now: Instant, make: impl FnOnce(Seat) -> P) -> P {
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place { life: 0, taken: None });
+            (self.places.len() - 1) as u32
+        });
+        let place = &mut self.places[at as usize];
+        let peer = make(Seat { at, life: place.life });
+        let taken = Taken { peer: peer.clone(), key, total, since: now, full_until: None, era: 0 };
+        place.taken = Some(taken);
+        self.changed();
+        peer
+    }
+
+    /// It is gone.
+    pub fn leave(&mut self, seat: Seat) {
+        let Some(place) = self.places.get_mut(seat.at as usize).filter(|place| place.life == seat.life)
+        else {
+            return;
+        };
+        if place.taken.take().is_some() {
+            place.life = place.life.wrapping_add(1);
+            self.free.push(seat.at);
+            self.changed();
+        }
+    }
+
+    /// It began a new life: nothing that was known holds, and it is young again.
+    pub fn renew(&mut self, seat: Seat, now: Instant) {
+        if let Some(taken) = self.taken(seat) {
+            (taken.since, taken.full_until) = (now, None);
+            taken.era = taken.era.wrapping_add(1);
+            self.changed();
+        }
+    }
+
+    /// This is what it has.
+    pub fn resize(&mut self, seat: Seat, total: Resources) {
+        if let Some(taken) = self.taken(seat).filter(|taken| taken.total != total) {
+            taken.total = total;
+            self.changed();
+        }
+    }
+
+    fn changed(&mut self) {
+        self.epoch += 1;
+        self.eldest = self.places.iter().filter_map(|place| Some(place.taken.as_ref()?.since)).min();
+    }
+
+    fn taken(&mut self, seat: Seat) -> Option<&mut Taken<P>> {
+        let place = self.places.get_mut(seat.at as usize).filter(|place| place.life == seat.life)?;
+        place.taken.as_mut()
+    }
+
+    /// Its whole record: idle containers by version. What it does not name is not warm there.
+    pub fn spoke(&mut self, seat: Seat, warm: impl IntoIterator<Item = (u64, u32)>, now: Instant) {
+        let Some(taken) = self.taken(seat) else { return };
+        taken.full_until = None;
+        taken.era = taken.era.wrapping_add(1);
+        for (version, idle) in warm {
+            self.said(seat, version, idle, now);
+        }
+    }
+
+    /// It said that so many containers of a version are idle.
+    pub fn said(&mut self, seat: Seat, version: u64, idle: u32, now: Instant) {
+        let Some(era) = self.taken(seat).map(|taken| taken.era) else { return };
+        let hint = Hint { seat, idle, era, at: now };
+        if let Some(list) = self.hints.get_mut(&version) {
+            match list.iter_mut().find(|known| known.seat.at == seat.at) {
+                Some(known) => *known = hint,
+                None if idle > 0 => list.push(hint),
+                None => {}
+            }
+        } else if idle > 0 {
+            self.hints.insert(version, vec![hint]);
+            if self.hints.len() > 2 * self.swept + 1024 {
+                self.sweep(now);
+            }
+        }
+    }
+
+    /// Forgets versions of which nobody is warm any more.
+    fn sweep(&mut self, now: Instant) {
+        let places = &self.places;
+        self.hints.retain(|_, list| {
+            list.retain(|hint| holds(places, hint, now).is_some());
+            !list.is_empty()
+        });
+        self.swept = self.hints.len();
+    }
+
+    /// It refused for want of room.
+    pub fn refused(&mut self, seat: Seat, now: Instant) {
+        if let Some(taken) = self.taken(seat) {
+            taken.full_until = Some(now + FULL_FOR);
+        }
+    }
+
+    /// Something became free there.
+    pub fn freed(&mut self, seat: Seat) {
+        if let Some(taken) = self.taken(seat) {
+            taken.full_until = None;
+        }
+    }
+
+    /// A call goes there: one idle container less, as far as we know.
+    pub fn used(&mut self, seat: Seat, version: u64) {
+        let list = self.hints.get_mut(&version);
+        if let Some(hint) = list.and_then(|list| list.iter_mut().find(|hint| hint.seat == seat)) {
+            hint.idle = hint.idle.saturating_sub(1);
+        }
+    }
+
+    /// Makes sure that the order of a function is there.
+    fn rank(&mut self, wanted: &Wanted) {
+        if self.orders.get(&wanted.function).is_some_and(|o| o.epoch == self.epoch && o.ask == wanted.ask) {
+            return;
+        }
+        self.scratch.clear();
+        for (at, place) in (0u32..).zip(&self.places) {
+            if let Some(taken) = place.taken.as_ref().filter(|taken| taken.total.could_hold(&wanted.ask)) {
+                let score = score(wanted.function, taken.key, weight(&taken.total));
+                self.scratch.push((score, taken.key, at));
+            }
+        }
+        let better = |a: &(f64, u64, u32), b: &(f64, u64, u32)| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1));
+        if self.scratch.len() > DEPTH {
+            self.scratch.select_nth_unstable_by(DEPTH, better);
+            self.scratch.truncate(DEPTH);
+        }
+        self.scratch.sort_unstable_by(better);
+        if self.orders.len() >= ORDERS && !self.orders.contains_key(&wanted.function) {
+            self.orders.clear();
+        }
+        let (epoch, ask) = (self.epoch, wanted.ask);
+        let order = self.orders.entry(wanted.function).or_insert(Order { epoch, ask, ranked: Vec::new() });
+        (order.epoch, order.ask) = (epoch, ask);
+        order.ranked.clear();
+        order.ranked.extend(self.scratch.iter().map(|(.., at)| *at));
+    }
+}
+
+/// The runner of a hint that still counts.
+fn holds<'a, P>(places: &'a [Place<P>], hint: &Hint, now: Instant) -> Option<&'a Taken<P>> {
+    let place = &places[hint.seat.at as usize];
+    let taken = place.taken.as_ref().filter(|_| place.life == hint.seat.life)?;
+    let fresh = hint.era == taken.era && now.saturating_duration_since(hint.at) < HINT_TTL;
+    (fresh && hint.idle > 0).then_some(taken)
+}
+
+/// The order in which the runners are asked for one call, each at most once.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    wanted: Wanted,
+    asked: [u32; MAX_TRIES + 1],
+    tries: usize,
+    spilled: bool,
+    seed: u64,
+}
+
+impl Plan {
+    /// Of a call; calls of one balancer differ in their seeds.
+    #[must_use]
+    pub fn new(wanted: Wanted, seed: u64) -> Self {
+        Self { wanted, asked: [0; MAX_TRIES + 1], tries: 0, spilled: false, seed }
+    }
+
+    /// Who is asked next, by what is known now. `None`: the call waits.
+    pub fn next<P: Peer + Clone>(&mut self, board: &mut Board<P>, now: Instant) -> Option<Choice<P>> {
+        let found = if self.tries < MAX_TRIES {
+            self.warm(board, now).or_else(|| self.ranked(board, now))
+        } else {
+            None
+        };
+        let (at, why) = found.or_else(|| self.spill(board, now))?;
+        let place = &board.places[at as usize];
+        let peer = place.taken.as_ref()?.peer.clone();
+        self.asked[self.tries] = at;
+        self.tries += 1;
+        Some(Choice { seat: Seat { at, life: place.life }, peer, why })
+    }
+
+    /// How many were asked so far.
+    #[must_use]
+    pub fn tries(&self) -> usize {
+        self.tries
+    }
+
+    fn asked(&self, at: u32) -> bool {
+        self.asked[..self.tries].contains(&at)
+    }
+
+    fn warm<P: Peer + Clone>(&mut self, board: &mut Board<P>, now: Instant) -> Option<(u32, Why)> {
+        let Board { hints, places, .. } = board;
+        let list = hints.get_mut(&self.wanted.version)?;
+        let why = |hint: &Hint| Why::Warm { idle: hint.idle, age: now.saturating_duration_since(hint.at) };
+        if list.len() > 2 * DRAWS {
+            for _ in 0..DRAWS {
+                let hint = &list[below(&mut self.seed, list.len())];
+                let open = holds(places, hint, now).is_some_and(|taken| taken.peer.is_open());
+                if open && !self.asked(hint.seat.at) {
+                    return Some((hint.seat.at, why(hint)));
+                }
+            }
+        }
+        list.retain(|hint| holds(places, hint, now).is_some());
+        let usable = |hint: &&Hint| {
+            let taken = places[hint.seat.at as usize].taken.as_ref();
+            taken.is_some_and(|taken| taken.peer.is_open()) && !self.asked(hint.seat.at)
+        };
+        let count = list.iter().filter(usable).count();
+        let chosen = if count < SPREAD_FROM {
+            let rank = |hint: &&Hint| {
+                let taken = places[hint.seat.at as usize].taken.as_ref();
+                taken.map_or(0.0, |t| score(self.wanted.function, t.key, weight(&t.total)))
+            };
+            list.iter().filter(usable).max_by(|a, b| rank(a).total_cmp(&rank(b)))
+        } else {
+            let mut seed = self.seed;
+            let nth = below(&mut seed, count);
+            let chosen = list.iter().filter(usable).nth(nth);
+            self.seed = seed;
+            chosen
+        };
+        chosen.map(|hint| (hint.seat.at, why(hint)))
+    }
+
+    fn ranked<P: Peer + Clone>(&self, board: &mut Board<P>, now: Instant) -> Option<(u32, Why)> {
+        board.rank(&self.wanted);
+        let eldest = board.eldest?;
+        let ranked = &board.orders.get(&self.wanted.function)?.ranked;
+        let mut young = None;
+        for at in ranked {
+            let Some(taken) = self.open(board, *at, now) else { continue };
+            let age = now.saturating_duration_since(taken.since);
+            // Against the eldest: where all are young, nobody steps back.
+            let part = ramp(age) / ramp(now.saturating_duration_since(eldest));
+            if part >= 1.0 || share(self.wanted.function, taken.key) < part {
+                return Some((*at, Why::Rank));
+            }
+            young = young.or(Some((*at, Why::Young)));
+        }
+        young
+    }
+
+    /// A runner that may be asked by what is known of it, warm or not.
+    fn open<'a, P: Peer + Clone>(&self, board: &'a Board<P>, at: u32, now: Instant) -> Option<&'a Taken<P>> {
+        let taken = board.places[at as usize].taken.as_ref()?;
+        let full = taken.full_until.is_some_and(|until| now < until);
+        (!full && !self.asked(at) && taken.total.could_hold(&self.wanted.ask) && taken.peer.is_open())
+            .then_some(taken)
+    }
+
+    fn spill<P: Peer + Clone>(&mut self, board: &Board<P>, now: Instant) -> Option<(u32, Why)> {
+        if std::mem::replace(&mut self.spilled, true) || board.places.is_empty() {
+            return None;
+        }
+        // Two that are open, from where two draws point; in a fleet of which most is, that is at once.
+        let count = board.places.len();
+        let mut found = [None; 2];
+        for found in &mut found {
+            let from = below(&mut self.seed, count);
+            *found = (0..count).map(|step| ((from + step) % count) as u32).find_map(|at| {
+                let taken = self.open(board, at, now)?;
+                Some((f64::from(taken.peer.load()) / weight(&taken.total), at))
+            });
+        }
+        let [one, other] = found;
+        [one?, other?].into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, at)| (at, Why::Spill))
+    }
+}
+
+fn below(seed: &mut u64, n: usize) -> usize {
+    (split_mix(seed) % n as u64) as usize
+}
+
+#[cfg(test)]
+mod tests;
