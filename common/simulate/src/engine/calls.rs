@@ -1,0 +1,310 @@
+//! The way of a call: to its balancer, from runner to runner, and back.
+
+use std::time::Duration;
+
+use stoker_policy::board::Wanted;
+
+use super::balancer::{Balancer, Called};
+use super::events::Event;
+use super::node::{Acquired, Start};
+use super::{Active, PAUSES, Run, Stage};
+use crate::scenario::Placer;
+use crate::trace::Micros;
+
+impl Run<'_> {
+    pub(super) fn is(&self, call: u32, stamp: u32) -> bool {
+        self.calls[call as usize].stamp == stamp
+    }
+
+    /// What comes next for a call makes all void that was to come for it.
+    pub(super) fn stamp(&mut self, call: u32) -> u32 {
+        let active = &mut self.calls[call as usize];
+        active.stamp = active.stamp.wrapping_add(1);
+        active.stamp
+    }
+
+    pub(super) fn arrive(&mut self) {
+        let nth = self.next;
+        let coming = self.trace.calls[nth];
+        self.next += 1;
+        if let Some(next) = self.trace.calls.get(self.next) {
+            self.at(next.at, Event::Arrive);
+        }
+        let balancer = self.random.below(self.balancers.len()) as u32;
+        let active = Active {
+            nth,
+            function: coming.function,
+            arrived: self.now,
+            takes: coming.takes,
+            balancer,
+            stamp: 0,
+            stage: Stage::Placing,
+            tries: 0,
+            node: u32::MAX,
+            start: Start::Warm,
+            plan: None,
+            unheard: 0,
+            place: None,
+            queued: false,
+            in_line: false,
+            turn: None,
+            round: Vec::new(),
+            pause: PAUSES.0 / 2,
+        };
+        let call = match self.free.pop() {
+            Some(call) => {
+                let stamp = self.calls[call as usize].stamp.wrapping_add(1);
+                self.calls[call as usize] = Active { stamp, ..active };
+                call
+            }
+            None => {
+                self.calls.push(active);
+                (self.calls.len() - 1) as u32
+            }
+        };
+        if self.scenario.placer != Placer::Stoker {
+            return self.round(call);
+        }
+        let function = self.keys[coming.function as usize];
+        let balancer = &self.balancers[balancer as usize];
+        let unheard = balancer.unheard;
+        self.calls[call as usize].unheard = unheard;
+        if balancer.may_try(function) {
+            let ask = self.asks[coming.function as usize];
+            let plan = Balancer::plan(Wanted { function, version: function, ask }, nth as u64);
+            self.calls[call as usize].plan = Some(plan);
+            self.next_try(call);
+        } else {
+            self.wait(call);
+        }
+    }
+
+    /// Asks the next runner of our plan, or stands in line.
+    pub(super) fn next_try(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        let balancer = &mut self.balancers[active.balancer as usize];
+        let now = self.rules.instant(self.now);
+        let choice = active.plan.as_mut().and_then(|plan| plan.next(&mut balancer.board, now));
+        match choice {
+            Some(choice) => self.offer(call, choice.peer.node()),
+            None => {
+                self.calls[call as usize].plan = None;
+                self.wait(call);
+            }
+        }
+    }
+
+    pub(super) fn wait(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        let (at, function, unheard) = (active.balancer as usize, active.function as usize, active.unheard);
+        let (turn, place) = (active.turn.take(), active.place);
+        (active.queued, active.stage) = (true, Stage::Placing);
+        let ask = self.asks[function];
+        let number = self.balancers[at].wait(call, self.keys[function], ask, place, unheard, turn);
+        let Some(number) = number else { return self.lost(call) };
+        self.calls[call as usize].place = Some(number);
+        let left = (self.calls[call as usize].arrived + self.scenario.max_wait).saturating_sub(self.now);
+        let stamp = self.stamp(call);
+        self.after(left, Event::TooLong { call, stamp });
+        self.called(at);
+    }
+
+    /// Those who got a turn ask.
+    pub(super) fn called(&mut self, at: usize) {
+        while let Some(Called { call, turn }) = self.balancers[at].called.pop_front() {
+            let (unheard, node) = (self.balancers[at].unheard, turn.node);
+            let active = &mut self.calls[call as usize];
+            (active.queued, active.turn, active.unheard) = (false, Some(turn), unheard);
+            let ask = self.asks[active.function as usize];
+            let open =
+                self.nodes[node as usize].size.could_hold(&ask) && self.balancers[at].link(node).is_some();
+            if open {
+                self.offer(call, node);
+            } else {
+                self.wait(call);
+            }
+        }
+    }
+
+    /// A rival's next try, or its next round after a pause.
+    pub(super) fn round(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        let (at, function) = (active.balancer as usize, active.function as usize);
+        let mut round = std::mem::take(&mut active.round);
+        let placer = self.scenario.placer;
+        self.rivals[at].round(
+            placer,
+            &self.listing,
+            function as u32,
+            self.keys[function],
+            &mut self.random,
+            &mut round,
+        );
+        round.reverse();
+        self.calls[call as usize].round = round;
+        self.rival_try(call);
+    }
+
+    pub(super) fn rival_try(&mut self, call: u32) {
+        let ask = self.asks[self.calls[call as usize].function as usize];
+        while let Some(node) = self.calls[call as usize].round.pop() {
+            let known = &self.nodes[node as usize];
+            if known.alive && known.size.could_hold(&ask) {
+                return self.offer(call, node);
+            }
+        }
+        let active = &mut self.calls[call as usize];
+        if self.now - active.arrived > self.scenario.max_wait {
+            return self.lost(call);
+        }
+        active.pause = (active.pause * 2).min(PAUSES.1);
+        let pause = (active.pause as f64 * (0.75 + self.random.unit() / 2.0)) as Micros;
+        let stamp = self.stamp(call);
+        self.after(pause, Event::Again { call, stamp });
+    }
+
+    pub(super) fn offer(&mut self, call: u32, node: u32) {
+        let active = &mut self.calls[call as usize];
+        (active.node, active.stage) = (node, Stage::Offered);
+        active.tries += 1;
+        self.meter.tries += 1;
+        let (at, function) = (active.balancer as usize, active.function as usize);
+        if let Some(link) = self.balancers[at].link(node).cloned() {
+            link.enter();
+            self.balancers[at].board.used(link.seat(), self.keys[function]);
+        }
+        let own = &mut self.rivals[at].own;
+        own.resize(own.len().max(node as usize + 1), (0, 0));
+        own[node as usize].0 += 1;
+        let stamp = self.stamp(call);
+        self.after(self.scenario.hop, Event::Offered { call, stamp });
+    }
+
+    /// A call is not at its runner any more.
+    pub(super) fn exit(&mut self, call: u32) {
+        let active = &self.calls[call as usize];
+        let at = active.balancer as usize;
+        if let Some(link) = self.balancers[at].link(active.node) {
+            link.leave();
+        }
+        if let Some((now, _)) = self.rivals[at].own.get_mut(active.node as usize) {
+            *now = now.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn offered(&mut self, call: u32) {
+        let active = &self.calls[call as usize];
+        let (node, function, takes) = (active.node, active.function, active.takes);
+        let ask = self.asks[function as usize];
+        self.meter.idle(node, &self.nodes[node as usize], self.now);
+        let runner = &mut self.nodes[node as usize];
+        let life = runner.life;
+        let acquired = runner.acquire(call, function, ask, self.now, Duration::from_secs(3600), &self.rules);
+        match acquired {
+            Acquired::Now(start) => {
+                let active = &mut self.calls[call as usize];
+                (active.start, active.stage) = (start, Stage::Running);
+                let stamp = self.stamp(call);
+                self.after(takes, Event::Done { call, stamp });
+            }
+            Acquired::Wait(pause) => {
+                self.calls[call as usize].in_line = true;
+                let at = self.calls[call as usize].balancer as usize;
+                self.balancers[at].stands(node);
+                self.after(pause, Event::Overdue { node, life, call, function, pause });
+            }
+            Acquired::Refused { closed } => {
+                let (stamp, idle) = (self.stamp(call), self.nodes[node as usize].idle(function));
+                self.after(self.scenario.hop, Event::Refused { call, stamp, idle, closed });
+            }
+        }
+        self.acts(node);
+    }
+
+    /// Refused, with how warm its function is there; or its runner is lost and it has not begun.
+    pub(super) fn refused(&mut self, call: u32, idle: Option<u32>, closed: bool) {
+        self.exit(call);
+        let active = &self.calls[call as usize];
+        let (at, node, function) = (active.balancer as usize, active.node, active.function as usize);
+        self.calls[call as usize].stage = Stage::Placing;
+        if self.scenario.placer != Placer::Stoker {
+            return self.rival_try(call);
+        }
+        let now = self.rules.instant(self.now);
+        let balancer = &mut self.balancers[at];
+        if let (Some(link), Some(idle)) = (balancer.link(node).cloned(), idle) {
+            balancer.board.refused(link.seat(), now);
+            balancer.board.said(link.seat(), self.keys[function], idle, now);
+        }
+        if self.calls[call as usize].turn.is_some() {
+            if closed {
+                // Nobody else would get in.
+                self.calls[call as usize].turn = None;
+            }
+            self.wait(call);
+        } else {
+            self.next_try(call);
+        }
+    }
+
+    /// A call does not stand in a runner's line any more: another of its balancer may.
+    pub(super) fn left_line(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        if std::mem::take(&mut active.in_line) {
+            let (at, node) = (active.balancer as usize, active.node);
+            self.balancers[at].leaves(node);
+            self.called(at);
+        }
+    }
+
+    pub(super) fn begin(&mut self, call: u32) {
+        self.calls[call as usize].stage = Stage::Running;
+        let (takes, stamp) = (self.calls[call as usize].takes, self.stamp(call));
+        self.after(takes, Event::Done { call, stamp });
+    }
+
+    pub(super) fn done(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        active.stage = Stage::Answering;
+        let (node, function, takes, nth) = (active.node, active.function, active.takes, active.nth);
+        self.meter.worked(node, nth, takes);
+        self.meter.idle(node, &self.nodes[node as usize], self.now);
+        self.nodes[node as usize].release(function, takes, self.now, &self.rules);
+        let (stamp, idle) = (self.stamp(call), self.nodes[node as usize].idle(function));
+        self.after(self.scenario.hop, Event::Answered { call, stamp, idle });
+        self.acts(node);
+    }
+
+    pub(super) fn answered(&mut self, call: u32, idle: u32) {
+        self.exit(call);
+        let active = &self.calls[call as usize];
+        let (at, node, function) = (active.balancer as usize, active.node, active.function);
+        let added = self.now - active.arrived - active.takes;
+        self.meter.answered(active.nth, function, self.now, added, active.takes, active.tries, active.start);
+        self.over(call);
+        let now = self.rules.instant(self.now);
+        let balancer = &mut self.balancers[at];
+        if let Some(link) = balancer.link(node).cloned() {
+            balancer.board.freed(link.seat());
+            balancer.board.said(link.seat(), self.keys[function as usize], idle, now);
+        }
+        if self.scenario.placer == Placer::Stoker {
+            balancer.ended(node);
+            self.called(at);
+        } else if idle > 0 {
+            self.rivals[at].told(function, node);
+        }
+    }
+
+    pub(super) fn over(&mut self, call: u32) {
+        self.stamp(call);
+        self.calls[call as usize].queued = false;
+        self.free.push(call);
+    }
+
+    /// A call that nobody answers.
+    pub(super) fn lost(&mut self, call: u32) {
+        self.meter.lost(self.calls[call as usize].nth);
+        self.over(call);
+    }
+}

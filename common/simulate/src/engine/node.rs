@@ -1,0 +1,514 @@
+//! A runner: its ledger, its containers, and who waits. The same order of things as in the runner's pools, with the decisions of
+//! [`stoker_policy::launch`], [`stoker_policy::eviction`] and [`stoker_policy::prewarm`]; only that nothing really runs.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use stoker_core::resources::{Ask, Resources};
+use stoker_policy::eviction::{Frequency, Idle, Need, victims};
+use stoker_policy::launch::{
+    Admission, Decision, Facts, Full, House, Hungry, Mean, admit, cap, decide, turn, width,
+};
+use stoker_policy::prewarm::Arrivals;
+
+use super::Rules;
+use crate::scenario::Manners;
+use crate::trace::{Micros, SECOND, duration};
+
+/// Nothing has to move for at least this long before a call goes elsewhere, as at the runner.
+const STANDSTILL: Micros = SECOND / 2;
+
+/// What follows from what a runner did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// A container of this function is being launched.
+    Launch { function: u32, ahead: bool },
+    /// A call that waited has a container.
+    Give { call: u32, start: Start },
+    /// A container is idle from now on; it ends some time.
+    Rests { function: u32, container: u32 },
+    /// This function is as warm as it was not before.
+    Changed { function: u32 },
+    /// Nothing of this function is here any more.
+    Bare { function: u32 },
+    /// Idle containers made room.
+    Evicted { count: u32 },
+}
+
+/// How a call met its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// It had served before.
+    Warm,
+    /// It was launched ahead, and this is its first call.
+    Ahead,
+    /// It was launched for calls, and this is its first.
+    Cold,
+}
+
+/// What comes of an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acquired {
+    Now(Start),
+    /// It stands in the line; it looks again after this pause.
+    Wait(Micros),
+    /// `closed` is for calls of every function.
+    Refused {
+        closed: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Resting {
+    container: u32,
+    since: Micros,
+    start: Start,
+}
+
+struct Waiter {
+    call: u32,
+    since: Micros,
+    expected: Micros,
+    overdue: bool,
+    seen: Option<u64>,
+}
+
+struct Pool {
+    ask: Ask,
+    idle: Vec<Resting>,
+    busy: u32,
+    launching: u32,
+    waiters: VecDeque<Waiter>,
+    frequency: Frequency,
+    run: Mean,
+    cold: Mean,
+    moves: u64,
+    gave_up: Option<u64>,
+    arrivals: Arrivals,
+}
+
+impl Pool {
+    fn bare(&self) -> bool {
+        self.idle.is_empty() && self.busy == 0 && self.launching == 0
+    }
+
+    fn facts(&self, waiting: usize) -> Facts {
+        Facts {
+            waiting: waiting as u32,
+            serving: self.idle.len() as u32 + self.busy,
+            launching: self.launching,
+            mean_call: self.run.get(),
+            cold: self.cold.get(),
+            overdue: self.waiters.front().is_some_and(|waiter| waiter.overdue),
+        }
+    }
+
+    fn patience(&self) -> Micros {
+        match self.cold.get() {
+            Duration::ZERO => SECOND / 5,
+            known => known.as_micros() as Micros,
+        }
+    }
+}
+
+/// A runner.
+pub struct Node {
+    pub size: Resources,
+    pub free: Resources,
+    /// Counts its lives; what an earlier one was about to do does not happen.
+    pub life: u32,
+    pub alive: bool,
+    pub running: u32,
+    pub acts: Vec<Act>,
+    pools: BTreeMap<u32, Pool>,
+    /// Functions whose calls wait.
+    hungry: Vec<u32>,
+    launching: u32,
+    waiting: u32,
+    moves: u64,
+    /// Of all functions.
+    run: Mean,
+    idle_memory: u64,
+    idle_count: u32,
+    next: u32,
+}
+
+impl Node {
+    pub fn new(size: Resources) -> Self {
+        Self {
+            size,
+            free: size,
+            life: 0,
+            alive: true,
+            running: 0,
+            acts: Vec::new(),
+            pools: BTreeMap::new(),
+            hungry: Vec::new(),
+            launching: 0,
+            waiting: 0,
+            moves: 0,
+            run: Mean::default(),
+            idle_memory: 0,
+            idle_count: 0,
+            next: 0,
+        }
+    }
+
+    /// It is gone, and what it had with it.
+    pub fn kill(&mut self) {
+        *self = Self { life: self.life + 1, alive: false, ..Self::new(self.size) };
+    }
+
+    /// Containers of a function that are idle.
+    pub fn idle(&self, function: u32) -> u32 {
+        self.pools.get(&function).map_or(0, |pool| pool.idle.len() as u32)
+    }
+
+    /// What idle containers hold.
+    pub fn idle_memory(&self) -> u64 {
+        self.idle_memory
+    }
+
+    /// What it could give to new containers.
+    pub fn room(&self) -> Resources {
+        let idle = Resources { memory: self.idle_memory, cpu_millis: 0, slots: self.idle_count };
+        self.free.checked_add(idle).unwrap_or(self.size)
+    }
+
+    /// Calls that run and wait.
+    pub fn load(&self) -> u32 {
+        self.running + self.waiting
+    }
+
+    fn working(rules: &Rules) -> u32 {
+        rules.function_cpu
+    }
+
+    fn starting(rules: &Rules) -> u32 {
+        if rules.launches_compute { rules.function_cpu } else { 0 }
+    }
+
+    /// A container for a call: at once, later, or not here.
+    pub fn acquire(
+        &mut self,
+        call: u32,
+        function: u32,
+        ask: Ask,
+        now: Micros,
+        remaining: Duration,
+        rules: &Rules,
+    ) -> Acquired {
+        let instant = rules.instant(now);
+        let pool = self.pools.entry(function).or_insert_with(|| Pool {
+            ask,
+            idle: Vec::new(),
+            busy: 0,
+            launching: 0,
+            waiters: VecDeque::new(),
+            frequency: Frequency::new(instant),
+            run: Mean::default(),
+            cold: Mean::default(),
+            moves: 0,
+            gave_up: None,
+            arrivals: Arrivals::default(),
+        });
+        pool.arrivals.add(instant);
+        if pool.waiters.is_empty()
+            && let Some(start) = self.take(function, instant, rules)
+        {
+            self.acts.push(Act::Changed { function });
+            return Acquired::Now(start);
+        }
+        let room = self.has_room(ask, rules);
+        let busy = self.free.cpu_millis < Self::working(rules) || self.waiting > 0;
+        let house = House {
+            width: width(&self.size, &ask),
+            cap: cap(&self.size, &ask),
+            waiting: self.waiting,
+            launching: self.launching,
+            turn: if busy { turn(self.waiting, self.running, self.run.get()) } else { Duration::ZERO },
+            room,
+        };
+        let Some(pool) = self.pools.get_mut(&function) else { return Acquired::Refused { closed: false } };
+        let expected = match rules.manners {
+            Manners::Plain if room && self.launching < house.cap => Duration::ZERO,
+            Manners::Plain => return Acquired::Refused { closed: false },
+            Manners::Stoker => match admit(&pool.facts(pool.waiters.len()), &house, remaining) {
+                Admission::Wait(_) if pool.gave_up == Some(self.moves) => {
+                    return Acquired::Refused { closed: false };
+                }
+                Admission::Wait(expected) => expected,
+                Admission::Refuse(why, _) => return Acquired::Refused { closed: why == Full::Line },
+            },
+        };
+        let expected = expected.as_micros() as Micros;
+        if pool.waiters.is_empty() {
+            self.hungry.push(function);
+        }
+        pool.waiters.push_back(Waiter { call, since: now, expected, overdue: false, seen: None });
+        let patience = pool.patience();
+        self.waiting += 1;
+        self.acts.push(Act::Changed { function });
+        self.pump(now, rules);
+        Acquired::Wait(patience)
+    }
+
+    fn has_room(&self, ask: Ask, rules: &Rules) -> bool {
+        let room = self.room();
+        room.memory >= ask.memory && room.slots > 0 && self.free.cpu_millis >= Self::starting(rules)
+    }
+
+    /// The idle container that was used last, if there is CPU for it.
+    fn take(&mut self, function: u32, now: Instant, rules: &Rules) -> Option<Start> {
+        let pool = self.pools.get_mut(&function)?;
+        let cpu = self.free.cpu_millis.checked_sub(Self::working(rules))?;
+        let resting = pool.idle.pop()?;
+        self.free.cpu_millis = cpu;
+        self.idle_memory -= pool.ask.memory;
+        self.idle_count -= 1;
+        pool.busy += 1;
+        self.running += 1;
+        pool.frequency.add(now);
+        Some(resting.start)
+    }
+
+    fn rest(&mut self, function: u32, start: Start, now: Micros) {
+        let container = self.next;
+        self.next = self.next.wrapping_add(1);
+        if let Some(pool) = self.pools.get_mut(&function) {
+            pool.idle.push(Resting { container, since: now, start });
+            self.idle_memory += pool.ask.memory;
+            self.idle_count += 1;
+            self.acts.push(Act::Rests { function, container });
+            self.acts.push(Act::Changed { function });
+        }
+    }
+
+    /// A call is over that took so long in its function.
+    pub fn release(&mut self, function: u32, took: Micros, now: Micros, rules: &Rules) {
+        let Some(pool) = self.pools.get_mut(&function) else { return };
+        pool.busy -= 1;
+        pool.run.add(duration(took));
+        self.run.add(duration(took));
+        pool.moves += 1;
+        self.moves += 1;
+        self.running -= 1;
+        self.free.cpu_millis += Self::working(rules);
+        self.rest(function, Start::Warm, now);
+        self.pump(now, rules);
+    }
+
+    /// A launch has come to its end.
+    pub fn launched(&mut self, function: u32, ahead: bool, took: Micros, now: Micros, rules: &Rules) {
+        let Some(pool) = self.pools.get_mut(&function) else { return };
+        pool.launching -= 1;
+        pool.cold.add(duration(took));
+        pool.moves += 1;
+        self.launching -= 1;
+        self.moves += 1;
+        self.free.cpu_millis += Self::starting(rules);
+        self.rest(function, if ahead { Start::Ahead } else { Start::Cold }, now);
+        self.pump(now, rules);
+    }
+
+    /// An idle container has had its time, if nobody used it meanwhile.
+    pub fn expire(&mut self, function: u32, container: u32) {
+        let Some(pool) = self.pools.get(&function) else { return };
+        if let Some(at) = pool.idle.iter().position(|resting| resting.container == container) {
+            self.end(function, at);
+        }
+    }
+
+    /// Ends an idle container.
+    fn end(&mut self, function: u32, at: usize) {
+        let Some(pool) = self.pools.get_mut(&function) else { return };
+        pool.idle.remove(at);
+        pool.moves += 1;
+        self.moves += 1;
+        self.free.memory += pool.ask.memory;
+        self.free.slots += 1;
+        self.idle_memory -= pool.ask.memory;
+        self.idle_count -= 1;
+        self.acts.push(Act::Changed { function });
+        if pool.bare() {
+            self.acts.push(Act::Bare { function });
+        }
+    }
+
+    /// When a function is expected that has nothing here: when to launch, and until when it is worth it.
+    pub fn expects(&self, function: u32, kept: Duration) -> Option<(Instant, Instant)> {
+        let pool = self.pools.get(&function).filter(|pool| pool.bare())?;
+        let expected = pool.arrivals.expects(pool.cold.get(), kept)?;
+        Some((expected.launch, expected.until))
+    }
+
+    /// Launches a container ahead of a call, if that costs nobody anything.
+    pub fn prewarm(&mut self, function: u32, now: Micros, rules: &Rules) -> bool {
+        let Some(pool) = self.pools.get(&function).filter(|pool| pool.bare()) else { return false };
+        let allowed = self.waiting == 0 && self.launching < cap(&self.size, &pool.ask);
+        allowed && self.begin(function, true, now, rules)
+    }
+
+    /// A call has waited for a while. It looks again after the pause that is returned, if it is still here and has hope; `None` and
+    /// `true` if it has none and has left.
+    pub fn overdue(
+        &mut self,
+        function: u32,
+        call: u32,
+        pause: Micros,
+        now: Micros,
+        rules: &Rules,
+    ) -> (Option<Micros>, bool) {
+        let all = self.moves;
+        let Some(pool) = self.pools.get_mut(&function) else { return (None, false) };
+        let Some(waiter) = pool.waiters.iter_mut().find(|waiter| waiter.call == call) else {
+            return (None, false);
+        };
+        waiter.overdue = true;
+        let expected = waiter.expected;
+        self.pump(now, rules);
+        let Some(pool) = self.pools.get_mut(&function) else { return (None, false) };
+        let Some(at) = pool.waiters.iter().position(|waiter| waiter.call == call) else {
+            return (None, false);
+        };
+        let seen = pool.waiters[at].seen.replace(all);
+        if pool.launching > 0 || seen != Some(all) || rules.manners == Manners::Plain {
+            return (Some((pause * 2).max(expected).max(STANDSTILL)), false);
+        }
+        pool.gave_up = Some(all);
+        pool.waiters.remove(at);
+        self.waiting -= 1;
+        self.fed(function);
+        self.pump(now, rules);
+        (None, true)
+    }
+
+    fn fed(&mut self, function: u32) {
+        if self.pools.get(&function).is_none_or(|pool| pool.waiters.is_empty()) {
+            self.hungry.retain(|other| *other != function);
+        }
+    }
+
+    /// Serves whoever waits, with what there is.
+    fn pump(&mut self, now: Micros, rules: &Rules) {
+        // Neither can a call begin without CPU nor, where that computes, a launch.
+        if self.waiting == 0 || self.free.cpu_millis < Self::working(rules).min(Self::starting(rules)) {
+            return;
+        }
+        let hungry = |function: &u32| {
+            let pool = self.pools.get(function)?;
+            let first = pool.waiters.front()?;
+            let since = rules.instant(first.since);
+            Some((Hungry { since, held: pool.busy + pool.launching, overdue: first.overdue }, *function))
+        };
+        let mut order: Vec<_> = self.hungry.iter().filter_map(hungry).collect();
+        order.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
+        let mut held = false;
+        for (_, function) in order {
+            held |= self.serve(function, held, now, rules);
+        }
+    }
+
+    fn serve(&mut self, function: u32, held: bool, now: Micros, rules: &Rules) -> bool {
+        let instant = rules.instant(now);
+        while self.pools.get(&function).is_some_and(|pool| !pool.waiters.is_empty()) {
+            let Some(start) = self.take(function, instant, rules) else { break };
+            let waiter = self.pools.get_mut(&function).and_then(|pool| pool.waiters.pop_front());
+            self.waiting -= 1;
+            if let Some(Waiter { call, .. }) = waiter {
+                self.acts.push(Act::Give { call, start });
+                self.acts.push(Act::Changed { function });
+            }
+        }
+        self.fed(function);
+        loop {
+            let Some(pool) = self.pools.get(&function) else { return false };
+            let Some(last) = pool.waiters.len().checked_sub(1).filter(|_| pool.idle.is_empty()) else {
+                return false;
+            };
+            let facts = pool.facts(last);
+            let wanted = match rules.manners {
+                Manners::Stoker => decide(&facts) == Decision::Launch,
+                Manners::Plain => facts.launching <= facts.waiting,
+            };
+            if held || self.launching >= cap(&self.size, &pool.ask) || !wanted {
+                return false;
+            }
+            let overdue = facts.overdue;
+            if !self.begin(function, false, now, rules) {
+                return overdue;
+            }
+        }
+    }
+
+    /// Starts a launch if there is room, or if some can be made for a call.
+    fn begin(&mut self, function: u32, ahead: bool, now: Micros, rules: &Rules) -> bool {
+        let Some(ask) = self.pools.get(&function).map(|pool| pool.ask) else { return false };
+        let Some(cpu) = self.free.cpu_millis.checked_sub(Self::starting(rules)) else { return false };
+        let standing = ask.standing();
+        if self.free.memory < standing.memory || self.free.slots == 0 {
+            if ahead {
+                return false;
+            }
+            self.make_room(function, standing, now, rules);
+        }
+        if self.free.memory < standing.memory || self.free.slots == 0 {
+            return false;
+        }
+        self.free.cpu_millis = cpu;
+        self.free.memory -= standing.memory;
+        self.free.slots -= 1;
+        self.launching += 1;
+        if let Some(pool) = self.pools.get_mut(&function) {
+            pool.launching += 1;
+        }
+        self.acts.push(Act::Launch { function, ahead });
+        true
+    }
+
+    fn make_room(&mut self, own: u32, need: Resources, now: Micros, rules: &Rules) {
+        let instant = rules.instant(now);
+        let mut keys = Vec::new();
+        let mut idle = Vec::new();
+        for (function, pool) in self.pools.iter().filter(|(function, _)| **function != own) {
+            let frequency = pool.frequency.at(instant);
+            for (rank, resting) in (0u32..).zip(pool.idle.iter().rev()) {
+                let age = duration(now - resting.since);
+                keys.push((*function, resting.container, age));
+                let (start, size) = (pool.cold.get(), pool.ask.memory);
+                idle.push(Idle { frequency, start, size, rank, idle: age, kept: false });
+            }
+        }
+        let need = Need {
+            size: need.memory.saturating_sub(self.free.memory),
+            count: usize::from(self.free.slots == 0),
+        };
+        let chosen = match rules.manners {
+            Manners::Stoker => victims(&idle, need),
+            Manners::Plain => oldest(&keys, &idle, need),
+        };
+        let chosen = chosen.unwrap_or_default();
+        if !chosen.is_empty() {
+            self.acts.push(Act::Evicted { count: chosen.len() as u32 });
+        }
+        for at in chosen {
+            let (function, container, _) = keys[at];
+            self.expire(function, container);
+        }
+    }
+}
+
+/// The least recently used that make up for `need`.
+fn oldest(keys: &[(u32, u32, Duration)], idle: &[Idle], need: Need) -> Option<Vec<usize>> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by(|a, b| keys[*b].2.cmp(&keys[*a].2).then(a.cmp(b)));
+    let (mut freed, mut chosen) = (0, Vec::new());
+    for at in order {
+        if freed >= need.size && chosen.len() >= need.count {
+            break;
+        }
+        freed += idle[at].size;
+        chosen.push(at);
+    }
+    (freed >= need.size && chosen.len() >= need.count).then_some(chosen)
+}
