@@ -8,6 +8,8 @@ use stoker_core::function::{FunctionName, FunctionSpec, Trigger};
 use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::resources::Resources;
 
+use crate::apps::{self, App};
+use crate::revisions::{Change, Expect, Refusal, Split, Wish};
 use crate::{Applied, Error, Fleet, Registry};
 
 /// A function to test with.
@@ -41,7 +43,31 @@ pub fn runner(name: &str) -> Capacity {
 /// Runs the suite on an empty registry; leaves it empty.
 pub async fn run(registry: &dyn Registry) {
     functions(registry).await;
+    revisions(registry).await;
+    apps(registry).await;
     fleet(registry).await;
+}
+
+async fn apps(registry: &dyn Registry) {
+    let mut watch = registry.apps();
+    let mut app = App { shape: "GENERIC_X86".into(), created_ms: 1, ..App::default() };
+    app.config.insert("KEY".into(), "value".into());
+    app.annotations.insert("note".into(), serde_json::json!({"any": [1, "thing"]}));
+    registry.put_app("one", app.clone()).await.expect("there is none");
+    watch.wait_for(|apps| apps.known && apps.by_name.len() == 1).await.expect("the registry lives");
+    let twice = registry.put_app("one", app.clone()).await;
+    assert!(matches!(twice, Err(Error::App(apps::Refusal::Exists(_)))), "{twice:?}");
+    let read = App::clone(&registry.apps().borrow().by_name["one"]);
+    assert_eq!(read, App { changes: 1, ..app });
+    // Two who have read the same do not both write.
+    let changed = App { updated_ms: 2, ..read };
+    registry.put_app("one", changed.clone()).await.expect("nobody was faster");
+    let late = registry.put_app("one", changed).await;
+    assert!(matches!(late, Err(Error::App(apps::Refusal::Changed(_)))), "{late:?}");
+    assert_eq!(registry.apps().borrow().by_name["one"].updated_ms, 2);
+    assert!(registry.delete_app("one").await.expect("it can be deleted"));
+    assert!(!registry.delete_app("one").await.expect("deleting nothing is no error"));
+    assert!(registry.apps().borrow().by_name.is_empty());
 }
 
 async fn functions(registry: &dyn Registry) {
@@ -77,6 +103,52 @@ async fn functions(registry: &dyn Registry) {
         assert!(!registry.delete_function(name).await.expect("deleting nothing is no error"));
     }
     watch.wait_for(|f| f.by_name.is_empty()).await.expect("the registry lives");
+}
+
+async fn revisions(registry: &dyn Registry) {
+    let watch = registry.functions();
+    let now = || watch.borrow().clone();
+    let first = function("app", "f");
+    let name = &first.name;
+    let missing = registry.change_function(name, Change::Rollout(1)).await;
+    assert!(matches!(missing, Err(Error::Refused(Refusal::NoFunction(_)))), "{missing:?}");
+    let mut spec = first.clone();
+    for number in 1..=4 {
+        spec.memory += 1 << 20;
+        let outcomes = registry.apply(vec![spec.clone().into()]).await.expect("it is valid");
+        assert_eq!(outcomes[0].revision, number);
+    }
+    assert_eq!(now().revisions(name).map(|revision| revision.number).collect::<Vec<_>>(), [4, 3, 2, 1]);
+    registry.change_function(name, Change::Rollout(2500)).await.expect("there is one before");
+    assert_eq!(now().traffic(name), Some(Split { main: 3, other: Some((4, 2500)) }));
+    let live = Change::SetAlias {
+        name: "live".into(),
+        split: Split::all(2),
+        description: "what is live".into(),
+        expect: Some(None),
+    };
+    registry.change_function(name, live.clone()).await.expect("there is none");
+    let twice = registry.change_function(name, live).await;
+    assert!(matches!(twice, Err(Error::Refused(Refusal::AliasExists(..)))), "{twice:?}");
+    registry.change_function(name, Change::Remove(1)).await.expect("nobody holds it");
+    let held = registry.change_function(name, Change::Remove(2)).await;
+    assert!(matches!(held, Err(Error::Refused(Refusal::InUse(..)))), "{held:?}");
+    let seen = now();
+    assert_eq!(seen.revisions(name).map(|revision| revision.number).collect::<Vec<_>>(), [4, 3, 2]);
+    assert_eq!(seen.releases[name].aliases["live"].split, Split::all(2));
+    // Two who have read the same do not both write.
+    let expect = Expect::Newest(4);
+    spec.memory += 1 << 20;
+    let wish = Wish { expect, ..Wish::from(spec) };
+    registry.apply(vec![wish.clone()]).await.expect("nobody was faster");
+    let late = Wish { spec: FunctionSpec { memory: 1 << 30, ..wish.spec.clone() }, ..wish };
+    let late = registry.apply(vec![late]).await;
+    assert!(matches!(late, Err(Error::Refused(Refusal::Changed(_)))), "{late:?}");
+    // A new life has no history.
+    assert!(registry.delete_function(name).await.expect("it can be deleted"));
+    assert!(now().older.is_empty() && now().releases.is_empty());
+    assert_eq!(registry.apply(vec![first.clone().into()]).await.expect("it is valid")[0].revision, 1);
+    assert!(registry.delete_function(name).await.expect("it can be deleted"));
 }
 
 async fn fleet(registry: &dyn Registry) {

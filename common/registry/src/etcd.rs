@@ -1,10 +1,11 @@
 //! The registry of a cluster: etcd.
 //!
-//! Under `/stoker/v1/` stand `runners/{name}`, each with a lease, and `functions/{app}/{function}`, as JSON that
-//! `etcdctl get --prefix /stoker/v1/` shows. Readers have a [`view`] of each table, begun when somebody first asks for it; a runner has a
+//! Under `/stoker/v1/` stand `runners/{name}`, each with a lease, and `functions/{app}/{function}` with its earlier revisions below,
+//! and `apps/{app}`, as JSON that `etcdctl get --prefix /stoker/v1/` shows. Readers have a [`view`] of each table, begun when somebody first asks for it; a runner has a
 //! [`registration`]; [`functions`] are changed in transactions. All of them reach etcd by a [`link`], and all of them outlive its absence: what
 //! was seen last stays, what is to be written is written when it returns, and nobody who serves calls waits for it.
 
+mod apps;
 mod functions;
 mod link;
 mod record;
@@ -18,11 +19,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
-use stoker_core::function::{FunctionName, FunctionSpec};
+use stoker_core::function::FunctionName;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Applied, Error, Fleet, Functions, Registration, Registry};
+use crate::apps::{App, Apps};
+use crate::revisions::{Change, Outcome, Wish};
+use crate::{Error, Fleet, Functions, Registration, Registry, now_ms};
 use functions::Changed;
 use link::{Link, Trouble};
 use registration::EtcdRegistration;
@@ -78,6 +81,7 @@ pub struct EtcdRegistry {
     lease: Duration,
     fleet: OnceLock<Arc<View<Fleet>>>,
     functions: OnceLock<Arc<View<Functions>>>,
+    apps: OnceLock<Arc<View<Apps>>>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
 }
@@ -112,6 +116,7 @@ impl EtcdRegistry {
             lease: config.lease,
             fleet: OnceLock::new(),
             functions: OnceLock::new(),
+            apps: OnceLock::new(),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
         })
@@ -127,7 +132,10 @@ impl EtcdRegistry {
 
     /// Waits until a change can be seen here: whoever made it may look at once.
     async fn seen<T>(&self, change: Changed<T>) -> Result<T, Error> {
-        let view = self.view(&self.functions);
+        self.reaches(self.view(&self.functions), change).await
+    }
+
+    async fn reaches<V: Table, T>(&self, view: &View<V>, change: Changed<T>) -> Result<T, Error> {
         let limit = self.link.patience();
         match tokio::time::timeout(limit, view.reaches(change.revision)).await {
             Ok(()) => Ok(change.what),
@@ -163,13 +171,34 @@ impl Registry for EtcdRegistry {
         self.view(&self.functions).subscribe()
     }
 
-    async fn apply_functions(&self, specs: Vec<FunctionSpec>) -> Result<Vec<Applied>, Error> {
-        let change = functions::apply(&self.link, &specs).await?;
-        self.seen(change).await
+    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error> {
+        let names: Vec<_> = wishes.iter().map(|wish| wish.spec.name.clone()).collect();
+        let apply = |functions: &mut Functions| functions.apply(wishes.clone(), now_ms());
+        self.seen(functions::change(&self.link, "saving functions", &names, apply).await?).await
+    }
+
+    async fn change_function(&self, name: &FunctionName, change: Change) -> Result<(), Error> {
+        let apply = |functions: &mut Functions| functions.change(name, change.clone());
+        let names = std::slice::from_ref(name);
+        self.seen(functions::change(&self.link, "changing a function", names, apply).await?).await
     }
 
     async fn delete_function(&self, name: &FunctionName) -> Result<bool, Error> {
         let change = functions::delete(&self.link, name).await?;
         self.seen(change).await
+    }
+
+    fn apps(&self) -> watch::Receiver<Arc<Apps>> {
+        self.view(&self.apps).subscribe()
+    }
+
+    async fn put_app(&self, name: &str, app: App) -> Result<(), Error> {
+        let change = apps::put(&self.link, name, &app).await?;
+        self.reaches(self.view(&self.apps), change).await
+    }
+
+    async fn delete_app(&self, name: &str) -> Result<bool, Error> {
+        let change = apps::delete(&self.link, name).await?;
+        self.reaches(self.view(&self.apps), change).await
     }
 }

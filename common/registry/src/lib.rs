@@ -1,18 +1,21 @@
 //! How runners and functions are found.
 //!
-//! A [`Registry`] holds two tables: the fleet (each runner's own record, gone when its [`Registration`] is) and the functions.
-//! Readers watch an immutable snapshot of each: whoever is slow sees fewer, newer snapshots and holds up nobody. Every
+//! A [`Registry`] holds two tables: the fleet (each runner's own record, gone when its [`Registration`] is) and the functions with their
+//! [`revisions`]. Readers watch an immutable snapshot of each: whoever is slow sees fewer, newer snapshots and holds up nobody. Every
 //! implementation passes [`conformance`].
 
+pub mod apps;
 pub mod conformance;
 pub mod etcd;
 pub mod memory;
+pub mod revisions;
+mod stored;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
@@ -21,8 +24,10 @@ use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::RunnerName;
 use tokio::sync::watch;
 
+use apps::{App, Apps};
 pub use etcd::EtcdRegistry;
 pub use memory::MemoryRegistry;
+use revisions::{Change, Outcome, Refusal, Release, Revision, Wish};
 
 /// Every runner that is registered.
 #[derive(Debug, Clone, Default)]
@@ -38,8 +43,12 @@ pub struct Fleet {
 pub struct Functions {
     /// The registry has been read at least once.
     pub known: bool,
-    /// By name.
+    /// The newest spec of each, by name.
     pub by_name: BTreeMap<FunctionName, Arc<FunctionSpec>>,
+    /// What else is known of each.
+    pub releases: BTreeMap<FunctionName, Arc<Release>>,
+    /// Revisions before the newest, by number.
+    pub older: BTreeMap<FunctionName, Arc<BTreeMap<u64, Arc<Revision>>>>,
 }
 
 impl Functions {
@@ -53,10 +62,10 @@ impl Functions {
     }
 }
 
-/// Two functions of one app must not claim one path.
-fn check_triggers(by_name: &BTreeMap<FunctionName, Arc<FunctionSpec>>) -> Result<(), Error> {
+/// Two functions of one app must not claim one path, by any revision that takes calls.
+fn check_triggers(functions: &Functions) -> Result<(), Error> {
     let mut owners = BTreeMap::new();
-    for spec in by_name.values() {
+    for spec in functions.by_name.keys().flat_map(|name| functions.live(name)) {
         for trigger in &spec.triggers {
             if let Some(owner) = owners.insert((spec.name.app(), trigger.http.as_str()), &spec.name)
                 && owner != &spec.name
@@ -86,6 +95,12 @@ pub enum Error {
     /// Two functions of one app claim one path.
     #[error("trigger {path} of app {app} belongs to {owner} already")]
     TriggerTaken { app: String, path: String, owner: FunctionName },
+    /// A change of revisions is not possible as things are.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// An app cannot be written so.
+    #[error(transparent)]
+    App(#[from] apps::Refusal),
     /// A runner of this name is registered, and it is alive.
     #[error("a runner named {0} is registered already: give this one another name")]
     RunnerNameTaken(RunnerName),
@@ -107,7 +122,10 @@ pub enum Error {
 impl From<&Error> for stoker_core::Error {
     fn from(error: &Error) -> Self {
         let code = match error {
-            Error::TriggerTaken { .. } | Error::RunnerNameTaken(_) => Code::InvalidRequest,
+            Error::Refused(refusal) if refusal.is_missing() => Code::NotFound,
+            Error::TriggerTaken { .. } | Error::RunnerNameTaken(_) | Error::Refused(_) | Error::App(_) => {
+                Code::InvalidRequest
+            }
             Error::TooLarge { .. } => Code::RequestTooLarge,
             Error::Unavailable { .. } => Code::Unavailable,
             Error::Store { .. } | Error::Config(_) => Code::Internal,
@@ -138,18 +156,49 @@ pub trait Registry: Send + Sync + 'static {
     /// The functions, now and as they change. Is called on a runtime, like [`Registry::fleet`].
     fn functions(&self) -> watch::Receiver<Arc<Functions>>;
 
-    /// Creates or replaces functions: all or, on an error, none. The specs are valid (`FunctionSpec::check`). Once this
-    /// returns, every snapshot taken from this registry has them.
+    /// Creates functions, or makes new revisions of them: all or, on an error, none. The specs are valid (`FunctionSpec::check`).
+    /// Once this returns, every snapshot taken from this registry has them.
+    ///
+    /// # Errors
+    /// [`Error::TriggerTaken`], [`Error::Refused`], or the store's.
+    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error>;
+
+    /// The same for specs alone.
     ///
     /// # Errors
     /// [`Error::TriggerTaken`], or the store's.
-    async fn apply_functions(&self, specs: Vec<FunctionSpec>) -> Result<Vec<Applied>, Error>;
+    async fn apply_functions(&self, specs: Vec<FunctionSpec>) -> Result<Vec<Applied>, Error> {
+        let outcomes = self.apply(specs.into_iter().map(Wish::from).collect()).await?;
+        Ok(outcomes.into_iter().map(|outcome| outcome.applied).collect())
+    }
 
-    /// Removes a function; says whether there was one.
+    /// Changes what is known of a function besides its spec. Once this returns, every snapshot has it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::TriggerTaken`], or the store's.
+    async fn change_function(&self, name: &FunctionName, change: Change) -> Result<(), Error>;
+
+    /// Removes a function with all its revisions; says whether there was one.
     ///
     /// # Errors
     /// The store's.
     async fn delete_function(&self, name: &FunctionName) -> Result<bool, Error>;
+
+    /// The records of apps, now and as they change. Is called on a runtime, like [`Registry::fleet`].
+    fn apps(&self) -> watch::Receiver<Arc<Apps>>;
+
+    /// Writes the record of an app: a new one if [`App::changes`] is 0, else over the one that has as many. Once this returns, every
+    /// snapshot taken from this registry has it.
+    ///
+    /// # Errors
+    /// [`Error::App`], or the store's.
+    async fn put_app(&self, name: &str, app: App) -> Result<(), Error>;
+
+    /// Removes the record of an app, not its functions; says whether there was one.
+    ///
+    /// # Errors
+    /// The store's.
+    async fn delete_app(&self, name: &str) -> Result<bool, Error>;
 }
 
 /// A runner's place in the fleet. Dropping it takes the runner out.
@@ -167,4 +216,10 @@ pub trait Registration: Send + Sync {
 
     /// Takes the runner out and returns when that is done.
     async fn withdraw(self: Box<Self>);
+}
+
+/// Now, as revisions say when they were made.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

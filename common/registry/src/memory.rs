@@ -1,30 +1,34 @@
-//! The registry of one process: tables in memory and, where a file is given, functions that survive a restart.
+//! The registry of one process: tables in memory and, where a file is given, functions and apps that survive a restart.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use stoker_core::capacity::Capacity;
 use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::{Incarnation, RunnerName};
 use tokio::sync::watch;
 
-use crate::{Applied, Error, Fleet, Functions, Registration, Registry, check_triggers};
+use crate::apps::{App, Apps};
+use crate::revisions::{Change, Outcome, Release, Revision, Wish};
+use crate::stored::{Head, Older};
+use crate::{Error, Fleet, Functions, Registration, Registry, now_ms};
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct MemoryRegistry {
     fleet: Arc<watch::Sender<Arc<Fleet>>>,
     functions: Arc<watch::Sender<Arc<Functions>>>,
-    /// Where functions are kept. The lock orders writers: a snapshot is published only after the file holds it.
+    apps: Arc<watch::Sender<Arc<Apps>>>,
+    /// Where functions and apps are kept. The lock orders writers: a snapshot is published only after the file holds it.
     file: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Default for MemoryRegistry {
     fn default() -> Self {
-        Self::with(BTreeMap::new(), None)
+        Self::with(Functions::default(), Apps::default(), None)
     }
 }
 
@@ -36,47 +40,93 @@ impl MemoryRegistry {
     pub fn open(file: &Path) -> Result<Self, Error> {
         let store =
             |source| Error::Store { attempt: format!("reading functions from {}", file.display()), source };
-        let specs: Vec<FunctionSpec> = match std::fs::read(file) {
+        let records: Vec<Record> = match std::fs::read(file) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|e| store(io::Error::new(io::ErrorKind::InvalidData, e)))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(store(e)),
         };
-        let by_name = specs.into_iter().map(|spec| (spec.name.clone(), Arc::new(spec))).collect();
-        Ok(Self::with(by_name, Some(file.to_owned())))
+        let (mut functions, mut apps) = (Functions::default(), Apps::default());
+        for record in records {
+            match record {
+                Record::App { app, record } => _ = apps.by_name.insert(app, Arc::new(record)),
+                Record::Revised { older, head } => {
+                    functions.put(head.release());
+                    older.into_iter().for_each(|older| functions.put_older(older.revision()));
+                }
+                Record::Bare(spec) => functions.put(Release::first(spec)),
+            }
+        }
+        Ok(Self::with(functions, apps, Some(file.to_owned())))
     }
 
-    fn with(by_name: BTreeMap<FunctionName, Arc<FunctionSpec>>, file: Option<PathBuf>) -> Self {
+    fn with(mut functions: Functions, mut apps: Apps, file: Option<PathBuf>) -> Self {
+        (functions.known, apps.known) = (true, true);
         Self {
             fleet: Arc::new(watch::Sender::new(Arc::new(Fleet { known: true, ..Fleet::default() }))),
-            functions: Arc::new(watch::Sender::new(Arc::new(Functions { known: true, by_name }))),
+            functions: Arc::new(watch::Sender::new(Arc::new(functions))),
+            apps: Arc::new(watch::Sender::new(Arc::new(apps))),
             file: Arc::new(Mutex::new(file)),
         }
     }
 
     /// Changes the functions: the file first, then the snapshot, so that what was seen survives.
-    fn change<T>(
-        &self,
-        change: impl FnOnce(&mut BTreeMap<FunctionName, Arc<FunctionSpec>>) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+    fn change<T>(&self, change: impl FnOnce(&mut Functions) -> Result<T, Error>) -> Result<T, Error> {
         let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut by_name = self.functions.borrow().by_name.clone();
-        let done = change(&mut by_name)?;
-        if let Some(path) = file.as_deref() {
-            write(path, &by_name).map_err(|source| Error::Store {
-                attempt: format!("writing functions to {}", path.display()),
-                source,
-            })?;
-        }
-        self.functions.send_replace(Arc::new(Functions { known: true, by_name }));
+        let mut functions = Functions::clone(&self.functions.borrow());
+        let done = change(&mut functions)?;
+        save(file.as_deref(), &functions, &self.apps.borrow())?;
+        self.functions.send_replace(Arc::new(functions));
+        Ok(done)
+    }
+
+    /// The same for apps.
+    fn change_apps<T>(&self, change: impl FnOnce(&mut Apps) -> Result<T, Error>) -> Result<T, Error> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut apps = Apps::clone(&self.apps.borrow());
+        let done = change(&mut apps)?;
+        save(file.as_deref(), &self.functions.borrow(), &apps)?;
+        self.apps.send_replace(Arc::new(apps));
         Ok(done)
     }
 }
 
+/// Keeps what is there now, where it is kept.
+fn save(file: Option<&Path>, functions: &Functions, apps: &Apps) -> Result<(), Error> {
+    let Some(path) = file else { return Ok(()) };
+    let attempt = || format!("writing functions to {}", path.display());
+    write(path, functions, apps).map_err(|source| Error::Store { attempt: attempt(), source })
+}
+
+/// A function in the file, or an app.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Record {
+    App {
+        app: String,
+        record: App,
+    },
+    Revised {
+        #[serde(flatten)]
+        head: Head,
+        /// Revisions before the newest.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        older: Vec<Older>,
+    },
+    /// As it was written before there were revisions.
+    Bare(FunctionSpec),
+}
+
 /// Replaces the file in one step: a kill at any point leaves the old or the new content.
-fn write(path: &Path, by_name: &BTreeMap<FunctionName, Arc<FunctionSpec>>) -> io::Result<()> {
-    let specs: Vec<&FunctionSpec> = by_name.values().map(Arc::as_ref).collect();
-    let mut text = serde_json::to_vec_pretty(&specs)?;
+fn write(path: &Path, functions: &Functions, apps: &Apps) -> io::Result<()> {
+    let kept = apps.by_name.iter();
+    let kept = kept.map(|(app, record)| Record::App { app: app.clone(), record: App::clone(record) });
+    let records = functions.releases.iter().map(|(name, release)| {
+        let older = functions.older.get(name).into_iter().flat_map(|older| older.values());
+        let older = older.map(|revision: &Arc<Revision>| Older::new(revision)).collect();
+        Record::Revised { head: Head::new(release), older }
+    });
+    let mut text = serde_json::to_vec_pretty(&kept.chain(records).collect::<Vec<_>>())?;
     text.push(b'\n');
     let beside = path.with_extension("new");
     let mut file = std::fs::File::create(&beside)?;
@@ -111,24 +161,32 @@ impl Registry for MemoryRegistry {
         self.functions.subscribe()
     }
 
-    async fn apply_functions(&self, specs: Vec<FunctionSpec>) -> Result<Vec<Applied>, Error> {
-        self.change(|by_name| {
-            let mut applied = Vec::with_capacity(specs.len());
-            for spec in specs {
-                let spec = Arc::new(spec);
-                applied.push(match by_name.insert(spec.name.clone(), spec.clone()) {
-                    None => Applied::Created,
-                    Some(old) if old == spec => Applied::Unchanged,
-                    Some(_) => Applied::Updated,
-                });
-            }
-            check_triggers(by_name)?;
-            Ok(applied)
-        })
+    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error> {
+        self.change(|functions| functions.apply(wishes, now_ms()))
+    }
+
+    async fn change_function(&self, name: &FunctionName, change: Change) -> Result<(), Error> {
+        self.change(|functions| functions.change(name, change))
     }
 
     async fn delete_function(&self, name: &FunctionName) -> Result<bool, Error> {
-        self.change(|by_name| Ok(by_name.remove(name).is_some()))
+        self.change(|functions| Ok(functions.delete(name)))
+    }
+
+    fn apps(&self) -> watch::Receiver<Arc<Apps>> {
+        self.apps.subscribe()
+    }
+
+    async fn put_app(&self, name: &str, app: App) -> Result<(), Error> {
+        self.change_apps(|apps| {
+            let app = apps.next(name, app)?;
+            apps.by_name.insert(name.to_owned(), Arc::new(app));
+            Ok(())
+        })
+    }
+
+    async fn delete_app(&self, name: &str) -> Result<bool, Error> {
+        self.change_apps(|apps| Ok(apps.by_name.remove(name).is_some()))
     }
 }
 
@@ -197,6 +255,24 @@ mod tests {
         MemoryRegistry::open(&file).unwrap().apply_functions(vec![spec.clone()]).await.unwrap();
         let again = MemoryRegistry::open(&file).unwrap();
         assert_eq!(again.functions().borrow().find("kept/hello").map(|s| s.as_ref().clone()), Some(spec));
+    }
+
+    #[tokio::test]
+    async fn revisions_survive_a_restart_and_bare_functions_are_first_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("functions.json");
+        let spec = conformance::function("kept", "hello");
+        std::fs::write(&file, serde_json::to_vec(&[&spec]).unwrap()).unwrap();
+        let registry = MemoryRegistry::open(&file).unwrap();
+        assert_eq!(registry.functions().borrow().revision(&spec.name, 1).map(|r| &*r.spec), Some(&spec));
+        let changed = FunctionSpec { memory: spec.memory * 2, ..spec.clone() };
+        let outcomes = registry.apply(vec![changed.into()]).await.unwrap();
+        assert_eq!(outcomes[0].revision, 2);
+        registry.change_function(&spec.name, Change::Rollout(2500)).await.unwrap();
+        let before = registry.functions().borrow().clone();
+        let after = MemoryRegistry::open(&file).unwrap().functions().borrow().clone();
+        assert_eq!((&before.releases, &before.older), (&after.releases, &after.older));
+        assert_eq!(before.older[&spec.name].len(), 1);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
-use std::net::{TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,15 +40,18 @@ pub struct Etcd {
     log: Arc<Mutex<VecDeque<String>>>,
 }
 
+/// Where etcd listens, unless it is told otherwise.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// A port that is ours, whether something listens on it now or not.
 struct Port {
-    number: u16,
+    address: SocketAddr,
     /// The same number in UDP: whoever else wants the port finds it taken.
     _claim: UdpSocket,
 }
 
 impl Port {
-    fn claim() -> Self {
+    fn claim(ip: IpAddr) -> Self {
         use std::hash::{BuildHasher as _, Hasher as _};
         let first =
             std::hash::RandomState::new().build_hasher().finish() % u64::from(PORTS.end - PORTS.start);
@@ -56,47 +59,60 @@ impl Port {
         (PORTS.start + first..PORTS.end)
             .chain(PORTS.start..PORTS.start + first)
             .find_map(|number| {
-                let claim = UdpSocket::bind(("127.0.0.1", number)).ok()?;
-                TcpListener::bind(("127.0.0.1", number)).ok()?;
-                Some(Port { number, _claim: claim })
+                let address = SocketAddr::new(ip, number);
+                let claim = UdpSocket::bind(address).ok()?;
+                TcpListener::bind(address).ok()?;
+                Some(Port { address, _claim: claim })
             })
             .expect("one of 12,000 ports is free")
     }
 
     fn url(&self, scheme: &str) -> String {
-        format!("{scheme}://127.0.0.1:{}", self.number)
+        format!("{scheme}://{}", self.address)
     }
 }
 
 impl Etcd {
     /// Starts one and returns when it serves; `None` where tests with etcd are left out.
     pub async fn start() -> Option<Self> {
-        Self::start_with(1, |_| None).await?.pop()
+        Self::start_with(&[LOOPBACK], None, |_| None).await?.pop()
     }
 
     /// Starts one that speaks TLS and lets in only those with a certificate of its authority.
     pub async fn start_with_tls() -> Option<Self> {
-        Self::start_with(1, |dir| Some(certificates(dir))).await?.pop()
+        Self::start_with(&[LOOPBACK], None, |dir| Some(certificates(dir))).await?.pop()
     }
 
     /// Starts the members of one cluster.
     pub async fn start_cluster(members: usize) -> Option<Vec<Self>> {
-        Self::start_with(members, |_| None).await
+        Self::start_with(&vec![LOOPBACK; members], None, |_| None).await
     }
 
-    async fn start_with(members: usize, tls: impl Fn(&Path) -> Option<Tls>) -> Option<Vec<Self>> {
+    /// Starts the members of one cluster, each at an address of this machine, with their data below a directory if one is named.
+    pub async fn start_at(addresses: &[IpAddr], directory: Option<&Path>) -> Option<Vec<Self>> {
+        Self::start_with(addresses, directory, |_| None).await
+    }
+
+    async fn start_with(
+        addresses: &[IpAddr],
+        parent: Option<&Path>,
+        tls: impl Fn(&Path) -> Option<Tls>,
+    ) -> Option<Vec<Self>> {
         if std::env::var_os("STOKER_WITHOUT_ETCD").is_some() {
             return None;
         }
-        let peers: Vec<(String, Port)> = (0..members).map(|n| (format!("m{n}"), Port::claim())).collect();
+        let named = addresses.iter().enumerate().map(|(n, address)| (format!("m{n}"), Port::claim(*address)));
+        let peers: Vec<(String, Port)> = named.collect();
         let cluster: Vec<String> =
             peers.iter().map(|(name, port)| format!("{name}={}", port.url("http"))).collect();
         let cluster = cluster.join(",");
         let mut all: Vec<Self> = peers
             .into_iter()
             .map(|(name, peer)| {
-                let dir = tempfile::tempdir().expect("a directory for etcd");
-                let (tls, cluster, client) = (tls(dir.path()), cluster.clone(), Port::claim());
+                let dir = parent.map_or_else(tempfile::tempdir, tempfile::tempdir_in);
+                let dir = dir.expect("a directory for etcd");
+                let client = Port::claim(peer.address.ip());
+                let (tls, cluster) = (tls(dir.path()), cluster.clone());
                 Self { name, cluster, dir, client, peer, tls, child: None, log: Arc::default() }
             })
             .collect();

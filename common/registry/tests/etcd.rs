@@ -10,6 +10,7 @@ use stoker_core::error::{Blame, Code, Retry};
 use stoker_core::function::{FunctionSpec, Trigger};
 use stoker_core::ids::Incarnation;
 use stoker_registry::etcd::{Config, Tls, User};
+use stoker_registry::revisions::{Change, Split};
 use stoker_registry::testing::Etcd;
 use stoker_registry::{Applied, Error, EtcdRegistry, Fleet, Functions, Registry as _, conformance};
 use tokio::net::{TcpListener, TcpStream};
@@ -147,6 +148,28 @@ async fn what_one_writes_all_see_and_people_can_read() {
     assert!(rows[2].1.starts_with(r#"{"version":1,"name":"r1","incarnation":""#), "{}", rows[2].1);
     assert!(rows[2].1.contains(r#""state":"draining""#), "{}", rows[2].1);
     registration.withdraw().await;
+
+    // A second revision, and where calls go.
+    let changed = FunctionSpec { memory: spec.memory * 2, ..spec.clone() };
+    here.apply_functions(vec![changed]).await.unwrap();
+    here.change_function(&spec.name, Change::Rollout(2000)).await.unwrap();
+    let traffic = Some(Split { main: 1, other: Some((2, 2000)) });
+    functions(&mut there.functions(), |f| f.traffic(&spec.name) == traffic).await;
+    let rows = etcd.get("/stoker/v1/functions/").await;
+    let keys: Vec<&str> = rows.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["/stoker/v1/functions/app/hello", "/stoker/v1/functions/app/hello/1"]);
+    assert!(rows[0].1.contains(r#""revision":2,"#), "{}", rows[0].1);
+    assert!(rows[0].1.contains(r#""traffic":{"main":1,"other":[2,2000]}"#), "{}", rows[0].1);
+    assert!(rows[1].1.contains(r#""revision":1,"#), "{}", rows[1].1);
+    // What a build wrote that knows no revisions is one, and what it left behind does no harm.
+    let bare = serde_json::json!({"version": 1, "function": spec}).to_string();
+    etcd.put([("/stoker/v1/functions/app/hello".to_owned(), bare.into_bytes())]).await;
+    functions(&mut there.functions(), |f| f.traffic(&spec.name) == Some(Split::all(1))).await;
+    let later = FunctionSpec { memory: spec.memory * 3, ..spec.clone() };
+    let outcome = there.apply(vec![later.into()]).await.unwrap();
+    assert_eq!(outcome[0].revision, 3, "it goes on behind all that is there");
+    assert!(there.delete_function(&spec.name).await.unwrap());
+    assert_eq!(etcd.get("/stoker/v1/functions/").await, []);
 }
 
 #[tokio::test]

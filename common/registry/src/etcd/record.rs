@@ -1,8 +1,10 @@
 //! What stands in etcd: keys, and values that people can read.
 //!
 //! Every value is JSON with a `version`. A reader takes the versions that it knows; a value of a newer one is not there for it.
-//! Runners may get new fields within a version, since a balancer can do without them. Functions may not: to run one without heeding
-//! all of it would be wrong.
+//! Runners may get new fields within a version, since a balancer can do without them. What a function runs by may not: to run one without
+//! heeding all of it would be wrong.
+//!
+//! A function's newest revision, and where its calls go, stand under its name; each revision before that under its number below.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +17,9 @@ use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::resources::Resources;
 
 use super::view::Table;
+use crate::apps::{App, Apps};
+use crate::revisions::{Release, Revision};
+use crate::stored::{Head, Older};
 use crate::{Fleet, Functions};
 
 /// The one version so far.
@@ -31,6 +36,24 @@ pub fn runner_key(name: &RunnerName) -> String {
 /// The key of a function.
 pub fn function_key(name: &FunctionName) -> String {
     format!("{}{name}", Functions::PREFIX)
+}
+
+/// The key of one of its revisions before the newest.
+pub fn revision_key(name: &FunctionName, number: u64) -> String {
+    format!("{}/{number}", function_key(name))
+}
+
+/// The key of an app.
+pub fn app_key(name: &str) -> String {
+    format!("{}{name}", Apps::PREFIX)
+}
+
+/// Which function a key below the prefix is about, and which of its revisions before the newest.
+pub fn function_of(key: &str) -> Option<(FunctionName, Option<u64>)> {
+    let mut parts = key.split('/');
+    let name = FunctionName::new(parts.next()?, parts.next()?)?;
+    let number = parts.next().map(|number| number.parse().ok().ok_or(())).transpose().ok()?;
+    parts.next().is_none().then_some((name, number))
 }
 
 /// Why a value cannot be read.
@@ -61,6 +84,7 @@ struct Versioned {
 #[derive(Serialize, Deserialize)]
 struct FunctionRecord<T> {
     version: u32,
+    #[serde(flatten)]
     function: T,
 }
 
@@ -191,21 +215,41 @@ fn digest_from(hex: &str) -> Option<Digest> {
 }
 
 /// A function's value.
-pub fn function_value(spec: &FunctionSpec) -> Vec<u8> {
-    write(&FunctionRecord { version: VERSION, function: spec })
+pub fn function_value(release: &Release) -> Vec<u8> {
+    write(&FunctionRecord { version: VERSION, function: Head::new(release) })
+}
+
+/// The value of a revision before the newest.
+pub fn revision_value(revision: &Revision) -> Vec<u8> {
+    write(&FunctionRecord { version: VERSION, function: Older::new(revision) })
 }
 
 /// Reads a function's value; `name` is the one in its key.
-fn function(name: &str, value: &[u8]) -> Result<FunctionSpec, Unreadable> {
-    let FunctionRecord { function, .. } = read::<FunctionRecord<FunctionSpec>>(value)?;
-    if function.name.as_str() != name {
-        return Err(Unreadable::Garbage(format!("the record is that of `{}`", function.name)));
+fn function(name: &FunctionName, value: &[u8]) -> Result<Release, Unreadable> {
+    let FunctionRecord { function, .. } = read::<FunctionRecord<Head>>(value)?;
+    check(name, function.spec())?;
+    Ok(function.release())
+}
+
+/// The same for a revision before the newest.
+fn revision(name: &FunctionName, number: u64, value: &[u8]) -> Result<Revision, Unreadable> {
+    let FunctionRecord { function, .. } = read::<FunctionRecord<Older>>(value)?;
+    check(name, function.spec())?;
+    let revision = function.revision();
+    if revision.number != number {
+        return Err(Unreadable::Garbage(format!("the record is that of revision {}", revision.number)));
     }
-    if let Err(problems) = function.check() {
+    Ok(revision)
+}
+
+fn check(name: &FunctionName, spec: &FunctionSpec) -> Result<(), Unreadable> {
+    if spec.name != *name {
+        return Err(Unreadable::Garbage(format!("the record is that of `{}`", spec.name)));
+    }
+    spec.check().map_err(|problems| {
         let problems: Vec<String> = problems.iter().map(|p| format!("{} {}", p.field, p.text)).collect();
-        return Err(Unreadable::Garbage(problems.join("; ")));
-    }
-    Ok(function)
+        Unreadable::Garbage(problems.join("; "))
+    })
 }
 
 /// The guard's value.
@@ -243,15 +287,54 @@ impl Table for Functions {
     }
 
     fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Unreadable> {
-        let spec = function(key, value)?;
-        self.by_name.insert(spec.name.clone(), Arc::new(spec));
+        match function_of(key) {
+            Some((name, None)) => self.put(function(&name, value)?),
+            Some((name, Some(number))) => self.put_older(revision(&name, number, value)?),
+            None => return Err(Unreadable::Garbage(format!("`{key}` is not the key of a function"))),
+        }
         Ok(())
     }
 
     fn remove(&mut self, key: &str) {
-        if let Some(name) = FunctionName::parse(key) {
-            self.by_name.remove(&name);
+        match function_of(key) {
+            Some((name, None)) => _ = self.take(&name),
+            Some((name, Some(number))) => self.take_older(&name, number),
+            None => {}
         }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct AppRecord {
+    version: u32,
+    app: App,
+}
+
+/// What stands in etcd for an app.
+pub fn app_value(app: &App) -> Vec<u8> {
+    write(&AppRecord { version: VERSION, app: app.clone() })
+}
+
+/// Reads it.
+pub fn app(value: &[u8]) -> Result<App, Unreadable> {
+    Ok(read::<AppRecord>(value)?.app)
+}
+
+impl Table for Apps {
+    const PREFIX: &'static str = "/stoker/v1/apps/";
+    const WHAT: &'static str = "the view of the apps";
+
+    fn known() -> Self {
+        Self { known: true, ..Self::default() }
+    }
+
+    fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Unreadable> {
+        self.by_name.insert(key.to_owned(), Arc::new(app(value)?));
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &str) {
+        self.by_name.remove(key);
     }
 }
 
@@ -288,21 +371,41 @@ mod tests {
     #[test]
     fn functions_survive_the_way_and_have_no_fields_of_later() {
         let spec = conformance::function("app", "f");
-        let value = function_value(&spec);
-        assert_eq!(function("app/f", &value), Ok(spec));
+        let release = Release::first(spec.clone());
+        let name = &spec.name;
+        let value = function_value(&release);
+        assert_eq!(function(name, &value), Ok(release.clone()));
         let text = String::from_utf8(value).unwrap();
         let later = text.replacen(r#""command""#, r#""vault":"on","command""#, 1);
         assert_ne!(text, later);
         assert!(
-            matches!(function("app/f", later.as_bytes()), Err(Unreadable::Garbage(e)) if e.contains("vault"))
+            matches!(function(name, later.as_bytes()), Err(Unreadable::Garbage(e)) if e.contains("vault"))
         );
+        // As it was before there were revisions.
+        let before = serde_json::json!({"version": 1, "function": spec}).to_string();
+        assert_eq!(function(name, before.as_bytes()), Ok(release.clone()));
+        let older =
+            Revision { number: 7, created_ms: 5, published: true, ..Revision::clone(&release.newest) };
+        let value = revision_value(&older);
+        assert_eq!(revision(name, 7, &value), Ok(older));
+        assert!(revision(name, 8, &value).is_err());
+    }
+
+    #[test]
+    fn keys_say_which_revision() {
+        let of = |key: &str| function_of(key).map(|(name, number)| (name.to_string(), number));
+        assert_eq!(of("a/f"), Some(("a/f".to_owned(), None)));
+        assert_eq!(of("a/f/12"), Some(("a/f".to_owned(), Some(12))));
+        for key in ["a", "a/f/", "a/f/x", "a/f/1/2", "a b/f", ""] {
+            assert_eq!(of(key), None, "{key}");
+        }
     }
 
     #[test]
     fn newer_versions_are_told_from_garbage() {
         let newer = br#"{"version":2,"anything":[1,2,3]}"#;
         assert_eq!(runner("a", newer), Err(Unreadable::Newer(2)));
-        assert_eq!(function("a/b", newer), Err(Unreadable::Newer(2)));
+        assert_eq!(function(&FunctionName::new("a", "b").unwrap(), newer), Err(Unreadable::Newer(2)));
     }
 
     #[test]
@@ -330,10 +433,11 @@ mod tests {
         }
         let mut spec = conformance::function("app", "f");
         spec.timeout_ms = 0;
-        assert!(
-            matches!(function("app/f", &function_value(&spec)), Err(Unreadable::Garbage(e)) if e.contains("timeout"))
-        );
-        assert!(matches!(function("app/g", &function_value(&spec)), Err(Unreadable::Garbage(_))));
-        assert!(matches!(function("app/f", b"\xff\xfe"), Err(Unreadable::Garbage(_))));
+        let name = spec.name.clone();
+        let value = function_value(&Release::first(spec));
+        assert!(matches!(function(&name, &value), Err(Unreadable::Garbage(e)) if e.contains("timeout")));
+        let other = FunctionName::new("app", "g").unwrap();
+        assert!(matches!(function(&other, &value), Err(Unreadable::Garbage(_))));
+        assert!(matches!(function(&name, b"\xff\xfe"), Err(Unreadable::Garbage(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! Keys and certificates for etcd, in builds with the feature `tls`.
+//! Keys and certificates for etcd.
 //!
 //! The files are read for every new connection, so that renewed ones are taken up without a restart.
 
@@ -17,7 +17,6 @@ pub struct Tls {
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-#[cfg(feature = "tls")]
 impl Tls {
     /// Whether the files can be read now, or what is wrong.
     pub fn check(&self) -> Result<(), String> {
@@ -43,18 +42,5 @@ impl Tls {
             Ok(tls) => Ok(options.with_tls(tls.map_err(Trouble::Tls)?)),
             Err(error) => Err(Trouble::Tls(format!("the certificates were not read: {error}"))),
         }
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-impl Tls {
-    const WITHOUT: &str = "this build speaks no TLS: build it with the feature `tls`";
-
-    pub fn check(&self) -> Result<(), String> {
-        Err(Self::WITHOUT.to_owned())
-    }
-
-    pub async fn add_to(self, _: ConnectOptions) -> Result<ConnectOptions, Trouble> {
-        Err(Trouble::Tls(Self::WITHOUT.to_owned()))
     }
 }
