@@ -1,0 +1,279 @@
+//! The queue of one machine: a file of transactions ([`store`]), and large bodies as files beside it ([`bodies`]).
+//!
+//! One task writes. What is asked while it waits for the disk goes into the next transaction together, so that a thousand submits
+//! cost one wait and not a thousand. Reads are made beside it, on snapshots. The file has one owner: a second process that opens it is
+//! told so.
+
+mod bodies;
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use self::bodies::Bodies;
+use self::store::{Lanes, Op, Shared, Store};
+use crate::{Backlog, Call, End, Error, Filter, Kept, LEASE, Pieces, Progress, Queue, Taken, Ticket, now_ms};
+
+/// Room that is left on the disk for calls that are here to end, once submits are refused.
+pub const RESERVE: u64 = 64 << 20;
+
+/// What is asked and not written yet.
+const AHEAD: usize = 4096;
+
+/// Most that goes into one transaction.
+const BATCH: usize = 1024;
+
+/// Ids of ended calls that a slow listener may be behind.
+const NEWS: usize = 1024;
+
+/// The timer looks at least so often, in case the clock of the machine is set.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// How a queue on disk behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it is; made if it is not there.
+    pub directory: PathBuf,
+    /// Free bytes below which submits are refused.
+    pub reserve: u64,
+    /// How long whoever took a call may be silent.
+    pub lease: Duration,
+}
+
+impl Config {
+    /// In a directory, with everything else as it should be.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), reserve: RESERVE, lease: LEASE }
+    }
+}
+
+/// See the module.
+pub struct DiskQueue {
+    ops: Mutex<Option<mpsc::Sender<Op>>>,
+    shared: Arc<Shared>,
+    bodies: Bodies,
+    lease: Duration,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl DiskQueue {
+    /// Opens it, and starts the task that writes; it ends with [`Queue::stop`], or when the queue is dropped. Calls that an earlier life
+    /// had begun are due again.
+    ///
+    /// # Errors
+    /// The directory's or the file's, in words for people; also when another process has it open.
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            db: Mutex::default(),
+            lanes: Mutex::default(),
+            news: watch::Sender::new(0),
+            ended: broadcast::Sender::new(NEWS),
+            cancelled: broadcast::Sender::new(NEWS),
+        });
+        let bodies = Bodies::new(&config.directory, config.reserve);
+        let lease = config.lease;
+        let opened = {
+            let (shared, bodies, config) = (shared.clone(), bodies.clone(), config.clone());
+            move || {
+                make(&config.directory)?;
+                let store = Store::open(config, shared, bodies.clone())?;
+                bodies.clean(|name| store.wants_body(name));
+                Ok::<_, Error>(store)
+            }
+        };
+        let store = blocking(opened).await?;
+        let (ops, asked) = mpsc::channel(AHEAD);
+        let writer = tokio::spawn(write(store, asked));
+        Ok(Self { ops: Mutex::new(Some(ops)), shared, bodies, lease, writer: Mutex::new(Some(writer)) })
+    }
+
+    async fn ask<T>(&self, op: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Op) -> Result<T, Error> {
+        let closed = || Error::Unavailable("it is stopping".to_owned());
+        let ops = self.ops.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)?;
+        let (reply, answer) = oneshot::channel();
+        ops.send(op(reply)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| Error::Unavailable("it broke off while it wrote".to_owned()))?
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&store::Reader) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let shared = self.shared.clone();
+        blocking(move || work(&shared.reader()?)).await
+    }
+
+    fn lanes_now(&self) -> std::sync::MutexGuard<'_, Lanes> {
+        self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn make(directory: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let mut builder = std::fs::DirBuilder::new();
+    // Bodies and answers are nobody else's.
+    let made = builder.recursive(true).mode(0o700).create(directory.join(bodies::FOLDER));
+    made.map_err(|error| Error::Unavailable(format!("{} cannot be made: {error}", directory.display())))
+}
+
+/// Work that waits for a disk, off the threads that serve.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Error::Unavailable(format!("its work broke off: {error}"))))
+}
+
+/// The one who writes. Ends when nobody can ask any more.
+async fn write(mut store: Store, mut asked: mpsc::Receiver<Op>) {
+    loop {
+        let wait = store.next().unwrap_or(LOOK).min(LOOK);
+        let mut batch = Vec::new();
+        // Until then nothing changes by itself.
+        match tokio::time::timeout(wait, asked.recv()).await {
+            Ok(None) => return,
+            Ok(Some(op)) => batch.push(op),
+            Err(_) => {}
+        }
+        while batch.len() < BATCH
+            && let Ok(op) = asked.try_recv()
+        {
+            batch.push(op);
+        }
+        let written = tokio::task::spawn_blocking(move || {
+            store.write(batch, now_ms(), Instant::now());
+            store
+        });
+        store = match written.await {
+            Ok(store) => store,
+            Err(error) => {
+                // Whoever asks from now on is told that there is no answer; the file is sound.
+                tracing::error!(%error, "the queue's writer broke off: please report this");
+                return;
+            }
+        };
+    }
+}
+
+#[async_trait]
+impl Queue for DiskQueue {
+    async fn submit(&self, call: Call) -> Result<bool, Error> {
+        self.ask(|reply| Op::Submit { call, reply }).await
+    }
+
+    async fn put_body(&self, name: &str, pieces: Pieces) -> Result<u64, stoker_core::Error> {
+        self.bodies.put(name, pieces).await
+    }
+
+    async fn body(&self, name: &str) -> Result<Pieces, Error> {
+        self.bodies.get(name).await
+    }
+
+    async fn drop_body(&self, name: &str) {
+        let (bodies, name) = (self.bodies.clone(), name.to_owned());
+        // What stays is found at the next opening.
+        blocking(move || {
+            bodies.remove(&name);
+            Ok(())
+        })
+        .await
+        .ok();
+    }
+
+    async fn take(&self, function: &str, most: usize) -> Result<Vec<Taken>, Error> {
+        let function = function.to_owned();
+        self.ask(|reply| Op::Take { function, most, reply }).await
+    }
+
+    fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    async fn extend(&self, ticket: &Ticket) -> Result<(), Error> {
+        let ticket = ticket.clone();
+        self.ask(|reply| Op::Extend { ticket, reply }).await
+    }
+
+    async fn finish(&self, ticket: &Ticket, end: End) -> Result<(), Error> {
+        let ticket = ticket.clone();
+        self.ask(|reply| Op::Finish { ticket, end, reply }).await
+    }
+
+    async fn again(&self, ticket: &Ticket, progress: Progress) -> Result<(), Error> {
+        let ticket = ticket.clone();
+        self.ask(|reply| Op::Again { ticket, progress, reply }).await
+    }
+
+    async fn cancel(&self, id: &str, keep_until_ms: u64) -> Result<Option<Kept>, Error> {
+        let id = id.to_owned();
+        self.ask(|reply| Op::Cancel { id, keep_until_ms, reply }).await
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<Kept>, Error> {
+        let id = id.to_owned();
+        self.read(move |reader| reader.kept(&id)).await
+    }
+
+    async fn wait(&self, id: &str) -> Result<Option<Kept>, Error> {
+        let mut ended = self.shared.ended.subscribe();
+        loop {
+            match self.get(id).await? {
+                Some(kept) if !kept.progress.is().is_end() => {}
+                found => return Ok(found),
+            }
+            loop {
+                match ended.recv().await {
+                    Ok(other) if other == id => break,
+                    Ok(_) => {}
+                    // It may have been among those that were missed.
+                    Err(broadcast::error::RecvError::Lagged(_)) => break,
+                    Err(broadcast::error::RecvError::Closed) => {
+                        return Err(Error::Unavailable("it is stopping".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn list(&self, filter: Filter) -> Result<(Vec<Kept>, bool), Error> {
+        self.read(move |reader| reader.list(&filter)).await
+    }
+
+    fn lanes(&self) -> Vec<String> {
+        let now = now_ms();
+        self.lanes_now().due(now)
+    }
+
+    fn news(&self) -> watch::Receiver<u64> {
+        self.shared.news.subscribe()
+    }
+
+    fn cancelled(&self) -> broadcast::Receiver<String> {
+        self.shared.cancelled.subscribe()
+    }
+
+    async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
+        let now = now_ms();
+        Ok(self.lanes_now().backlog(now))
+    }
+
+    async fn stop(&self) {
+        // The writer ends when it has written what was asked.
+        self.ops.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            writer.await.ok();
+        }
+        // Whoever still holds the queue keeps the file from nobody.
+        self.shared.close();
+    }
+}
+
+#[cfg(test)]
+mod tests;
