@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -29,6 +30,7 @@ use crate::config::kind::ADDRESS;
 use crate::config::{Key, Settings};
 use crate::lifecycle::Readiness;
 use crate::metrics::{MEDIA_TYPE, Metrics};
+use crate::tls::{Secured, Speaks, Tls};
 
 /// Connections at once; those beyond wait to be accepted.
 const CONNECTIONS: usize = 64;
@@ -51,14 +53,35 @@ pub struct Pages {
     pub readiness: Readiness,
     pub metrics: Metrics,
     /// The settings in effect, as JSON.
-    config: Bytes,
+    config: Arc<ArcSwap<Bytes>>,
+}
+
+/// Changes what the page of the settings shows.
+#[derive(Debug, Clone)]
+pub struct Shown(Arc<ArcSwap<Bytes>>);
+
+impl Shown {
+    /// These are in effect now.
+    pub fn show(&self, settings: &Settings) {
+        self.0.store(Arc::new(page(settings)));
+    }
+}
+
+fn page(settings: &Settings) -> Bytes {
+    format!("{:#}\n", settings.to_json()).into()
 }
 
 impl Pages {
     /// These settings, and what the others say at the time.
     #[must_use]
     pub fn new(readiness: Readiness, metrics: Metrics, settings: &Settings) -> Self {
-        Self { readiness, metrics, config: format!("{:#}\n", settings.to_json()).into() }
+        Self { readiness, metrics, config: Arc::new(ArcSwap::from_pointee(page(settings))) }
+    }
+
+    /// The page of the settings, for those who change them.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        Shown(self.config.clone())
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
@@ -73,7 +96,7 @@ impl Pages {
                 Some(why) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {why}\n").into()),
             },
             "/metrics" => (StatusCode::OK, MEDIA_TYPE, self.metrics.text().into()),
-            "/config" => (StatusCode::OK, "application/json", self.config.clone()),
+            "/config" => (StatusCode::OK, "application/json", Bytes::clone(&self.config.load())),
             _ => (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /config\n".into()),
         };
         let mut response = Response::new(Full::new(text));
@@ -100,11 +123,11 @@ impl Admin {
     ///
     /// # Errors
     /// The address cannot be listened on.
-    pub async fn start(address: SocketAddr, pages: Pages) -> io::Result<Self> {
+    pub async fn start(address: SocketAddr, pages: Pages, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (calm, now, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(accept(listener, Arc::new(pages), tasks.clone(), calm.clone(), now.clone()));
+        tasks.spawn(accept(listener, tls, Arc::new(pages), tasks.clone(), calm.clone(), now.clone()));
         Ok(Self { address, tasks, calm, now: now.drop_guard() })
     }
 
@@ -126,6 +149,7 @@ impl Admin {
 
 async fn accept(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     pages: Arc<Pages>,
     tasks: TaskTracker,
     calm: CancellationToken,
@@ -143,11 +167,11 @@ async fn accept(
                     continue;
                 }
             };
-            let (pages, calm, now) = (pages.clone(), calm.clone(), now.clone());
+            let (tls, pages, calm, now) = (tls.clone(), pages.clone(), calm.clone(), now.clone());
             tasks.spawn(async move {
                 tokio::select! {
                     // A client that stays longer, or leaves in between, has its own reasons.
-                    _ = tokio::time::timeout(PATIENCE, connection(stream, pages, calm)) => {}
+                    _ = tokio::time::timeout(PATIENCE, connection(stream, tls, pages, calm)) => {}
                     () = now.cancelled() => {}
                 }
                 drop(place);
@@ -161,7 +185,16 @@ async fn accept(
     }
 }
 
-async fn connection(stream: TcpStream, pages: Arc<Pages>, calm: CancellationToken) -> hyper::Result<()> {
+async fn connection(
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    pages: Arc<Pages>,
+    calm: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = match tls {
+        Some(tls) => tls.accept(stream, Speaks::Http1).await?,
+        None => Secured::plain(stream),
+    };
     let answer = service_fn(move |request: Request<Incoming>| {
         let pages = pages.clone();
         async move { Ok::<_, Infallible>(pages.answer(&request)) }
@@ -173,8 +206,8 @@ async fn connection(stream: TcpStream, pages: Arc<Pages>, calm: CancellationToke
         .serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(connection);
     tokio::select! {
-        result = &mut connection => return result,
+        result = &mut connection => return Ok(result?),
         () = calm.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    Ok(connection.await?)
 }

@@ -6,7 +6,8 @@
 //! the same reason flags are read here and not by clap, which stops at the first wrong one: clap writes the help.
 //!
 //! A key `listen.grpc` is `grpc:` under `listen:` in the file, `STOKER_LISTEN_GRPC` and `--listen-grpc`. A list or a map of a
-//! higher layer replaces the lower one whole. Values are kept as they were written, so that what is shown can be written
+//! higher layer replaces the lower one whole. Some keys are [live](Key::live): a running process takes up their new values when it reads its
+//! settings again. Values are kept as they were written, so that what is shown can be written
 //! again; a secret one is never shown, not even in a mistake.
 
 mod help;
@@ -131,6 +132,8 @@ pub struct Spec {
     /// Further variables, each below the one before.
     variables: &'static [&'static str],
     secret: bool,
+    /// A running process takes up a new value.
+    live: bool,
 }
 
 impl Spec {
@@ -217,7 +220,17 @@ impl<T> Key<T> {
 
     const fn with(name: &'static str, kind: Kind<T>, fallback: Fallback, help: &'static str) -> Self {
         let (what, shape) = (kind.what, kind.shape);
-        let spec = Spec { name, help, what, shape, fallback, flag: None, variables: &[], secret: false };
+        let spec = Spec {
+            name,
+            help,
+            what,
+            shape,
+            fallback,
+            flag: None,
+            variables: &[],
+            secret: false,
+            live: false,
+        };
         Self { spec, kind }
     }
 
@@ -239,6 +252,13 @@ impl<T> Key<T> {
     #[must_use]
     pub const fn secret(mut self) -> Self {
         self.spec.secret = true;
+        self
+    }
+
+    /// A running process takes up a new value when it reads its settings again: whoever declares it so sees to that.
+    #[must_use]
+    pub const fn live(mut self) -> Self {
+        self.spec.live = true;
         self
     }
 
@@ -430,13 +450,26 @@ fn entry(
     entry
 }
 
+/// What is other than before.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences {
+    pub live: Vec<&'static str>,
+    pub fixed: Vec<&'static str>,
+}
+
 /// A key and what was given for it.
+#[derive(Clone)]
 struct Entry {
     key: &'static dyn Declared,
     given: Option<(Raw, Value)>,
 }
 
 impl Entry {
+    fn texts(&self) -> Option<Vec<(&str, &str)>> {
+        let (raw, _) = self.given.as_ref()?;
+        Some(raw.items.iter().map(|item| (item.key.as_str(), item.text.as_str())).collect())
+    }
+
     fn take(&mut self, raw: Raw, mistakes: &mut Vec<Mistake>) {
         match self.key.read(&raw.items) {
             Ok(value) => self.given = Some((raw, value)),
@@ -480,6 +513,41 @@ impl Settings {
     #[must_use]
     pub fn maybe<T: Clone + Send + Sync>(&self, key: &Maybe<T>) -> Option<T> {
         self.value(&key.0)
+    }
+
+    /// What the process would be told if it started now.
+    ///
+    /// # Errors
+    /// Every mistake of every layer.
+    pub fn again(&self) -> Result<Self, Mistakes> {
+        match self.program.load(std::env::args_os().skip(1), std::env::vars_os())? {
+            Outcome::Run(settings) => Ok(settings),
+            // A process that runs was not asked to say something instead.
+            Outcome::Say(_) => Err(Mistakes(Vec::new())),
+        }
+    }
+
+    /// The names of keys that have other values in `new`: those that are taken up, and those that need a restart.
+    #[must_use]
+    pub fn differences(&self, new: &Self) -> Differences {
+        let mut differences = Differences::default();
+        for (old, new) in self.entries.iter().zip(&new.entries) {
+            if old.texts() != new.texts() {
+                let spec = old.key.spec();
+                let list = if spec.live { &mut differences.live } else { &mut differences.fixed };
+                list.push(spec.name);
+            }
+        }
+        differences
+    }
+
+    /// These settings, with the values that a running process takes up from `new`.
+    #[must_use]
+    pub fn with_live(&self, new: &Self) -> Self {
+        let both = self.entries.iter().zip(&new.entries);
+        let entries =
+            both.map(|(old, new)| if old.key.spec().live { new.clone() } else { old.clone() }).collect();
+        Self { program: self.program, entries }
     }
 
     /// A mistake that shows only between several values, at the place of this key's.

@@ -4,16 +4,16 @@
 //! fit is dropped and counted, and a line says how much that was once there is room again. Lines about a call carry its ids as
 //! the fields `call_id` and `trace_id`; in JSON the fields of an event stand at the top of its object.
 
-mod writer;
+pub(crate) mod writer;
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, fmt, reload};
 
 use self::writer::Writer;
 use crate::config::{Key, Kind, Settings, Table};
@@ -33,7 +33,8 @@ static LEVEL: Key<Filter> = Key::new(
     Kind::one("FILTER", filter),
     "info",
     "What is logged, like info or info,stoker_lb=debug",
-);
+)
+.live();
 
 /// What a program can be told of its log.
 pub static KEYS: Table = &[&FORMAT, &LEVEL];
@@ -72,7 +73,10 @@ fn filter(text: &str) -> Result<Filter, String> {
 
 /// The log. Keep it until the process ends, and [`Logs::stop`] it last: lines that still wait are then written.
 #[derive(Debug)]
-pub struct Logs(Writer);
+pub struct Logs {
+    writer: Writer,
+    filter: reload::Handle<Targets, Registry>,
+}
 
 impl Logs {
     /// Sends the log to STDERR, as the settings that [`KEYS`] declare say. An embedding program or a test may have its own
@@ -91,22 +95,29 @@ impl Logs {
             Style::Pretty => pretty(lines, terminal).boxed(),
             Style::Auto | Style::Json => json(lines).boxed(),
         };
+        let (targets, filter) = reload::Layer::new(targets);
         if tracing_subscriber::registry().with(layer.with_filter(targets)).try_init().is_err() {
             tracing::debug!("a log subscriber was installed before");
         }
-        Ok(Self(writer))
+        Ok(Self { writer, filter })
+    }
+
+    /// From here on what is logged is what these settings say.
+    pub fn reload(&self, settings: &Settings) {
+        // Fails where another subscriber is installed, which decides for itself.
+        self.filter.reload(settings.get(&LEVEL).0).ok();
     }
 
     /// Shows how many lines were dropped.
     pub fn measure(&self, metrics: &Metrics) {
-        let lines = self.0.lines();
+        let lines = self.writer.lines();
         let dropped = ("dropped", move || lines.dropped());
         metrics.counted("stoker_log_lines", "Log lines that could not be written", &["outcome"], [dropped]);
     }
 
     /// Writes what waits, for at most `limit`.
     pub fn stop(self, limit: Duration) {
-        self.0.stop(limit);
+        self.writer.stop(limit);
     }
 }
 

@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -277,6 +278,17 @@ impl Gauge {
     }
 }
 
+/// Goes up and down in fractions.
+#[derive(Debug, Clone, Default)]
+pub struct Level(gauge::Gauge<f64, AtomicU64>);
+
+impl Level {
+    /// Sets it.
+    pub fn set(&self, value: f64) {
+        self.0.set(value);
+    }
+}
+
 /// Something that a [`Gauge`] counts as long as this lives.
 #[derive(Debug)]
 pub struct Entered(gauge::Gauge);
@@ -370,6 +382,7 @@ macro_rules! encoded {
 encoded! {
     Counter, Counter, of => of.0;
     Gauge, Gauge, of => of.0;
+    Level, Gauge, of => of.0;
     Histogram, Histogram, of => of.0;
     Counted, Counter, of => ConstCounter::new((of.0)());
     Seconds, Counter, of => ConstCounter::new((of.0)());

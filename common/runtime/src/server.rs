@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::admin::Shown;
 use crate::config::kind::{PATH, SERVERS, TEXT};
 use crate::config::{Key, Maybe, Mistake, Mistakes, Program, Settings, Table};
 use crate::logs::Logs;
@@ -88,6 +89,27 @@ impl Etcd {
     pub fn wrong(settings: &Settings, why: impl fmt::Display) -> Mistakes {
         Mistakes(vec![settings.mistake(&ETCD, why)])
     }
+}
+
+/// Reads the settings of a running process again, at SIGHUP: takes up the log's, shows what is in effect now and returns it; says which changes wait
+/// for a restart. Mistakes leave everything as it is.
+pub fn reread(settings: &Settings, logs: &Logs, shown: &Shown) -> Option<Settings> {
+    let new = match settings.again() {
+        Ok(new) => new,
+        Err(mistakes) => {
+            tracing::error!(%mistakes, "the settings have mistakes, and stay as they are");
+            return None;
+        }
+    };
+    let differences = settings.differences(&new);
+    if !differences.fixed.is_empty() {
+        tracing::warn!(keys = differences.fixed.join(", "), "these settings changed, which takes a restart");
+    }
+    let now = settings.with_live(&new);
+    logs.reload(&now);
+    shown.show(&now);
+    tracing::info!(other_than_at_start = differences.live.join(", "), "the settings were read again");
+    Some(now)
 }
 
 /// The host's name, with `-` for what no name of ours can have.

@@ -41,7 +41,7 @@ fn child() {
         logs.measure(&metrics);
         telemetry.measure(&metrics);
         let pages = Pages::new(readiness.clone(), metrics, &settings);
-        let admin = Admin::start(settings.get(&LISTEN), pages).await.expect("the admin port");
+        let admin = Admin::start(settings.get(&LISTEN), pages, None).await.expect("the admin port");
         readiness.ready();
         tracing::info!(admin = %admin.address(), "serving");
         let why = signals.stop_requested().await;

@@ -14,7 +14,7 @@ async fn start() -> (Admin, Readiness) {
     let metrics = Metrics::default();
     metrics.counter("calls", "Calls").add_one();
     let pages = Pages::new(readiness.clone(), metrics, &settings);
-    (Admin::start(settings.get(&LISTEN), pages).await.unwrap(), readiness)
+    (Admin::start(settings.get(&LISTEN), pages, None).await.unwrap(), readiness)
 }
 
 async fn ask(address: SocketAddr, line: &str) -> String {

@@ -11,7 +11,7 @@ pub(super) fn text(program: &Program) -> String {
         .max_term_width(110)
         .after_help(format!(
             "A setting is taken from its flag, else its variable, else the file, else its default. In the file \
-             `section.key` is `key:` under `section:`.\n\nExamples:\n{}",
+             `section.key` is `key:` under `section:`. What is `live` is read again at SIGHUP.\n\nExamples:\n{}",
             program.examples
         ))
         .arg(Arg::new("config").long("config").value_name("FILE").help("Read settings from a YAML file [STOKER_CONFIG]"))
@@ -43,5 +43,6 @@ fn remark(spec: &Spec) -> String {
         Fallback::Nothing => "not set by default".to_owned(),
         Fallback::Mistake => "required".to_owned(),
     };
-    format!("{} [{}; {}; {default}]", spec.help, spec.name, variables.join(", "))
+    let live = if spec.live { "; live" } else { "" };
+    format!("{} [{}; {}; {default}{live}]", spec.help, spec.name, variables.join(", "))
 }

@@ -137,6 +137,9 @@ pub const PATH: Kind<PathBuf> = Kind::one("PATH", |text| match text {
 /// `http://host:port`.
 pub const URL: Kind<String> = Kind::one("URL", url);
 
+/// The same, or `https://host:port`.
+pub const SERVER: Kind<String> = Kind::one("URL", server);
+
 /// Several URLs.
 pub const URLS: Kind<Vec<String>> = Kind::items("URL,…", Shape::List, |items| {
     let read = items.iter().map(|item| url(&item.text));
@@ -189,7 +192,7 @@ fn collect<T, C: FromIterator<T>>(read: impl Iterator<Item = Result<T, String>>)
 fn url(text: &str) -> Result<String, String> {
     if text.starts_with("https://") {
         return Err(format!(
-            "`{text}` asks for TLS, which this build does not have: write it like http://host:port"
+            "`{text}` asks for TLS, which is not spoken there: write it like http://host:port"
         ));
     }
     server(text)

@@ -28,12 +28,13 @@ impl Settings {
         out
     }
 
-    /// By key: `value` (a text, a list, an object, or null) and `origin`; of a secret only whether it is set.
+    /// By key: `value` (a text, a list, an object, or null) and `origin`; of a secret only whether it is set; `live` where a running process
+    /// takes up a new value.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
         let entries = self.entries.iter().map(|entry| {
             let spec = entry.key.spec();
-            let told = match &entry.given {
+            let mut told = match &entry.given {
                 None => json!({ "value": null, "origin": unset(spec.fallback) }),
                 Some((raw, _)) if spec.secret => {
                     json!({ "value": null, "secret": true, "origin": raw.origin.to_string() })
@@ -42,6 +43,9 @@ impl Settings {
                     json!({ "value": value(spec.shape, raw), "origin": raw.origin.to_string() })
                 }
             };
+            if spec.live {
+                told["live"] = true.into();
+            }
             (spec.name.to_owned(), told)
         });
         serde_json::Value::Object(entries.collect())

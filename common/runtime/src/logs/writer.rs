@@ -13,7 +13,7 @@ const LINES: usize = 4096;
 
 /// The thread that writes, until [`Writer::stop`].
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(crate) struct Writer {
     lines: Lines,
     /// Disconnected once the thread has ended.
     ended: Receiver<()>,
@@ -21,7 +21,7 @@ pub(super) struct Writer {
 
 /// Where lines are put. Never waits.
 #[derive(Debug, Clone)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     queue: SyncSender<Told>,
     dropped: Arc<AtomicU64>,
 }
@@ -58,6 +58,13 @@ impl Writer {
 }
 
 impl Lines {
+    /// A whole line, with its end.
+    pub fn put(&self, line: Vec<u8>) {
+        if self.queue.try_send(Told::Line(line)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -89,7 +96,7 @@ impl<'w> MakeWriter<'w> for Lines {
 }
 
 /// One line; it leaves when it is dropped.
-pub(super) struct Line {
+pub(crate) struct Line {
     lines: Lines,
     text: Vec<u8>,
 }
@@ -108,8 +115,8 @@ impl Write for Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let text = std::mem::take(&mut self.text);
-        if !text.is_empty() && self.lines.queue.try_send(Told::Line(text)).is_err() {
-            self.lines.dropped.fetch_add(1, Ordering::Relaxed);
+        if !text.is_empty() {
+            self.lines.put(text);
         }
     }
 }

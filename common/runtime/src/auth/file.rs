@@ -1,0 +1,306 @@
+//! The access file: its words, and every mistake in it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::jwt::{Condition, Issuer, Source};
+use super::reader::{Fields, Node, Reader};
+use super::{Access, Grants, Identity, Limit, Pattern, Secret};
+
+/// Most of what stands in one list.
+const MANY: usize = 10_000;
+
+const GRANTS: [&str; 3] = ["invoke", "manage", "observe"];
+
+pub fn read(path: &Path, text: &str) -> Result<Access, String> {
+    let mut reader = Reader::new(path, text);
+    let mut access = Access {
+        tokens: HashMap::new(),
+        certificates: HashMap::new(),
+        keys: HashMap::new(),
+        issuers: Vec::new(),
+        anybody: None,
+        limits: Vec::new(),
+        remembered: Mutex::default(),
+    };
+    if let Some(document) = reader.document(text) {
+        let keys = ["tokens", "certificates", "access_keys", "jwt", "anybody", "limits"];
+        let fields = reader.map("the access file", &document, &keys);
+        for node in entries(&mut reader, &fields, "tokens") {
+            token(&mut reader, node, &mut access);
+        }
+        for node in entries(&mut reader, &fields, "certificates") {
+            certificate(&mut reader, node, &mut access);
+        }
+        for node in entries(&mut reader, &fields, "access_keys") {
+            access_key(&mut reader, path, node, &mut access);
+        }
+        for node in entries(&mut reader, &fields, "jwt") {
+            access.issuers.extend(issuer(&mut reader, path, node).map(Arc::new));
+        }
+        if let Some(node) = fields.get("anybody") {
+            let fields = reader.map("`anybody`", node, &GRANTS);
+            let grants = grants(&mut reader, &fields);
+            access.anybody = Some(Arc::new(Identity { name: "anybody".to_owned(), grants, expires: None }));
+        }
+        for node in entries(&mut reader, &fields, "limits") {
+            access.limits.extend(limit(&mut reader, node));
+        }
+    }
+    if reader.mistakes.is_empty() { Ok(access) } else { Err(reader.mistakes.join("\n")) }
+}
+
+fn entries<'n, 'y>(reader: &mut Reader<'_>, fields: &Fields<'n, 'y>, key: &str) -> &'n [Node<'y>] {
+    let all = reader.list(&format!("`{key}`"), fields.get(key));
+    if let Some(first) = all.get(MANY) {
+        reader.wrong(first, format!("`{key}` has more than {MANY} entries"));
+        return &[];
+    }
+    all
+}
+
+fn pattern(text: &str) -> Result<Pattern, String> {
+    let beginning = text.strip_suffix('*').unwrap_or(text);
+    if text.is_empty() || beginning.contains('*') {
+        return Err(format!(
+            "`{text}` is no pattern: write a name, its beginning like `web-*`, or `*` for all"
+        ));
+    }
+    Ok(Pattern(text.to_owned()))
+}
+
+fn grants(reader: &mut Reader<'_>, fields: &Fields<'_, '_>) -> Grants {
+    Grants(GRANTS.map(|key| {
+        let nodes = reader.list(&format!("`{key}`"), fields.get(key));
+        nodes
+            .iter()
+            .filter_map(|node| {
+                let text = reader.text(&format!("an app of `{key}`"), node)?;
+                pattern(&text).map_err(|why| reader.wrong(node, format!("`{key}`: {why}"))).ok()
+            })
+            .collect()
+    }))
+}
+
+fn named(reader: &mut Reader<'_>, what: &str, node: &Node<'_>, fields: &Fields<'_, '_>) -> Option<String> {
+    let name = reader.needed(what, node, fields, "name")?;
+    let good = (1..=200).contains(&name.len()) && name.chars().all(|c| !c.is_control()) && name != "anybody";
+    if !good {
+        reader.wrong(node, "`name`: 1 to 200 characters of text, and not `anybody`");
+    }
+    good.then_some(name)
+}
+
+fn token(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
+    let fields = reader.map("a token", node, &["name", "sha256", "expires", "invoke", "manage", "observe"]);
+    let grants = grants(reader, &fields);
+    let expires = reader.maybe(&fields, "expires", moment);
+    let name = named(reader, "a token", node, &fields);
+    let Some(text) = reader.needed("a token", node, &fields, "sha256") else { return };
+    let Some(hash) = hexadecimal(&text) else {
+        // Perhaps the token itself: it is not repeated here.
+        reader
+            .wrong(node, "`sha256`: 64 hexadecimal digits, the hash of the token: `stoker token` makes both");
+        return;
+    };
+    if let Some(name) = name
+        && access.tokens.insert(hash, Arc::new(Identity { name, grants, expires })).is_some()
+    {
+        reader.wrong(node, "`sha256`: the same token stands here twice");
+    }
+}
+
+fn certificate(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
+    let fields = reader.map("a certificate", node, &["name", "san", "invoke", "manage", "observe"]);
+    let grants = grants(reader, &fields);
+    let name = named(reader, "a certificate", node, &fields);
+    let san = reader.needed("a certificate", node, &fields, "san");
+    if let (Some(name), Some(san)) = (name, san)
+        && access.certificates.insert(san, Arc::new(Identity { name, grants, expires: None })).is_some()
+    {
+        reader.wrong(node, "`san`: the same name stands here twice");
+    }
+}
+
+fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mut Access) {
+    let fields =
+        reader.map("an access key", node, &["name", "id", "secret_file", "invoke", "manage", "observe"]);
+    let grants = grants(reader, &fields);
+    let name = named(reader, "an access key", node, &fields);
+    let id = reader.needed("an access key", node, &fields, "id");
+    let secret = reader.needed("an access key", node, &fields, "secret_file").and_then(|file| {
+        let file = beside(path, &file);
+        match std::fs::read_to_string(&file).map(|text| text.trim_end().to_owned()) {
+            Ok(text) if (16..=256).contains(&text.len()) => Some(Secret(text)),
+            Ok(_) => {
+                reader
+                    .wrong(node, format!("`secret_file`: {} must have 16 to 256 characters", file.display()));
+                None
+            }
+            Err(error) => {
+                reader.wrong(node, format!("`secret_file`: {}: {error}", file.display()));
+                None
+            }
+        }
+    });
+    if let (Some(name), Some(id), Some(secret)) = (name, id, secret)
+        && access.keys.insert(id, (secret, Arc::new(Identity { name, grants, expires: None }))).is_some()
+    {
+        reader.wrong(node, "`id`: the same key stands here twice");
+    }
+}
+
+fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>) -> Option<Issuer> {
+    let fields = reader.map("an issuer", node, &["issuer", "audience", "jwks", "ca", "claim", "grants"]);
+    let name = reader.needed("an issuer", node, &fields, "issuer");
+    let audience = reader.needed("an issuer", node, &fields, "audience");
+    let jwks = reader.needed("an issuer", node, &fields, "jwks");
+    let ca = reader.maybe(&fields, "ca", |text| Ok(beside(path, text)));
+    let claim = reader.maybe(&fields, "claim", |text| Ok(text.to_owned()));
+    let mut conditions = Vec::new();
+    for node in entries(reader, &fields, "grants") {
+        let fields = reader.map("a grant", node, &["when", "invoke", "manage", "observe"]);
+        let when = fields.get("when").map(|node| reader.pairs("`when`", node)).unwrap_or_default();
+        conditions.push(Condition { when, grants: grants(reader, &fields) });
+    }
+    let source = match jwks? {
+        url if url.starts_with("https://") => Source::Url { url: url.parse().ok()?, ca },
+        url if url.starts_with("http://") => {
+            reader.wrong(node, "`jwks`: keys that come without TLS are anybody's: write https:// or a file");
+            return None;
+        }
+        file => Source::File(beside(path, &file)),
+    };
+    let issuer = Issuer::new(name?, audience?, source, claim.unwrap_or_else(|| "sub".to_owned()), conditions);
+    // A file is read with the access file, so that what is wrong with it is told at once.
+    if let Err(why) = issuer.read_file() {
+        reader.wrong(node, format!("`jwks`: {why}"));
+    }
+    Some(issuer)
+}
+
+fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
+    let keys = ["identity", "app", "calls_per_second", "burst", "concurrent"];
+    let fields = reader.map("a limit", node, &keys);
+    let identity = reader.maybe(&fields, "identity", pattern);
+    let app = reader.maybe(&fields, "app", pattern);
+    let number = |text: &str| match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= 1e9 => Ok(number),
+        _ => Err(format!("`{text}` is not a number above 0")),
+    };
+    let calls_per_second = reader.maybe(&fields, "calls_per_second", number);
+    let burst = reader.maybe(&fields, "burst", number);
+    let concurrent = reader.maybe(&fields, "concurrent", |text| match text.parse::<u32>() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("`{text}` is not a whole number from 1")),
+    });
+    if identity.is_none() && app.is_none() {
+        reader.wrong(
+            node,
+            "a limit is for an `identity`, an `app` or both: write `identity: \"*\"` for each of them",
+        );
+        return None;
+    }
+    if !fields.contains_key("calls_per_second") && !fields.contains_key("concurrent") {
+        reader.wrong(node, "a limit without `calls_per_second` and `concurrent` limits nothing");
+        return None;
+    }
+    let burst = burst.or(calls_per_second).unwrap_or(1.0).max(1.0);
+    Some(Limit { identity, app, calls_per_second, burst, concurrent })
+}
+
+/// Files are named from where the access file is.
+fn beside(path: &Path, file: &str) -> std::path::PathBuf {
+    path.parent().unwrap_or(Path::new("")).join(file)
+}
+
+fn hexadecimal(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+/// A day like 2027-01-31, at whose beginning in UTC it is over, or a moment like 2027-01-31T12:00:00Z.
+fn moment(text: &str) -> Result<SystemTime, String> {
+    let wrong = || format!("`{text}` is no time: write it like 2027-01-31 or 2027-01-31T12:00:00Z");
+    let (day, time) = text.split_once('T').unwrap_or((text, "00:00:00Z"));
+    let numbers = |text: &str, by: char, widths: [usize; 3]| -> Option<[i64; 3]> {
+        let parts: Vec<_> = text.split(by).collect();
+        let [a, b, c] = parts[..] else { return None };
+        let read = |part: &str, width| {
+            (part.len() == width).then(|| part.parse::<u32>().ok()).flatten().map(i64::from)
+        };
+        Some([read(a, widths[0])?, read(b, widths[1])?, read(c, widths[2])?])
+    };
+    let [year, month, day] = numbers(day, '-', [4, 2, 2]).ok_or_else(wrong)?;
+    let time = time.strip_suffix('Z').ok_or_else(wrong)?;
+    let [hour, minute, second] = numbers(time, ':', [2, 2, 2]).ok_or_else(wrong)?;
+    let long = [1, 3, 5, 7, 8, 10, 12].contains(&month);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let days_in = if long {
+        31
+    } else if month == 2 {
+        28 + i64::from(leap)
+    } else {
+        30
+    };
+    let good = year >= 1970
+        && (1..=12).contains(&month)
+        && (1..=days_in).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..60).contains(&second);
+    if !good {
+        return Err(wrong());
+    }
+    // Days since 1970, with years that begin in March: the leap day is then the last of its year.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 306 + 5) / 10 + day - 1 - 719_468;
+    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
+    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).map_err(|_| wrong())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments() {
+        let seconds = |text: &str| moment(text).map(|at| at.duration_since(UNIX_EPOCH).unwrap().as_secs());
+        assert_eq!(seconds("1970-01-01"), Ok(0));
+        assert_eq!(seconds("2024-02-29T23:59:59Z"), Ok(1_709_251_199));
+        assert_eq!(seconds("2027-01-31"), Ok(1_801_353_600));
+        for wrong in
+            ["2027-1-31", "2027-02-29", "2027-01-31T12:00:00", "2027-01-31T24:00:00Z", "soon", "-001-01-01"]
+        {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_has_its_place() {
+        let text = "tokens:\n  - name: ci\n    sha256: hunter2\n  - sha256: '00'\n    invoke: ['a*b']\nlimits:\n  - {calls_per_second: 1}\n  - {app: x}\n  - {app: x, concurrent: 0}\nanybdy: {}\njwt:\n  - {issuer: i, audience: a, jwks: 'http://x/keys'}\n";
+        let wrong = read(Path::new("access.yaml"), text).err().unwrap();
+        assert!(!wrong.contains("hunter2"), "a token given for its hash is not repeated: {wrong}");
+        for expected in [
+            "access.yaml:2:5: `sha256`: 64 hexadecimal digits",
+            "access.yaml:4:5: a token has no `name`",
+            "access.yaml:5:14: `invoke`: `a*b` is no pattern",
+            "access.yaml:7:5: a limit is for an `identity`",
+            "access.yaml:8:5: a limit without",
+            "access.yaml:9:26: `concurrent`: `0` is not",
+            "access.yaml:10:1: `anybdy` is not a key of the access file: did you mean `anybody`?",
+            "`jwks`: keys that come without TLS",
+        ] {
+            assert!(wrong.contains(expected), "{expected}\n{wrong}");
+        }
+    }
+}
