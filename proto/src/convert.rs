@@ -1,6 +1,9 @@
 //! Receiver-side checks: a generated message becomes a word of the domain, or a sentence that says what is wrong with it.
 //! And the other way, which cannot fail.
 
+mod later;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use stoker_core::call::{Header, HeaderProblem, Headers, Intent, RequestHead, ResponseHead, Timings};
@@ -11,8 +14,10 @@ use stoker_core::function::{
 };
 use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::image::ImageRef;
+use stoker_core::later::Schedule;
 use stoker_core::machine::Listed as _;
 use stoker_core::resources::Resources;
+use stoker_core::secret::SecretName;
 
 use crate::{runner, v1};
 
@@ -171,6 +176,9 @@ same_names!(
     RequestTooLarge,
     HeadersTooLarge,
     MethodNotAllowed,
+    Unauthenticated,
+    PermissionDenied,
+    RateLimited,
     Cancelled,
     DeadlineExceeded,
     ResourcesImpossible,
@@ -358,6 +366,14 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             format!("`{}/{}` is not a name: app and name are 1 to 255 of [a-zA-Z0-9_-]", f.app, f.name),
         );
     }
+    let mut secrets = BTreeMap::new();
+    for (key, name) in f.secrets {
+        match SecretName::parse(&name) {
+            Ok(name) => _ = secrets.insert(key, name),
+            // Without the text: it may be the secret itself.
+            Err(why) => bad("env", format!("{key:?}: {why}")),
+        }
+    }
     let format = Format::parse(if f.format.is_empty() { "default" } else { &f.format });
     if format.is_none() {
         bad(
@@ -410,6 +426,7 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
     let timeout_ms = ms("timeout", f.timeout, limits::DEFAULT_TIMEOUT_MS);
     let init_timeout_ms = ms("init_timeout", f.init_timeout, limits::DEFAULT_INIT_TIMEOUT_MS);
     let idle_timeout_ms = ms("idle_timeout", f.idle_timeout, limits::DEFAULT_IDLE_TIMEOUT_MS);
+    let asynchronous = later::read(f.later.unwrap_or_default(), |text| bad("async", text));
     let or = |value: u32, default: u32| if value == 0 { default } else { value };
     let spec = FunctionSpec {
         name: name.unwrap_or_else(|| FunctionName::new("x", "x").expect("x is a name")),
@@ -426,6 +443,9 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             cold: options.cold,
             open_function_variables: options.open_function_variables,
             handler: options.handler,
+            stream_rate: options.stream_rate,
+            stream_burst: options.stream_burst,
+            snap_start: options.snap_start,
         },
         memory: if f.memory == 0 { limits::DEFAULT_MEMORY } else { f.memory },
         cpu_millis: f.cpu_millis,
@@ -437,8 +457,11 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
         max_containers: or(f.max_containers, limits::DEFAULT_MAX_CONTAINERS),
         network: network.unwrap_or_default(),
         env: f.env.into_iter().collect(),
+        secrets,
         idempotent: f.idempotent,
         triggers: f.triggers.into_iter().map(|t| Trigger { http: t.http }).collect(),
+        later: asynchronous,
+        schedules: f.schedules.into_iter().map(|s| Schedule { cron: s.cron, body: s.body }).collect(),
     };
     if let Err(more) = spec.check() {
         problems.extend(more);
@@ -463,6 +486,9 @@ fn to_format_options(o: &FormatOptions) -> v1::FormatOptions {
         cold: o.cold,
         open_function_variables: o.open_function_variables,
         handler: o.handler.clone(),
+        stream_rate: o.stream_rate,
+        stream_burst: o.stream_burst,
+        snap_start: o.snap_start,
     }
 }
 
@@ -498,8 +524,15 @@ pub fn to_function(s: &FunctionSpec) -> v1::Function {
         max_containers: s.max_containers,
         network: s.network.as_str().to_owned(),
         env: s.env.clone().into_iter().collect(),
+        secrets: s.secrets.iter().map(|(key, name)| (key.clone(), name.to_string())).collect(),
         idempotent: s.idempotent,
         triggers: s.triggers.iter().map(|t| v1::Trigger { http: t.http.clone() }).collect(),
+        later: (!s.later.is_default()).then(|| later::write(&s.later)),
+        schedules: s
+            .schedules
+            .iter()
+            .map(|s| v1::Schedule { cron: s.cron.clone(), body: s.body.clone() })
+            .collect(),
     }
 }
 
@@ -536,6 +569,7 @@ mod tests {
         spec.format = Format::HttpStream;
         spec.concurrency = 4;
         spec.env.insert("K".into(), "V".into());
+        spec.secrets.insert("S".into(), SecretName::parse("db/password").expect("a name"));
         spec.triggers.push(Trigger { http: "/t".into() });
         assert_eq!(function(to_function(&spec)), Ok(spec.clone()));
         assert_eq!(function(to_function(&spec)).unwrap().digest(), spec.digest());

@@ -20,7 +20,8 @@ pub struct Row {
 }
 
 /// The table. A function's fault never looks like the platform's: gRPC `UNKNOWN` is the function's, `INTERNAL`,
-/// `UNAVAILABLE`, `RESOURCE_EXHAUSTED` and `ABORTED` are ours.
+/// `UNAVAILABLE`, `RESOURCE_EXHAUSTED` and `ABORTED` are ours; a caller over its own quota has `RESOURCE_EXHAUSTED` too, and the reason
+/// tells it from a fleet that is full.
 #[must_use]
 pub fn row(code: Code) -> Row {
     use tonic::Code as G;
@@ -30,6 +31,9 @@ pub fn row(code: Code) -> Row {
         Code::RequestTooLarge => ("REQUEST_TOO_LARGE", G::OutOfRange, 413),
         Code::HeadersTooLarge => ("HEADERS_TOO_LARGE", G::OutOfRange, 431),
         Code::MethodNotAllowed => ("METHOD_NOT_ALLOWED", G::Unimplemented, 405),
+        Code::Unauthenticated => ("UNAUTHENTICATED", G::Unauthenticated, 401),
+        Code::PermissionDenied => ("PERMISSION_DENIED", G::PermissionDenied, 403),
+        Code::RateLimited => ("RATE_LIMITED", G::ResourceExhausted, 429),
         Code::Cancelled => ("CANCELLED", G::Cancelled, 499),
         Code::DeadlineExceeded => ("DEADLINE_EXCEEDED", G::DeadlineExceeded, 504),
         Code::ResourcesImpossible => ("RESOURCES_IMPOSSIBLE", G::FailedPrecondition, 400),
@@ -109,6 +113,8 @@ fn foreign(status: &Status) -> Error {
         tonic::Code::DeadlineExceeded => (Code::DeadlineExceeded, Retry::Never),
         tonic::Code::InvalidArgument => (Code::InvalidRequest, Retry::Never),
         tonic::Code::NotFound => (Code::NotFound, Retry::Never),
+        tonic::Code::Unauthenticated => (Code::Unauthenticated, Retry::Never),
+        tonic::Code::PermissionDenied => (Code::PermissionDenied, Retry::Never),
         _ => (Code::Internal, Retry::Never),
     };
     Error::new(code, status.message()).retry(retry)
@@ -144,7 +150,8 @@ mod tests {
                     | tonic::Code::ResourceExhausted
                     | tonic::Code::Aborted
             );
-            assert_eq!(ours, code.blame() == Blame::Platform, "{code:?}");
+            let expected = code.blame() == Blame::Platform || *code == Code::RateLimited;
+            assert_eq!(ours, expected, "{code:?}");
         }
     }
 
