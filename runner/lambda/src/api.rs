@@ -1,33 +1,32 @@
 //! The HTTP side: paths, methods, headers and texts of the Runtime API; [`extension`] has those of the others.
 
+mod answer;
 mod extension;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use stoker_core::machine::Machine as _;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::Kind;
 use crate::extensions::Refusal;
-use crate::fault::{self, CAUSE_TYPE, Cause};
 use crate::machine::{Event, State};
+use crate::shared::{Inner, Shared};
 use crate::telemetry::{self, Api};
-use crate::{Failure, MAX_ERROR, MAX_PAYLOAD, Measured, Said, Shared};
 
 const BASE: &str = "/2018-06-01";
-/// Connections of one container at once: runtimes use one, extensions some.
+const CREDENTIALS: &str = "/2021-04-23/credentials";
+/// Connections of one container at once, besides two for each invocation that it takes at once: runtimes use one, extensions some.
 const CONNECTIONS: usize = 64;
 /// Bytes of the head of one request, and of its trailers: Python's client sends the cause of an error as a header of up to 1 MiB.
 const MAX_HEAD: usize = 1280 * 1024;
@@ -36,10 +35,6 @@ const DRAINED: usize = 64 * 1024 * 1024;
 /// Longest [`crate::RuntimeApi::release`].
 const RELEASE: usize = 128;
 
-const MODE: &str = "lambda-runtime-function-response-mode";
-const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
-const ERROR_BODY: &str = "lambda-runtime-function-error-body";
-const CAUSE: &str = "lambda-runtime-function-xray-error-cause";
 const FEATURES: &str = "lambda-runtime-features";
 
 type Reply = Response<Full<Bytes>>;
@@ -47,11 +42,12 @@ type Reply = Response<Full<Bytes>>;
 /// Accepts until it is stopped; then every connection ends where it is.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
+    let most = CONNECTIONS + 2 * shared.about.concurrency as usize;
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
+            accepted = listener.accept(), if connections.len() < most => accepted,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -64,12 +60,11 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
         };
         // Small answers at once; that it fails costs time only.
         _ = stream.set_nodelay(true);
-        let shared = shared.clone();
-        shared.lock().connections += 1;
+        let connection = Connection::new(shared.clone());
         connections.spawn(async move {
             let service = service_fn(|request| {
-                let shared = shared.clone();
-                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+                let connection = &connection;
+                async move { Ok::<_, Infallible>(reply(connection, request).await) }
             });
             // What breaks here is the runtime's connection, and its own business.
             _ = hyper::server::conn::http1::Builder::new()
@@ -77,9 +72,41 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
                 .max_header_size(MAX_HEAD)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
-            shared.lock().connections -= 1;
-            shared.changed.notify_waiters();
         });
+    }
+}
+
+/// One that stands. It counts as the runtime's unless its last request was an extension's.
+struct Connection {
+    shared: Arc<Shared>,
+    counts: AtomicBool,
+}
+
+impl Connection {
+    fn new(shared: Arc<Shared>) -> Self {
+        let connection = Self { shared, counts: AtomicBool::new(false) };
+        connection.count(true);
+        connection
+    }
+
+    fn count(&self, counts: bool) {
+        if self.counts.swap(counts, Ordering::Relaxed) == counts {
+            return;
+        }
+        let mut inner = self.shared.lock();
+        if counts {
+            inner.connections += 1;
+            return;
+        }
+        inner.connections -= 1;
+        drop(inner);
+        self.shared.changed.notify_waiters();
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.count(false);
     }
 }
 
@@ -90,17 +117,25 @@ enum Asked<'a> {
     Response(&'a str),
     Error(&'a str),
     InitError,
+    RestoreNext,
+    RestoreError,
+    Credentials,
     Extension(extension::Asked),
 }
 
 fn asked(path: &str) -> Option<(Method, Asked<'_>)> {
     let Some(rest) = path.strip_prefix(BASE) else {
+        if path == CREDENTIALS {
+            return Some((Method::GET, Asked::Credentials));
+        }
         return extension::asked(path).map(|(method, asked)| (method, Asked::Extension(asked)));
     };
     Some(match rest {
         "/ping" => (Method::GET, Asked::Ping),
         "/runtime/invocation/next" => (Method::GET, Asked::Next),
         "/runtime/init/error" => (Method::POST, Asked::InitError),
+        "/runtime/restore/next" => (Method::GET, Asked::RestoreNext),
+        "/runtime/restore/error" => (Method::POST, Asked::RestoreError),
         _ => {
             let (id, what) = rest.strip_prefix("/runtime/invocation/")?.split_once('/')?;
             match what {
@@ -112,22 +147,42 @@ fn asked(path: &str) -> Option<(Method, Asked<'_>)> {
     })
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
+impl Asked<'_> {
+    /// What concerns restores is there where there are some, what concerns extensions where they are allowed.
+    fn is_there(&self, shared: &Shared) -> bool {
+        match self {
+            Asked::RestoreNext | Asked::RestoreError | Asked::Credentials => {
+                shared.about.kind == Kind::SnapStart
+            }
+            Asked::Extension(_) => !shared.about.no_extensions,
+            _ => true,
+        }
+    }
+}
+
+async fn reply(connection: &Connection, request: Request<Incoming>) -> Reply {
+    let shared = &*connection.shared;
     remember_release(shared, request.headers());
     let path = request.uri().path().to_owned();
-    let Some((method, asked)) = asked(&path) else {
+    let Some((method, asked)) = asked(&path).filter(|(_, asked)| asked.is_there(shared)) else {
         return text(StatusCode::NOT_FOUND, "404 page not found\n");
     };
     if method != request.method() {
         return text(StatusCode::METHOD_NOT_ALLOWED, "");
     }
+    connection.count(!matches!(asked, Asked::Extension(_)));
     let (head, mut body) = request.into_parts();
     let done = match asked {
         Asked::Ping => return text(StatusCode::OK, "pong"),
         Asked::Next => return next(shared).await.unwrap_or_else(Problem::into_reply),
-        Asked::Response(id) => response(shared, id, &head.headers, &mut body).await,
-        Asked::Error(id) => error(shared, id, &head.headers, &mut body).await,
-        Asked::InitError => init_error(shared, &head.headers, &mut body).await,
+        Asked::RestoreNext => return restored(shared).await.unwrap_or_else(Problem::into_reply),
+        Asked::Credentials => return credentials(shared, &head.headers),
+        Asked::Response(id) => answer::response(shared, id, &head.headers, &mut body).await,
+        Asked::Error(id) => answer::error(shared, id, &head.headers, &mut body).await,
+        Asked::InitError => answer::init_error(shared, Event::InitError, &head.headers, &mut body).await,
+        Asked::RestoreError => {
+            answer::init_error(shared, Event::RestoreError, &head.headers, &mut body).await
+        }
         Asked::Extension(asked) => match extension::answer(shared, asked, &head.headers, &mut body).await {
             Ok(reply) => return reply,
             Err(problem) => Err(problem),
@@ -146,7 +201,11 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
 /// A refusal, in AWS's words.
 enum Problem {
     State(State, Event),
+    /// Of an invocation that is not the only one.
+    Twice(State),
     RequestId,
+    /// Its time is over.
+    Late,
     Mode,
     Truncated,
     TooLarge(usize),
@@ -165,6 +224,9 @@ impl Problem {
                     Event::Error => State::InvocationErrorResponse,
                     Event::Sent => State::ResponseSent,
                     Event::InitError => State::InitError,
+                    Event::RestoreNext => State::RestoreReady,
+                    Event::Restored => State::Restoring,
+                    Event::RestoreError => State::RestoreError,
                 };
                 let text = format!(
                     "State transition from {} to {} failed for runtime. Error: State transition is not allowed",
@@ -176,6 +238,15 @@ impl Problem {
             Problem::RequestId => {
                 (StatusCode::BAD_REQUEST, "InvalidRequestID", "Invalid request ID".to_owned())
             }
+            Problem::Twice(from) => {
+                let kind = match from {
+                    State::InvocationResponse => "Runtime.InvokeResponseInProgress",
+                    State::InvocationErrorResponse => "Runtime.ErrorResponseInProgress",
+                    _ => "Runtime.InvokeResponseWasSent",
+                };
+                (StatusCode::BAD_REQUEST, kind, "The invocation is being answered, or was".to_owned())
+            }
+            Problem::Late => (StatusCode::GONE, "InvokeTimeout", "Invoke timeout".to_owned()),
             Problem::Mode => (
                 StatusCode::BAD_REQUEST,
                 "InvalidFunctionResponseMode",
@@ -227,26 +298,11 @@ impl From<(State, Event)> for Problem {
 /// moment in which it is written.
 async fn next(shared: &Shared) -> Result<Reply, Problem> {
     shared.on(Event::Next)?;
-    let mut fresh = false;
-    let found = shared
-        .until(|inner| {
-            if inner.state == State::Ready
-                && let Some(mut work) = inner.pending.take()
-            {
-                work.handed = Some(Instant::now());
-                (inner.state, inner.current, fresh) = (State::Running, Some(work), true);
-            }
-            match inner.state {
-                // The same again, for one that has lost it.
-                State::Running => inner.current.as_ref().map(|w| Ok((w.headers.clone(), w.payload.clone()))),
-                State::Ready => None,
-                other => Some(Err((other, Event::Handed))),
-            }
-        })
-        .await;
+    let mut fresh = None;
+    let found = shared.until(|inner| hand_over(inner, shared.several(), &mut fresh)).await;
     let (headers, payload) = found?;
-    if fresh {
-        shared.handed();
+    if let Some(id) = fresh {
+        shared.handed(&id);
     }
     shared.changed.notify_waiters();
     let mut reply = Response::new(Full::new(payload));
@@ -254,172 +310,51 @@ async fn next(shared: &Shared) -> Result<Reply, Problem> {
     Ok(reply)
 }
 
-/// The current invocation begins to be answered: whom to tell.
-fn begin(shared: &Shared, id: &str, event: Event) -> Result<mpsc::Sender<Said>, Problem> {
-    let mut inner = shared.lock();
-    let say = match &inner.current {
-        Some(work) if work.id == id && !id.is_empty() => work.say.clone(),
-        _ => return Err(Problem::RequestId),
-    };
-    inner.state = inner.state.on(event).map_err(|_| (inner.state, event))?;
-    Ok(say)
-}
-
-async fn response(
-    shared: &Shared,
-    id: &str,
-    headers: &HeaderMap,
-    body: &mut Incoming,
-) -> Result<(), Problem> {
-    let say = begin(shared, id, Event::Response)?;
-    let mut measured = Measured { first: Instant::now(), bytes: 0 };
-    let content_type = header(headers, "content-type");
-    let streams = match headers.get(MODE).map(http::HeaderValue::as_bytes) {
-        None | Some(b"") => false,
-        Some(b"streaming") => true,
-        Some(_) => {
-            let failure = Failure::broken("Runtime.InvalidResponseModeHeader", Bytes::new());
-            tell(shared, &say, Said::Failed(failure), None).await;
-            return Err(Problem::Mode);
+/// What a runtime that asks is given; in `fresh` the name of what it was not given before.
+fn hand_over(
+    inner: &mut Inner,
+    several: bool,
+    fresh: &mut Option<String>,
+) -> Option<Result<(HeaderMap, Bytes), (State, Event)>> {
+    if inner.state == State::Ready
+        && let Some(mut work) = inner.pending.pop_front()
+    {
+        work.handed = Some(Instant::now());
+        *fresh = Some(work.id.clone());
+        let given = (work.headers.clone(), work.payload.clone());
+        if !several {
+            inner.state = State::Running;
+            inner.current.clear();
         }
-    };
-    let (last, done) = match streams {
-        true => pass_on(&say, content_type, body, &mut measured).await,
-        false => match whole(body, MAX_PAYLOAD).await {
-            Ok(payload) => {
-                measured.bytes = payload.len();
-                _ = say.send(Said::Head { content_type, streams }).await;
-                if !payload.is_empty() {
-                    _ = say.send(Said::Piece(payload)).await;
-                }
-                (Said::End, Ok(()))
-            }
-            Err(Problem::TooLarge(most)) => {
-                let message =
-                    format!("Response payload size exceeded maximum allowed payload size ({most} bytes).");
-                let text = serde_json::json!({ "errorMessage": message, "errorType": "Function.ResponseSizeTooLarge" });
-                let failure = Failure::new("Function.ResponseSizeTooLarge", text.to_string().into());
-                (Said::Failed(failure), Err(Problem::TooLarge(most)))
-            }
-            Err(problem) => {
-                let text = fault::body("Runtime.TruncatedResponse", id, "The runtime's response was cut off");
-                (Said::Failed(Failure::broken("Runtime.TruncatedResponse", text.into())), Err(problem))
-            }
-        },
-    };
-    tell(shared, &say, last, Some(measured)).await;
-    shared.on(Event::Sent)?;
-    done
-}
-
-/// The last word on an invocation. Nobody listens any more when sending fails: the container is about to be ended, and what it gets to
-/// hear matters little.
-async fn tell(shared: &Shared, say: &mpsc::Sender<Said>, last: Said, measured: Option<Measured>) {
-    shared.runtime_done(&last, measured);
-    _ = say.send(last).await;
-}
-
-/// An answer that comes as it is made. Gives its end.
-async fn pass_on(
-    say: &mpsc::Sender<Said>,
-    content_type: Option<String>,
-    body: &mut Incoming,
-    measured: &mut Measured,
-) -> (Said, Result<(), Problem>) {
-    _ = say.send(Said::Head { content_type, streams: true }).await;
-    let mut trailers = HeaderMap::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else {
-            let failure = Failure::broken("Runtime.TruncatedResponse", Bytes::new());
-            return (Said::Failed(failure), Err(Problem::Truncated));
-        };
-        match frame.into_data() {
-            Ok(piece) if piece.is_empty() => {}
-            Ok(piece) => {
-                measured.bytes += piece.len();
-                _ = say.send(Said::Piece(piece)).await;
-            }
-            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
-        }
+        inner.current.push(work);
+        return Some(Ok(given));
     }
-    let last = match trailers.get(ERROR_TYPE) {
-        None => Said::End,
-        Some(kind) => {
-            let kind = fault::scrub(kind.to_str().unwrap_or_default());
-            let text = trailers.get(ERROR_BODY).map(|text| STANDARD.decode(text)).and_then(Result::ok);
-            Said::Failed(Failure::new(kind, text.unwrap_or_default().into()))
-        }
-    };
-    (last, Ok(()))
-}
-
-async fn error(shared: &Shared, id: &str, headers: &HeaderMap, body: &mut Incoming) -> Result<(), Problem> {
-    let say = begin(shared, id, Event::Error)?;
-    let (failure, done) = match failure(headers, body).await {
-        Ok(failure) => (failure, Ok(())),
-        Err(problem @ Problem::TooLarge(_)) => {
-            let text = fault::body(
-                "Function.ResponseSizeTooLarge",
-                id,
-                "The error that the function reported is too large",
-            );
-            (Failure::new("Function.ResponseSizeTooLarge", text.into()), Err(problem))
-        }
-        Err(problem) => (Failure::broken("Runtime.TruncatedResponse", Bytes::new()), Err(problem)),
-    };
-    tell(shared, &say, Said::Failed(failure), None).await;
-    shared.on(Event::Sent)?;
-    done
-}
-
-async fn init_error(shared: &Shared, headers: &HeaderMap, body: &mut Incoming) -> Result<(), Problem> {
-    let state = shared.lock().state;
-    state.on(Event::InitError).map_err(|_| (state, Event::InitError))?;
-    let mut failure = failure(headers, body).await?;
-    failure.content_type = match serde_json::from_slice::<serde::de::IgnoredAny>(&failure.payload) {
-        Ok(_) => "application/json".to_owned(),
-        Err(_) => "application/octet-stream".to_owned(),
-    };
-    let mut inner = shared.lock();
-    inner.state = inner.state.on(Event::InitError).map_err(|_| (inner.state, Event::InitError))?;
-    inner.init_error = Some(failure);
-    drop(inner);
-    shared.changed.notify_waiters();
-    Ok(())
-}
-
-/// What a runtime reports as an error.
-async fn failure(headers: &HeaderMap, body: &mut Incoming) -> Result<Failure, Problem> {
-    let payload = whole(body, MAX_ERROR).await?;
-    let said = headers.get(ERROR_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let content_type = header(headers, "content-type").unwrap_or_else(|| "application/json".to_owned());
-    let mut failure = Failure { content_type, ..Failure::new(fault::scrub(said), payload) };
-    let cause = headers.get(CAUSE).and_then(|cause| Cause::read(cause.as_bytes()));
-    failure.cause = cause.as_ref().map(Cause::write);
-    if failure.content_type == CAUSE_TYPE {
-        match fault::split(&failure.payload) {
-            Some((body, cause)) => {
-                failure.payload = body.into();
-                failure.cause = cause.as_ref().map(Cause::write);
-                failure.content_type = "application/json".to_owned();
-            }
-            None => {
-                failure.payload = Bytes::from_static(b"\"Invalid error body\"");
-                failure.content_type = "application/octet-stream".to_owned();
-            }
-        }
+    match inner.state {
+        // The same again, for one that has lost it.
+        State::Running => inner.current.last().map(|work| Ok((work.headers.clone(), work.payload.clone()))),
+        State::Ready => None,
+        other => Some(Err((other, Event::Handed))),
     }
-    Ok(failure)
 }
 
-impl Failure {
-    fn new(kind: &str, payload: Bytes) -> Self {
-        let content_type = "application/json".to_owned();
-        Self { kind: kind.to_owned(), payload, content_type, cause: None, broken: false }
-    }
+/// Waits until it is told that it was restored.
+async fn restored(shared: &Shared) -> Result<Reply, Problem> {
+    shared.on(Event::RestoreNext)?;
+    shared
+        .until(|inner| match inner.state {
+            State::RestoreReady => None,
+            State::Restoring => Some(Ok(())),
+            other => Some(Err((other, Event::Restored))),
+        })
+        .await?;
+    Ok(json(StatusCode::OK, String::new()))
+}
 
-    fn broken(kind: &str, payload: Bytes) -> Self {
-        Self { broken: true, ..Self::new(kind, payload) }
+fn credentials(shared: &Shared, headers: &HeaderMap) -> Reply {
+    let said = headers.get(http::header::AUTHORIZATION).and_then(|said| said.to_str().ok());
+    match shared.about.credentials.as_ref().and_then(|credentials| credentials.for_bearer(said)) {
+        Some(body) => json(StatusCode::OK, body.to_string()),
+        None => text(StatusCode::NOT_FOUND, "cannot get credentials for the provided token\n"),
     }
 }
 

@@ -25,9 +25,11 @@ pub enum State {
     InitError,
     /// It said that it cannot go on. Final.
     ExitError,
+    /// Its process ended. Final.
+    Exited,
 }
 
-listed!(State: Registered, Ready, Running, InitError, ExitError);
+listed!(State: Registered, Ready, Running, InitError, ExitError, Exited);
 
 /// What an extension does, or what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +40,11 @@ pub enum Event {
     Given,
     InitError,
     ExitError,
+    /// Its process, where it has its own, ended.
+    Exited,
 }
 
-listed!(Event: Next, Given, InitError, ExitError);
+listed!(Event: Next, Given, InitError, ExitError, Exited);
 
 impl Machine for State {
     type Event = Event;
@@ -56,6 +60,9 @@ impl Machine for State {
         (State::Running, Event::ExitError, State::ExitError),
         (State::InitError, Event::InitError, State::InitError),
         (State::ExitError, Event::ExitError, State::ExitError),
+        (State::Registered, Event::Exited, State::Exited),
+        (State::Ready, Event::Exited, State::Exited),
+        (State::Running, Event::Exited, State::Exited),
     ];
 }
 
@@ -68,6 +75,7 @@ impl State {
             State::Running => "Running",
             State::InitError => "InitError",
             State::ExitError => "ExitError",
+            State::Exited => "Exited",
         }
     }
 }
@@ -106,6 +114,11 @@ impl Extension {
             .collect()
     }
 
+    /// It still asks for events, as far as one can tell.
+    fn listens(&self) -> bool {
+        matches!(self.state, State::Registered | State::Ready | State::Running)
+    }
+
     fn on(&mut self, event: Event) -> Result<(), Refusal> {
         let to = self.state.on(event);
         self.state = to.map_err(|_| {
@@ -115,13 +128,13 @@ impl Extension {
     }
 }
 
-/// The end of an extension by its own word, which is the end of its function.
+/// The end of an extension, which is the end of its function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fatal {
-    /// `Extension.InitError` or `Extension.ExitError`.
+    /// `Extension.InitError`, `Extension.ExitError` or `Extension.Crash`.
     pub kind: &'static str,
     pub extension: String,
-    /// The class of its error as it named it, scrubbed.
+    /// The class of its error as it named it, scrubbed; how its process ended.
     pub said: String,
 }
 
@@ -134,13 +147,17 @@ pub struct Extensions {
     external: Vec<String>,
     /// Who comes now comes too late.
     closed: bool,
+    /// Several invocations are under way at once: nobody can be told of each.
+    several: bool,
+    /// They were told of the end: theirs is no failure any more.
+    ending: bool,
     pub fatal: Option<Fatal>,
 }
 
 impl Extensions {
-    /// With these external ones, which are waited for.
-    pub fn new(external: Vec<String>) -> Self {
-        Self { expected: external.clone(), external, ..Self::default() }
+    /// With these external ones, which are waited for. `several`: invocations are not one after the other.
+    pub fn new(external: Vec<String>, several: bool) -> Self {
+        Self { expected: external.clone(), external, several, ..Self::default() }
     }
 
     /// `POST /extension/register`. Gives its identifier.
@@ -153,6 +170,7 @@ impl Extensions {
         let (mut invoke, mut shutdown) = (false, false);
         for event in &events {
             let why = match event.as_str() {
+                "INVOKE" if self.several => "InvokeEventNotSupportedWithConcurrency",
                 "INVOKE" => {
                     invoke = true;
                     continue;
@@ -238,6 +256,25 @@ impl Extensions {
         Ok(())
     }
 
+    /// The process of an external one ended, as `how` says.
+    pub fn exited(&mut self, name: &str, how: &str) {
+        self.expected.retain(|expected| expected != name);
+        if let Some(extension) = self.all.iter_mut().find(|extension| extension.name == name) {
+            // One that said that it fails has said more.
+            _ = extension.on(Event::Exited);
+            extension.event = None;
+        }
+        if !self.ending {
+            let fatal = Fatal { kind: "Extension.Crash", extension: name.to_owned(), said: how.to_owned() };
+            self.fatal.get_or_insert(fatal);
+        }
+    }
+
+    /// Every one that was started has registered.
+    pub fn registered(&self) -> bool {
+        self.expected.is_empty()
+    }
+
     /// Every one that was started has registered, and every one that registered has asked for its first event.
     pub fn settled(&self) -> bool {
         self.expected.is_empty() && self.all.iter().all(|extension| extension.state != State::Registered)
@@ -250,14 +287,15 @@ impl Extensions {
 
     /// Gives this to those who are told of invocations.
     pub fn invoke(&mut self, event: &Bytes) {
-        for extension in self.all.iter_mut().filter(|extension| extension.invoke) {
+        for extension in self.all.iter_mut().filter(|extension| extension.invoke && extension.listens()) {
             extension.event = Some(event.clone());
         }
     }
 
     /// Gives this to those who are told of the end.
     pub fn shut_down(&mut self, event: &Bytes) {
-        for extension in self.all.iter_mut().filter(|extension| extension.shutdown) {
+        self.ending = true;
+        for extension in self.all.iter_mut().filter(|extension| extension.shutdown && extension.listens()) {
             extension.event = Some(event.clone());
         }
     }
@@ -316,11 +354,14 @@ mod tests {
                 "Registered + Next -> Ready",
                 "Registered + InitError -> InitError",
                 "Registered + ExitError -> ExitError",
+                "Registered + Exited -> Exited",
                 "Ready + Next -> Ready",
                 "Ready + Given -> Running",
                 "Ready + ExitError -> ExitError",
+                "Ready + Exited -> Exited",
                 "Running + Next -> Ready",
                 "Running + ExitError -> ExitError",
+                "Running + Exited -> Exited",
                 "InitError + InitError -> InitError",
                 "ExitError + ExitError -> ExitError",
             ]
@@ -329,7 +370,7 @@ mod tests {
 
     #[test]
     fn registrations_are_checked() {
-        let mut all = Extensions::new(vec!["ext".into()]);
+        let mut all = Extensions::new(vec!["ext".into()], false);
         let cases = [
             ("", "{}", "Extension.InvalidExtensionName", "Empty extension name"),
             (
@@ -374,7 +415,7 @@ mod tests {
 
     #[test]
     fn an_invocation_is_over_when_those_who_are_told_of_it_are_back() {
-        let mut all = Extensions::new(vec!["told".into()]);
+        let mut all = Extensions::new(vec!["told".into()], false);
         let told = all.register("told", br#"{"events":["INVOKE","SHUTDOWN"]}"#).unwrap();
         let quiet = all.register("quiet", br#"{"events":[]}"#).unwrap();
         assert!(!all.settled());
@@ -418,5 +459,35 @@ mod tests {
         let fatal =
             Fatal { kind: "Extension.InitError", extension: "a".into(), said: "Extension.Bad".into() };
         assert_eq!(all.fatal, Some(fatal));
+    }
+
+    #[test]
+    fn the_end_of_a_process_is_a_failure_unless_it_was_asked_for() {
+        let mut all = Extensions::new(vec!["a".into(), "b".into()], false);
+        let id = all.register("a", br#"{"events":["INVOKE","SHUTDOWN"]}"#).unwrap();
+        all.next(Some(&id)).unwrap();
+        assert!(!all.registered());
+        all.exited("b", "exit status 1");
+        assert!(all.registered());
+        let crash = Fatal { kind: "Extension.Crash", extension: "b".into(), said: "exit status 1".into() };
+        assert_eq!(all.fatal, Some(crash));
+        let mut all = Extensions::new(vec!["a".into()], false);
+        let id = all.register("a", br#"{"events":["SHUTDOWN"]}"#).unwrap();
+        all.next(Some(&id)).unwrap();
+        all.shut_down(&Bytes::from_static(b"1"));
+        assert!(!all.all_down());
+        all.exited("a", "exit code 0");
+        assert!(all.all_down() && all.fatal.is_none());
+        // One that is gone already is not waited for.
+        all.shut_down(&Bytes::from_static(b"2"));
+        assert!(all.all_down());
+    }
+
+    #[test]
+    fn nobody_is_told_of_invocations_that_are_under_way_at_once() {
+        let mut all = Extensions::new(vec!["a".into()], true);
+        let refused = all.register("a", br#"{"events":["INVOKE"]}"#).unwrap_err();
+        assert_eq!(refused.kind, "Extension.InvalidEventType");
+        all.register("a", br#"{"events":["SHUTDOWN"]}"#).unwrap();
     }
 }

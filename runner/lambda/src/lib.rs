@@ -1,10 +1,10 @@
 //! AWS Lambda's Runtime API, as one container sees it: the server that a runtime client asks for its next invocation and
 //! answers to.
 //!
-//! One [`RuntimeApi`] belongs to one container and serves one listener, which is best bound inside the container's network
-//! namespace: then nobody else can reach it. The runner hands it invocations one after the other and reads the
-//! answers; when a container is started, reused or ended is the runner's to decide, and so is all that concerns the process
-//! (its exit, its time, its memory).
+//! One [`RuntimeApi`] belongs to one start of one container and serves one listener, which is best bound inside the container's network
+//! namespace: then nobody else can reach it. The runner hands it invocations, one after the other or as many at once as the
+//! function takes, and reads the answers; when a container is started, reused or ended is the runner's to decide, and so is all that
+//! concerns processes (their exit, their time, their memory).
 //!
 //! Beside it are the Extensions API, and the Telemetry and Logs APIs ([`telemetry`]). An invocation is over when the runtime
 //! and the extensions that are told of invocations have asked for the next.
@@ -13,29 +13,36 @@
 //! 2022-07-01, with the states of [`machine`] and the texts of AWS's own emulator, on which runtime clients rely.
 
 mod api;
+mod direct;
 mod extensions;
 pub mod fault;
 pub mod function_url;
+mod invocation;
 pub mod machine;
+mod restore;
+mod shape;
+mod shared;
 pub mod telemetry;
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use serde_json::{Value, json};
-use stoker_core::machine::Machine as _;
-use stoker_format::{epoch_millis, rfc3339_millis};
+use serde_json::json;
+use stoker_format::epoch_millis;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use direct::Direct;
 pub use extensions::MOST as MOST_EXTENSIONS;
-use extensions::{Extensions, Fatal};
-use machine::{Event, State};
-use telemetry::{Api, Connect, Telemetry, ms, tracing};
+pub use invocation::{Answer, Failure, Invocation, Over, Refused, Said, is_request_id};
+use invocation::{headers_of, invoke_event};
+use machine::State;
+pub use restore::Credentials;
+pub use shape::Bandwidth;
+use shared::{Shared, Work};
+use telemetry::{Connect, Telemetry};
 
 /// Bytes of a payload, in and out, where it is not streamed: AWS's 6 MiB and 100.
 pub const MAX_PAYLOAD: usize = 6 * 1024 * 1024 + 100;
@@ -43,6 +50,30 @@ pub const MAX_PAYLOAD: usize = 6 * 1024 * 1024 + 100;
 pub const MAX_ERROR: usize = 1024 * 1024;
 /// Pieces of an answer that wait for their reader.
 const PIECES: usize = 4;
+
+/// Why a container was started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A call needed it.
+    #[default]
+    OnDemand,
+    /// It was to be there before one comes.
+    Provisioned,
+    /// As from a snapshot: the runtime waits to be told that it was restored.
+    SnapStart,
+}
+
+impl Kind {
+    /// As environment and events name it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::OnDemand => "on-demand",
+            Kind::Provisioned => "provisioned-concurrency",
+            Kind::SnapStart => "snap-start",
+        }
+    }
+}
 
 /// What the function behind an API is told of itself, and what is known of it.
 #[derive(Clone)]
@@ -54,122 +85,25 @@ pub struct About {
     pub log_stream: String,
     /// Bytes.
     pub memory: u64,
+    pub kind: Kind,
+    /// An earlier start of it failed: this one is a part of the invocation.
+    pub again: bool,
+    /// Invocations that it takes at once.
+    pub concurrency: u32,
     /// Extensions that are processes of their own, and are started before the runtime.
     pub external: Vec<String>,
+    /// There are no extensions, of no kind.
+    pub no_extensions: bool,
+    /// What a runtime that starts as from a snapshot may ask for.
+    pub credentials: Option<Credentials>,
     /// The way to those who subscribe to telemetry.
     pub connect: Connect,
 }
 
-/// One invocation, as the runtime shall see it. Empty texts are not sent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Invocation {
-    pub request_id: String,
-    /// When the function is stopped, by the wall clock.
-    pub deadline: Option<SystemTime>,
-    /// The function's ARN as the caller named it.
-    pub arn: String,
-    /// `Root=…;Parent=…;Sampled=…`.
-    pub trace: String,
-    /// JSON.
-    pub client_context: String,
-    /// JSON with `cognitoIdentityId` and `cognitoIdentityPoolId`.
-    pub identity: String,
-    pub tenant: String,
-    /// Empty: `application/json`.
-    pub content_type: String,
-    /// JSON, at most [`MAX_PAYLOAD`].
-    pub payload: Bytes,
-}
-
-/// What came of an invocation, in this order: a head, pieces, an end; or a failure at any point.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
-    /// The answer begins.
-    Head {
-        /// As the runtime said.
-        content_type: Option<String>,
-        /// It comes as it is made; else it came as a whole.
-        streams: bool,
-    },
-    /// A piece of it.
-    Piece(Bytes),
-    /// It is complete. Last.
-    End,
-    /// The function failed, or its runtime broke the contract. Last.
-    Failed(Failure),
-}
-
-/// An error that the function reported, or that stands for what it did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Its class, scrubbed: see [`fault::scrub`].
-    pub kind: String,
-    /// The body for the caller, byte for byte as the function gave it where it gave one.
-    pub payload: Bytes,
-    pub content_type: String,
-    /// Why, for traces; JSON.
-    pub cause: Option<String>,
-    /// The runtime did what no runtime may: its container cannot be trusted any more.
-    pub broken: bool,
-}
-
-impl Failure {
-    /// An extension ended the function.
-    fn extension(fatal: &Fatal, request_id: &str) -> Self {
-        let message = format!("the extension {} failed: {}", fatal.extension, fatal.said);
-        let payload = fault::body(fatal.kind, request_id, &message).into();
-        let (kind, content_type) = (fatal.kind.to_owned(), "application/json".to_owned());
-        Self { kind, payload, content_type, cause: None, broken: true }
+impl About {
+    fn phase(&self) -> &'static str {
+        if self.again { "invoke" } else { "init" }
     }
-
-    /// It in one line: its class, and the message in its body where that is what runtimes write.
-    #[must_use]
-    pub fn told(&self) -> String {
-        #[derive(serde::Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Body {
-            error_message: String,
-            #[serde(default)]
-            error_type: String,
-        }
-        match serde_json::from_slice::<Body>(&self.payload) {
-            Ok(body) if !body.error_message.is_empty() => {
-                let kind = if body.error_type.is_empty() { &self.kind } else { &body.error_type };
-                let most = body.error_message.floor_char_boundary(1024);
-                format!("{kind}: {}", &body.error_message[..most])
-            }
-            _ => self.kind.clone(),
-        }
-    }
-}
-
-/// The end of an invocation, as its caller's side saw it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Over {
-    /// The class of the error, and what AWS's callers are told, where there is one.
-    pub error: Option<(String, String)>,
-    /// It did not end in its time.
-    pub timeout: bool,
-    pub duration: Duration,
-    /// MiB.
-    pub memory_used: u64,
-    /// How long the container took to initialise, where this was its first invocation.
-    pub init: Option<Duration>,
-}
-
-/// Why an invocation cannot be handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// One is already there. The runner's mistake.
-    Busy,
-    /// The runtime said that it cannot start.
-    NotReady,
-    /// This field holds what no HTTP header can carry.
-    Header(&'static str),
-    /// The payload is over [`MAX_PAYLOAD`].
-    TooLarge,
-    /// The payload is not JSON: some runtime clients end themselves over one that is not.
-    NotJson,
 }
 
 /// The API of one container. Dropping it closes its listener and all connections.
@@ -200,11 +134,24 @@ impl RuntimeApi {
         Ok(Self { shared, stop })
     }
 
-    /// Waits until the runtime has asked for its first invocation, and every extension for its first event. Whoever registers or
-    /// subscribes after that comes too late.
+    /// Waits until every extension that is a process of its own has registered.
     ///
     /// # Errors
-    /// What one of them said of its start instead. A process that ends says nothing: the caller watches that, and the time.
+    /// One of them cannot start.
+    pub async fn registered(&self) -> Result<(), Failure> {
+        self.shared
+            .until(|inner| match &inner.extensions.fatal {
+                Some(fatal) => Some(Err(Failure::extension(fatal, ""))),
+                None => inner.extensions.registered().then_some(Ok(())),
+            })
+            .await
+    }
+
+    /// Waits until the runtime has asked for its first invocation, or waits for its [restore](Self::restore), and every extension has asked for
+    /// its first event. Whoever registers or subscribes after that comes too late.
+    ///
+    /// # Errors
+    /// What one of them said of its start instead. The end of the runtime's process says nothing: the caller watches that, and the time.
     pub async fn ready(&self) -> Result<(), Failure> {
         let ready = self
             .shared
@@ -222,22 +169,39 @@ impl RuntimeApi {
         ready
     }
 
-    /// Waits until the runtime and the extensions are done with what they had and ask for more. Until then they may still be at work,
+    /// Waits until the runtime and the extensions are done with all that they had and ask for more. Until then they may still be at work,
     /// though the runtime has answered.
     ///
     /// # Errors
     /// An extension said that it cannot go on: there is no more for this container.
     pub async fn idle(&self) -> Result<(), Failure> {
+        let several = self.shared.several();
         self.shared
             .until(|inner| match &inner.extensions.fatal {
                 Some(fatal) => Some(Err(Failure::extension(fatal, ""))),
-                None => (inner.state == State::Ready && inner.pending.is_none() && inner.extensions.done())
-                    .then_some(Ok(())),
+                None => {
+                    let asks = inner.state == State::Ready && (!several || inner.current.is_empty());
+                    (asks && inner.pending.is_empty() && inner.extensions.done()).then_some(Ok(()))
+                }
             })
             .await
     }
 
-    /// Hands over the next invocation. It waits for the runtime to ask for it.
+    /// Waits until it can be handed another invocation. One that takes several is handed them before it asks.
+    ///
+    /// # Errors
+    /// As [`Self::idle`].
+    pub async fn takes_more(&self) -> Result<(), Failure> {
+        if !self.shared.several() {
+            return self.idle().await;
+        }
+        match &self.shared.lock().extensions.fatal {
+            Some(fatal) => Err(Failure::extension(fatal, "")),
+            None => Ok(()),
+        }
+    }
+
+    /// Hands over an invocation. It waits for the runtime to ask for it.
     ///
     /// # Errors
     /// See [`Refused`]: the runtime has seen nothing of it.
@@ -253,36 +217,65 @@ impl RuntimeApi {
         }
         let (say, said) = mpsc::channel(PIECES);
         let mut inner = self.shared.lock();
-        if inner.state == State::InitError || inner.extensions.fatal.is_some() {
+        if matches!(inner.state, State::InitError | State::RestoreError) || inner.extensions.fatal.is_some() {
             return Err(Refused::NotReady);
         }
-        if inner.pending.is_some()
-            || matches!(
-                inner.state,
-                State::Running | State::InvocationResponse | State::InvocationErrorResponse
-            )
-        {
+        let busy = match self.shared.several() {
+            true => inner.pending.len() + inner.current.len() >= self.shared.about.concurrency as usize,
+            false => {
+                let works = matches!(
+                    inner.state,
+                    State::Running | State::InvocationResponse | State::InvocationErrorResponse
+                );
+                works || !inner.pending.is_empty()
+            }
+        };
+        if busy {
             return Err(Refused::Busy);
+        }
+        let same = |work: &Work| work.id == invocation.request_id;
+        if self.shared.several() && (inner.pending.iter().any(same) || inner.current.iter().any(same)) {
+            return Err(Refused::Twice);
         }
         if !inner.extensions.all().is_empty() {
             let event = invoke_event(&invocation);
             inner.extensions.invoke(&event);
         }
-        let Invocation { request_id: id, payload, trace, tenant, .. } = invocation;
-        inner.pending = Some(Work { id, headers, payload, say, trace, tenant, handed: None, told: false });
+        let Invocation { request_id: id, payload, trace, tenant, bandwidth, .. } = invocation;
+        let (handed, told, state, measured) = (None, false, State::Running, None);
+        inner.pending.push_back(Work {
+            id,
+            headers,
+            payload,
+            say,
+            trace,
+            tenant,
+            handed,
+            told,
+            state,
+            measured,
+        });
         drop(inner);
         self.shared.changed.notify_waiters();
-        Ok(Answer { said, ended: false })
+        Ok(Answer::new(said, bandwidth))
     }
 
-    /// Waits until nobody is connected: of a process that has ended, everything was read.
+    /// Waits until the runtime is not connected: of a process that has ended, everything was read.
     pub async fn left_alone(&self) {
         self.shared.until(|inner| (inner.connections == 0).then_some(())).await;
     }
 
-    /// The invocation is over, as far as its caller is concerned. Tells those who subscribed.
-    pub fn over(&self, over: &Over) {
-        self.shared.over(over);
+    /// An invocation is over, as far as its caller is concerned. Tells those who subscribed. `true` if the runtime was given it.
+    pub fn over(&self, request_id: &str, over: &Over) -> bool {
+        let seen = self.shared.over(request_id, over);
+        self.shared.changed.notify_waiters();
+        seen
+    }
+
+    /// The process of an extension that has its own ended, as `how` says: the end of the function, unless it was told to.
+    pub async fn extension_ended(&self, name: &str, how: &str) {
+        self.shared.lock().extensions.exited(name, how);
+        self.shared.fall().await;
     }
 
     /// Where the lines that the function writes are to be told.
@@ -297,12 +290,15 @@ impl RuntimeApi {
         self.shared.telemetry.has_subscribers() || self.shared.lock().extensions.waits_for_the_end()
     }
 
-    /// Delivers what is left of telemetry, tells the extensions that asked for it that the end comes, and waits until they are done,
-    /// all within this time.
+    /// Delivers what is left of telemetry, within this time. No more is delivered then.
+    pub async fn flush(&self, within: Duration) {
+        self.shared.telemetry.finish(within).await;
+    }
+
+    /// Tells the extensions that asked for it that the end comes, and waits until they are done, all within this time.
     pub async fn shut_down(&self, reason: &str, within: Duration) {
         let deadline = SystemTime::now() + within;
         let all = async {
-            self.shared.telemetry.finish(within / 2).await;
             let event = json!({
                 "eventType": "SHUTDOWN", "deadlineMs": epoch_millis(deadline), "shutdownReason": reason
             });
@@ -326,303 +322,4 @@ impl RuntimeApi {
     pub fn state(&self) -> State {
         self.shared.lock().state
     }
-}
-
-/// What comes of one invocation.
-#[derive(Debug)]
-pub struct Answer {
-    said: mpsc::Receiver<Said>,
-    ended: bool,
-}
-
-impl Answer {
-    /// The next of it; `None` after the last, or when the API is gone. The function is held back while nobody reads.
-    pub async fn next(&mut self) -> Option<Said> {
-        if self.ended {
-            return None;
-        }
-        let said = self.said.recv().await;
-        self.ended = !matches!(said, Some(Said::Head { .. } | Said::Piece(_)));
-        said
-    }
-}
-
-/// What extensions are told of an invocation.
-fn invoke_event(invocation: &Invocation) -> Bytes {
-    let mut event = json!({
-        "eventType": "INVOKE",
-        "deadlineMs": invocation.deadline.map_or(0, epoch_millis),
-        "requestId": invocation.request_id,
-        "invokedFunctionArn": invocation.arn,
-    });
-    if !invocation.trace.is_empty() {
-        event["tracing"] = tracing(&invocation.trace);
-    }
-    event.to_string().into()
-}
-
-/// An invocation that is to be handed over, or was.
-#[derive(Debug)]
-struct Work {
-    id: String,
-    headers: HeaderMap,
-    payload: Bytes,
-    say: mpsc::Sender<Said>,
-    trace: String,
-    tenant: String,
-    handed: Option<Instant>,
-    /// Its end was told to those who subscribed.
-    told: bool,
-}
-
-/// How an answer came.
-#[derive(Debug, Clone, Copy)]
-struct Measured {
-    first: Instant,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct Inner {
-    state: State,
-    /// Waits for `next`.
-    pending: Option<Work>,
-    /// Was handed over; stays until the runtime asks for the next one, so that a second answer is told from one to an
-    /// invocation that never was.
-    current: Option<Work>,
-    init_error: Option<Failure>,
-    release: Option<String>,
-    extensions: Extensions,
-    connections: usize,
-}
-
-struct Shared {
-    about: About,
-    born: Instant,
-    telemetry: Arc<Telemetry>,
-    inner: Mutex<Inner>,
-    /// State, or work that waits, changed.
-    changed: Notify,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("inner", &self.inner).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    fn new(about: About, telemetry: Arc<Telemetry>) -> Self {
-        let inner = Inner {
-            state: State::Started,
-            pending: None,
-            current: None,
-            init_error: None,
-            release: None,
-            extensions: Extensions::new(about.external.clone()),
-            connections: 0,
-        };
-        let (born, inner, changed) = (Instant::now(), Mutex::new(inner), Notify::new());
-        Self { about, born, telemetry, inner, changed }
-    }
-
-    fn init_start(&self) {
-        self.telemetry.platform(Some(Api::Telemetry), "platform.initStart", || {
-            json!({
-                "initializationType": "on-demand",
-                "phase": "init",
-                "functionName": self.about.function,
-                "functionVersion": self.about.version,
-                "instanceId": self.about.log_stream,
-                "instanceMaxMemory": self.about.memory,
-            })
-        });
-    }
-
-    fn init_done(&self, failure: Option<&Failure>) {
-        for extension in self.lock().extensions.all() {
-            self.telemetry.platform(None, "platform.extension", || {
-                json!({
-                    "name": extension.name, "state": extension.state.name(), "events": extension.events()
-                })
-            });
-        }
-        let status = if failure.is_none() { "success" } else { "error" };
-        self.telemetry.platform(Some(Api::Telemetry), "platform.initRuntimeDone", || {
-            let mut record = json!({ "initializationType": "on-demand", "phase": "init", "status": status });
-            if let Some(failure) = failure {
-                record["errorType"] = json!(failure.kind);
-            }
-            record
-        });
-        self.telemetry.platform(Some(Api::Telemetry), "platform.initReport", || {
-            let metrics = json!({ "durationMs": ms(self.born.elapsed()) });
-            json!({ "initializationType": "on-demand", "phase": "init", "metrics": metrics })
-        });
-        self.telemetry.close();
-    }
-
-    /// The current invocation was handed over.
-    fn handed(&self) {
-        let inner = self.lock();
-        let Some(work) = &inner.current else { return };
-        self.telemetry
-            .platform(None, "platform.start", || work.record(json!({ "version": self.about.version })));
-    }
-
-    /// The runtime has said its last word on the current invocation.
-    fn runtime_done(&self, last: &Said, measured: Option<Measured>) {
-        let (status, kind) = match last {
-            Said::Failed(failure) if failure.broken => ("failure", Some(failure.kind.as_str())),
-            Said::Failed(failure) => ("error", Some(failure.kind.as_str())),
-            _ => ("success", None),
-        };
-        if let Some(work) = &mut self.lock().current {
-            work.tell_done(&self.telemetry, status, kind, measured);
-        }
-    }
-
-    fn over(&self, over: &Over) {
-        let mut inner = self.lock();
-        let Inner { pending, current, .. } = &mut *inner;
-        let Some(work) = pending.as_mut().or(current.as_mut()) else { return };
-        let kind = over.error.as_ref().map(|(kind, _)| kind.as_str());
-        let status = match (over.timeout, kind) {
-            (true, _) => "timeout",
-            (false, None) => "success",
-            (false, Some(kind)) if kind.starts_with("Runtime.Unknown") || kind.starts_with("Function.") => {
-                "error"
-            }
-            (false, Some(_)) => "failure",
-        };
-        work.tell_done(&self.telemetry, status, kind, None);
-        if let Some((kind, message)) = &over.error
-            && status != "error"
-        {
-            self.telemetry.platform(Some(Api::Logs), "platform.fault", || {
-                json!(format!("RequestId: {} Error: {message}\n{kind}\n", work.id))
-            });
-        }
-        self.telemetry.platform(Some(Api::Logs), "platform.end", || json!({ "requestId": work.id }));
-        self.telemetry.platform(None, "platform.report", || {
-            let billed = u64::try_from(over.duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            let mut metrics = json!({
-                "durationMs": ms(over.duration),
-                "billedDurationMs": billed,
-                "memorySizeMB": self.about.memory >> 20,
-                "maxMemoryUsedMB": over.memory_used,
-            });
-            if let Some(init) = over.init {
-                metrics["initDurationMs"] = ms(init);
-            }
-            let mut record = json!({ "status": status, "metrics": metrics });
-            if let Some(kind) = kind {
-                record["errorType"] = json!(kind);
-            }
-            work.record(record)
-        });
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until `look` finds something. It is asked after every change.
-    async fn until<T>(&self, mut look: impl FnMut(&mut Inner) -> Option<T>) -> T {
-        let changed = self.changed.notified();
-        tokio::pin!(changed);
-        loop {
-            // Enlisted before the look, so that no change falls between the two.
-            changed.as_mut().enable();
-            if let Some(found) = look(&mut self.lock()) {
-                return found;
-            }
-            changed.as_mut().await;
-            changed.set(self.changed.notified());
-        }
-    }
-
-    fn on(&self, event: Event) -> Result<(), (State, Event)> {
-        let mut inner = self.lock();
-        let to = inner.state.on(event).map_err(|_| (inner.state, event))?;
-        inner.state = to;
-        drop(inner);
-        self.changed.notify_waiters();
-        Ok(())
-    }
-}
-
-impl Work {
-    /// A record about it, with what every one of them has.
-    fn record(&self, mut record: Value) -> Value {
-        record["requestId"] = json!(self.id);
-        if !self.tenant.is_empty() {
-            record["tenantId"] = json!(self.tenant);
-        }
-        if !self.trace.is_empty() {
-            record["tracing"] = tracing(&self.trace);
-        }
-        record
-    }
-
-    /// Tells that the runtime is done with it, once.
-    fn tell_done(
-        &mut self,
-        telemetry: &Telemetry,
-        status: &str,
-        kind: Option<&str>,
-        measured: Option<Measured>,
-    ) {
-        if std::mem::replace(&mut self.told, true) {
-            return;
-        }
-        let handed = self.handed;
-        telemetry.platform(None, "platform.runtimeDone", || {
-            let mut record = json!({ "status": status });
-            if let Some(kind) = kind {
-                record["errorType"] = json!(kind);
-            }
-            if let (Some(handed), Some(Measured { first, bytes })) = (handed, measured) {
-                let span = |name: &str, from: Instant, took: Duration| {
-                    let start = rfc3339_millis(SystemTime::now() - from.elapsed());
-                    json!({ "name": name, "start": start, "durationMs": ms(took) })
-                };
-                record["metrics"] = json!({ "durationMs": ms(handed.elapsed()), "producedBytes": bytes });
-                record["spans"] = json!([
-                    span("responseLatency", handed, first - handed),
-                    span("responseDuration", first, first.elapsed()),
-                ]);
-            }
-            self.record(record)
-        });
-    }
-}
-
-fn headers_of(invocation: &Invocation) -> Result<HeaderMap, &'static str> {
-    let deadline = invocation.deadline.map(|at| {
-        let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        since.as_millis().to_string()
-    });
-    let kind = match invocation.content_type.as_str() {
-        "" => "application/json",
-        kind => kind,
-    };
-    let all = [
-        ("lambda-runtime-aws-request-id", invocation.request_id.as_str()),
-        ("lambda-runtime-deadline-ms", deadline.as_deref().unwrap_or_default()),
-        ("lambda-runtime-invoked-function-arn", &invocation.arn),
-        ("lambda-runtime-trace-id", &invocation.trace),
-        ("lambda-runtime-client-context", &invocation.client_context),
-        ("lambda-runtime-cognito-identity", &invocation.identity),
-        ("lambda-runtime-aws-tenant-id", &invocation.tenant),
-        ("content-type", kind),
-    ];
-    let mut headers = HeaderMap::with_capacity(all.len());
-    for (name, value) in all {
-        if !value.is_empty() {
-            let value = HeaderValue::from_bytes(value.as_bytes()).map_err(|_| name)?;
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
-    Ok(headers)
 }

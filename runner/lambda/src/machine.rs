@@ -20,9 +20,17 @@ pub enum State {
     InvocationErrorResponse,
     /// It has answered, and has not asked for the next one.
     ResponseSent,
+    /// It is initialised, and waits to be told that it was restored from a snapshot.
+    RestoreReady,
+    /// It was told, and runs its hooks.
+    Restoring,
+    /// One of them failed. Final.
+    RestoreError,
 }
 
-listed!(State: Started, InitError, Ready, Running, InvocationResponse, InvocationErrorResponse, ResponseSent);
+listed!(
+    State: Started, InitError, Ready, Running, InvocationResponse, InvocationErrorResponse, ResponseSent, RestoreReady, Restoring, RestoreError
+);
 
 impl State {
     /// As error texts write it.
@@ -36,6 +44,9 @@ impl State {
             State::InvocationResponse => "InvocationResponse",
             State::InvocationErrorResponse => "InvocationErrorResponse",
             State::ResponseSent => "ResponseSent",
+            State::RestoreReady => "RestoreReady",
+            State::Restoring => "Restoring",
+            State::RestoreError => "RestoreError",
         }
     }
 }
@@ -55,9 +66,15 @@ pub enum Event {
     Sent,
     /// It says that it cannot start.
     InitError,
+    /// It asks whether it was restored.
+    RestoreNext,
+    /// It was told that it is.
+    Restored,
+    /// It says that a hook for that failed.
+    RestoreError,
 }
 
-listed!(Event: Next, Handed, Response, Error, Sent, InitError);
+listed!(Event: Next, Handed, Response, Error, Sent, InitError, RestoreNext, Restored, RestoreError);
 
 impl Machine for State {
     type Event = Event;
@@ -74,6 +91,12 @@ impl Machine for State {
         (State::InvocationResponse, Event::Sent, State::ResponseSent),
         (State::InvocationErrorResponse, Event::Sent, State::ResponseSent),
         (State::ResponseSent, Event::Next, State::Ready),
+        (State::Started, Event::RestoreNext, State::RestoreReady),
+        (State::RestoreReady, Event::Restored, State::Restoring),
+        (State::Restoring, Event::Next, State::Ready),
+        (State::Restoring, Event::RestoreError, State::RestoreError),
+        // So some runtimes say that a hook failed.
+        (State::Restoring, Event::InitError, State::RestoreError),
     ];
 }
 
@@ -90,6 +113,7 @@ mod tests {
             [
                 "Started + Next -> Ready",
                 "Started + InitError -> InitError",
+                "Started + RestoreNext -> RestoreReady",
                 "Ready + Next -> Ready",
                 "Ready + Handed -> Running",
                 "Running + Next -> Running",
@@ -98,8 +122,12 @@ mod tests {
                 "InvocationResponse + Sent -> ResponseSent",
                 "InvocationErrorResponse + Sent -> ResponseSent",
                 "ResponseSent + Next -> Ready",
+                "RestoreReady + Restored -> Restoring",
+                "Restoring + Next -> Ready",
+                "Restoring + InitError -> RestoreError",
+                "Restoring + RestoreError -> RestoreError",
             ]
         );
-        assert_eq!(State::table().lines().count(), 7 * 6);
+        assert_eq!(State::table().lines().count(), 10 * 9);
     }
 }

@@ -44,6 +44,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Kind::Platform => "platform",
+            Kind::Function => "function",
+            Kind::Extension => "extension",
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         Some(match text {
             "platform" => Kind::Platform,
@@ -151,11 +159,11 @@ impl Telemetry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line that the function or an extension wrote.
-    pub fn line(&self, text: &[u8]) {
+    /// A line that the function or an extension wrote, as `kind` says.
+    pub fn line(&self, kind: Kind, text: &[u8]) {
         if self.wanted.load(Ordering::Relaxed) {
             let text = String::from_utf8_lossy(text);
-            self.publish(&Event::new(Kind::Function, None, "function", &json!(text)));
+            self.publish(&Event::new(kind, None, kind.as_str(), &json!(text)));
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Problem, Reply, accepted, header, json, whole};
 use crate::extensions::Event;
 use crate::telemetry::Api;
-use crate::{Failure, MAX_ERROR, Said, Shared};
+use crate::{MAX_ERROR, Shared};
 
 const NAME: &str = "lambda-extension-name";
 const ID: &str = "lambda-extension-identifier";
@@ -49,7 +49,8 @@ pub(super) async fn answer(
         Asked::Next => next(shared, id).await,
         Asked::Fail(event) => {
             whole(body, MAX_ERROR).await?;
-            fails(shared, id, event, header(headers, ERROR_TYPE).as_deref()).await?;
+            shared.lock().extensions.fails(id, event, header(headers, ERROR_TYPE).as_deref())?;
+            shared.fall().await;
             Ok(accepted())
         }
         Asked::Subscribe(api) => {
@@ -90,24 +91,4 @@ async fn next(shared: &Shared, id: Option<&str>) -> Result<Reply, Problem> {
     let id = HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("an identifier is ASCII");
     reply.headers_mut().insert(EVENT_ID, id);
     Ok(reply)
-}
-
-/// An extension fails, and the function with it: an invocation that is under way ends.
-async fn fails(shared: &Shared, id: Option<&str>, event: Event, said: Option<&str>) -> Result<(), Problem> {
-    let told = {
-        let mut inner = shared.lock();
-        inner.extensions.fails(id, event, said)?;
-        let work = inner.pending.take().map(|work| (work.say, work.id));
-        let work = work.or_else(|| inner.current.as_ref().map(|work| (work.say.clone(), work.id.clone())));
-        let fatal = inner.extensions.fatal.clone().expect("set by the failure");
-        work.map(|(say, id)| (say, Failure::extension(&fatal, &id)))
-    };
-    shared.changed.notify_waiters();
-    if let Some((say, failure)) = told {
-        let last = Said::Failed(failure);
-        shared.runtime_done(&last, None);
-        // One that was answered already has nobody who listens.
-        _ = say.send(last).await;
-    }
-    Ok(())
 }

@@ -23,6 +23,7 @@ async fn an_invocation_goes_out_and_its_answer_comes_back() {
         tenant: "blue".into(),
         content_type: "application/json".into(),
         payload: r#"{"x":1}"#.into(),
+        bandwidth: None,
     };
     let answer = api.invoke(whole).unwrap();
     let got = runtime.next().await;

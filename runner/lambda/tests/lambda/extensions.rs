@@ -155,3 +155,65 @@ async fn an_extension_that_cannot_go_on_ends_the_invocation() {
     assert_eq!(body["errorMessage"], "RequestId: id-1 Error: the extension a failed: Extension.Unknown");
     assert_eq!(api.idle().await.unwrap_err().kind, "Extension.ExitError");
 }
+
+#[tokio::test]
+async fn the_end_of_a_process_ends_the_invocation() {
+    let (api, address) = api_of(about(&["outside"]));
+    let mut extension = Runtime::new(address).await;
+    let mut runtime = Runtime::new(address).await;
+    let id = register(&mut extension, "outside", json!(["INVOKE"])).await.header(ID).unwrap().to_owned();
+    api.registered().await.unwrap();
+    let answer = api.invoke(invocation("id-1")).unwrap();
+    assert_eq!(extension.call("GET", NEXT, &[(ID, &id)], b"").await.status, 200);
+    runtime.next().await;
+    api.extension_ended("outside", "exit status 1").await;
+    let failure = failed(all(answer).await);
+    assert_eq!((&*failure.kind, failure.broken), ("Extension.Crash", true));
+    let body: Value = serde_json::from_slice(&failure.payload).unwrap();
+    assert_eq!(body["errorMessage"], "RequestId: id-1 Error: the extension outside failed: exit status 1");
+    assert_eq!(api.idle().await.unwrap_err().kind, "Extension.Crash");
+    extension.call("GET", NEXT, &[(ID, &id)], b"").await.is(403, "Extension.InvalidExtensionState");
+}
+
+#[tokio::test]
+async fn one_that_ends_before_it_registers_ends_the_init() {
+    let (api, _) = api_of(about(&["outside"]));
+    api.extension_ended("outside", "exit code 0").await;
+    assert_eq!(api.registered().await.unwrap_err().kind, "Extension.Crash");
+    assert_eq!(
+        api.ready().await.unwrap_err().told(),
+        "Extension.Crash: Error: the extension outside failed: exit code 0"
+    );
+}
+
+#[tokio::test]
+async fn where_there_shall_be_none_there_is_no_api_for_them() {
+    let (_api, address) = api_of(stoker_lambda::About { no_extensions: true, ..about(&[]) });
+    let mut extension = Runtime::new(address).await;
+    assert_eq!(register(&mut extension, "inside", json!([])).await.status, 404);
+    assert_eq!(extension.call("PUT", "/2022-07-01/telemetry", &[], b"{}").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_runtime_is_gone_though_its_extensions_are_there() {
+    let (api, address) = api_of(about(&["outside"]));
+    let mut runtime = Runtime::new(address).await;
+    let mut extension = Runtime::new(address).await;
+    let id = register(&mut extension, "outside", json!(["INVOKE"])).await.header(ID).unwrap().to_owned();
+    extension.send("GET", NEXT, &[(ID, &id)], b"").await;
+    runtime.send("GET", RUNTIME_NEXT, &[], b"").await;
+    api.ready().await.unwrap();
+    let alone = api.left_alone();
+    tokio::pin!(alone);
+    assert!(tokio::time::timeout(Duration::ZERO, &mut alone).await.is_err(), "the runtime is there");
+    drop(runtime);
+    alone.await;
+    // Its own threads may have registered on a connection that the runtime uses, too.
+    let mut both = Runtime::new(address).await;
+    register(&mut both, "late", json!([])).await.is(403, "Extension.RegistrationClosed");
+    api.left_alone().await;
+    assert_eq!(both.call("GET", "/2018-06-01/ping", &[], b"").await.status, 200);
+    let alone = api.left_alone();
+    tokio::pin!(alone);
+    assert!(tokio::time::timeout(Duration::ZERO, &mut alone).await.is_err(), "it is used by the runtime");
+}

@@ -3,13 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod api;
+mod concurrency;
 mod extensions;
+mod fuzz;
+mod restore;
 mod telemetry;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use stoker_lambda::{About, Failure, Invocation, RuntimeApi, Said};
+use stoker_lambda::{About, Failure, Invocation, Kind, RuntimeApi, Said};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -33,7 +36,12 @@ fn about(external: &[&str]) -> About {
         account: "012345678912".into(),
         log_stream: "stream".into(),
         memory: 128 << 20,
+        kind: Kind::OnDemand,
+        again: false,
+        concurrency: 1,
         external: external.iter().map(ToString::to_string).collect(),
+        no_extensions: false,
+        credentials: None,
         connect: Arc::new(|port| Box::pin(TcpStream::connect(("127.0.0.1", port)))),
     }
 }

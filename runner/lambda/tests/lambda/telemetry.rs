@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stoker_lambda::{About, Over, RuntimeApi};
+use stoker_lambda::telemetry::Kind as Lines;
+use stoker_lambda::{About, Bandwidth, Over, RuntimeApi, Said};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -68,11 +69,11 @@ async fn invoke(api: &RuntimeApi, runtime: &mut Runtime) {
     work.trace = "Root=1-5".into();
     let answer = api.invoke(work).unwrap();
     runtime.next().await;
-    api.telemetry().line(b"hello \"there\"");
+    api.telemetry().line(Lines::Function, b"hello \"there\"");
     runtime.answer("id-1", b"12345").await;
     all(answer).await;
     let (init, duration) = (Some(Duration::from_millis(5)), Duration::from_micros(1500));
-    api.over(&Over { init, duration, memory_used: 33, ..Over::default() });
+    api.over("id-1", &Over { init, duration, memory_used: 33, ..Over::default() });
 }
 
 #[tokio::test]
@@ -80,7 +81,7 @@ async fn a_subscriber_is_told_everything_in_its_order() {
     let (api, address) = api();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (mut extension, id) = extension(address).await;
-    api.telemetry().line(b"early");
+    api.telemetry().line(Lines::Function, b"early");
     let uri = format!("http://sandbox.localdomain:{}/telemetry", listener.local_addr().unwrap().port());
     let body = wants(&["platform", "function", "extension"], json!({ "protocol": "HTTP", "URI": uri }));
     let reply = extension.call("PUT", "/2022-07-01/telemetry", &[(ID, &id)], body.as_bytes()).await;
@@ -206,7 +207,7 @@ async fn what_could_not_be_delivered_is_counted() {
     let mut lost = 0;
     let events = loop {
         // One that comes while the first batch is still on its way is in that; else it brings the count.
-        api.telemetry().line(b"x");
+        api.telemetry().line(Lines::Function, b"x");
         lost += 1;
         let more = tokio::time::timeout(Duration::from_millis(200), until(&listener, "platform.logsDropped"));
         if let Ok(events) = more.await {
@@ -231,8 +232,49 @@ async fn the_last_of_it_is_delivered_before_the_end() {
     let reply =
         extension.call("PUT", "/2022-07-01/telemetry", &[(ID, &id)], slow.to_string().as_bytes()).await;
     assert_eq!(reply.status, 200, "{reply:?}");
-    api.telemetry().line(b"last words");
-    let end = api.shut_down("spindown", Duration::from_secs(60));
+    api.telemetry().line(Lines::Function, b"last words");
+    let end = api.flush(Duration::from_secs(60));
     let (events, ()) = tokio::join!(until(&listener, "function"), end);
     assert_eq!(events[0]["record"], "last words");
+}
+
+#[tokio::test]
+async fn what_a_stream_was_is_measured() {
+    let (api, address) = api();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut extension, id) = extension(address).await;
+    let uri = format!("http://sandbox:{}/telemetry", listener.local_addr().unwrap().port());
+    let body = wants(&["platform", "extension"], json!({ "protocol": "HTTP", "URI": uri }));
+    let reply = extension.call("PUT", "/2022-07-01/telemetry", &[(ID, &id)], body.as_bytes()).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    api.telemetry().line(Lines::Extension, b"of an extension");
+    api.telemetry().line(Lines::Function, b"that nobody here wants");
+    // Twice the burst: the second half is held back.
+    let bandwidth = Some(Bandwidth { rate: 1 << 20, burst: 64 << 10 });
+    let mut answer = api.invoke(stoker_lambda::Invocation { bandwidth, ..invocation("id-1") }).unwrap();
+    let mut runtime = Runtime::new(address).await;
+    runtime.next().await;
+    let path = "/2018-06-01/runtime/invocation/id-1/response";
+    let mode = [("Lambda-Runtime-Function-Response-Mode", "streaming")];
+    let (body, mut size) = (vec![b'x'; 128 << 10], 0);
+    let read = async {
+        while let Some(said) = answer.next().await {
+            if let Said::Piece(piece) = said {
+                size += piece.len();
+            }
+        }
+    };
+    let (reply, ()) = tokio::join!(runtime.call("POST", path, &mode, &body), read);
+    assert_eq!((reply.status, size), (202, 128 << 10));
+    let throttled = answer.throttled();
+    assert!(throttled.is_some_and(|time| !time.is_zero()), "{throttled:?}");
+    assert!(api.over("id-1", &Over { duration: Duration::from_millis(128), throttled, ..Over::default() }));
+    let events = until(&listener, "platform.report").await;
+    assert!(events.iter().any(|event| event["type"] == "extension" && event["record"] == "of an extension"));
+    assert!(events.iter().all(|event| event["type"] != "function"));
+    let report = events.iter().find(|event| event["type"] == "platform.report").unwrap();
+    let metrics = &report["record"]["metrics"];
+    assert_eq!(metrics["producedBytes"], 128 << 10);
+    assert!(metrics["throttledMs"].as_f64().unwrap() > 0.0, "{metrics}");
+    assert!(metrics["responseLatencyMs"].is_number() && metrics["throughputBps"].is_number(), "{metrics}");
 }
