@@ -242,6 +242,15 @@ impl Store {
         })
     }
 
+    /// Whether an image of a registry was used here before and is still there: to be asked often, and costs nothing. An image that
+    /// is there all the same only takes [preparing](Self::prepare) to be known.
+    #[must_use]
+    pub fn has(&self, image: &ImageRef) -> bool {
+        let Some(digest) = image.digest().and_then(Digest::parse) else { return false };
+        let ready = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        ready.get(&Key::Document(digest)).is_some_and(|there| self.inner.ledger.has_root(&there.root))
+    }
+
     async fn key(&self, source: &Source) -> Result<Key> {
         let file = match source {
             Source::Registry { image, .. } => {

@@ -73,6 +73,7 @@ fn spec(id: String, root: Root) -> Result<Spec, Failure> {
         command: vec![program, "echo".to_owned()],
         env: Vec::new(),
         user: None,
+        groups: Vec::new(),
         workdir: PathBuf::from("/"),
         memory: 128 << 20,
         cpu_millis: 0,
@@ -81,6 +82,8 @@ fn spec(id: String, root: Root) -> Result<Spec, Failure> {
         open_files: 1024,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        stop_signal: stoker_sandbox::SIGTERM,
+        stays: false,
     })
 }
 

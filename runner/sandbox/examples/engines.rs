@@ -87,6 +87,7 @@ fn spec(id: String) -> Result<Spec, Failure> {
         command: vec![std::env::current_exe()?.to_string_lossy().into_owned(), "say".to_owned()],
         env: Vec::new(),
         user: None,
+        groups: Vec::new(),
         workdir: PathBuf::from("/"),
         memory: 128 << 20,
         cpu_millis: 0,
@@ -95,6 +96,8 @@ fn spec(id: String) -> Result<Spec, Failure> {
         open_files: 1024,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        stop_signal: stoker_sandbox::SIGTERM,
+        stays: false,
     })
 }
 

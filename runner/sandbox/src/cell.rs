@@ -1,258 +1,204 @@
-//! The runner's side of one sandbox.
+//! The runner's side of one sandbox, whatever holds it.
 //!
-//! A **keeper** task owns the end of it: it hears the init, notices the death of init or spawner through the pidfd, kills
-//! when told to, and removes what the sandbox held. Handles only send orders and read the result, so dropping one at any
-//! moment is safe and never waits.
+//! A **keeper** task owns the end of it: it hears the init, notices the death of init or holder, kills when told to, and has
+//! removed what the sandbox held. Handles only send orders and read the result, so dropping one at any moment is safe and never
+//! waits. What differs between drivers is their [`Grip`].
 
+mod keeper;
+
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::cgroup::{Freezer, Leaf};
-use crate::egress::Way;
-use crate::engine::{CellLeaf, Engine, HostDirectory, Slot};
-use crate::spawner::client::{Init, Parent};
-use crate::sys;
-use crate::wire::{self, Inbox, Launch, Launched, Order, Plan, Report};
-use crate::{Error, Exit, ExitCause, Sandbox, Shared, Stdio, Usage};
+use crate::channel::{Channel, Ends, Parked, died};
+use crate::wire::{self, Order, Plan, Report};
+use crate::{Companion, Error, Exit, ExitCause, Process, Sandbox, Shared, Signal, Stdio, Usage, User, sys};
 
 /// How often a version 1 freezer is asked; it tells nothing by itself.
 const FREEZER_POLL: Duration = Duration::from_millis(1);
 
-/// One end of a stream of frames.
-pub struct Channel {
-    socket: AsyncFd<OwnedFd>,
-    inbox: Mutex<Inbox>,
-    sending: tokio::sync::Mutex<()>,
-}
+/// How a driver holds a sandbox: its cgroup, and what there is to be removed.
+#[async_trait]
+pub trait Grip: Send + Sync {
+    /// Its cgroup, as long as that may be looked at.
+    fn leaf(&self) -> Option<Arc<Leaf>>;
 
-impl Channel {
-    /// # Errors
-    /// When the runtime cannot watch the socket.
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        let socket = sys::watch(socket, Interest::READABLE | Interest::WRITABLE)?;
-        Ok(Self { socket, inbox: Mutex::default(), sending: tokio::sync::Mutex::default() })
+    /// Kills all of it without waiting. `false` where only its init can.
+    fn kill(&self, init: BorrowedFd<'_>) -> bool;
+
+    /// Freezes and thaws what has no cgroup that we may write to; `None` where its init does it by signals.
+    async fn set_frozen(&self, _frozen: bool) -> Option<Result<(), Error>> {
+        None
     }
 
-    /// Sends a whole frame.
+    /// Takes the other end of its tunnel.
     ///
     /// # Errors
-    /// When the other side is gone.
-    pub async fn send<T: Serialize>(&self, message: &T, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let bytes = wire::frame(message)?;
-        let _turn = self.sending.lock().await;
-        let mut descriptors = descriptors;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let sent = self
-                .socket
-                .async_io(Interest::WRITABLE, |socket| wire::send(socket.as_fd(), rest, descriptors))
-                .await?;
-            descriptors = &[];
-            rest = &rest[sent..];
-        }
-        Ok(())
+    /// When it cannot be served.
+    fn tunnel(&self, _tunnel: OwnedFd) -> Result<(), Error> {
+        Err(Error::Unsupported("nobody asked for a way out".to_owned()))
     }
 
-    /// The next frame; `None` at the end. Loses nothing when it is dropped halfway. One reader at a time.
-    ///
-    /// # Errors
-    /// What the socket says, or that the frame makes no sense.
-    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
-        let locked = || self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(message) = locked().take()? {
-                return Ok(Some(message));
-            }
-            let more = self.socket.async_io(Interest::READABLE, |socket| locked().fill(socket.as_fd())).await;
-            match more {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        }
+    /// Returns when nobody looks after it any more but us, if that can be.
+    async fn orphaned(&self) {
+        std::future::pending().await
     }
 
-    /// Reads what has arrived, whether or not the runtime has noticed it.
-    pub fn drain(&self) {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        while inbox.fill(self.socket.get_ref().as_fd()).is_ok_and(|more| more) {}
+    /// What held it went away, and it with it.
+    fn lost(&self) -> bool {
+        false
     }
 
-    /// A whole frame that has arrived.
-    pub fn take<T: DeserializeOwned>(&self) -> io::Result<Option<T>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Its init waits to be killed when the function has ended, so that its cgroup can still be read.
+    fn lingers(&self) -> bool {
+        false
     }
 
-    /// The oldest descriptor that has arrived.
-    pub fn descriptor(&self) -> Option<OwnedFd> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).descriptor()
-    }
+    /// Removes what it held, before its end is told.
+    async fn clear(&self) {}
+
+    /// Has written off what is left, after its end was told: where somebody else takes his time for it.
+    async fn write_off(&self) {}
 }
 
-/// What a sandbox holds outside its processes, given back when it is gone.
-pub struct Holdings {
-    pub leaf: CellLeaf,
-    /// Held for its drop.
-    pub _slot: Option<Slot>,
-    pub directory: Option<HostDirectory>,
+/// What a sandbox is made from, once there is an init that waits for its plan.
+pub struct Making {
+    pub plan: Plan,
+    /// Where the function finds the shared directory, where the init makes it.
+    pub inside: Option<PathBuf>,
+    /// The shared directory, where it is there already.
+    pub shared: Option<Shared>,
+    pub control: Channel,
+    /// The init's.
+    pub pidfd: OwnedFd,
+    pub grip: Arc<dyn Grip>,
+    /// Whom the function is to the host, where that is not our own user.
+    pub owner: Option<User>,
 }
 
-/// A sandbox of either driver.
+/// A sandbox of any driver.
 pub struct Cell {
     id: String,
     shared: Option<Shared>,
     inner: Arc<Inner>,
-    /// The parked process and the runner's ends of its pipes, until it is started.
-    parked: Mutex<Option<(Channel, Stdio)>>,
+    /// The command's process, until it is started.
+    parked: Mutex<Option<Parked>>,
 }
 
 struct Inner {
-    isolate: bool,
     control: Channel,
     pidfd: AsyncFd<OwnedFd>,
-    leaf: CellLeafView,
+    grip: Arc<dyn Grip>,
+    owner: Option<User>,
+    stays: bool,
     kill: Notify,
     exit: watch::Receiver<Option<Exit>>,
-    /// One freeze, thaw or listen at a time; and the answers to them.
+    /// How the command ended that was started last.
+    command: watch::Sender<Option<Exit>>,
+    companions: Mutex<Companions>,
+    /// One order at a time that is answered; and the answers.
     answers: tokio::sync::Mutex<mpsc::Receiver<(Report, Option<OwnedFd>)>>,
-    /// What it had used when it ended.
-    last_usage: Mutex<Option<Usage>>,
-    orphaned: watch::Receiver<bool>,
-    parent: Parent,
-    /// Its way out, where it has one, until it is gone.
-    way: Mutex<Option<Way>>,
+    counted: Mutex<Counted>,
 }
 
-/// The leaf, while the keeper has not taken it down.
-struct CellLeafView(Mutex<Option<Arc<CellLeaf>>>);
+#[derive(Default)]
+struct Companions {
+    last: u64,
+    ends: HashMap<u64, oneshot::Sender<ExitCause>>,
+}
 
-impl CellLeafView {
-    fn with<T>(&self, look: impl FnOnce(&Leaf) -> T) -> Option<T> {
-        self.held().as_ref().and_then(|leaf| leaf.get()).map(look)
-    }
+/// What was read of the cgroup, for when it is gone.
+#[derive(Default)]
+struct Counted {
+    usage: Option<Usage>,
+    /// Processes killed for memory, and how many of them before the last start.
+    kills: u64,
+    earlier: u64,
+    /// The most memory that an init saw, where no cgroup counts.
+    watched: u64,
+    over: bool,
+}
 
-    fn held(&self) -> Option<Arc<CellLeaf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn take(&self) -> Option<Arc<CellLeaf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+fn platform(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let step = step.into();
+    move |source| Error::Platform { step, source }
 }
 
 impl Cell {
-    /// Turns a blank into a sandbox that is parked just before its `exec`.
+    /// Has an init make a sandbox that is parked just before its `exec`.
     ///
     /// # Errors
     /// As [`crate::Driver::create`] says. Nothing is left behind.
-    pub(crate) async fn build(
-        id: String,
-        plan: Plan,
-        inside: Option<PathBuf>,
-        control: Channel,
-        init: Init,
-        mut holdings: Holdings,
-        engine: &Arc<Engine>,
-    ) -> Result<Self, Error> {
-        let fail = |step: &str| {
-            let step = step.to_owned();
-            move |source: io::Error| Error::Platform { step, source }
-        };
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| fail("make a pipe")(error.into()));
-        let (stdin, our_stdin) = pipe()?;
-        let (our_stdout, stdout) = pipe()?;
-        let (our_stderr, stderr) = pipe()?;
-        for ours in [&our_stdin, &our_stdout, &our_stderr] {
-            rustix::io::ioctl_fionbio(ours, true).map_err(|error| fail("make a pipe")(error.into()))?;
-        }
-        let (our_launch, launch) =
-            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .map_err(|error| fail("make a socket pair")(error.into()))?;
-        let our_launch = Channel::new(our_launch).map_err(fail("make a socket pair"))?;
-        let parent = init.parent();
-        let pidfd = sys::watch(init.pidfd, Interest::READABLE).map_err(fail("watch the sandbox's init"))?;
-
+    pub async fn build(making: Making) -> Result<Self, Error> {
+        let Making { plan, inside, shared, control, pidfd, grip, owner } = making;
+        let pidfd = sys::watch(pidfd, Interest::READABLE).map_err(platform("watch the sandbox's init"))?;
         let wants_handle = plan.shared.is_some();
-        let host_shared = holdings.directory.as_mut().and_then(HostDirectory::shared);
         let (exit, exited) = watch::channel(None);
         let (answer, answers) = mpsc::channel(4);
-        let leaf = Arc::new(std::mem::replace(&mut holdings.leaf, CellLeaf::new(None)));
         let inner = Arc::new(Inner {
-            isolate: engine.flavour.isolate,
             control,
             pidfd,
-            leaf: CellLeafView(Mutex::new(Some(leaf))),
+            grip,
+            owner,
+            stays: plan.stays,
             kill: Notify::new(),
             exit: exited,
+            command: watch::Sender::new(None),
+            companions: Mutex::default(),
             answers: tokio::sync::Mutex::new(answers),
-            last_usage: Mutex::default(),
-            orphaned: init.orphaned,
-            parent,
-            way: Mutex::default(),
+            counted: Mutex::default(),
         });
-        tokio::spawn(keep(Arc::clone(&inner), exit, answer, holdings, Arc::clone(engine)));
+        // Ends with the sandbox.
+        tokio::spawn(keeper::keep(Arc::clone(&inner), exit, answer));
         // From here on, dropping the cell ends it.
-        let mut cell = Self { id, shared: host_shared, inner, parked: Mutex::default() };
-
-        let pipes = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), launch.as_fd()];
-        let sent = cell.inner.control.send(&Order::Build(Box::new(plan)), &pipes).await;
-        drop((stdin, stdout, stderr, launch));
+        let mut cell = Self { id: plan.id.clone(), shared, inner, parked: Mutex::default() };
+        let ends = Ends::new(owner)?;
+        let sent = cell.inner.control.send(&Order::Build(Box::new(plan)), &ends.theirs()).await;
+        let parked = ends.handed_over();
         if let Err(source) = sent {
-            return Err(cell
-                .inner
-                .last_words()
-                .await
-                .unwrap_or_else(|| fail("instruct the sandbox's init")(source)));
+            let words = cell.inner.last_words().await;
+            return Err(words.unwrap_or_else(|| platform("instruct the sandbox's init")(source)));
         }
         let answer = async || {
-            cell.inner.answers.lock().await.recv().await.ok_or_else(|| fail("build the sandbox")(died()))
+            let answer = cell.inner.answers.lock().await.recv().await;
+            answer.ok_or_else(|| platform("build the sandbox")(died()))
         };
         let (mut report, mut handle) = answer().await?;
-        if let (Report::Tunnel, Some(policy)) = (&report, &engine.flavour.egress) {
-            let tunnel = handle.take().ok_or_else(|| fail("open the way out")(died()))?;
-            let way = Way::serve(tunnel, Arc::clone(policy)).map_err(fail("open the way out"))?;
-            *cell.inner.way.lock().unwrap_or_else(PoisonError::into_inner) = Some(way);
+        if let Report::Tunnel = report {
+            let tunnel = handle.take().ok_or_else(|| platform("open the way out")(died()))?;
+            cell.inner.grip.tunnel(tunnel)?;
             (report, handle) = answer().await?;
         }
         match report {
             Report::Built => {}
             Report::Failed(failure) => return Err(failure.into()),
-            _ => return Err(fail("build the sandbox")(io::ErrorKind::InvalidData.into())),
+            _ => return Err(platform("build the sandbox")(io::ErrorKind::InvalidData.into())),
         }
-        match our_launch.receive::<Launched>().await {
-            Ok(Some(Launched::Parked)) => {}
-            Ok(Some(Launched::Failed(failure))) => return Err(failure.into()),
-            Ok(None) => return Err(fail("park the function's process")(died())),
-            Err(error) => return Err(fail("park the function's process")(error)),
-        }
+        parked.there().await?;
         if wants_handle {
-            let directory = handle.ok_or_else(|| fail("open the shared directory")(died()))?;
+            let directory = handle.ok_or_else(|| platform("open the shared directory")(died()))?;
             cell.shared = inside.map(|inside| Shared { directory, inside });
         }
-        let stdio = Stdio { stdin: our_stdin, stdout: our_stdout, stderr: our_stderr };
-        cell.parked = Mutex::new(Some((our_launch, stdio)));
+        cell.parked = Mutex::new(Some(parked));
         Ok(cell)
     }
-}
 
-fn died() -> io::Error {
-    io::Error::new(io::ErrorKind::BrokenPipe, "it ended before it was done")
+    fn must_stay(&self) -> Result<(), Error> {
+        match self.inner.stays {
+            true => Ok(()),
+            false => Err(Error::Unsupported("this sandbox was made to end with its command".to_owned())),
+        }
+    }
 }
 
 impl Inner {
@@ -266,72 +212,130 @@ impl Inner {
 
     /// Kills everything in it, without waiting.
     fn kill_now(&self) {
-        let at_once = self.leaf.with(Leaf::kill).unwrap_or(false);
-        if self.isolate {
-            // Gone already is as good.
-            pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL).ok();
-        } else if !at_once {
+        if self.grip.lingers() {
+            self.count();
+        }
+        if !self.grip.kill(self.pidfd.get_ref().as_fd()) {
             self.kill.notify_one();
         }
     }
 
     async fn exited(&self) -> Exit {
-        let mut exit = self.exit.clone();
-        let ended = exit.wait_for(Option::is_some).await;
-        // The keeper goes only with the runtime.
-        ended
-            .ok()
-            .and_then(|exit| *exit)
-            .unwrap_or(Exit { cause: ExitCause::Signal(9), out_of_memory: false })
+        told(self.exit.clone()).await
     }
 
-    async fn ask(&self, order: Order) -> Result<(Report, Option<OwnedFd>), Error> {
+    async fn ask(
+        &self,
+        order: Order,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Report, Option<OwnedFd>), Error> {
+        const STEP: &str = "give an order to the sandbox";
         let mut answers = self.answers.lock().await;
-        let step = || "give an order to the sandbox".to_owned();
-        self.control.send(&order, &[]).await.map_err(|source| Error::Platform { step: step(), source })?;
-        answers.recv().await.ok_or_else(|| Error::Platform {
-            step: step(),
-            source: io::Error::new(io::ErrorKind::BrokenPipe, "it ended"),
-        })
+        self.control.send(&order, descriptors).await.map_err(platform(STEP))?;
+        let ended = || io::Error::new(io::ErrorKind::BrokenPipe, "it ended");
+        answers.recv().await.ok_or_else(|| platform(STEP)(ended()))
+    }
+
+    /// Has another process made from the stem, and parked.
+    async fn grow(&self, order: Order, ends: Ends) -> Result<Parked, Error> {
+        let (report, _) = self.ask(order, &ends.theirs()).await?;
+        let parked = ends.handed_over();
+        match report {
+            Report::Made => {}
+            Report::Refused(failure) => return Err(failure.into()),
+            _ => return Err(platform("start another process")(io::ErrorKind::InvalidData.into())),
+        }
+        parked.there().await?;
+        Ok(parked)
     }
 
     async fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
-        let ended = || Error::Platform {
-            step: if frozen { "freeze" } else { "thaw" }.to_owned(),
-            source: io::Error::new(io::ErrorKind::NotFound, "the sandbox has ended"),
-        };
+        let step = if frozen { "freeze" } else { "thaw" };
+        let ended = || platform(step)(io::Error::new(io::ErrorKind::NotFound, "the sandbox has ended"));
         if self.exit.borrow().is_some() {
             return Err(ended());
         }
-        let Some(freezer) = self.leaf.with(Leaf::freezer).flatten() else {
+        let freezer = self.grip.leaf().and_then(|leaf| leaf.freezer());
+        let Some(freezer) = freezer.filter(|freezer| freezer.set(frozen).is_ok()) else {
+            if let Some(done) = self.grip.set_frozen(frozen).await {
+                return done;
+            }
             let order = if frozen { Order::Stop } else { Order::Continue };
-            return self.ask(order).await.map(drop);
+            return self.ask(order, &[]).await.map(drop);
         };
-        let fail =
-            |source| Error::Platform { step: if frozen { "freeze" } else { "thaw" }.to_owned(), source };
-        freezer.set(frozen).map_err(fail)?;
         let mut exit = self.exit.clone();
         tokio::select! {
-            still = settled(&freezer, frozen) => still.map_err(fail),
+            still = settled(&freezer, frozen) => still.map_err(platform(step)),
             _ = exit.wait_for(Option::is_some) => Err(ended()),
         }
     }
 
-    fn usage(&self) -> Usage {
-        if let Some(last) = *self.last_usage.lock().unwrap_or_else(PoisonError::into_inner) {
-            return last;
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what the cgroup has counted, while it can be read.
+    fn count(&self) {
+        let Some(leaf) = self.grip.leaf() else { return };
+        let (now, kills) = (usage(&leaf), leaf.memory_kills());
+        let mut counted = self.counted();
+        if counted.usage.is_none() || now != Usage::default() {
+            counted.usage = Some(now);
         }
-        self.leaf.with(usage).unwrap_or_default()
+        counted.kills = counted.kills.max(kills);
+    }
+
+    /// What ends from now on is of another start.
+    fn begin_anew(&self) {
+        let mut counted = self.counted();
+        (counted.earlier, counted.over) = (counted.kills, false);
+        drop(counted);
+        self.command.send_replace(None);
+    }
+
+    /// How a command ended that was ended by this.
+    fn exit(&self, cause: ExitCause) -> Exit {
+        let counted = self.counted();
+        Exit { cause, out_of_memory: counted.kills > counted.earlier || counted.over }
+    }
+
+    /// What an init says of the end of a process.
+    fn over(&self, end: wire::End) -> Option<ExitCause> {
+        let mut counted = self.counted();
+        counted.over |= end.out_of_memory;
+        counted.watched = counted.watched.max(end.peak);
+        drop(counted);
+        end.code.map(ExitCause::Code).or(end.signal.map(ExitCause::Signal))
+    }
+
+    fn companions(&self) -> MutexGuard<'_, Companions> {
+        self.companions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usage(&self) -> Usage {
+        let counted = self.counted();
+        let ended = self.exit.borrow().is_some();
+        let now = self.grip.leaf().filter(|_| !ended).map(|leaf| usage(&leaf));
+        let mut usage = now.or(counted.usage).unwrap_or_default();
+        usage.memory_peak = usage.memory_peak.max(counted.watched);
+        usage
     }
 }
 
-pub(crate) fn usage(leaf: &Leaf) -> Usage {
+/// Waits for an exit to be told. Who tells it goes only with the runtime.
+async fn told(mut exit: watch::Receiver<Option<Exit>>) -> Exit {
+    let ended = exit.wait_for(Option::is_some).await;
+    let killed = Exit { cause: ExitCause::Signal(libc::SIGKILL), out_of_memory: false };
+    ended.ok().and_then(|exit| *exit).unwrap_or(killed)
+}
+
+fn usage(leaf: &Leaf) -> Usage {
     let (memory, memory_peak) = leaf.memory();
     Usage { memory, memory_peak, cpu: leaf.cpu() }
 }
 
 /// Waits until a freezer is in the state that was asked for.
-pub(crate) async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
+async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
     // Nearly always done by the time the write returns.
     if freezer.is_frozen()? == frozen {
         return Ok(());
@@ -354,101 +358,6 @@ pub(crate) async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until `flag` is true; for ever if it never can be.
-async fn turned(flag: &mut watch::Receiver<bool>) {
-    if flag.wait_for(|flag| *flag).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Stays with a sandbox until it is gone, then clears away what it held.
-async fn keep(
-    inner: Arc<Inner>,
-    exit: watch::Sender<Option<Exit>>,
-    answer: mpsc::Sender<(Report, Option<OwnedFd>)>,
-    holdings: Holdings,
-    engine: Arc<Engine>,
-) {
-    let mut reported = None;
-    let (mut by_watch, mut watched) = (false, 0);
-    let mut heard = true;
-    let mut orphaned = inner.orphaned.clone();
-    let mut hunted = false;
-    loop {
-        tokio::select! {
-            // First what the init still said, then that it is gone.
-            biased;
-            message = inner.control.receive::<Report>(), if heard => match message {
-                Ok(Some(Report::Ended { code, signal, out_of_memory, peak })) => {
-                    (by_watch, watched) = (out_of_memory, peak);
-                    reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
-                }
-                Ok(Some(Report::Orphaned)) => reported = Some(ExitCause::Lost),
-                Ok(Some(report)) => {
-                    // Only what we asked for is answered, one at a time; more is a lie that nobody hears.
-                    answer.try_send((report, inner.control.descriptor())).ok();
-                }
-                Ok(None) | Err(_) => heard = false,
-            },
-            gone = inner.pidfd.readable() => {
-                if gone.is_ok() {
-                    break;
-                }
-            }
-            () = inner.kill.notified() => {
-                if inner.control.send(&Order::Kill, &[]).await.is_err() {
-                    heard = false;
-                }
-            }
-            () = turned(&mut orphaned), if !hunted => {
-                // Its init dies of the spawner's death, but not while it is frozen.
-                hunted = true;
-                inner.kill_now();
-            }
-        }
-    }
-    // What the init said last may have arrived with its end.
-    inner.control.drain();
-    while let Ok(Some(report)) = inner.control.take() {
-        match report {
-            Report::Ended { code, signal, out_of_memory, peak } => {
-                (by_watch, watched) = (out_of_memory, peak);
-                reported = code.map(ExitCause::Code).or(signal.map(ExitCause::Signal));
-            }
-            Report::Orphaned => reported = Some(ExitCause::Lost),
-            report => _ = answer.try_send((report, inner.control.descriptor())),
-        }
-    }
-    drop(answer);
-    // It would keep the network namespace.
-    inner.way.lock().unwrap_or_else(PoisonError::into_inner).take();
-    // Before anything that takes time: a spawner that goes later had no part in this end. What exited by itself did so, whatever
-    // came after.
-    let lost = !matches!(reported, Some(ExitCause::Code(_))) && inner.parent.is_gone();
-    // Reaps it where its death has made it our child; the spawner does else.
-    waitid(WaitId::PidFd(inner.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
-    let kills = inner.leaf.with(Leaf::memory_kills).unwrap_or(0);
-    let mut last = inner.leaf.with(usage).unwrap_or_default();
-    last.memory_peak = last.memory_peak.max(watched);
-    *inner.last_usage.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
-    let leaf = inner.leaf.take();
-    let cleared = tokio::task::spawn_blocking(move || {
-        if let Some(leaf) = leaf {
-            leaf.clear();
-        }
-        drop(holdings);
-    });
-    if cleared.await.is_err() {
-        tracing::warn!("what a sandbox held could not be cleared away");
-    }
-    let cause = match lost {
-        true => ExitCause::Lost,
-        false => reported.unwrap_or(ExitCause::Signal(libc::SIGKILL)),
-    };
-    exit.send_replace(Some(Exit { cause, out_of_memory: kills > 0 || by_watch }));
-    drop(engine);
-}
-
 #[async_trait]
 impl Sandbox for Cell {
     fn id(&self) -> &str {
@@ -461,24 +370,60 @@ impl Sandbox for Cell {
 
     async fn start(&self, env: Vec<(String, String)>) -> Result<Stdio, Error> {
         let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (launch, stdio) = parked.ok_or_else(|| Error::Platform {
-            step: "start the sandbox".to_owned(),
-            source: io::Error::new(io::ErrorKind::AlreadyExists, "it was started before"),
-        })?;
-        let fail = |source| Error::Platform { step: "start the sandbox".to_owned(), source };
-        launch.send(&Launch { env }, &[]).await.map_err(fail)?;
-        match launch.receive::<Launched>().await {
-            // Closed by exec, or by a death just before it, which wait and the pipes tell.
-            Ok(None) => Ok(stdio),
-            Ok(Some(Launched::Failed(failure))) => Err(failure.into()),
-            Ok(Some(Launched::Parked)) => Err(fail(io::ErrorKind::InvalidData.into())),
-            Err(error) => Err(fail(error)),
+        let twice = || io::Error::new(io::ErrorKind::AlreadyExists, "it was started before");
+        parked.ok_or_else(|| platform("start the sandbox")(twice()))?.start(env).await
+    }
+
+    async fn clear(&self) -> Result<(), Error> {
+        self.must_stay()?;
+        // What never started goes like the rest.
+        drop(self.parked.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.inner.set_frozen(false).await?;
+        let parked = self.inner.grow(Order::Again, Ends::new(self.inner.owner)?).await?;
+        self.inner.companions().ends.clear();
+        // Only now is everything of the last start dead and counted.
+        self.inner.count();
+        self.inner.begin_anew();
+        *self.parked.lock().unwrap_or_else(PoisonError::into_inner) = Some(parked);
+        Ok(())
+    }
+
+    async fn spawn(&self, companion: Companion) -> Result<Process, Error> {
+        self.must_stay()?;
+        let (over, ended) = oneshot::channel();
+        let number = {
+            let mut companions = self.inner.companions();
+            companions.last += 1;
+            let number = companions.last;
+            companions.ends.insert(number, over);
+            number
+        };
+        let program = wire::Program { command: companion.command, env: companion.env };
+        let made = async {
+            let parked =
+                self.inner.grow(Order::Spawn { number, program }, Ends::new(self.inner.owner)?).await?;
+            parked.start(Vec::new()).await
+        };
+        match made.await {
+            Ok(stdio) => Ok(Process { stdio, ended }),
+            Err(error) => {
+                self.inner.companions().ends.remove(&number);
+                Err(error)
+            }
         }
     }
 
+    async fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let order = match signal {
+            Signal::Stop => Order::Terminate,
+            Signal::Kill => Order::KillCommand,
+        };
+        self.inner.control.send(&order, &[]).await.map_err(platform("signal the command"))
+    }
+
     async fn listen(&self, address: SocketAddr) -> Result<std::net::TcpListener, Error> {
-        let fail = |source| Error::Platform { step: format!("listen on {address} in the sandbox"), source };
-        match self.inner.ask(Order::Listen(address)).await? {
+        let fail = |source| platform(format!("listen on {address} in the sandbox"))(source);
+        match self.inner.ask(Order::Listen(address), &[]).await? {
             (Report::Listening, Some(listener)) => {
                 let listener = std::net::TcpListener::from(listener);
                 listener.set_nonblocking(true).map_err(fail)?;
@@ -503,9 +448,10 @@ impl Sandbox for Cell {
                 // Not frozen or ended already are as good.
                 self.inner.set_frozen(false).await.ok();
                 self.inner.control.send(&Order::Terminate, &[]).await.ok();
-                self.inner.exited().await
+                self.ended().await
             };
-            if let Ok(exit) = tokio::time::timeout(grace, asked).await {
+            let ended = tokio::time::timeout(grace, asked).await;
+            if let (Ok(exit), false) = (ended, self.inner.stays) {
                 return exit;
             }
         }
@@ -517,11 +463,18 @@ impl Sandbox for Cell {
         self.inner.exited().await
     }
 
+    async fn ended(&self) -> Exit {
+        match self.inner.stays {
+            true => told(self.inner.command.subscribe()).await,
+            false => self.inner.exited().await,
+        }
+    }
+
     async fn reclaim(&self) -> Result<u64, Error> {
         let before = self.inner.usage().memory;
-        let held = self.inner.leaf.held();
+        let leaf = self.inner.grip.leaf();
         // The kernel does it while we wait, page by page: not on the thread that serves calls.
-        let done = tokio::task::spawn_blocking(move || match held.as_ref().and_then(|leaf| leaf.get()) {
+        let done = tokio::task::spawn_blocking(move || match leaf {
             Some(leaf) => leaf.reclaim(),
             None => Err(io::ErrorKind::Unsupported.into()),
         });
@@ -530,9 +483,7 @@ impl Sandbox for Cell {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(Error::Unsupported(
                 "memory can be taken back only where a cgroup counts it, and from what lives".to_owned(),
             )),
-            Err(source) => {
-                Err(Error::Platform { step: "take memory back from the sandbox".to_owned(), source })
-            }
+            Err(source) => Err(platform("take memory back from the sandbox")(source)),
         }
     }
 

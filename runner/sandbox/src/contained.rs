@@ -23,11 +23,12 @@ use async_trait::async_trait;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::net::UnixListener;
 
-pub use cell::Container;
+pub use cell::receive;
 pub use program::Program;
 
-use crate::cell::Channel;
-use crate::wire::{Identity, Plan, RootPlan};
+use crate::channel::Channel;
+use crate::egress::Gate;
+use crate::wire::{Identity, Names, Plan, Program as Words, RootPlan};
 use crate::{Error, Network, Root, Spec, User};
 
 /// The last argument of a program that is to be the init of a container.
@@ -41,7 +42,7 @@ pub const OOM_SCORE: i32 = 400;
 /// Host ids for functions begin here, one for each live sandbox: beside those of native sandboxes, and as unassigned.
 const FIRST_USER: u32 = 2_000_000_000;
 /// How long an init that was started may take to come through its door.
-const ENTRY_LIMIT: Duration = Duration::from_secs(30);
+pub const ENTRY_LIMIT: Duration = Duration::from_secs(30);
 
 /// What holds one container, in the words of its engine.
 #[async_trait]
@@ -94,26 +95,31 @@ impl Door {
 #[derive(Default)]
 pub struct Users(Mutex<BTreeSet<u32>>);
 
-/// A user of the host that nobody else is, for as long as this lives.
+/// The user of the host that a function is: one that nobody else is for as long as this lives, or the one that its image names.
 pub struct Guest {
     users: Weak<Users>,
     number: u32,
     user: User,
+    asked: bool,
 }
 
 impl Users {
-    /// Under root a user of its own; else only our own can be it.
-    pub fn take(self: &Arc<Self>) -> Guest {
+    /// Under root the user that is asked for, or one of its own; else only our own can be it. Root is not given away: without a user
+    /// namespace it would be the host's.
+    pub fn take(self: &Arc<Self>, asked: Option<User>) -> Guest {
         if !rustix::process::geteuid().is_root() {
             let user =
                 User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-            return Guest { users: Weak::new(), number: 0, user };
+            return Guest { users: Weak::new(), number: 0, user, asked: false };
+        }
+        if let Some(user) = asked.filter(|user| user.uid != 0) {
+            return Guest { users: Weak::new(), number: 0, user, asked: true };
         }
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let number = (0..).find(|number| !taken.contains(number)).unwrap_or_default();
         taken.insert(number);
         let id = FIRST_USER + number;
-        Guest { users: Arc::downgrade(self), number, user: User { uid: id, gid: id } }
+        Guest { users: Arc::downgrade(self), number, user: User { uid: id, gid: id }, asked: false }
     }
 }
 
@@ -121,6 +127,11 @@ impl Guest {
     /// Who the function is, inside as outside: these engines give it no user namespace.
     pub fn user(&self) -> User {
         self.user
+    }
+
+    /// Of the groups that were asked for with a user, those that it gets: none where it is another.
+    pub fn groups(&self, asked: &[u32]) -> Vec<u32> {
+        asked.iter().copied().filter(|group| self.asked && *group != 0).collect()
     }
 }
 
@@ -132,29 +143,14 @@ impl Drop for Guest {
     }
 }
 
-/// What no engine of this kind can do.
-///
-/// # Errors
-/// [`Error::Unsupported`].
-pub fn check(spec: &Spec) -> Result<(), Error> {
-    crate::engine::check(spec)?;
-    if spec.network == Network::Egress {
-        return Err(Error::Unsupported(
-            "this driver has no filtered way out: use network none, or host where the function may reach all that the host does"
-                .to_owned(),
-        ));
-    }
-    if let Some(user) = spec.user {
-        return Err(Error::Unsupported(format!(
-            "this driver gives functions no user namespace, so user {} inside would be that user of the host: leave it out, or use the native driver",
-            user.uid
-        )));
-    }
-    Ok(())
-}
-
 /// The part of a [`Spec`] that is left for the init.
-pub fn plan(spec: &Spec, guest: &Guest) -> Plan {
+pub fn plan(spec: &Spec, guest: &Guest, gate: &Gate) -> Plan {
+    let names = || match (spec.network, gate.policy()) {
+        (Network::Egress, Some(policy)) => {
+            Names { resolver: policy.resolver(), ..crate::engine::names(&spec.id) }
+        }
+        _ => crate::engine::names(&spec.id),
+    };
     Plan {
         id: spec.id.clone(),
         root: match &spec.root {
@@ -162,8 +158,7 @@ pub fn plan(spec: &Spec, guest: &Guest) -> Plan {
             Root::Directory(directory) => RootPlan::Directory(directory.clone()),
         },
         writable_root: spec.writable_root,
-        command: spec.command.clone(),
-        env: spec.env.clone(),
+        program: Words { command: spec.command.clone(), env: spec.env.clone() },
         workdir: spec.workdir.clone(),
         tmp_size: spec.tmp_size,
         open_files: spec.open_files,
@@ -172,7 +167,10 @@ pub fn plan(spec: &Spec, guest: &Guest) -> Plan {
         shared: spec.shared.clone(),
         identity: Identity::Same,
         user: guest.user(),
-        names: (spec.network != Network::Host).then(|| crate::engine::names(&spec.id)),
+        groups: Vec::new(),
+        stop_signal: spec.stop_signal,
+        stays: spec.stays,
+        names: (spec.network != Network::Host).then(names),
         home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
     }
 }

@@ -1,7 +1,7 @@
 //! The `docker` driver: Docker Engine, or what speaks its API (Podman), over its Unix socket.
 //!
 //! For nodes that already run one. It is by far the slowest way to start a function, two hundred milliseconds against one or two, but
-//! not to call it: the container's first process is ours (see [`crate::contained`]), pipes and sockets lead to the function without the
+//! not to call it: the container's first process is ours (see `contained`), pipes and sockets lead to the function without the
 //! daemon in between, and freezing and counting go to the cgroup directly. The daemon is asked to create, to start and to remove.
 //!
 //! Roots are plain directories of the host, so runner and daemon must see the same files under the same paths. A container carries
@@ -26,15 +26,18 @@ use serde_json::{Value, json};
 use self::api::{Api, Content, escaped, refusal};
 use self::config::Parts;
 use self::skeleton::Layer;
+use crate::cell::Cell;
 use crate::cgroup::Leaf;
 use crate::contained::client::Client;
 use crate::contained::monitor::{self, Daemon, Setup};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{self, Container, Door, Guest, Holder, Program, Users};
+use crate::contained::{self, Door, ENTRY_LIMIT, Guest, Holder, Program, Users};
+use crate::egress::{self, Gate};
+use crate::engine::{check, within};
 use crate::init::mounts::normal;
 use crate::state::State;
 use crate::wire::Plan;
-use crate::{Description, Driver, Error, Root, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
 
 /// Labels of every container: whose it is.
 const RUNNER: &str = "stoker.runner";
@@ -56,6 +59,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Host directories and links that a function without an image sees, read-only.
     pub host_paths: Vec<PathBuf>,
+    /// What `network: egress` may reach.
+    pub egress: egress::Config,
 }
 
 impl Config {
@@ -68,6 +73,7 @@ impl Config {
             spawner: native.spawner,
             socket: PathBuf::from("/var/run/docker.sock"),
             host_paths: native.host_paths,
+            egress: native.egress,
         }
     }
 }
@@ -84,6 +90,7 @@ struct Engine {
     api: Api,
     program: Program,
     users: Arc<Users>,
+    gate: Gate,
     host_paths: Vec<PathBuf>,
     /// What every container carries.
     labels: BTreeMap<String, String>,
@@ -133,12 +140,14 @@ impl Docker {
                     api,
                     program,
                     users: Arc::default(),
+                    gate: Gate::new(&config.egress),
                     host_paths: config.host_paths,
                     labels,
                     next: AtomicU64::new(0),
                     images: tokio::sync::Mutex::default(),
                 });
-                Ok(Self { engine, description: describe(&about) })
+                let description = describe(&about, &engine.gate);
+                Ok(Self { engine, description })
             }
             Err(error) => {
                 // Nobody else is there to do it.
@@ -183,7 +192,7 @@ impl Docker {
     }
 }
 
-fn describe(about: &Value) -> Description {
+fn describe(about: &Value, gate: &Gate) -> Description {
     let says = |key: &str| about[key].as_bool().unwrap_or(true);
     let version = about["ServerVersion"].as_str().unwrap_or("of an unknown version");
     Description {
@@ -197,8 +206,9 @@ fn describe(about: &Value) -> Description {
         limits_cpu: says("CpuCfsQuota"),
         limits_pids: says("PidsLimit"),
         isolates_network: true,
-        reaches_out: false,
-        chooses_user: false,
+        reaches_out: gate.policy().is_some(),
+        chooses_user: rustix::process::geteuid().is_root(),
+        hides_root: false,
         sizes_roots: false,
     }
 }
@@ -210,12 +220,14 @@ impl Driver for Docker {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        contained::check(&spec)?;
+        check(&spec)?;
+        self.engine.gate.check(spec.network)?;
         // On a task of its own: a caller that gives up halfway must not leave half a container.
         let engine = Arc::clone(&self.engine);
         let made = tokio::spawn(async move { engine.build(spec).await });
-        let made = made.await.map_err(|error| platform("create the sandbox")(io::Error::other(error)))?;
-        made.map(|container| Box::new(container) as Box<dyn Sandbox>)
+        let gone = |error| platform("create the sandbox")(io::Error::other(error));
+        let made = async { made.await.map_err(gone)? };
+        within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
     }
 
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
@@ -229,22 +241,23 @@ impl Driver for Docker {
 }
 
 impl Engine {
-    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Container, Error> {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let out = spec.network == Network::Egress;
         let life = self.state.life();
         let incarnation = life.file_name().unwrap_or_default().to_string_lossy();
         let held = Arc::new(Held {
             name: format!("stoker-{incarnation}-{number}"),
             directory: life.join(format!("container-{number}")),
             door: self.state.sockets().join(format!("{number:x}")),
-            guest: self.users.take(),
+            guest: self.users.take(spec.user),
             grows: spec.writable_root && matches!(spec.root, Root::Directory(_)),
             engine: Arc::clone(self),
         });
         match self.launch(&held, spec).await {
             Ok((door, plan)) => {
-                let user = held.guest.user();
-                Container::receive(door, plan, user, held).await
+                let (user, way) = (held.guest.user(), self.gate.policy().filter(|_| out).cloned());
+                contained::receive(door, plan, user, way, held).await
             }
             Err(error) => {
                 held.remove().await;
@@ -255,7 +268,7 @@ impl Engine {
 
     /// Has the daemon start a container whose init comes to the door.
     async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: Spec) -> Result<(Door, Plan), Error> {
-        let plan = contained::plan(&spec, &held.guest);
+        let plan = contained::plan(&spec, &held.guest, &self.gate);
         let door = Door::open(&held.door).map_err(platform("open a door for the container"))?;
         let (maker, whole, wanted) = (Arc::clone(held), plan.clone(), spec.clone());
         // Files and directories: not on the thread that serves calls.
@@ -267,6 +280,7 @@ impl Engine {
             spec: &spec,
             view: &view,
             user: held.guest.user(),
+            groups: held.guest.groups(&spec.groups),
             image: &image,
             labels: self.labels.clone(),
             directory: &held.directory,

@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 pub use policy::{Config, Policy, Range};
 
+use crate::{Error, Network};
+
 /// What tunnels are made of.
 pub const DEVICE: &str = "/dev/net/tun";
 /// The function's address: of a block that is assigned to nobody and routed nowhere (RFC 7335), so it hides nothing.
@@ -25,6 +27,41 @@ pub const INSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
 pub const INSIDE_6: Ipv6Addr = Ipv6Addr::new(0xfd53, 0x746f, 0x6b65, 0, 0, 0, 0, 2);
 /// Large, since no wire carries it: fewer packets for the same bytes.
 pub const MTU: usize = 9000;
+
+/// What ways out of a driver's sandboxes lead to, or why there can be none.
+pub struct Gate(Result<Arc<Policy>, String>);
+
+impl Gate {
+    /// Tries whether this process may make tunnels.
+    pub fn new(config: &Config) -> Self {
+        let tried = std::fs::File::options().read(true).write(true).open(DEVICE);
+        let policy = tried.and_then(|_| Policy::new(config)).map(Arc::new);
+        Self(policy.map_err(|error| error.to_string()))
+    }
+
+    /// What may be reached.
+    pub fn policy(&self) -> Option<&Arc<Policy>> {
+        self.0.as_ref().ok()
+    }
+
+    /// Why there is no way out.
+    pub fn closed(&self) -> Option<&str> {
+        self.0.as_ref().err().map(String::as_str)
+    }
+
+    /// Whether a sandbox can have what it asks for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], with what would help.
+    pub fn check(&self, asked: Network) -> Result<(), Error> {
+        match (asked, &self.0) {
+            (Network::Egress, Err(why)) => Err(Error::Unsupported(format!(
+                "network egress needs {DEVICE}, which the runner cannot use here ({why}): give it to the runner, or use network none, or host where the function may reach all that the host does",
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// The runner's end of one sandbox's tunnel, while it lives.
 pub struct Way(tokio::task::JoinHandle<()>);

@@ -3,22 +3,29 @@
 //! A **blank** is an init that waits for its plan: cloned, in its cgroups, with its network namespace. None of that
 //! depends on the function, and it is the slow half of a creation, so a few are kept ready.
 
+mod holdings;
+
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::cell::{self, Cell, Channel};
-use crate::cgroup::{Base, Controller, Leaf, Limits};
+use self::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
+use crate::cell::{Cell, Making};
+use crate::cgroup::{Base, Controller, Limits};
+use crate::channel::Channel;
 use crate::egress::Policy;
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
-use crate::wire::{Begin, INSIDE, Identity, Names, NetworkPlan, Order, Plan, RootPlan, Setup};
-use crate::{Error, Network, Root, Sandbox, Shared, Spec, User};
+use crate::wire::{
+    Begin, IMAGE_IDS, INSIDE, Identity, Names, NetworkPlan, Order, Plan, Program, RootPlan, Setup,
+};
+use crate::{Error, Network, Root, Sandbox, Spec, User};
 
 /// How an engine makes sandboxes.
 pub struct Flavour {
@@ -75,68 +82,6 @@ impl Blanks {
         match network {
             NetworkPlan::Tunnel { .. } => &mut self.reaching,
             NetworkPlan::Own | NetworkPlan::Host => &mut self.closed,
-        }
-    }
-}
-
-/// A leaf that is removed when it is dropped, if not before.
-pub struct CellLeaf {
-    leaf: Option<Leaf>,
-    cleared: AtomicBool,
-}
-
-impl CellLeaf {
-    pub fn new(leaf: Option<Leaf>) -> Self {
-        Self { leaf, cleared: AtomicBool::new(false) }
-    }
-
-    pub fn get(&self) -> Option<&Leaf> {
-        self.leaf.as_ref()
-    }
-
-    /// Kills what is in it and removes it. May take some milliseconds.
-    pub fn clear(&self) {
-        let Some(leaf) = &self.leaf else { return };
-        if !self.cleared.swap(true, Ordering::AcqRel) {
-            clear(leaf);
-        }
-    }
-}
-
-fn clear(leaf: &Leaf) {
-    for directory in leaf.directories() {
-        if let Err(error) = crate::cgroup::remove_tree(&directory) {
-            tracing::warn!(directory = %directory.display(), %error, "a cgroup could not be removed");
-        }
-    }
-}
-
-impl Drop for CellLeaf {
-    fn drop(&mut self) {
-        let Some(leaf) = self.leaf.take().filter(|_| !*self.cleared.get_mut()) else { return };
-        let clear = move || {
-            leaf.kill();
-            clear(&leaf);
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn_blocking(clear);
-            }
-            Err(_) => clear(),
-        }
-    }
-}
-
-/// A user id that is given back when it is dropped.
-pub struct Slot {
-    engine: Weak<Engine>,
-    number: u32,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        if let Some(engine) = self.engine.upgrade() {
-            engine.slots.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
         }
     }
 }
@@ -234,11 +179,14 @@ impl Engine {
             drop(sender.send(made));
             engine.refill();
         });
-        let made = receiver.await.map_err(|error| Error::Platform {
-            step: "create the sandbox".to_owned(),
-            source: std::io::Error::other(error),
-        })?;
-        made.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+        let made = async {
+            let gone = |error| Error::Platform {
+                step: "create the sandbox".to_owned(),
+                source: std::io::Error::other(error),
+            };
+            receiver.await.map_err(gone)?
+        };
+        within(LIMIT, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
     }
 
     async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
@@ -293,8 +241,7 @@ impl Engine {
                 Root::Directory(directory) => RootPlan::Directory(directory),
             },
             writable_root: spec.writable_root,
-            command: spec.command,
-            env: spec.env,
+            program: Program { command: spec.command, env: spec.env },
             workdir: spec.workdir,
             tmp_size: spec.tmp_size,
             open_files: spec.open_files,
@@ -304,15 +251,30 @@ impl Engine {
             shared: spec.shared.clone().filter(|_| self.flavour.isolate),
             identity,
             user,
+            // Those that the user namespace knows; without one of its own, nobody can give groups away.
+            groups: match identity {
+                Identity::Mapped { .. } => {
+                    spec.groups.into_iter().filter(|group| *group < IMAGE_IDS).collect()
+                }
+                _ => Vec::new(),
+            },
+            stop_signal: spec.stop_signal,
+            stays: spec.stays,
             names: (spec.network != Network::Host).then(|| self.names(&spec.id, network)),
             home: self.home.clone(),
         };
-        let holdings = cell::Holdings { leaf: blank.leaf, _slot: slot, directory: host_shared };
-        let inside = match &holdings.directory {
-            Some(directory) => Some(directory.path.clone()),
-            None => plan.shared.clone(),
+        let mut directory = host_shared;
+        let inside = plan.shared.clone();
+        let shared = directory.as_mut().and_then(HostDirectory::shared);
+        let Blank { control, init, leaf } = blank;
+        let Init { pidfd, orphaned, parent } = init;
+        let holdings = Holdings { _slot: slot, _directory: directory };
+        let grip = Arc::new(Own::new(self, leaf, holdings, orphaned, parent));
+        let owner = match identity {
+            Identity::Mapped { user, .. } | Identity::Plain(user) => Some(User { uid: user, gid: user }),
+            Identity::Inside | Identity::Renamed | Identity::Same => None,
         };
-        Cell::build(spec.id, plan, inside, blank.control, blank.init, holdings, self).await
+        Cell::build(Making { plan, inside, shared, control, pidfd, grip, owner }).await
     }
 
     /// Clones an init and lets it do what does not depend on the function.
@@ -335,12 +297,15 @@ impl Engine {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(|error| fail("make a socket pair")(error.into()))?;
         let control = Channel::new(ours).map_err(fail("make a socket pair"))?;
-        let init = self.client.clone_init(theirs, leaf.get().and_then(Leaf::handle).map(AsFd::as_fd)).await?;
+        let init = self
+            .client
+            .clone_init(theirs, leaf.get().and_then(|leaf| leaf.handle()).map(AsFd::as_fd))
+            .await?;
         let own_ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let begin = Begin {
             isolate: self.flavour.isolate,
             rootless: (self.flavour.isolate && self.flavour.rootless).then_some(own_ids),
-            attach: leaf.get().map(Leaf::attach).unwrap_or_default(),
+            attach: leaf.get().map(|leaf| leaf.attach()).unwrap_or_default(),
             network,
         };
         control.send(&Order::Begin(begin), &[]).await.map_err(fail("instruct the sandbox's init"))?;
@@ -419,25 +384,16 @@ impl Engine {
     }
 }
 
-/// A shared directory on the host, removed with its sandbox.
-pub struct HostDirectory {
-    parent: PathBuf,
-    path: PathBuf,
-    handle: Option<OwnedFd>,
-}
+/// A sandbox is made in milliseconds; on a machine that is very busy, in a second or two. After this somebody stands still.
+const LIMIT: Duration = Duration::from_secs(20);
 
-impl HostDirectory {
-    /// The two sides' view of it. Once.
-    pub fn shared(&mut self) -> Option<Shared> {
-        self.handle.take().map(|directory| Shared { directory, inside: self.path.clone() })
-    }
-}
-
-impl Drop for HostDirectory {
-    fn drop(&mut self) {
-        // What a function left in it may be much or gone; the next start collects what remains.
-        std::fs::remove_dir_all(&self.parent).ok();
-    }
+/// What is not made in time is not waited for. What is made after all is dropped, which ends it.
+pub async fn within<T>(limit: Duration, made: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(limit, made).await.unwrap_or_else(|_| {
+        let text = format!("not done after {limit:?}: who makes it may stand still");
+        let source = std::io::Error::new(std::io::ErrorKind::TimedOut, text);
+        Err(Error::Platform { step: "create the sandbox".to_owned(), source })
+    })
 }
 
 /// Who a function is inside, if nobody says so.
@@ -468,6 +424,9 @@ pub fn check(spec: &Spec) -> Result<(), Error> {
         // The number that means "nobody in particular" to the kernel.
         return Err(Error::Function(format!("{}:{} cannot be a user and a group", user.uid, user.gid)));
     }
+    if !(1..=64).contains(&spec.stop_signal) {
+        return Err(Error::Function(format!("{} is not the number of a signal", spec.stop_signal)));
+    }
     if !spec.workdir.is_absolute() {
         return Err(Error::Function(format!(
             "the work directory {} is not an absolute path",
@@ -479,4 +438,16 @@ pub fn check(spec: &Spec) -> Result<(), Error> {
         return Err(Error::Function(format!("{} is not UTF-8", path.display())));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever() {
+        let made = within::<()>(Duration::ZERO, std::future::pending()).await;
+        assert!(matches!(made, Err(Error::Platform { .. })), "{made:?}");
+        within(LIMIT, async { Ok(()) }).await.unwrap();
+    }
 }

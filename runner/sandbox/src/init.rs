@@ -10,21 +10,25 @@
 //! that user namespace to show an image's files by; then drop everything, and only then set the parent's death signal, which a change of user clears.
 
 pub mod contained;
+mod family;
 mod launch;
 pub mod mounts;
 pub mod processes;
 mod seccomp;
-mod tunnel;
+mod stem;
+pub mod tunnel;
 
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process};
+use rustix::process::{Pid, Signal};
 
+use self::family::Family;
+use self::stem::Stem;
 use crate::User;
 use crate::spawner::server::{ALIVE, CONTROL};
 use crate::sys::{self, Side};
@@ -34,7 +38,7 @@ use crate::wire::{
 
 /// Open files that a function locks in memory, at most. Enough for a TLS library that protects its keys.
 pub const LOCKED_MEMORY: u64 = 8 << 20;
-/// What a function may allocate over its memory limit where only [`Watch`] counts: room for what is mapped but not used.
+/// What a function may allocate over its memory limit where only the runner itself counts: room for what is mapped but not used.
 const DATA_SLACK: u64 = 1 << 30;
 
 /// Runs as the init of a sandbox. In the cloned child, descriptors in place.
@@ -62,16 +66,8 @@ struct Cloned {
     opener: OwnedFd,
     /// Its user namespace, where it has its own.
     users: Option<OwnedFd>,
-}
-
-/// A built sandbox with its function's process.
-struct Family {
-    child: Pid,
-    isolate: bool,
-    signals: OwnedFd,
-    watch: Option<Watch>,
-    stopped: bool,
-    out_of_memory: bool,
+    /// The way to it where it is no more than the stem of the function's processes.
+    stem: Option<OwnedFd>,
 }
 
 impl Init {
@@ -80,22 +76,13 @@ impl Init {
         let Some(Order::Begin(begin)) = self.next()? else { return Ok(()) };
         let tunnel = begin_ahead(&begin)?;
         let Some(Order::Build(plan)) = self.next()? else { return Ok(()) };
-        let mut descriptors = || {
-            self.inbox.descriptor().ok_or(Failure {
-                function: false,
-                step: "receive the function's pipes".to_owned(),
-                errno: libc::EBADMSG,
-            })
-        };
-        let stdio = [descriptors()?, descriptors()?, descriptors()?];
-        let launch = descriptors()?;
-
+        let pipes = self.pipes()?;
         if begin.isolate {
             mounts::cut_off()?;
         }
         let filter = begin.isolate.then(seccomp::filter);
-        let Cloned { child, opener, users } =
-            self.clone_function(&begin, &plan, stdio, launch, filter.as_deref())?;
+        let Cloned { child, opener, users, stem } =
+            self.clone_function(&begin, &plan, pipes, filter.as_deref())?;
         let mut shared = None;
         if begin.isolate {
             shared = mounts::build(&plan, users.as_ref())?;
@@ -122,16 +109,22 @@ impl Init {
         wire::send_frame(self.control.as_fd(), &Report::Built, &descriptors)
             .step(|| "report to the runner".to_owned())?;
         drop(shared);
-        let mut family = Family {
-            child,
-            isolate: begin.isolate,
-            signals,
-            watch: plan.watch_memory.map(Watch::new),
-            stopped: false,
-            out_of_memory: false,
-        };
+        let stem = stem.map(|socket| Stem::new(child, socket));
+        let mut family = Family::new(child, stem, begin.isolate, signals, &plan)?;
         drop(plan);
         self.look_after(&mut family)
+    }
+
+    /// The pipes of a process to be, and the stream by which it is started.
+    fn pipes(&mut self) -> Result<[OwnedFd; 4], Failure> {
+        let mut descriptor = || {
+            self.inbox.descriptor().ok_or(Failure {
+                function: false,
+                step: "receive the function's pipes".to_owned(),
+                errno: libc::EBADMSG,
+            })
+        };
+        Ok([descriptor()?, descriptor()?, descriptor()?, descriptor()?])
     }
 
     /// The next order, or nothing when runner or spawner are gone.
@@ -183,37 +176,33 @@ impl Init {
         &self,
         begin: &Begin,
         plan: &Plan,
-        stdio: [OwnedFd; 3],
-        launch: OwnedFd,
+        pipes: [OwnedFd; 4],
         filter: Option<&[libc::sock_filter]>,
     ) -> Result<Cloned, Failure> {
         let step = || "clone the function's process".to_owned();
         let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
-        if let Identity::Mapped { user, .. } | Identity::Plain(user) = plan.identity {
-            // Its ends of the pipes would else be the runner's user's, and /dev/stdout closed to it.
-            own(&stdio, user)?;
-        }
+        let (ours, theirs) = stem::sockets(plan).step(step)?.unzip();
         let maps = plan.identity.maps(plan.user);
         let namespaces = if maps.is_some() { libc::CLONE_NEWUSER } else { 0 };
         match sys::clone(namespaces, None).step(step)? {
             Side::Child => {
-                drop(opener);
-                launch::run(plan, begin.isolate, stdio, &launch, &gate, filter)
+                drop((opener, ours));
+                launch::run(plan, begin.isolate, pipes, &gate, theirs, filter)
             }
             Side::Parent { pid, pidfd } => {
-                drop(gate);
+                drop((gate, theirs));
                 let users = maps.map(|maps| user_namespace(&pidfd, &maps)).transpose()?;
-                Ok(Cloned { child: pid, opener, users })
+                Ok(Cloned { child: pid, opener, users, stem: ours })
             }
         }
     }
 
-    /// Until the function, the runner or the spawner ends.
+    /// Until the runner or the spawner ends, or the function where the sandbox does not stay.
     fn look_after(&mut self, family: &mut Family) -> Result<(), Failure> {
         let mut wait = Duration::ZERO;
         loop {
-            let limit = family.watch.as_ref().filter(|_| !family.stopped).map(|_| wait);
-            let (control, alive, signal) = self.ready(Some(&family.signals), limit)?;
+            let limit = family.watches().then_some(wait);
+            let (control, alive, signal) = self.ready(Some(family.signals()), limit)?;
             if !alive || (control && !self.fill()?) {
                 if !alive {
                     // The runner may be gone, too.
@@ -223,48 +212,44 @@ impl Init {
                 return Ok(());
             }
             if signal {
-                while let Some(signal) = sys::next_signal(family.signals.as_fd()) {
-                    if signal != libc::SIGCHLD {
-                        family.terminate();
+                for report in family.hear() {
+                    let last = matches!(report, Report::Ended(_));
+                    wire::send_frame(self.control.as_fd(), &report, &[])
+                        .step(|| "report an end".to_owned())?;
+                    if last {
+                        return Ok(());
                     }
-                }
-                if let Some(status) = family.reap() {
-                    family.finish();
-                    let ended = Report::Ended {
-                        code: status.exit_status(),
-                        signal: status.terminating_signal(),
-                        out_of_memory: family.out_of_memory,
-                        peak: family.watch.as_ref().map_or(0, |watch| watch.highest),
-                    };
-                    return wire::send_frame(self.control.as_fd(), &ended, &[])
-                        .step(|| "report the end".to_owned());
                 }
             }
             while let Some(order) = self.inbox.take().step(|| "understand the runner".to_owned())? {
                 self.obey(order, family)?;
             }
-            if let Some(watch) = family.watch.as_mut().filter(|_| !family.stopped) {
-                wait = watch.look(family.isolate);
-                if wait.is_zero() {
-                    family.out_of_memory = true;
-                    family.kill();
-                    wait = Duration::from_secs(1);
-                }
+            if family.is_over() {
+                return Ok(());
+            }
+            if family.watches() {
+                wait = family.look();
             }
         }
     }
 
-    fn obey(&self, order: Order, family: &mut Family) -> Result<(), Failure> {
+    fn obey(&mut self, order: Order, family: &mut Family) -> Result<(), Failure> {
         let mut listener = None;
         let report = match order {
             Order::Terminate => {
                 family.terminate();
                 return Ok(());
             }
-            Order::Kill => {
-                family.kill();
+            Order::KillCommand => {
+                family.kill_command();
                 return Ok(());
             }
+            Order::Kill => {
+                family.end();
+                return Ok(());
+            }
+            Order::Again => made(family.again(self.pipes()?)),
+            Order::Spawn { number, program } => made(family.spawn(number, program, self.pipes()?)),
             Order::Stop => {
                 family.stop();
                 Report::Stopped
@@ -294,115 +279,10 @@ impl Init {
     }
 }
 
-impl Family {
-    fn terminate(&self) {
-        // Gone already is as good.
-        kill_process(self.child, Signal::TERM).ok();
-    }
-
-    fn kill(&self) {
-        if self.isolate {
-            sys::kill_all(libc::SIGKILL).ok();
-            return;
-        }
-        for process in processes::descendants() {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                kill_process(pid, Signal::KILL).ok();
-            }
-        }
-    }
-
-    /// Reaps everything that ended; the function's status if it is among it.
-    fn reap(&self) -> Option<WaitStatus> {
-        let mut ended = None;
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-            if pid == self.child {
-                ended = Some(status);
-            }
-        }
-        ended
-    }
-
-    /// After the function: the kernel ends a pid namespace with its init; plain processes are hunted down, each round
-    /// moving the orphans of the last one up to us.
-    fn finish(&self) {
-        if self.isolate {
-            return;
-        }
-        loop {
-            self.kill();
-            match rustix::process::wait(WaitOptions::empty()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Stops everything and returns once it stands still. Without a cgroup: by signal, repeated until no process is left
-    /// that runs, since a fork may be under way.
-    fn stop(&mut self) {
-        self.stopped = true;
-        loop {
-            let running: Vec<_> =
-                processes::members(self.isolate).into_iter().filter(processes::Process::runs).collect();
-            if running.is_empty() {
-                return;
-            }
-            if self.isolate {
-                sys::kill_all(libc::SIGSTOP).ok();
-            } else {
-                for process in running {
-                    if let Some(pid) = Pid::from_raw(process.pid) {
-                        kill_process(pid, Signal::STOP).ok();
-                    }
-                }
-            }
-            // A process in the kernel stops when it comes back from there: look again in a moment.
-            let moment = Timespec { tv_sec: 0, tv_nsec: 100_000 };
-            poll(&mut [], Some(&moment)).ok();
-        }
-    }
-
-    fn proceed(&mut self) {
-        self.stopped = false;
-        if self.isolate {
-            sys::kill_all(libc::SIGCONT).ok();
-            return;
-        }
-        for process in processes::descendants() {
-            if let Some(pid) = Pid::from_raw(process.pid) {
-                kill_process(pid, Signal::CONT).ok();
-            }
-        }
-    }
-}
-
-/// Counts memory where no cgroup does, often enough that a fast allocation cannot get far.
-struct Watch {
-    limit: u64,
-    /// The most that was seen.
-    highest: u64,
-    last: Instant,
-}
-
-impl Watch {
-    /// A process may touch about this much new memory in a second.
-    const RATE: u64 = 2 << 30;
-    const SHORTEST: Duration = Duration::from_millis(10);
-    const LONGEST: Duration = Duration::from_millis(500);
-
-    fn new(limit: u64) -> Self {
-        Self { limit, highest: 0, last: Instant::now() }
-    }
-
-    /// When to look again; zero when the limit is passed.
-    fn look(&mut self, isolate: bool) -> Duration {
-        self.last = Instant::now();
-        let used: u64 =
-            processes::members(isolate).iter().map(|process| processes::private_memory(process.pid)).sum();
-        self.highest = self.highest.max(used);
-        let Some(left) = self.limit.checked_sub(used) else { return Duration::ZERO };
-        Duration::from_millis(left * 1000 / Self::RATE).clamp(Self::SHORTEST, Self::LONGEST)
+fn made(done: Result<(), Failure>) -> Report {
+    match done {
+        Ok(()) => Report::Made,
+        Err(failure) => Report::Refused(failure),
     }
 }
 
@@ -463,34 +343,25 @@ fn die_with_parent() -> Result<(), Failure> {
         .step(|| "ask for a death signal".to_owned())
 }
 
-fn own(stdio: &[OwnedFd; 3], user: u32) -> Result<(), Failure> {
-    for pipe in stdio {
-        rustix::fs::fchown(
-            pipe,
-            Some(rustix::fs::Uid::from_raw(user)),
-            Some(rustix::fs::Gid::from_raw(user)),
-        )
-        .step(|| "give the function its pipes".to_owned())?;
-    }
-    Ok(())
-}
-
 /// Becomes as powerless as the function.
 fn drop_privileges(identity: Identity, filter: &[libc::sock_filter]) -> Result<(), Failure> {
     // Paths that were open for the build must not stay reachable.
     sys::close_from_on_exec(ALIVE as u32 + 1);
     sys::close_capabilities();
     match identity {
-        Identity::Mapped { user, .. } | Identity::Plain(user) => become_user(User { uid: user, gid: user })?,
+        Identity::Mapped { user, .. } | Identity::Plain(user) => {
+            become_user(User { uid: user, gid: user }, &[])?;
+        }
         Identity::Inside | Identity::Renamed | Identity::Same => {}
     }
     seal(filter)
 }
 
 /// Changes user and groups for good.
-fn become_user(user: User) -> Result<(), Failure> {
+fn become_user(user: User, groups: &[u32]) -> Result<(), Failure> {
     use rustix::process::{Gid, Uid};
-    rustix::thread::set_thread_groups(&[]).step(|| "drop supplementary groups".to_owned())?;
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    rustix::thread::set_thread_groups(&groups).step(|| "change the supplementary groups".to_owned())?;
     let (user, group) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_res_gid(group, group, group).step(|| "change the group".to_owned())?;
     rustix::thread::set_thread_res_uid(user, user, user).step(|| "change the user".to_owned())

@@ -5,8 +5,8 @@
 //! passes the suite in [`conformance`].
 //!
 //! The life of a sandbox is `create` (everything is in place, the process is parked just before its `exec`) →
-//! `start` (the last environment variables arrive, the command runs) → `wait`. Dropping a sandbox kills what is left
-//! of it and frees what it held; nothing outlives the runner.
+//! `start` (the last environment variables arrive, the command runs) → `wait`. One that [stays](Spec::stays) when its command
+//! ends can be started again. Dropping a sandbox kills what is left of it and frees what it held; nothing outlives the runner.
 
 pub mod conformance;
 pub mod docker;
@@ -19,6 +19,7 @@ pub mod spawner;
 
 mod cell;
 mod cgroup;
+mod channel;
 mod contained;
 mod engine;
 mod init;
@@ -32,6 +33,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::oneshot;
 
 /// What a driver is, and what it can do on this machine. Printed at start-up, so that nobody has to guess.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +56,10 @@ pub struct Description {
     pub isolates_network: bool,
     /// `network: egress` works.
     pub reaches_out: bool,
-    /// [`Spec::user`] is honoured.
+    /// [`Spec::user`] is honoured, root but where it is [hidden](Self::hides_root) left out: that is an ordinary user.
     pub chooses_user: bool,
+    /// Whoever a function is inside, root among them, is somebody else to the host.
+    pub hides_root: bool,
     /// What is written to a root is bounded by [`Spec::tmp_size`], where [`Spec::writable_root`] allows it.
     pub sizes_roots: bool,
 }
@@ -101,8 +105,10 @@ pub struct Spec {
     /// The environment, complete but for what [`Sandbox::start`] adds.
     pub env: Vec<(String, String)>,
     /// Who the command is inside, as an image says; absent, an ordinary user. Root inside (0) is a user without any privilege
-    /// to the host, as every other.
+    /// to the host, as every other. See [`Description::chooses_user`].
     pub user: Option<User>,
+    /// Further groups of it, where [`Description::chooses_user`] and the runner may give groups away.
+    pub groups: Vec<u32>,
     /// Where the command starts. With [`Root::Host`] the host's directory of that path is visible (read-only) even when a
     /// parent of it is closed to the function's user.
     pub workdir: PathBuf,
@@ -120,6 +126,38 @@ pub struct Spec {
     pub network: Network,
     /// A directory inside (say `/tmp/iofs`) that the function may write to and the runner can look into.
     pub shared: Option<PathBuf>,
+    /// The number of the signal that asks the command to end.
+    pub stop_signal: i32,
+    /// It does not end with its command: that can be [started again](Sandbox::clear), and have [companions](Sandbox::spawn).
+    pub stays: bool,
+}
+
+/// What [`Spec::stop_signal`] is where nobody says otherwise.
+pub const SIGTERM: i32 = libc::SIGTERM;
+
+/// A program to run beside the command of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Companion {
+    /// Program and arguments; the program is looked up in the `PATH` of `env` when it has no slash.
+    pub command: Vec<String>,
+    /// Its whole environment.
+    pub env: Vec<(String, String)>,
+}
+
+/// A [`Companion`] that was started.
+#[derive(Debug)]
+pub struct Process {
+    pub stdio: Stdio,
+    /// How it ended; closed without a word when its sandbox was cleared or is gone.
+    pub ended: oneshot::Receiver<ExitCause>,
+}
+
+/// What is said to the command's process alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// [`Spec::stop_signal`].
+    Stop,
+    Kill,
 }
 
 /// The directory of [`Spec::shared`], seen from both sides.
@@ -217,11 +255,39 @@ pub trait Sandbox: Send + Sync {
     /// The shared directory, where one was asked for.
     fn shared(&self) -> Option<&Shared>;
 
-    /// Runs the command, with `env` added to the environment of the spec (later entries win). Once.
+    /// Runs the command, with `env` added to the environment of the spec (later entries win). Once, and once more after each
+    /// [`Sandbox::clear`].
     ///
     /// # Errors
     /// [`Error::Function`] when the command cannot be executed.
     async fn start(&self, env: Vec<(String, String)>) -> Result<Stdio, Error>;
+
+    /// Kills every process in it, thawing what is frozen, and returns when none is left: then it can be [started](Sandbox::start)
+    /// again. Namespaces, limits, listeners and whatever was written stay. One that fails should be dropped.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for one that does not [stay](Spec::stays); [`Error::Function`] when the function has killed what it
+    /// would be started by.
+    async fn clear(&self) -> Result<(), Error> {
+        Err(Error::Unsupported("this sandbox cannot be started again".to_owned()))
+    }
+
+    /// Runs another program beside the command, before or after the start. It ends with the sandbox, or when that is cleared.
+    ///
+    /// # Errors
+    /// As [`Sandbox::clear`]; [`Error::Function`] when the program cannot be executed.
+    async fn spawn(&self, _companion: Companion) -> Result<Process, Error> {
+        Err(Error::Unsupported("nothing can run beside the command of this sandbox".to_owned()))
+    }
+
+    /// Sends a signal to the command's process, and to nothing that it started or that runs beside it. One that has ended hears
+    /// nothing, and that is no error.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when the sandbox has ended; [`Error::Unsupported`].
+    async fn signal(&self, signal: Signal) -> Result<(), Error> {
+        Err(Error::Unsupported(format!("this driver cannot say {signal:?} to the command alone")))
+    }
 
     /// Binds a TCP listener where the function can reach it: in its network namespace, where it has one, so that every
     /// sandbox has all ports to itself (else on the host: ask for port 0). Non-blocking. Before [`Sandbox::start`], or while it runs.
@@ -238,12 +304,17 @@ pub trait Sandbox: Send + Sync {
     /// Undoes [`Sandbox::freeze`].
     async fn thaw(&self) -> Result<(), Error>;
 
-    /// Asks with SIGTERM, kills all of it after `grace` (at once when zero), and returns when it is gone. A frozen one is
-    /// thawed first where there is a grace.
+    /// Asks with [`Spec::stop_signal`], kills all of it after `grace` (at once when zero), and returns when it is gone. A frozen one
+    /// is thawed first where there is a grace.
     async fn stop(&self, grace: Duration) -> Exit;
 
     /// Waits until it is gone. Any number of callers, at any time.
     async fn wait(&self) -> Exit;
+
+    /// Waits until the command that was started last has ended: for one that does not [stay](Spec::stays), until it is gone.
+    async fn ended(&self) -> Exit {
+        self.wait().await
+    }
 
     /// Gives memory that it has not used of late back to the machine, as far as the kernel can: for a frozen one, when others need
     /// it. What it needs again is read or made again. Returns how much less it holds, in bytes.

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::cgroup::{Base, Controller};
+use crate::egress::{self, Gate};
 use crate::engine::{Engine, Flavour};
-use crate::{Description, Driver, Error, Network, Sandbox, Spec, egress, spawner};
+use crate::{Description, Driver, Error, Sandbox, Spec, spawner};
 
 /// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
 const UNASSIGNED: u32 = 1_900_000_000;
@@ -73,8 +74,7 @@ impl Config {
 pub struct Native {
     engine: Arc<Engine>,
     description: Description,
-    /// Why there is no way out, if there is none.
-    closed: Option<String>,
+    gate: Gate,
 }
 
 impl Native {
@@ -101,10 +101,7 @@ impl Native {
             ));
         }
         let user_namespace = user_namespace && (config.user_namespaces || !root);
-        let (egress, closed) = match way_out(&config.egress) {
-            Ok(policy) => (Some(Arc::new(policy)), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
+        let gate = Gate::new(&config.egress);
         let flavour = Flavour {
             driver: "native",
             isolate: true,
@@ -114,7 +111,7 @@ impl Native {
             others: OTHERS,
             host_paths: config.host_paths,
             spares: config.spares,
-            egress,
+            egress: gate.policy().cloned(),
         };
         let engine = Engine::start(
             flavour,
@@ -124,9 +121,9 @@ impl Native {
             config.spawner,
         )
         .await?;
-        let description = describe(root, user_namespace, closed.as_deref(), &engine.base);
+        let description = describe(root, user_namespace, gate.closed(), &engine.base);
         engine.refill();
-        Ok(Self { engine, description, closed })
+        Ok(Self { engine, description, gate })
     }
 
     /// The spawner's process id, for whoever watches or tests it.
@@ -140,12 +137,6 @@ fn first_user(name: &str) -> u32 {
     let hash =
         name.bytes().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(16_777_619));
     UNASSIGNED + hash % 4096 * USERS
-}
-
-/// What a way out may lead to, if there can be one.
-fn way_out(config: &egress::Config) -> std::io::Result<egress::Policy> {
-    std::fs::File::options().read(true).write(true).open(egress::DEVICE)?;
-    egress::Policy::new(config)
 }
 
 fn describe(root: bool, user_namespace: bool, closed: Option<&str>, base: &Base) -> Description {
@@ -190,6 +181,7 @@ fn describe(root: bool, user_namespace: bool, closed: Option<&str>, base: &Base)
         isolates_network: true,
         reaches_out: closed.is_none(),
         chooses_user: user_namespace,
+        hides_root: user_namespace,
         sizes_roots: true,
     }
 }
@@ -201,12 +193,7 @@ impl Driver for Native {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        if let (Network::Egress, Some(why)) = (spec.network, &self.closed) {
-            return Err(Error::Unsupported(format!(
-                "network egress needs {}, which the runner cannot use here ({why}): give it to the runner, or use network none, or host where the function may reach all that the host does",
-                egress::DEVICE
-            )));
-        }
+        self.gate.check(spec.network)?;
         self.engine.create(spec).await
     }
 

@@ -1,19 +1,19 @@
 //! The `oci` driver: any OCI runtime of the machine (crun, runc, youki), by its command line.
 //!
 //! For sites that want a standard runtime, or one of their own, between functions and the host. Every sandbox is a bundle in the
-//! driver's state directory; a small process, the [monitor], runs the runtime's commands and ends everything when the runner goes.
-//! The container's first process is ours (see [`crate::contained`]), so a function is parked, started, told its late environment
+//! driver's state directory; a small process, the monitor, runs the runtime's commands and ends everything when the runner goes.
+//! The container's first process is ours (see `contained`), so a function is parked, started, told its late environment
 //! and watched as in a native sandbox; freezing and counting go to the cgroup directly, without the runtime.
 //!
-//! A function is a user of the host's that nobody else is, without a user namespace. Needs root, and a runtime that shares the host's
+//! A function is the user of the host's that its image names, else one that nobody else is, without a user namespace. Needs root, and a runtime that shares the host's
 //! kernel: sockets and pipes are handed into the container. Runtimes that put a container into a machine of its own (gVisor's runsc,
 //! Kata) take neither.
 
 mod config;
 pub(crate) mod runtime;
 
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,15 +23,18 @@ use rustix::process::Pid;
 
 use self::config::Parts;
 use self::runtime::{Command, Layers, Record};
+use crate::cell::Cell;
 use crate::cgroup::{self, Base};
 use crate::contained::client::Client;
 use crate::contained::monitor::{self, Setup};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{self, Container, Door, Guest, Holder, Program, Users};
+use crate::contained::{self, Door, ENTRY_LIMIT, Guest, Holder, Program, Users};
+use crate::egress::{self, Gate};
+use crate::engine::{check, within};
 use crate::init::mounts::normal;
 use crate::state::State;
 use crate::wire::Plan;
-use crate::{Description, Driver, Error, Root, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
 
 /// Runtimes that are looked for, the fastest first.
 const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
@@ -55,6 +58,8 @@ pub struct Config {
     pub cgroup_parent: Option<PathBuf>,
     /// Host directories and links that a function without an image sees, read-only.
     pub host_paths: Vec<PathBuf>,
+    /// What `network: egress` may reach.
+    pub egress: egress::Config,
 }
 
 impl Config {
@@ -68,6 +73,7 @@ impl Config {
             runtime: None,
             cgroup_parent: None,
             host_paths: native.host_paths,
+            egress: native.egress,
         }
     }
 }
@@ -83,6 +89,7 @@ struct Engine {
     client: Client,
     program: Program,
     users: Arc<Users>,
+    gate: Gate,
     host_paths: Vec<PathBuf>,
     /// The path of our cgroup, as the runtime is told it.
     cgroup: PathBuf,
@@ -120,13 +127,14 @@ impl Oci {
                     client,
                     program,
                     users: Arc::default(),
+                    gate: Gate::new(&config.egress),
                     host_paths: config.host_paths,
                     swap: accounts_for_swap(&cgroups),
                     cgroup,
                     next: AtomicU64::new(0),
                     state,
                 });
-                let description = describe(&runtime, &base);
+                let description = describe(&runtime, &base, &engine.gate);
                 Ok(Self { engine, description })
             }
             Err(error) => {
@@ -200,7 +208,7 @@ fn accounts_for_swap(cgroups: &[PathBuf]) -> bool {
     cgroups.iter().any(|directory| files.iter().any(|file| directory.join(file).exists()))
 }
 
-fn describe(runtime: &Path, base: &Base) -> Description {
+fn describe(runtime: &Path, base: &Base, gate: &Gate) -> Description {
     let has = |controller| base.has(controller);
     use crate::cgroup::Controller;
     Description {
@@ -215,8 +223,9 @@ fn describe(runtime: &Path, base: &Base) -> Description {
         limits_cpu: has(Controller::Cpu),
         limits_pids: has(Controller::Pids),
         isolates_network: true,
-        reaches_out: false,
-        chooses_user: false,
+        reaches_out: gate.policy().is_some(),
+        chooses_user: rustix::process::geteuid().is_root(),
+        hides_root: false,
         sizes_roots: true,
     }
 }
@@ -228,12 +237,14 @@ impl Driver for Oci {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        contained::check(&spec)?;
+        check(&spec)?;
+        self.engine.gate.check(spec.network)?;
         // On a task of its own: a caller that gives up halfway must not leave half a container.
         let engine = Arc::clone(&self.engine);
         let made = tokio::spawn(async move { engine.build(spec).await });
-        let made = made.await.map_err(|error| platform("create the sandbox")(io::Error::other(error)))?;
-        made.map(|container| Box::new(container) as Box<dyn Sandbox>)
+        let gone = |error| platform("create the sandbox")(io::Error::other(error));
+        let made = async { made.await.map_err(gone)? };
+        within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
     }
 
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
@@ -247,21 +258,22 @@ impl Driver for Oci {
 }
 
 impl Engine {
-    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Container, Error> {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let out = spec.network == Network::Egress;
         let name = format!("stoker-{number}");
         let bundle = Arc::new(Bundle {
             engine: Arc::clone(self),
             directory: runtime::bundle(&self.state.life(), &name),
             door: self.state.sockets().join(format!("{number:x}")),
-            guest: self.users.take(),
+            guest: self.users.take(spec.user),
             name,
         });
         let made = self.launch(&bundle, spec).await;
         match made {
             Ok((door, plan)) => {
-                let user = bundle.guest.user();
-                Container::receive(door, plan, user, bundle).await
+                let (user, way) = (bundle.guest.user(), self.gate.policy().filter(|_| out).cloned());
+                contained::receive(door, plan, user, way, bundle).await
             }
             Err(error) => {
                 bundle.remove().await;
@@ -272,7 +284,7 @@ impl Engine {
 
     /// Has the runtime start a container whose init comes to the door.
     async fn launch(self: &Arc<Self>, bundle: &Arc<Bundle>, spec: Spec) -> Result<(Door, Plan), Error> {
-        let plan = contained::plan(&spec, &bundle.guest);
+        let plan = contained::plan(&spec, &bundle.guest, &self.gate);
         let door = Door::open(&bundle.door).map_err(platform("open a door for the container"))?;
         let (maker, whole) = (Arc::clone(bundle), plan.clone());
         // Files and directories: not on the thread that serves calls.
@@ -381,6 +393,7 @@ impl Bundle {
             spec,
             view: &view,
             user: self.guest.user(),
+            groups: &self.guest.groups(&spec.groups),
             bundle: &self.directory,
             root: &own,
             writable: spec.writable_root && matches!(spec.root, Root::Directory(_)),
@@ -435,7 +448,10 @@ impl Bundle {
             }
         }
         let bytes = serde_json::to_vec(config).map_err(io::Error::other)?;
-        std::fs::write(self.directory.join("config.json"), bytes)
+        // Its environment may hold secrets, and the directory is not closed to everybody.
+        let mut file = std::fs::OpenOptions::new();
+        let file = file.write(true).create(true).truncate(true).mode(0o600);
+        file.open(self.directory.join("config.json"))?.write_all(&bytes)
     }
 }
 

@@ -106,6 +106,7 @@ fn describe(base: &Base) -> Description {
         isolates_network: false,
         reaches_out: false,
         chooses_user: false,
+        hides_root: false,
         sizes_roots: false,
     }
 }

@@ -9,11 +9,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
+
 use crate::docker::{self, Docker};
 use crate::native::{self, Native};
 use crate::oci::{self, Oci};
 use crate::process::{self, Process};
-use crate::{Driver, Error, ExitCause, Network, Root, Spec, spawner};
+use crate::{Description, Driver, Error, ExitCause, Network, Root, Sandbox, Spec, spawner};
 
 /// A trivial sandbox that takes longer than this does not work.
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
@@ -78,6 +80,8 @@ pub struct Config {
     pub oci: oci::Config,
     pub docker: docker::Config,
     pub process: process::Config,
+    /// Functions may have the host's network.
+    pub host_network: bool,
 }
 
 impl Config {
@@ -90,6 +94,7 @@ impl Config {
             oci: oci::Config::new(name.clone(), state_dir.clone()),
             docker: docker::Config::new(name.clone(), state_dir.clone()),
             process: process::Config::new(name, state_dir),
+            host_network: false,
         }
     }
 
@@ -133,6 +138,7 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
     for choice in choices {
         match try_one(choice, &config, &probe).await {
             Ok(driver) => {
+                let driver = if config.host_network { driver } else { Arc::new(Secluding(driver)) };
                 let reason = match (config.choice, rejected.is_empty()) {
                     (Choice::Auto, true) => "the strongest that works here",
                     (Choice::Auto, false) => "nothing stronger works here",
@@ -156,6 +162,34 @@ impl Selection {
             why.push_str(&format!("; {name} does not work: {error}"));
         }
         Self { driver, why, rejected }
+    }
+}
+
+/// A driver that gives nobody the host's network.
+struct Secluding(Arc<dyn Driver>);
+
+#[async_trait]
+impl Driver for Secluding {
+    fn describe(&self) -> &Description {
+        self.0.describe()
+    }
+
+    async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
+        if spec.network == Network::Host {
+            return Err(Error::Unsupported(
+                "network host is not allowed on this runner: its operator can allow it with `allow_host_network`, and network egress reaches the world without it"
+                    .to_owned(),
+            ));
+        }
+        self.0.create(spec).await
+    }
+
+    async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
+        self.0.collect_leftovers().await
+    }
+
+    async fn close(&self) {
+        self.0.close().await;
     }
 }
 
@@ -221,6 +255,7 @@ impl Probe {
             command: self.command.clone(),
             env: Vec::new(),
             user: None,
+            groups: Vec::new(),
             workdir: PathBuf::from("/"),
             memory: 64 << 20,
             cpu_millis: 0,
@@ -229,6 +264,8 @@ impl Probe {
             open_files: 256,
             network: Network::None,
             shared: Some(PathBuf::from("/tmp/probe")),
+            stop_signal: crate::SIGTERM,
+            stays: false,
         }
     }
 }

@@ -65,6 +65,20 @@ pub fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
+/// Copies this process into a child of its parent's. `None` in the copy.
+///
+/// # Errors
+/// What `clone` says.
+pub fn sibling() -> io::Result<Option<Pid>> {
+    let (flags, none) = ((libc::CLONE_PARENT | libc::SIGCHLD) as libc::c_ulong, 0 as libc::c_ulong);
+    // SAFETY: without CLONE_VM the copy gets its own memory, like fork; the caller is a single-threaded stem, so it may go on
+    // with ordinary code.
+    match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
+        -1 => Err(io::Error::last_os_error()),
+        pid => Ok(Pid::from_raw(pid as i32)),
+    }
+}
+
 /// Ends this process at once: no destructors, no buffers, no handlers. The only way out of a cloned child.
 pub fn exit(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.

@@ -72,16 +72,43 @@ pub enum Order {
     Begin(Begin),
     /// Second message. Descriptors: stdin, stdout, stderr, launch stream.
     Build(Box<Plan>),
-    /// SIGTERM to the function.
+    /// The command's process is asked to end, by [`Plan::stop_signal`].
     Terminate,
-    /// SIGKILL to everything.
+    /// SIGKILL to the command's process.
+    KillCommand,
+    /// SIGKILL to everything, and the end of the sandbox.
     Kill,
+    /// SIGKILL to everything but the stem, then another process for the command; answered by [`Report::Made`]. Where the sandbox
+    /// stays. Descriptors as with [`Order::Build`].
+    Again,
+    /// Another process beside the command's, in the same way.
+    Spawn { number: u64, program: Program },
     /// SIGSTOP to everything, answered by [`Report::Stopped`] once all stand still.
     Stop,
     /// SIGCONT to everything, answered by [`Report::Continued`].
     Continue,
     /// Bind a TCP listener in the sandbox's network namespace.
     Listen(SocketAddr),
+}
+
+/// What a process runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Program {
+    pub command: Vec<String>,
+    pub env: Vec<(String, String)>,
+}
+
+/// Init → stem: have a process made that is parked before this. Descriptors: stdin, stdout, stderr, launch stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Grow {
+    pub program: Program,
+}
+
+/// Stem → init: the process, as a child of the init's.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Grown {
+    Made { pid: i32 },
+    Failed { errno: i32 },
 }
 
 /// The part of a sandbox that is the same for all functions, so that it can be made ahead.
@@ -115,8 +142,7 @@ pub struct Plan {
     pub id: String,
     pub root: RootPlan,
     pub writable_root: bool,
-    pub command: Vec<String>,
-    pub env: Vec<(String, String)>,
+    pub program: Program,
     pub workdir: PathBuf,
     pub tmp_size: u64,
     pub open_files: u32,
@@ -128,6 +154,11 @@ pub struct Plan {
     pub identity: Identity,
     /// Who it is inside, where the identity is not the host's.
     pub user: User,
+    /// Further groups, where it has a user namespace that knows them.
+    pub groups: Vec<u32>,
+    pub stop_signal: i32,
+    /// The sandbox does not end with its command.
+    pub stays: bool,
     /// What names mean to it; the host's own files where it has the host's network.
     pub names: Option<Names>,
     /// The runner's home directory, never shown for a program in it.
@@ -216,16 +247,30 @@ pub enum Report {
     NotListening {
         errno: i32,
     },
-    /// The function ended; the init is about to.
-    Ended {
-        code: Option<i32>,
-        signal: Option<i32>,
-        out_of_memory: bool,
-        /// The most memory that was seen, where no cgroup counts.
-        peak: u64,
+    /// The process that was asked for is parked, or about to say why not.
+    Made,
+    /// It cannot be made.
+    Refused(Failure),
+    /// The command's process ended; the init is about to.
+    Ended(End),
+    /// A process ended and the sandbox stays: the command's (0), or that of this number.
+    Over {
+        number: u64,
+        end: End,
     },
     /// The spawner is gone, and the init is about to, with all that it has.
     Orphaned,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct End {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    /// The init killed it for its memory, where no cgroup counts.
+    pub out_of_memory: bool,
+    /// The most memory that was seen there.
+    pub peak: u64,
 }
 
 /// Runner → parked function: the late environment.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stoker_sandbox::native::{self, Native};
+use stoker_sandbox::oci::{self, Oci};
 use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Spec, egress};
 
 use kit::{ORDINARY, State, command, for_everybody, guest, we_are_root};
@@ -176,6 +177,7 @@ fn spec(id: &str, words: &[&str]) -> Spec {
         command,
         env: Vec::new(),
         user: None,
+        groups: Vec::new(),
         workdir: PathBuf::from("/"),
         memory: 256 << 20,
         cpu_millis: 0,
@@ -184,6 +186,8 @@ fn spec(id: &str, words: &[&str]) -> Spec {
         open_files: 512,
         network: Network::Egress,
         shared: None,
+        stop_signal: stoker_sandbox::SIGTERM,
+        stays: false,
     }
 }
 
@@ -222,6 +226,7 @@ async fn check(name: &str) {
         allow: vec!["198.51.100.8".parse().unwrap()],
         resolvers: vec!["203.0.113.2".parse().unwrap()],
     };
+    contained(&format!("{name}-oci"), &state, egress.clone()).await;
     let driver = Native::new(config("out", egress)).await.unwrap();
     println!("{}", driver.describe().why);
     assert!(driver.describe().reaches_out);
@@ -282,6 +287,26 @@ async fn check(name: &str) {
     assert_eq!(text.await.unwrap().unwrap().trim(), libc::ENETUNREACH.to_string());
     // Nothing of all that was ever the host's.
     assert_eq!(links(), before);
+}
+
+/// The same way out of containers that a runtime made, as far as it depends on them.
+async fn contained(name: &str, state: &State, egress: egress::Config) {
+    let config = oci::Config { spawner: command(), egress, ..oci::Config::new(name, &state.0) };
+    let driver = match Oci::new(config).await {
+        Ok(driver) => driver,
+        Err(Error::Unsupported(why)) => return println!("left out: {why}"),
+        Err(error) => panic!("{error}"),
+    };
+    assert!(driver.describe().reaches_out);
+    assert_eq!(says(&driver, &["talk", "203.0.113.2:7000", "256", "8"]).await, "ok");
+    assert_eq!(says(&driver, &["talk", "[2001:db8:1::2]:7000", "1", "1"]).await, "ok");
+    assert_eq!(says(&driver, &["ask", "203.0.113.2:7000"]).await, "ok");
+    assert_eq!(says(&driver, &["resolve", "anything.example"]).await, "203.0.113.2");
+    let refused = libc::ECONNREFUSED.to_string();
+    for address in ["169.254.169.254:80", "198.51.100.7:7000"] {
+        assert_eq!(says(&driver, &["connect", address]).await, refused, "{address}");
+    }
+    driver.close().await;
 }
 
 /// Where tunnels cannot be made, that is said, and by whom it can be mended.

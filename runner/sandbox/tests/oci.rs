@@ -114,6 +114,7 @@ fn spec(id: &str, words: &[&str]) -> Spec {
         command,
         env: Vec::new(),
         user: None,
+        groups: Vec::new(),
         workdir: PathBuf::from("/"),
         memory: 64 << 20,
         cpu_millis: 0,
@@ -122,6 +123,8 @@ fn spec(id: &str, words: &[&str]) -> Spec {
         open_files: 64,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        stop_signal: stoker_sandbox::SIGTERM,
+        stays: false,
     }
 }
 

@@ -281,7 +281,6 @@ fn origin(uri: &Uri) -> Option<Origin> {
     (!host.is_empty()).then_some(Origin { tls, host, port })
 }
 
-#[cfg(feature = "tls")]
 mod tls {
     use std::path::Path;
     use std::sync::Arc;
@@ -341,41 +340,6 @@ mod tls {
                 }
             })?;
             handshake(to, stream).await
-        }
-    }
-}
-
-#[cfg(not(feature = "tls"))]
-mod tls {
-    use std::path::Path;
-
-    use bytes::Bytes;
-    use http_body_util::Full;
-    use hyper::client::conn::http1::SendRequest;
-    use tokio::net::TcpStream;
-
-    use super::{Origin, Trouble};
-    use crate::error::{Error, Result};
-
-    /// This build has none.
-    pub struct Tls;
-
-    impl Tls {
-        pub fn new(ca: Option<&Path>) -> Result<Self> {
-            match ca {
-                None => Ok(Self),
-                Some(path) => Err(Error::store(format!("{}: this build has no TLS", path.display()))),
-            }
-        }
-
-        pub async fn connect(
-            &self,
-            to: &Origin,
-            _: TcpStream,
-        ) -> std::result::Result<SendRequest<Full<Bytes>>, Trouble> {
-            Err(Trouble::Final(Error::store(format!(
-                "{to} is to be asked over TLS, and this build has none (feature `tls`)"
-            ))))
         }
     }
 }

@@ -80,7 +80,7 @@ pub async fn run(subject: Subject<'_>) -> Report {
 async fn refused(subject: Subject<'_>, what: &str) -> Outcome {
     subject.isolated()?;
     // As the user that images have by default where that can be chosen: whoever is not root cannot do more.
-    let user = Some(User { uid: 0, gid: 0 }).filter(|_| subject.claims().chooses_user);
+    let user = Some(User { uid: 0, gid: 0 }).filter(|_| subject.claims().hides_root);
     for user in [None, user] {
         let spec = Spec { user, ..subject.spec("attack", &["attack", what]) };
         let out = subject.output_of(spec).await?;

@@ -18,6 +18,8 @@ pub struct Parts<'a> {
     pub spec: &'a Spec,
     pub view: &'a View,
     pub user: User,
+    /// Further groups of it.
+    pub groups: Vec<u32>,
     pub image: &'a str,
     pub labels: BTreeMap<String, String>,
     /// Where the container's own files are.
@@ -45,6 +47,7 @@ pub fn config(parts: &Parts<'_>) -> Value {
         "NetworkMode": if spec.network == Network::Host { "host" } else { "none" },
         "ReadonlyRootfs": !spec.writable_root,
         "CapDrop": ["ALL"],
+        "GroupAdd": parts.groups.iter().map(u32::to_string).collect::<Vec<_>>(),
         "SecurityOpt": ["no-new-privileges"],
         "Memory": spec.memory,
         // Both together: none of it is swap.
@@ -108,7 +111,8 @@ fn temporary(parts: &Parts<'_>) -> BTreeMap<String, String> {
     }
     for mount in &parts.view.mounts {
         if let Mount::Cover { at } = mount {
-            let options = "rw,exec,nosuid,nodev,mode=0755,size=64k".to_owned();
+            let files = if parts.podman { "" } else { ",nr_inodes=64" };
+            let options = format!("rw,exec,nosuid,nodev,mode=0755,size=64k{files}");
             temporary.insert(at.to_string_lossy().into_owned(), options);
         }
     }

@@ -11,8 +11,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::Pid;
 
-use super::{Family, Init, Watch, launch, seccomp};
+use super::stem::{self, Stem};
+use super::{Family, Init, launch, seccomp};
 use crate::sys;
 use crate::wire::{self, Failure, Inbox, Order, Plan, Report, Step};
 
@@ -50,18 +52,10 @@ impl Init {
     fn live_contained(&mut self) -> Result<(), Failure> {
         rustix::thread::set_name(c"stoker-init").step(|| "name the init".to_owned())?;
         let Some(Order::Build(plan)) = self.next()? else { return Ok(()) };
-        let mut descriptors = || {
-            self.inbox.descriptor().ok_or(Failure {
-                function: false,
-                step: "receive the function's pipes".to_owned(),
-                errno: libc::EBADMSG,
-            })
-        };
-        let stdio = [descriptors()?, descriptors()?, descriptors()?];
-        let launch = descriptors()?;
+        let pipes = self.pipes()?;
         let shared = plan.shared.as_deref().map(share).transpose()?;
         let filter = seccomp::filter();
-        let child = fork_function(&plan, stdio, launch, &filter)?;
+        let (child, stem) = fork_function(&plan, pipes, &filter)?;
         // Before the filter: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
@@ -76,14 +70,7 @@ impl Init {
         wire::send_frame(self.control.as_fd(), &Report::Built, &handles)
             .step(|| "report to the runner".to_owned())?;
         drop(shared);
-        let mut family = Family {
-            child,
-            isolate: true,
-            signals,
-            watch: plan.watch_memory.map(Watch::new),
-            stopped: false,
-            out_of_memory: false,
-        };
+        let mut family = Family::new(child, stem, true, signals, &plan)?;
         drop(plan);
         self.look_after(&mut family)?;
         // The engine may take the cgroup away with us: until the runner has read it, we stay.
@@ -100,16 +87,19 @@ fn share(path: &Path) -> Result<OwnedFd, Failure> {
 
 fn fork_function(
     plan: &Plan,
-    stdio: [OwnedFd; 3],
-    launch: OwnedFd,
+    pipes: [OwnedFd; 4],
     filter: &[libc::sock_filter],
-) -> Result<rustix::process::Pid, Failure> {
+) -> Result<(Pid, Option<Stem>), Failure> {
     let step = || "fork the function's process".to_owned();
     // Nothing is left to be done for it: its gate is open from the start.
     let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
     rustix::io::write(&opener, b"!").step(step)?;
+    let (ours, theirs) = stem::sockets(plan).step(step)?.unzip();
     match sys::fork().step(step)? {
-        None => launch::run(plan, true, stdio, &launch, &gate, Some(filter)),
-        Some(pid) => Ok(pid),
+        None => {
+            drop(ours);
+            launch::run(plan, true, pipes, &gate, theirs, Some(filter))
+        }
+        Some(pid) => Ok((pid, ours.map(|socket| Stem::new(pid, socket)))),
     }
 }

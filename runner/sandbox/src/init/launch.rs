@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{DATA_SLACK, LOCKED_MEMORY, become_user, c_string, seal, shows_host};
+use super::{DATA_SLACK, LOCKED_MEMORY, become_user, c_string, die_with_parent, seal, shows_host, stem};
 use crate::User;
 use crate::sys::{self, Limit};
-use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Step};
+use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Program, Step};
 
 /// Where programs are looked for when the environment has no `PATH`.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,33 +22,55 @@ const NOT_RUN: i32 = 127;
 /// When the whole machine is short of memory, functions go before what serves them.
 const OOM_SCORE: &str = "500";
 
-/// Runs as the function's process.
+/// Runs as the function's process, or as its stem where there is a `socket` for one.
 pub fn run(
     plan: &Plan,
     isolate: bool,
-    stdio: [OwnedFd; 3],
-    launch: &OwnedFd,
+    pipes: [OwnedFd; 4],
     gate: &OwnedFd,
+    socket: Option<OwnedFd>,
     filter: Option<&[libc::sock_filter]>,
 ) -> ! {
-    let failure = match prepare(plan, isolate, stdio, gate, filter) {
-        Ok(()) => park(plan, launch),
-        Err(failure) => Some(failure),
-    };
-    if let Some(failure) = failure {
-        // The runner may be gone; then nobody needs to know.
-        wire::send_frame(launch.as_fd(), &Launched::Failed(failure), &[]).ok();
+    let prepared = prepare(plan, isolate, gate).and_then(|()| match filter {
+        Some(filter) => seal(filter),
+        None => die_with_parent(),
+    });
+    match (prepared, socket) {
+        (Ok(()), None) => become_program(&plan.program, pipes),
+        (Ok(()), Some(socket)) => stem::run(plan, &socket, pipes),
+        (Err(failure), _) => fail(&pipes[3], failure),
     }
+}
+
+/// Runs as a copy of the stem.
+pub fn copied(program: &Program, pipes: [OwnedFd; 4]) -> ! {
+    // The init is the parent as it was the stem's; the wish for its signal is not copied.
+    match die_with_parent() {
+        Ok(()) => become_program(program, pipes),
+        Err(failure) => fail(&pipes[3], failure),
+    }
+}
+
+/// Says that it is parked, and waits for the start.
+fn become_program(program: &Program, pipes: [OwnedFd; 4]) -> ! {
+    let [stdin, stdout, stderr, launch] = pipes;
+    if let Err(failure) = connect([stdin, stdout, stderr]) {
+        fail(&launch, failure);
+    }
+    match park(program, &launch) {
+        Some(failure) => fail(&launch, failure),
+        None => sys::exit(NOT_RUN),
+    }
+}
+
+fn fail(launch: &OwnedFd, failure: Failure) -> ! {
+    // The runner may be gone; then nobody needs to know.
+    wire::send_frame(launch.as_fd(), &Launched::Failed(failure), &[]).ok();
     sys::exit(NOT_RUN)
 }
 
-fn prepare(
-    plan: &Plan,
-    isolate: bool,
-    stdio: [OwnedFd; 3],
-    gate: &OwnedFd,
-    filter: Option<&[libc::sock_filter]>,
-) -> Result<(), Failure> {
+/// Takes on what is the same for every process of the function.
+fn prepare(plan: &Plan, isolate: bool, gate: &OwnedFd) -> Result<(), Failure> {
     // Until the maps of the user namespace are written, and the root is built.
     let opened = rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the root".to_owned())?;
     if opened == 0 {
@@ -60,11 +82,10 @@ fn prepare(
         sys::close_capabilities();
     }
     match plan.identity {
-        Identity::Mapped { .. } => become_user(plan.user)?,
-        Identity::Plain(user) => become_user(User { uid: user, gid: user })?,
+        Identity::Mapped { .. } => become_user(plan.user, &plan.groups)?,
+        Identity::Plain(user) => become_user(User { uid: user, gid: user }, &[])?,
         Identity::Inside | Identity::Renamed | Identity::Same => {}
     }
-    rustix::process::setsid().step(|| "start a session".to_owned())?;
     let limit = |what, value| sys::limit(what, value).step(|| "set a resource limit".to_owned());
     limit(Limit::OpenFiles, plan.open_files.into())?;
     limit(Limit::Core, 0)?;
@@ -72,24 +93,26 @@ fn prepare(
         limit(Limit::LockedMemory, LOCKED_MEMORY)?;
     }
     if let Some(processes) = plan.processes {
-        // One more for the init, which is the same user.
-        limit(Limit::Processes, u64::from(processes) + 1)?;
+        // More for the init and the stem, which are the same user.
+        limit(Limit::Processes, u64::from(processes) + 1 + u64::from(plan.stays))?;
     }
     if let Some(memory) = plan.watch_memory {
         limit(Limit::Data, memory + DATA_SLACK)?;
     }
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))?;
+    rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))
+}
+
+/// Takes on what is one process's own.
+fn connect(stdio: [OwnedFd; 3]) -> Result<(), Failure> {
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
     for (number, pipe) in (0..).zip(&stdio) {
         sys::place(pipe.as_fd(), number).step(|| "put the function's pipes in place".to_owned())?;
     }
     drop(stdio);
     sys::close_from_on_exec(3);
     sys::reset_signals();
-    match filter {
-        Some(filter) => seal(filter),
-        None => super::die_with_parent(),
-    }
+    Ok(())
 }
 
 fn workdir_failure(plan: &Plan, error: rustix::io::Errno) -> Failure {
@@ -108,17 +131,18 @@ fn workdir_failure(plan: &Plan, error: rustix::io::Errno) -> Failure {
 }
 
 /// Waits for the late environment, then runs the command. Returns only if that fails; `None` if the runner is gone.
-fn park(plan: &Plan, launch: &OwnedFd) -> Option<Failure> {
+fn park(program: &Program, launch: &OwnedFd) -> Option<Failure> {
     wire::send_frame(launch.as_fd(), &Launched::Parked, &[]).ok()?;
     let Launch { env } = Inbox::default().wait(launch).ok()??;
-    Some(match execute(plan, &env) {
+    Some(match execute(program, &env) {
         Ok(failure) | Err(failure) => failure,
     })
 }
 
-fn execute(plan: &Plan, late: &[(String, String)]) -> Result<Failure, Failure> {
-    let mut variables: Vec<(&str, &str)> = Vec::with_capacity(plan.env.len() + late.len());
-    for (name, value) in plan.env.iter().chain(late) {
+fn execute(program: &Program, late: &[(String, String)]) -> Result<Failure, Failure> {
+    let Program { command, env } = program;
+    let mut variables: Vec<(&str, &str)> = Vec::with_capacity(env.len() + late.len());
+    for (name, value) in env.iter().chain(late) {
         if name.is_empty() || name.contains('=') {
             return Err(Failure::function(format!("{name:?} cannot be the name of an environment variable")));
         }
@@ -126,13 +150,13 @@ fn execute(plan: &Plan, late: &[(String, String)]) -> Result<Failure, Failure> {
         variables.push((name, value));
     }
     let path = variables.iter().find(|(name, _)| *name == "PATH").map_or(DEFAULT_PATH, |(_, path)| path);
-    let program = plan.command.first().map_or("", String::as_str);
+    let program = command.first().map_or("", String::as_str);
     let environment: Vec<CString> = variables
         .iter()
         .map(|(name, value)| c_string(&format!("{name}={value}")))
         .collect::<Result<_, _>>()?;
     let arguments: Vec<CString> =
-        plan.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?;
+        command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?;
     if program.is_empty() {
         return Err(Failure::function("the command is empty"));
     }

@@ -8,47 +8,27 @@
 //! mount namespace. Paths inside the new root are resolved as if it were `/` already, so that symbolic links in an image lead nowhere.
 
 pub mod expose;
+mod kernel;
+mod tree;
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2, symlinkat};
+use rustix::fs::{Mode, OFlags, mkdirat, symlinkat};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, unmount,
 };
 
+pub use self::kernel::{MASKED, MASKED_SYSTEM, PROTECTED};
+pub use self::tree::inside;
+use self::tree::*;
 use crate::sys::{self, MountAttributes};
 use crate::wire::{Failure, Identity, Names, Plan, RootPlan, Step};
 
-const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
-const NO_SUID: u64 = libc::MOUNT_ATTR_NOSUID;
-const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
-const NO_EXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
-
-/// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide.
-pub const MASKED: &[&str] = &[
-    "acpi",
-    "asound",
-    "interrupts",
-    "kcore",
-    "keys",
-    "latency_stats",
-    "sched_debug",
-    "scsi",
-    "timer_list",
-    "timer_stats",
-];
-/// Paths below `/proc` that may be read only.
-pub const PROTECTED: &[&str] = &["bus", "fs", "irq", "sys", "sysrq-trigger"];
-/// The same below `/sys`.
-pub const MASKED_SYSTEM: &[&str] = &["firmware", "devices/virtual/powercap"];
-/// Devices that every program may expect, with their numbers.
-const DEVICES: &[(&str, u32, u32)] =
-    &[("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 /// The files that depend on the sandbox and not on its root.
 pub const RESOLVER: &str = "/etc/resolv.conf";
 pub const HOSTS: &str = "/etc/hosts";
@@ -370,121 +350,6 @@ impl Builder<'_> {
             .map(Path::to_path_buf)
     }
 
-    fn devices(&self) -> Result<(), Failure> {
-        let step = || "make /dev".to_owned();
-        let mut options = vec![("mode", "0755"), ("size", "64k"), ("nr_inodes", "64")];
-        let shm_size = SHM_SIZE.min(self.plan.tmp_size).to_string();
-        let dev = tmpfs(&options, NO_SUID | NO_EXEC)?;
-        // A user namespace may not make devices: there the host's are shown.
-        let shown = matches!(self.plan.identity, Identity::Inside | Identity::Renamed);
-        let sources = if shown {
-            DEVICES
-                .iter()
-                .filter(|(name, ..)| {
-                    fs::metadata(format!("/dev/{name}"))
-                        .is_ok_and(|metadata| metadata.file_type().is_char_device())
-                })
-                .map(|(name, ..)| Ok((*name, detach(Path::new(&format!("/dev/{name}")), NO_SUID | NO_EXEC)?)))
-                .collect::<Result<Vec<_>, Failure>>()?
-        } else {
-            for &(name, major, minor) in DEVICES {
-                let mode = Mode::from_raw_mode(0o666);
-                let number = rustix::fs::makedev(major, minor);
-                rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, number)
-                    .step(|| format!("make /dev/{name}"))?;
-            }
-            Vec::new()
-        };
-        attach(&dev, &self.mount_point("dev")?).step(step)?;
-        for (name, tree) in sources {
-            attach(&tree, &self.file(&Path::new("dev").join(name))?).step(|| format!("show /dev/{name}"))?;
-        }
-        for (name, target) in [
-            ("fd", "/proc/self/fd"),
-            ("stdin", "/proc/self/fd/0"),
-            ("stdout", "/proc/self/fd/1"),
-            ("stderr", "/proc/self/fd/2"),
-        ] {
-            symlinkat(target, &dev, name).step(|| format!("link /dev/{name}"))?;
-        }
-        symlinkat("pts/ptmx", &dev, "ptmx").step(|| "link /dev/ptmx".to_owned())?;
-        let context = fsopen("devpts", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
-        for (key, value) in [("mode", "0620"), ("ptmxmode", "0666")] {
-            fsconfig_set_string(&context, key, value).step(step)?;
-        }
-        fsconfig_create(&context).step(step)?;
-        let terminals =
-            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
-        set(&terminals, NO_SUID | NO_EXEC, false).step(step)?;
-        attach(&terminals, &self.directory(Path::new("dev/pts"))?).step(|| "mount /dev/pts".to_owned())?;
-        let shm_inodes = inodes(self.plan.tmp_size);
-        options = vec![("mode", "1777"), ("size", &shm_size), ("nr_inodes", &shm_inodes)];
-        let shm = tmpfs(&options, NO_SUID | NO_DEVICES | NO_EXEC)?;
-        attach(&shm, &self.directory(Path::new("dev/shm"))?).step(|| "make /dev/shm".to_owned())?;
-        set(&dev, READ_ONLY, false).step(step)
-    }
-
-    fn process_information(&self) -> Result<(), Failure> {
-        let step = || "mount /proc".to_owned();
-        let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
-        fsconfig_create(&context).step(step)?;
-        let proc = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
-        set(&proc, NO_SUID | NO_DEVICES | NO_EXEC, false).step(step)?;
-        attach(&proc, &self.mount_point("proc")?).step(step)?;
-        self.mask(&proc, MASKED)?;
-        for name in PROTECTED {
-            let Ok(target) = beneath(&proc, name) else { continue };
-            let step = || format!("protect /proc/{name}");
-            let tree = copy(&target).step(step)?;
-            set(&tree, READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC, true).step(step)?;
-            attach(&tree, &target).step(step)?;
-        }
-        Ok(())
-    }
-
-    /// Hides what has these names in a mounted file system.
-    fn mask(&self, tree: &OwnedFd, names: &[&str]) -> Result<(), Failure> {
-        let mut empty: Option<OwnedFd> = None;
-        for name in names {
-            let Ok(target) = beneath(tree, name) else { continue };
-            let step = || format!("mask {name}");
-            let metadata = rustix::fs::fstat(&target).step(step)?;
-            if rustix::fs::FileType::from_raw_mode(metadata.st_mode).is_dir() {
-                let cover = match &empty {
-                    Some(first) => copy(first).step(step)?,
-                    None => tmpfs(&[("size", "0"), ("mode", "0755")], READ_ONLY | NO_SUID | NO_DEVICES)?,
-                };
-                attach(&cover, &target).step(step)?;
-                empty.get_or_insert(cover);
-            } else {
-                let null = beneath(&self.root, "dev/null").step(step)?;
-                attach(&copy(&null).step(step)?, &target).step(step)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// `/sys`, read-only. An image without the place for it has none, and who may not mount one has an empty one: a user namespace
-    /// that shares the host's network.
-    fn system_information(&self) -> Result<(), Failure> {
-        let step = || "mount /sys".to_owned();
-        let Ok(target) = beneath(&self.root, "sys") else { return Ok(()) };
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let made = fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC).and_then(|context| {
-            fsconfig_create(&context)?;
-            fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        });
-        let system = match made {
-            Err(rustix::io::Errno::PERM) => return Ok(()),
-            made => made.step(step)?,
-        };
-        attach(&system, &target).step(step)?;
-        self.mask(&system, MASKED_SYSTEM)
-    }
-
     /// The private `/tmp`, and the shared directory in it or by itself.
     fn temporary(&self) -> Result<(), Failure> {
         let size = self.plan.tmp_size.max(1).to_string();
@@ -607,87 +472,4 @@ pub fn normal(path: &Path) -> Result<PathBuf, Failure> {
         return Err(Failure::function(format!("{} must be an absolute path without ..", path.display())));
     }
     Ok(path.components().collect())
-}
-
-fn path_only(path: &str) -> Result<OwnedFd, Failure> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).step(|| format!("open {path}"))
-}
-
-/// A path in a root, links resolved as if that were `/`.
-pub fn inside(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    )
-}
-
-/// A path in a root, without any link on the way.
-fn beneath(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
-    openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-    )
-}
-
-fn give(directory: &OwnedFd, path: &str, owner: u32) -> Result<(), Failure> {
-    let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
-    chownat(directory, path, Some(user), Some(group), AtFlags::EMPTY_PATH)
-        .step(|| "give the function its directory".to_owned())?;
-    Ok(())
-}
-
-/// A detached copy of a host path and of what is mounted below it, with `attributes` on all of it.
-fn detach(path: &Path, attributes: u64) -> Result<OwnedFd, Failure> {
-    let step = || format!("open {} for the sandbox", path.display());
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, path, flags).step(step)?;
-    set(&tree, attributes, true).step(step)?;
-    Ok(tree)
-}
-
-/// Another mount of what `mounted` (in our namespace) refers to.
-fn copy(mounted: &OwnedFd) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    Ok(open_tree(mounted, "", flags)?)
-}
-
-fn set(tree: &OwnedFd, attributes: u64, recursive: bool) -> io::Result<()> {
-    sys::mount_setattr(
-        tree.as_fd(),
-        MountAttributes { set: attributes, recursive, ..Default::default() },
-        None,
-    )
-}
-
-fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(tree, "", target, "", flags)?)
-}
-
-/// Mounts on top of `/`. What runs with the old root goes on seeing the old one.
-fn stack(tree: &OwnedFd) -> Result<(), Failure> {
-    move_mount(tree, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .step(|| "stack the new root".to_owned())
-}
-
-fn tmpfs(options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd, Failure> {
-    let step = || "make a tmpfs".to_owned();
-    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
-    for (key, value) in options {
-        fsconfig_set_string(&context, *key, *value).step(step)?;
-    }
-    fsconfig_create(&context).step(step)?;
-    let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
-    set(&tree, attributes, false).step(step)?;
-    Ok(tree)
 }

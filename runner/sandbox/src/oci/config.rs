@@ -19,6 +19,8 @@ pub struct Parts<'a> {
     pub spec: &'a Spec,
     pub view: &'a View,
     pub user: User,
+    /// Further groups of it.
+    pub groups: &'a [u32],
     pub bundle: &'a Path,
     /// What the runtime takes for the root.
     pub root: &'a Path,
@@ -43,11 +45,11 @@ pub fn text(bundle: &Path, number: usize) -> PathBuf {
 /// The `config.json`.
 pub fn config(parts: &Parts<'_>) -> Value {
     let spec = parts.spec;
-    let user = json!({"uid": parts.user.uid, "gid": parts.user.gid, "additionalGids": []});
+    let user = json!({"uid": parts.user.uid, "gid": parts.user.gid, "additionalGids": parts.groups});
     let limit = |name: &str, value: u64| json!({"type": name, "hard": value, "soft": value});
     let none: [&str; 0] = [];
     let mut namespaces = vec!["pid", "mount", "ipc", "uts", "cgroup"];
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         namespaces.push("network");
     }
     let namespaces: Vec<_> = namespaces.into_iter().map(|kind| json!({"type": kind})).collect();
@@ -82,7 +84,7 @@ pub fn config(parts: &Parts<'_>) -> Value {
             "readonlyPaths": below("proc", PROTECTED),
         },
     });
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         // Any port is free to a function that has the whole interface to itself.
         config["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
     }
@@ -141,7 +143,7 @@ fn mounts(parts: &Parts<'_>) -> Vec<Value> {
             Mount::Show { host, at } => bind(host, at, SHOWN),
             Mount::Text { at, .. } => bind(&text(parts.bundle, number), at, SHOWN),
             Mount::Cover { at } => {
-                json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=0755", "size=64k"]})
+                json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=0755", "size=64k", "nr_inodes=64"]})
             }
             Mount::Layer { at, .. } => {
                 let layered = parts.layers.iter().find(|(named, _)| named == at);

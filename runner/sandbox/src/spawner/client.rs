@@ -55,19 +55,12 @@ pub struct Init {
     pub pidfd: OwnedFd,
     /// Turns true when the spawner that made it is gone.
     pub orphaned: watch::Receiver<bool>,
-    live: Weak<Live>,
+    pub parent: Parent,
 }
 
 /// Tells whether the spawner of an init is gone, at once and for certain.
 #[derive(Clone)]
 pub struct Parent(Weak<Live>);
-
-impl Init {
-    /// Its spawner.
-    pub fn parent(&self) -> Parent {
-        Parent(self.live.clone())
-    }
-}
 
 impl Parent {
     /// A process that ends closes its descriptors before its children learn of its death: who died of that finds this true.
@@ -252,8 +245,8 @@ async fn listen(live: Weak<Live>, mut child: Child, ending: watch::Sender<bool>)
             let (sequence, result) = match message {
                 FromSpawner::Cloned { sequence, .. } => match descriptors.pop() {
                     Some(pidfd) => {
-                        let (orphaned, live) = (live.gone.subscribe(), Arc::downgrade(&live));
-                        (sequence, Ok(Init { pidfd, orphaned, live }))
+                        let (orphaned, parent) = (live.gone.subscribe(), Parent(Arc::downgrade(&live)));
+                        (sequence, Ok(Init { pidfd, orphaned, parent }))
                     }
                     None => break,
                 },

@@ -16,7 +16,7 @@ const DEPTH: usize = 5;
 
 /// Host paths, besides those under `shown`, that the command needs.
 pub fn needed(plan: &Plan, shown: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
-    let Some(program) = plan.command.first() else { return Ok(Vec::new()) };
+    let Some(program) = plan.program.command.first() else { return Ok(Vec::new()) };
     let Some(program) = find(plan, program) else {
         // Not there: the exec says so, and best.
         return Ok(Vec::new());
@@ -60,7 +60,7 @@ fn find(plan: &Plan, program: &str) -> Option<PathBuf> {
         let path = plan.workdir.join(program);
         return path.metadata().is_ok().then_some(path);
     }
-    let path = plan.env.iter().rev().find(|(name, _)| name == "PATH");
+    let path = plan.program.env.iter().rev().find(|(name, _)| name == "PATH");
     path.map_or(DEFAULT_PATH, |(_, path)| path)
         .split(':')
         .map(|directory| plan.workdir.join(directory).join(program))

@@ -1,0 +1,113 @@
+//! What the processes of a sandbox that stays are copies of: the function's own process, with its identity, limits and filter, but
+//! before any program. The init has given up what it would take to make another such process, and keeps this one instead.
+//!
+//! A copy becomes the init's child, never the stem's, so who reaps and who counts is the same as without one. The function could
+//! end the stem (it is the same user), and would have a sandbox that is not started again.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
+
+use super::launch;
+use crate::sys;
+use crate::wire::{self, Failure, Grow, Grown, Inbox, Plan, Program, Step};
+
+/// A copy is made in a fraction of a millisecond; who does not get to it in this time was stopped by the function.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The way between init and stem, where there is to be one: the init's end and the stem's.
+pub fn sockets(plan: &Plan) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+    let make = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    Ok(plan.stays.then(make).transpose()?)
+}
+
+/// The stem as the init has it.
+pub struct Stem {
+    pub pid: Pid,
+    socket: OwnedFd,
+    inbox: Inbox,
+}
+
+impl Stem {
+    pub fn new(pid: Pid, socket: OwnedFd) -> Self {
+        Self { pid, socket, inbox: Inbox::default() }
+    }
+
+    /// The process of the first start, which the stem makes unasked. None if it is gone.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub fn first(&mut self) -> Result<Option<Pid>, Failure> {
+        self.answer()
+    }
+
+    /// Has a process made.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn grow(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Pid, Failure> {
+        let pipes = pipes.each_ref().map(AsFd::as_fd);
+        wire::send_frame(self.socket.as_fd(), &Grow { program }, &pipes).step(step)?;
+        self.answer()?.ok_or_else(|| Failure { function: false, step: step(), errno: libc::EPIPE })
+    }
+
+    fn answer(&mut self) -> Result<Option<Pid>, Failure> {
+        let limit = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
+        loop {
+            if let Some(grown) = self.inbox.take::<Grown>().step(step)? {
+                return match grown {
+                    Grown::Made { pid } => Ok(Pid::from_raw(pid)),
+                    Grown::Failed { errno } => Err(Failure { function: false, step: step(), errno }),
+                };
+            }
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => return Err(Failure { function: false, step: step(), errno: libc::ETIMEDOUT }),
+                ready => _ = ready.step(step)?,
+            }
+            match self.inbox.fill(self.socket.as_fd()) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                more => {
+                    if !more.step(step)? {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn step() -> String {
+    "copy the function's process".to_owned()
+}
+
+/// Runs as the stem, sealed already. Ends with the init.
+pub fn run(plan: &Plan, socket: &OwnedFd, first: [OwnedFd; 4]) -> ! {
+    // Nothing that the function says to all processes is meant for it; and its memory is none of the function's business.
+    sys::ignore_signals(&(1..=64).filter(|signal| *signal != libc::SIGCHLD).collect::<Vec<_>>());
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
+    rustix::thread::set_name(c"stoker-stem").ok();
+    let mut inbox = Inbox::default();
+    let mut next = Some((plan.program.clone(), first));
+    while let Some((program, pipes)) = next.take().or_else(|| asked(&mut inbox, socket)) {
+        let grown = match sys::sibling() {
+            Ok(None) => launch::copied(&program, pipes),
+            Ok(Some(pid)) => Grown::Made { pid: pid.as_raw_nonzero().get() },
+            Err(error) => Grown::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+        };
+        if wire::send_frame(socket.as_fd(), &grown, &[]).is_err() {
+            break;
+        }
+    }
+    sys::exit(0)
+}
+
+fn asked(inbox: &mut Inbox, socket: &OwnedFd) -> Option<(Program, [OwnedFd; 4])> {
+    let Grow { program } = inbox.wait(socket).ok()??;
+    let mut descriptor = || inbox.descriptor();
+    Some((program, [descriptor()?, descriptor()?, descriptor()?, descriptor()?]))
+}
