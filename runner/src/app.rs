@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use stoker_core::{Incarnation, Resources, RunnerName};
-use stoker_proto::runner::v1::runner_service_server::RunnerServiceServer;
 use stoker_registry::{Registration, Registry};
+use stoker_runtime::tls::{Incoming, Speaks, Tls};
 use stoker_sandbox::{Driver, egress, select, spawner};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
@@ -20,10 +21,13 @@ use tokio_util::task::TaskTracker;
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
+use crate::machine::pressure::Pressure;
 use crate::observe::Observer;
 use crate::pool::Pools;
 use crate::report::Report;
-use crate::service::{Service, Shared};
+use crate::secrets::Secrets;
+use crate::service::Shared;
+use crate::service::engage::Served;
 
 /// Bytes in flight on one stream and one connection to a balancer; each call has its own window within.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -56,8 +60,10 @@ pub const CLOSING: Duration = Duration::from_secs(
 pub struct Config {
     pub name: RunnerName,
     pub listen: SocketAddr,
-    /// How balancers reach it, `http://host:port`; the address it listens on if absent.
+    /// How balancers reach it, `http://host:port`, or `https://` with TLS; the address it listens on if absent.
     pub advertise: Option<String>,
+    /// Serves balancers of the fleet alone, with TLS.
+    pub tls: Option<Arc<Tls>>,
     /// What it gives out.
     pub resources: Resources,
     pub sandbox: select::Choice,
@@ -65,14 +71,20 @@ pub struct Config {
     pub oci_runtime: Option<PathBuf>,
     /// Where the Docker daemon listens; where it usually does if absent.
     pub docker_socket: Option<PathBuf>,
+    /// Functions may have the host's network.
+    pub allow_host_network: bool,
     /// What functions with `network: egress` may reach.
     pub egress: egress::Config,
     pub state_dir: PathBuf,
     /// The store of images; `images` in `state_dir` by itself.
     pub images: stoker_image::Config,
+    /// The secrets of functions: a directory for each app.
+    pub secrets: Option<PathBuf>,
     pub zone: String,
     pub labels: BTreeMap<String, String>,
     pub spawner: spawner::Command,
+    /// An eventfd that tells, beside the kernel, when memory is short.
+    pub memory_news: Option<Arc<OwnedFd>>,
     /// Idle containers stand still after this long.
     pub freeze_after: Duration,
     pub observer: Observer,
@@ -86,16 +98,20 @@ impl Config {
             name,
             listen: SocketAddr::from(([127, 0, 0, 1], 7170)),
             advertise: None,
+            tls: None,
             resources,
             sandbox: select::Choice::Auto,
             oci_runtime: None,
             docker_socket: None,
+            allow_host_network: false,
             egress: egress::Config::default(),
             images: stoker_image::Config::new(state_dir.join("images")),
             state_dir,
+            secrets: None,
             zone: String::new(),
             labels: BTreeMap::new(),
             spawner: spawner::Command::default(),
+            memory_news: None,
             freeze_after: Duration::from_millis(100),
             observer: Observer::default(),
         }
@@ -132,6 +148,9 @@ impl Runner {
         let mut choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
             .with_spawner(config.spawner.clone());
         choice.oci.runtime = config.oci_runtime.clone();
+        choice.host_network = config.allow_host_network;
+        choice.oci.egress = config.egress.clone();
+        choice.docker.egress = config.egress.clone();
         choice.native.egress = config.egress.clone();
         if let Some(socket) = &config.docker_socket {
             choice.docker.socket.clone_from(socket);
@@ -149,9 +168,21 @@ impl Runner {
         let ledger = Ledger::new(config.resources);
         let meters = config.observer.meters.clone();
         let driver = selection.driver.clone();
-        let pools =
-            Pools::new(ledger, logs.clone(), driver, images, incarnation, config.freeze_after, meters);
-        let advertised = config.advertise.unwrap_or_else(|| format!("http://{address}"));
+        let pools = Pools::new(
+            ledger,
+            logs.clone(),
+            driver,
+            images,
+            Secrets::new(config.secrets),
+            incarnation,
+            config.freeze_after,
+            meters,
+        );
+        pools.watch_memory(Pressure::listen(config.memory_news));
+        let advertised = config.advertise.unwrap_or_else(|| {
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{address}")
+        });
         let report = Report::new(
             config.name.clone(),
             incarnation,
@@ -173,20 +204,18 @@ impl Runner {
         let known = registration.known();
         let (stop_report, stop_server) = (CancellationToken::new(), CancellationToken::new());
         let report = tokio::spawn(report.run(registration, stop_report.clone()));
-        let service = RunnerServiceServer::new(Service(shared.clone()))
-            .max_decoding_message_size(stoker_proto::MAX_FRAME)
-            .max_encoding_message_size(stoker_proto::MAX_FRAME);
+        let service = Served::new(shared.clone());
         let (health_reporter, health) = tonic_health::server::health_reporter();
-        health_reporter.set_serving::<RunnerServiceServer<Service>>().await;
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        health_reporter.set_serving::<Served>().await;
+        let incoming = Incoming::new(listener, config.tls, Speaks::Http2);
         let over = stop_server.clone();
         let server = tokio::spawn(
             tonic::transport::Server::builder()
                 .initial_stream_window_size(STREAM_WINDOW)
                 .max_frame_size(stoker_proto::HTTP2_FRAME)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keepalive_interval(Some(Duration::from_secs(10)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+                .http2_keepalive_interval(Some(Duration::from_secs(2)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(3)))
                 .add_service(service)
                 .add_service(health)
                 .serve_with_incoming_shutdown(incoming, async move { over.cancelled().await }),

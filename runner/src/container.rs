@@ -38,7 +38,7 @@ pub const CONNECTION_IDLE: Duration = Duration::from_secs(1);
 const RETURN: Duration = Duration::from_secs(1);
 
 /// Why a container did not become ready.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum LaunchError {
     /// The function's fault, or the platform's in a way that the call must know.
     Function(Error),
@@ -89,8 +89,8 @@ pub struct Container {
     gate: tokio::sync::Mutex<bool>,
     /// What it had used when it was last looked at.
     used: Mutex<Usage>,
-    /// Where it asks for its calls.
-    lambda: Option<RuntimeApi>,
+    /// How it asks for its calls, where it does.
+    lambda: Option<lambda::Asking>,
     /// Where its calls come on STDIN: there while it has none.
     pipes: Mutex<Option<Pipes>>,
     /// Its root stays while it is held; let go after the sandbox.
@@ -131,16 +131,16 @@ impl Container {
     }
 
     /// The API that it asks for its calls.
-    pub fn lambda(&self) -> Option<&RuntimeApi> {
-        self.lambda.as_ref()
+    pub fn lambda(&self) -> Option<Arc<RuntimeApi>> {
+        self.lambda.as_ref().map(lambda::Asking::api)
     }
 
     /// The function asks for another invocation.
     async fn asks_again(&self) -> Result<(), Unfit> {
-        let Some(api) = &self.lambda else { return Ok(()) };
+        let Some(api) = self.lambda() else { return Ok(()) };
         tokio::select! {
             biased;
-            idle = api.idle() => idle.map_err(|failure| Unfit::Noise(failure.told())),
+            idle = api.takes_more() => idle.map_err(|failure| Unfit::Noise(failure.told())),
             _ = self.wait() => Err(Unfit::Closed("connection to the Runtime API")),
             () = tokio::time::sleep(RETURN) => {
                 Err(Unfit::Noise("nothing: it did not ask for another invocation after its last".to_owned()))
@@ -212,30 +212,56 @@ impl Container {
         Ok(true)
     }
 
+    /// Gives memory back that it does not need while it stands still. How much less it holds.
+    ///
+    /// # Errors
+    /// Where none can be taken.
+    pub async fn squeeze(&self) -> Result<u64, stoker_sandbox::Error> {
+        let freed = self.sandbox.reclaim().await;
+        self.look().await;
+        freed
+    }
+
     /// Ends it. Returns when nothing of it is left running.
     pub async fn stop(&self, grace: Duration) -> Exit {
         let begun = Instant::now();
-        if let Some(api) = &self.lambda
+        if let Some(api) = self.lambda()
             && !grace.is_zero()
             && api.waits_for_the_end()
             && self.thaw().await.is_ok()
         {
-            tokio::select! {
-                () = api.shut_down("spindown", grace) => {}
-                _ = self.wait() => {}
-            }
+            self.wind_up(&api, "spindown", grace).await;
         }
         self.sandbox.stop(grace.saturating_sub(begun.elapsed())).await
     }
 
-    /// Waits until it has ended.
+    /// Waits until the function's process has ended.
     pub async fn wait(&self) -> Exit {
-        self.sandbox.wait().await
+        match self.lambda {
+            Some(_) => self.sandbox.ended().await,
+            None => self.sandbox.wait().await,
+        }
+    }
+
+    /// What its calls break may be started [again](Self::start_again) in the same sandbox.
+    pub fn starts_again(&self) -> bool {
+        self.lambda.is_some()
+    }
+
+    /// Waits until nothing inside is at work any more, for as long as a call may take: a function that has answered may have extensions
+    /// that have not done with it.
+    pub async fn rests(&self) {
+        let Some(api) = self.lambda() else { return };
+        tokio::select! {
+            _ = api.idle() => {}
+            _ = self.sandbox.wait() => {}
+            () = tokio::time::sleep(self.spec.timeout()) => {}
+        }
     }
 
     /// How it ended, if it does so within a moment.
     pub async fn exit_soon(&self) -> Option<Exit> {
-        tokio::time::timeout(LEAVE, self.sandbox.wait()).await.ok()
+        tokio::time::timeout(LEAVE, self.wait()).await.ok()
     }
 
     /// Waits for the last lines of a process that has ended.
@@ -249,9 +275,17 @@ impl Container {
         self.said_all().await;
         let limit = stoker_core::units::format_size(self.spec.memory);
         if exit.out_of_memory {
+            // By itself the kernel lets nobody have more than the limit, but for what is counted late.
+            let peak = match self.sandbox.usage().await.memory_peak {
+                0 => String::new(),
+                peak => format!(
+                    " (it had {} at most)",
+                    stoker_core::units::format_size(peak.next_multiple_of(1 << 20))
+                ),
+            };
             return Error::new(
                 Code::FunctionOutOfMemory,
-                format!("the function needed more than its memory limit of {limit}; raise `memory`"),
+                format!("the function needed more than its memory limit of {limit}{peak}; raise `memory`"),
             )
             .log_tail(self.log.tail());
         }

@@ -51,6 +51,15 @@ impl Images {
         self.store().await?.resolve(image, credentials).await
     }
 
+    /// Whether a function can be launched without waiting for its image. Of files nobody can tell without looking: no.
+    pub fn has(&self, spec: &FunctionSpec) -> bool {
+        match &spec.root {
+            Root::Host | Root::Rootfs(_) => true,
+            Root::Image(image) => self.store.get().is_some_and(|store| store.has(image)),
+            Root::Archive(_) | Root::OciLayout(_) => false,
+        }
+    }
+
     /// A function's image, fetched where it is not here. `None` for a function without.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub mod observe;
 pub mod pool;
 pub mod process;
 pub mod report;
+pub mod secrets;
 pub mod service;
 pub mod settings;
 

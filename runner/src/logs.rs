@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
@@ -26,6 +26,8 @@ const FOLLOW: usize = 1024;
 pub enum Source {
     Stdout,
     Stderr,
+    /// By a process beside the function's own, to either.
+    Extension,
     /// Nowhere: the runner says it about the function.
     Platform,
 }
@@ -99,13 +101,14 @@ pub struct ContainerLog {
     state: Mutex<State>,
     /// Pipes that are still open.
     open: watch::Sender<usize>,
-    tap: OnceLock<Tap>,
+    tap: Mutex<Option<Tap>>,
 }
 
 /// Who gets a container's lines too.
-struct Tap(Box<Listener>);
+#[derive(Clone)]
+struct Tap(Arc<Listener>);
 
-type Listener = dyn Fn(&[u8]) + Send + Sync;
+type Listener = dyn Fn(Source, &[u8]) + Send + Sync;
 
 impl fmt::Debug for Tap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -126,12 +129,12 @@ struct State {
 impl ContainerLog {
     pub fn new(id: ContainerId, ring: Arc<Ring>) -> Arc<Self> {
         let open = watch::Sender::new(0);
-        Arc::new(Self { id, ring, state: Mutex::default(), open, tap: OnceLock::new() })
+        Arc::new(Self { id, ring, state: Mutex::default(), open, tap: Mutex::default() })
     }
 
-    /// From now on `tap` gets every line that the function writes, too. It must not wait. Once.
-    pub fn tap(&self, tap: impl Fn(&[u8]) + Send + Sync + 'static) {
-        _ = self.tap.set(Tap(Box::new(tap)));
+    /// From now on `tap` gets every line that is written, too, and nobody else. It must not wait.
+    pub fn tap(&self, tap: impl Fn(Source, &[u8]) + Send + Sync + 'static) {
+        *self.tap.lock().unwrap_or_else(PoisonError::into_inner) = Some(Tap(Arc::new(tap)));
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -198,8 +201,9 @@ impl ContainerLog {
     }
 
     fn line(&self, source: Source, text: &[u8]) {
-        if let Some(Tap(tap)) = self.tap.get() {
-            tap(text);
+        let tap = self.tap.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Tap(tap)) = tap {
+            tap(source, text);
         }
         let call = {
             let mut state = self.state();

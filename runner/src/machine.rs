@@ -1,5 +1,7 @@
 //! What this machine has for functions, or the cgroup around this process where that is less.
 
+pub mod pressure;
+
 use std::path::{Path, PathBuf};
 
 /// Taken for the memory of a machine that does not say.
@@ -19,10 +21,8 @@ impl Machine {
     pub fn look() -> Self {
         let read = |path: PathBuf| std::fs::read_to_string(path).ok();
         let total = read("/proc/meminfo".into()).and_then(|text| total_memory(&text));
-        let groups = read("/proc/self/cgroup".into()).unwrap_or_default();
-        let limits = limit_files(&groups).into_iter().filter_map(read);
-        // Without a limit they hold `max`, or a number larger than any memory.
-        let limit = limits.filter_map(|text| text.trim().parse().ok()).min();
+        let text = read("/proc/self/cgroup".into()).unwrap_or_default();
+        let limit = groups(&text).iter().filter_map(Group::limit).min();
         let total = total.unwrap_or(FALLBACK_MEMORY);
         // The standard library heeds the affinity mask and the cgroup's quota.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -40,29 +40,63 @@ impl Machine {
 }
 
 fn total_memory(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
+    number_in(meminfo, "MemTotal:")?.checked_mul(1024)
 }
 
-/// The files that may limit our memory: of our cgroup and of each around it, of version 2 and of version 1.
-fn limit_files(groups: &str) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for line in groups.lines() {
+/// The number behind a word at the beginning of a line.
+fn number_in(text: &str, word: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(word))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Which kind of cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// A cgroup that may limit our memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    directory: PathBuf,
+    version: Version,
+}
+
+impl Group {
+    /// Without a limit the file holds `max`, or a number larger than any memory.
+    fn limit(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(self.directory.join(self.limit_file())).ok()?;
+        text.trim().parse().ok()
+    }
+
+    fn limit_file(&self) -> &'static str {
+        match self.version {
+            Version::One => "memory.limit_in_bytes",
+            Version::Two => "memory.max",
+        }
+    }
+}
+
+/// Our cgroup and each around it, of version 2 and of version 1.
+fn groups(membership: &str) -> Vec<Group> {
+    let mut groups = Vec::new();
+    for line in membership.lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let (top, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
+        let (top, version) = match controllers {
+            "" => ("/sys/fs/cgroup", Version::Two),
             some if some.split(',').any(|controller| controller == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+                ("/sys/fs/cgroup/memory", Version::One)
             }
             _ => continue,
         };
         // In a container the path may be the host's, of which only the top is seen here.
         let path = Path::new(path.trim_start_matches('/'));
-        files.extend(path.ancestors().map(|around| Path::new(top).join(around).join(file)));
+        groups
+            .extend(path.ancestors().map(|around| Group { directory: Path::new(top).join(around), version }));
     }
-    files
+    groups
 }
 
 #[cfg(test)]
@@ -79,8 +113,9 @@ mod tests {
 
     #[test]
     fn every_cgroup_around_counts() {
-        let files = |groups: &str| -> Vec<String> {
-            limit_files(groups).into_iter().map(|file| file.display().to_string()).collect()
+        let files = |text: &str| -> Vec<String> {
+            let files = groups(text).into_iter().map(|group| group.directory.join(group.limit_file()));
+            files.map(|file| file.display().to_string()).collect()
         };
         assert_eq!(
             files("0::/system.slice/x.service\n"),

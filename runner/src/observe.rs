@@ -147,6 +147,7 @@ pub struct Meters {
     refused: Vec<(Refusal, Counter)>,
     launch_failures: [(&'static str, Counter); 2],
     pub evictions: Counter,
+    pub reclaimed: Counter,
     pub freezes: Counter,
     pub thaws: Counter,
 }
@@ -250,6 +251,10 @@ impl Meters {
             evictions: metrics.counter(
                 "stoker_runner_evictions",
                 "Idle containers that were ended to make room for others",
+            ),
+            reclaimed: metrics.counter(
+                "stoker_runner_reclaimed_bytes",
+                "Memory that frozen containers gave back while it was short",
             ),
             freezes: metrics.counter("stoker_runner_freezes", "Containers that were frozen"),
             thaws: metrics.counter("stoker_runner_thaws", "Containers that were thawed for a call"),

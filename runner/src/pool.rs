@@ -6,12 +6,16 @@
 //! [`stoker_policy::eviction`]): this module gathers the facts and carries out the answer.
 //!
 //! **Waiting.** A waiting call takes whichever comes first: a slot that frees up, or a launch, its own or another's. Functions
-//! are served in the order of their longest waiting call, so none starves; launches are capped, since without that overload
+//! that have least are served first, and before them whoever has waited too long, so none starves; launches are capped, since
+//! without that overload
 //! becomes a storm of launches that nobody needs any more by the time they end. Once the longest waiting call has waited longer
 //! than a launch takes and there is no room for it, functions behind it launch nothing until it has its turn. A call for which
 //! nothing has moved for that long leaves: another runner may have room, and the fair place to wait is the balancer's queue.
 //!
 //! **Ahead.** Containers that serve once (`default`) are prepared ahead while others work, where that costs nobody anything.
+//!
+//! **Expected.** A function that is called in a rhythm slower than its idle timeout has a container launched just before its next call,
+//! where there is room for that without evicting anyone ([`stoker_policy::prewarm`]).
 //!
 //! **Minimum.** `min_containers` counts from the first call of a function here: a runner knows of no function before that. From
 //! then on that many are there, ready or busy (for `default`: prepared). They are launched when nobody waits and there is
@@ -20,11 +24,12 @@
 //! idle would not make room for it; they come back when there is room again. A call of another version of the same function
 //! takes the minimum over, and the old version's containers become ordinary ones.
 
+mod fetch;
 mod keep;
 mod launch;
 mod line;
-mod measure;
 mod member;
+mod pressure;
 mod version;
 
 #[cfg(test)]
@@ -37,7 +42,8 @@ use std::time::{Duration, Instant};
 
 use stoker_core::function::{Digest, FunctionName, FunctionSpec};
 use stoker_core::{CallId, ContainerId, Incarnation, Refusal, Resources, Warmth};
-use stoker_policy::launch::{Admission, Full, House, admit, cap};
+use stoker_policy::launch::{Admission, Full, House, Hungry, Mean, admit, cap, turn, width};
+use stoker_policy::waiting::may_claim;
 use stoker_runtime::gate::Gate;
 use stoker_sandbox::Driver;
 use tokio::net::UnixStream;
@@ -51,8 +57,9 @@ use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::observe::Meters;
+use crate::secrets::Secrets;
+pub use line::{Asker, Lease, Ticket};
 use line::{Given, Waiter};
-pub use line::{Lease, Ticket};
 use version::{Version, count};
 
 /// Bounds of the advice when to come again.
@@ -75,12 +82,15 @@ pub struct Pools {
     pub meters: Option<Arc<Meters>>,
     driver: Arc<dyn Driver>,
     pub images: Arc<Images>,
+    secrets: Secrets,
     incarnation: Incarnation,
     freeze_after: Duration,
     next: AtomicU64,
     /// Something that matters to placement changed.
     pub changed: Arc<Notify>,
-    /// Launches, keepers and ends.
+    /// A container more is there: less memory.
+    grown: Notify,
+    /// Launches, keepers, ends, and launches to come.
     tasks: TaskTracker,
     /// Launches are given up.
     stop: CancellationToken,
@@ -95,6 +105,8 @@ struct Inner {
     short: BTreeSet<Digest>,
     launching: u32,
     waiting: u32,
+    /// What calls of all versions take.
+    run: Mean,
     /// The sum of all versions' [moves](Version::moves).
     moves: u64,
     /// Nothing is launched or prepared any more.
@@ -103,7 +115,8 @@ struct Inner {
 
 /// What follows from a decision, done after the lock.
 enum Action {
-    Launch { digest: Digest, spec: Arc<FunctionSpec>, seq: u64, id: ContainerId },
+    Launch { digest: Digest, spec: Arc<FunctionSpec>, seq: u64, id: ContainerId, ahead: bool },
+    Fetch { digest: Digest, spec: Arc<FunctionSpec> },
     Stop { digest: Digest, seq: u64, container: Arc<Container>, grace: Duration },
     Give { give: oneshot::Sender<Given>, given: Given },
 }
@@ -121,6 +134,7 @@ impl Pools {
         logs: Arc<Logs>,
         driver: Arc<dyn Driver>,
         images: Arc<Images>,
+        secrets: Secrets,
         incarnation: Incarnation,
         freeze_after: Duration,
         meters: Option<Arc<Meters>>,
@@ -134,10 +148,12 @@ impl Pools {
             meters,
             driver,
             images,
+            secrets,
             incarnation,
             freeze_after,
             next: AtomicU64::new(1),
             changed: Arc::new(Notify::new()),
+            grown: Notify::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -147,8 +163,9 @@ impl Pools {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cap(&self) -> u32 {
-        cap(self.ledger.total().slots)
+    /// Launches that may run at once, for a function that would like one more.
+    fn cap(&self, spec: &FunctionSpec) -> u32 {
+        cap(&self.ledger.total(), &spec.ask())
     }
 
     /// A container for a call: at once, later, or not here.
@@ -157,11 +174,13 @@ impl Pools {
         digest: Digest,
         spec: &Arc<FunctionSpec>,
         call: CallId,
+        asker: Asker,
         remaining: Duration,
     ) -> Acquired {
         let mut inner = self.inner();
         inner.meet(digest, spec);
         let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
+        version.arrivals.add(Instant::now());
         let mut actions = Vec::new();
         if version.waiters.is_empty()
             && let Some((seq, fresh)) = version.take(&self.ledger)
@@ -186,9 +205,18 @@ impl Pools {
         }
         let room = self.room(&inner, spec);
         let (waiting, launching, moves) = (inner.waiting, inner.launching, inner.moves);
+        let (running, mean) = (inner.versions.values().map(|v| v.busy).sum(), inner.run.get());
         let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
-        let house =
-            House { slots: self.ledger.total().slots, waiting, launching, room: room && version.may_grow() };
+        let total = self.ledger.total();
+        let full = waiting > 0 || self.ledger.free().cpu_millis < spec.ask().cpu_millis;
+        let house = House {
+            width: width(&total, &spec.ask()),
+            cap: self.cap(spec),
+            waiting,
+            launching,
+            turn: if full { turn(waiting, running, mean) } else { Duration::ZERO },
+            room: room && version.may_grow(),
+        };
         let stuck = version.gave_up == Some(version.progress(moves));
         let expected = match admit(&version.facts(version.waiters.len()), &house, remaining) {
             Admission::Wait(expected) if stuck => {
@@ -197,6 +225,15 @@ impl Pools {
                 return Acquired::Refused { reason: Refusal::Full, detail, retry_after };
             }
             Admission::Wait(expected) => expected,
+            // Between balancers slots are shared in the line: none that has waited is kept out of it by one that fills it.
+            Admission::Refuse(Full::Line | Full::Slow, expected)
+                if !stuck
+                    && asker.waited
+                    && expected <= remaining
+                    && may_claim(version.of(asker.balancer), waiting, self.ledger.total().slots) =>
+            {
+                expected
+            }
             Admission::Refuse(why, expected) => {
                 let detail = match why {
                     Full::Line => format!("{waiting} calls wait here already"),
@@ -213,7 +250,8 @@ impl Pools {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let since = Instant::now();
         let (caused, overdue, seen) = (false, false, None);
-        version.waiters.push_back(Waiter { id, since, caused, overdue, seen, call, give });
+        let balancer = asker.balancer;
+        version.waiters.push_back(Waiter { id, balancer, since, caused, overdue, seen, call, give });
         let patience = version.patience();
         inner.waiting += 1;
         self.pump(&mut inner, &mut actions);
@@ -264,12 +302,16 @@ impl Pools {
         let mut actions = Vec::new();
         let mut inner = self.inner();
         let Some(version) = inner.versions.get_mut(&lease.digest) else { return Warmth::default() };
-        if let Some(touched) = lease.touched {
-            version.run.add(touched.elapsed());
+        let took = lease.touched.map(|touched| touched.elapsed());
+        if let Some(took) = took {
+            version.run.add(took);
         }
         version.moves += 1;
         let ends = version.give_back(lease.seq, keep, connection);
         inner.moves += 1;
+        if let Some(took) = took {
+            inner.run.add(took);
+        }
         if ends {
             actions.extend(inner.stop(lease.digest, lease.seq, Duration::ZERO));
         }
@@ -321,9 +363,9 @@ impl Pools {
     /// Serves whoever waits, with what there is; if nobody does, fills up what is short.
     fn pump(self: &Arc<Self>, inner: &mut Inner, actions: &mut Vec<Action>) {
         if inner.waiting > 0 {
-            let mut hungry: Vec<(Instant, Digest)> =
-                inner.versions.iter().filter_map(|(d, v)| Some((v.waiters.front()?.since, *d))).collect();
-            hungry.sort_unstable();
+            let mut hungry: Vec<(Hungry, Digest)> =
+                inner.versions.iter().filter_map(|(d, v)| Some((v.hungry()?, *d))).collect();
+            hungry.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
             let mut held = false;
             for (_, digest) in hungry {
                 held |= self.serve(inner, digest, held, actions);
@@ -348,16 +390,18 @@ impl Pools {
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some(version) = inner.versions.get_mut(&digest) else { return false };
-        while let Some(waiter) = version.waiters.front() {
+        while let Some(next) = version.next() {
+            let waiter = &version.waiters[next];
             if waiter.give.is_closed() {
-                version.waiters.pop_front();
+                version.waiters.remove(next);
                 inner.waiting -= 1;
                 continue;
             }
             let (call, caused) = (waiter.call, waiter.caused);
             let Some((seq, fresh)) = version.take(&self.ledger) else { break };
             let Some(lease) = self.lease(version, digest, seq, call, caused && fresh, fresh) else { break };
-            let Some(waiter) = version.waiters.pop_front() else { break };
+            let Some(waiter) = version.waiters.remove(next) else { break };
+            version.served = waiter.balancer;
             inner.waiting -= 1;
             actions.push(Action::Give { give: waiter.give, given: Ok(lease) });
         }
@@ -367,9 +411,13 @@ impl Pools {
     fn act(self: &Arc<Self>, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Launch { digest, spec, seq, id } => {
+                Action::Launch { digest, spec, seq, id, ahead } => {
                     let pools = self.clone();
-                    self.tasks.spawn(async move { pools.launch(digest, spec, seq, id).await });
+                    self.tasks.spawn(async move { pools.launch(digest, spec, seq, id, ahead).await });
+                }
+                Action::Fetch { digest, spec } => {
+                    let pools = self.clone();
+                    self.tasks.spawn(async move { pools.fetch(digest, spec).await });
                 }
                 Action::Stop { digest, seq, container, grace } => {
                     let pools = self.clone();
@@ -397,6 +445,7 @@ impl Pools {
         inner.moved(&digest);
         self.pump(&mut inner, &mut actions);
         self.refill(&mut inner, digest, false, &mut actions);
+        self.expect(&inner, digest);
         drop(inner);
         self.act(actions);
         self.changed.notify_one();
@@ -594,7 +643,7 @@ impl Inner {
         let ending = self.versions.values().any(|v| v.members.values().any(|m| m.state == State::Stopping));
         let moves = self.moves;
         let version = self.versions.get_mut(&digest)?;
-        let (progress, hope) = (version.progress(moves), ending || version.launching > 0);
+        let (progress, hope) = (version.progress(moves), ending || version.awaits());
         let at = version.waiters.iter().position(|w| w.id == id)?;
         let seen = version.waiters[at].seen.replace(progress);
         if hope || seen != Some(progress) {

@@ -1,22 +1,25 @@
 //! The runner as a process: settings, log, ports, and the order of its end.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use stoker_registry::{EtcdRegistry, Registry};
-use stoker_runtime::admin::{Admin, Pages};
+use stoker_runtime::admin::{Admin, Pages, Shown};
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::Metrics;
+use stoker_runtime::reload::{Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
+use stoker_runtime::tls::Tls;
 
 use crate::app::{CLOSING, Config, Runner};
 use crate::observe::{Meters, Observer};
-use crate::settings::{PROGRAM, Plan};
+use crate::settings::{self, PROGRAM, Plan};
 
 /// How long a scrape that runs may take at the end.
 const LAST_SCRAPE: Duration = Duration::from_secs(1);
@@ -46,7 +49,12 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
         meters: Some(Meters::new(&metrics)),
     };
     // First of all: whoever starts us wants to know how far we are.
-    let admin = Admin::start(plan.admin, Pages::new(readiness.clone(), metrics, settings))
+    let tls = plan.runner.tls.clone();
+    let reloads =
+        Reloads::listen(tls.iter().flat_map(|tls| tls.files())).context("cannot listen for signals")?;
+    let pages = Pages::new(readiness.clone(), metrics, settings);
+    let shown = pages.shown();
+    let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
         .with_context(|| format!("cannot listen on {} for the admin pages", plan.admin))?;
     tracing::info!(admin = %admin.address(), "starting");
@@ -58,31 +66,68 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
         readiness.not_ready("waiting for etcd, where this runner is to be registered");
         anyhow::Ok(runner)
     };
-    let (runner, why) = tokio::select! {
-        // A runner that is not up yet has no calls: what there is of it ends with the process.
-        why = &mut stop => (None, why),
-        runner = serving => {
-            let runner = runner?;
-            let why = tokio::select! {
-                why = &mut stop => why,
-                () = runner.registered() => {
-                    readiness.ready();
-                    tracing::info!("ready");
-                    stop.await
+    let mut grace = plan.drain_grace;
+    let started = {
+        let until_stop = async {
+            let ended = tokio::select! {
+                // A runner that is not up yet has no calls: what there is of it ends with the process.
+                why = &mut stop => (None, why),
+                runner = serving => {
+                    let runner = runner?;
+                    let why = tokio::select! {
+                        why = &mut stop => why,
+                        () = runner.registered() => {
+                            readiness.ready();
+                            tracing::info!("ready");
+                            stop.await
+                        }
+                    };
+                    (Some(runner), why)
                 }
             };
-            (Some(runner), why)
+            anyhow::Ok(ended)
+        };
+        tokio::select! {
+            ended = until_stop => ended,
+            never = keep_fresh(reloads, settings, logs, tls, shown, &mut grace) => match never {},
         }
     };
+    let (runner, why) = started?;
     readiness.stopping(format!("{why}: finishing the calls that are here"));
     tracing::info!(why, "stopping");
     // The runner keeps its own limits; this is for an end that hangs in spite of them.
-    let limit = plan.drain_grace + CLOSING + FLUSH + LAST_SCRAPE;
+    let limit = grace + CLOSING + FLUSH + LAST_SCRAPE;
     let ending = Ending::begin(limit).context("cannot watch over the end")?;
     if let Some(runner) = runner {
-        ending.phase("calls", limit, runner.stop(plan.drain_grace)).await;
+        ending.phase("calls", limit, runner.stop(grace)).await;
     }
     ending.phase("traces", limit, telemetry.stop(FLUSH)).await;
     ending.phase("admin port", limit, admin.stop(LAST_SCRAPE)).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes up what changed while the runner serves: certificates when their files change, settings at SIGHUP.
+async fn keep_fresh(
+    mut reloads: Reloads,
+    settings: &Settings,
+    logs: &Logs,
+    tls: Option<Arc<Tls>>,
+    shown: Shown,
+    grace: &mut Duration,
+) -> Infallible {
+    loop {
+        if reloads.next().await == Why::Asked
+            && let Some(settings) = server::reread(settings, logs, &shown)
+        {
+            *grace = settings::live(&settings);
+        }
+        // Small files, and seldom.
+        match tls.as_ref().map(|tls| tls.reload()) {
+            None => {}
+            Some(Ok(())) => tracing::info!("certificates are as they are on disk"),
+            Some(Err(why)) => {
+                tracing::error!(why, "what is on disk cannot be used, and what was read before stays")
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The gRPC server that balancers talk to.
 
 pub mod call;
+pub mod engage;
 pub mod images;
 pub mod line;
 pub mod pieces;
@@ -31,8 +32,6 @@ use crate::report::Report;
 /// This software, for people.
 pub const SOFTWARE: &str = concat!("stoker-runner ", env!("CARGO_PKG_VERSION"));
 
-/// Frames that wait for the stream of one session.
-const OUTBOX: usize = 256;
 /// Lines of one response.
 const LINES: usize = 256;
 
@@ -72,11 +71,9 @@ impl RunnerService for Service {
 
     async fn engage(
         &self,
-        request: Request<Streaming<wire::EngageRequest>>,
+        _: Request<Streaming<wire::EngageRequest>>,
     ) -> Result<Response<Self::EngageStream>, Status> {
-        let (out, frames) = mpsc::channel(OUTBOX);
-        self.0.tasks.spawn(session::run(self.0.clone(), request.into_inner(), out));
-        Ok(Response::new(Box::pin(ReceiverStream::new(frames))))
+        Err(Status::internal("sessions are served before they come here"))
     }
 
     async fn get_status(
@@ -196,6 +193,7 @@ fn to_line(line: &Line, runner: &str) -> v1::LogLine {
         source: match line.source {
             Source::Stdout => v1::LogSource::Stdout,
             Source::Stderr => v1::LogSource::Stderr,
+            Source::Extension => v1::LogSource::Extension,
             Source::Platform => v1::LogSource::Platform,
         }
         .into(),

@@ -9,9 +9,12 @@ use std::time::Duration;
 use stoker_core::units::{format_cpu, format_size};
 use stoker_core::{Resources, RunnerName};
 use stoker_registry::etcd;
-use stoker_runtime::config::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, PATH, REGISTRIES, SIZE, TEXT, URL};
+use stoker_runtime::config::kind::{
+    ADDRESS, COUNT, CPU, DURATION, MAP, PATH, REGISTRIES, SERVER, SIZE, TEXT, TRUTH,
+};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
 use stoker_runtime::server::{self, Etcd};
+use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
 use stoker_runtime::{admin, logs, telemetry};
 use stoker_sandbox::egress;
 use stoker_sandbox::select::Choice;
@@ -37,12 +40,12 @@ static LISTEN: Key<SocketAddr> = Key::new(
     "listen",
     ADDRESS,
     "127.0.0.1:7170",
-    "Where balancers are served; whoever reaches it can run programs here",
+    "Where balancers are served; without TLS whoever reaches it can run programs here",
 );
 static ADMIN_LISTEN: Key<SocketAddr> = admin::listen("127.0.0.1:7190");
 static ADVERTISE: Maybe<String> = Key::required(
     "advertise",
-    URL,
+    SERVER,
     "How balancers reach it, like http://runner-1:7170; where it listens, if that is one address",
 )
 .optional();
@@ -88,6 +91,12 @@ static DOCKER_SOCKET: Maybe<PathBuf> = Key::required(
     "Where the daemon for the sandbox docker listens; by itself /var/run/docker.sock",
 )
 .optional();
+static ALLOW_HOST_NETWORK: Key<bool> = Key::new(
+    "allow_host_network",
+    TRUTH,
+    "false",
+    "Functions with `network: host` run here: they reach all that this host does, its loopback among it",
+);
 static EGRESS_DENY: Key<Vec<egress::Range>> = Key::new(
     "egress_deny",
     Kind::one("CIDR,…", several),
@@ -145,6 +154,12 @@ static REGISTRY_CA: Maybe<PathBuf> = Key::required(
     "Authorities, in PEM form, that sign certificates of registries, beside those that the system trusts",
 )
 .optional();
+static SECRETS: Maybe<PathBuf> = Key::required(
+    "secrets",
+    PATH,
+    "The directory of functions' secrets: files APP/NAME or APP/NAME/KEY, read for each launch",
+)
+.optional();
 static ZONE: Maybe<String> =
     Key::required("zone", TEXT, "Where it stands, for those who place calls").optional();
 static LABELS: Key<BTreeMap<String, String>> =
@@ -156,7 +171,8 @@ static DRAIN_GRACE: Key<Duration> = Key::new(
     DURATION,
     "30s",
     "How long calls may take to finish when the runner stops; then their containers are ended",
-);
+)
+.live();
 static THREADS: Key<usize> =
     Key::new("threads", COUNT, "1", "Threads that serve calls; one is the cheapest, and enough for most");
 
@@ -166,7 +182,8 @@ pub static PROGRAM: Program = Program {
     version: env!("CARGO_PKG_VERSION"),
     about: "A runner of a Stoker fleet: keeps functions hot and runs the calls that balancers place here.",
     examples: "  stoker-runner --etcd http://127.0.0.1:2379
-  stoker-runner --etcd http://e1:2379,http://e2:2379 --listen 0.0.0.0:7170 --advertise http://runner-1:7170
+  stoker-runner --etcd http://e1:2379,http://e2:2379 --listen 0.0.0.0:7170 --advertise https://runner-1:7170 \
+    --tls-certificate runner-1.pem --tls-key runner-1.key --tls-ca ca.pem
   stoker-runner --etcd http://e1:2379 --name runner-1 --memory 8GiB --cpu 4 --sandbox native
   STOKER_ETCD=http://e1:2379 stoker-runner --config /etc/stoker/runner.yaml --print-config",
     tables: &[
@@ -183,6 +200,7 @@ pub static PROGRAM: Program = Program {
             &SANDBOX,
             &OCI_RUNTIME,
             &DOCKER_SOCKET,
+            &ALLOW_HOST_NETWORK,
             &EGRESS_DENY,
             &EGRESS_ALLOW,
             &EGRESS_RESOLVERS,
@@ -194,16 +212,23 @@ pub static PROGRAM: Program = Program {
             &REGISTRY_CREDENTIALS,
             &REGISTRY_WITHOUT_TLS,
             &REGISTRY_CA,
+            &SECRETS,
             &ZONE,
             &LABELS,
             &FREEZE_AFTER,
             &DRAIN_GRACE,
             &THREADS,
         ],
+        tls::KEYS,
         logs::KEYS,
         telemetry::KEYS,
     ],
 };
+
+/// What a running runner takes up of these settings.
+pub fn live(settings: &Settings) -> Duration {
+    settings.get(&DRAIN_GRACE)
+}
 
 /// What the values of all keys come to.
 #[derive(Debug)]
@@ -235,6 +260,31 @@ impl Plan {
             Ok(warning) => warnings.extend(warning),
             Err(why) => mistakes.push(settings.mistake(&ADVERTISE, why)),
         }
+        let told = tls::Told::new(settings, &mut mistakes);
+        told.needs_ca(settings, &mut mistakes);
+        mistakes.extend(exposed(settings, &told, &LISTEN, listen));
+        mistakes.extend(exposed(settings, &told, &ADMIN_LISTEN, admin));
+        if told.insecure && told.files.is_none() && open_to_others(listen) {
+            warnings.push(format!(
+                "{listen} can be reached from other machines, and whoever reaches it can run programs here"
+            ));
+        }
+        let by_tls = advertise.as_deref().is_some_and(|address| address.starts_with("https://"));
+        match (advertise.is_some(), by_tls, told.files.is_some()) {
+            (true, true, false) => {
+                mistakes.push(settings.mistake(&ADVERTISE, "is https://, and there is no `tls.certificate`"))
+            }
+            (true, false, true) => mistakes.push(
+                settings.mistake(&ADVERTISE, "is http://, and balancers are served with TLS: write https://"),
+            ),
+            _ => {}
+        }
+        // Read here, so that what is wrong with a file is told with everything else.
+        let tls = told.files.map(|files| Tls::load(files, Asks::Balancers)).transpose();
+        let tls = tls.unwrap_or_else(|why| {
+            mistakes.push(tls::Told::wrong(settings, why));
+            None
+        });
         let (memory, cpu_millis) = (settings.get(&MEMORY), settings.get(&CPU_MILLIS));
         if memory == 0 {
             mistakes.push(settings.mistake(&MEMORY, "a runner without memory can run nothing"));
@@ -260,14 +310,17 @@ impl Plan {
             runner: Config {
                 listen,
                 advertise,
+                tls,
                 sandbox: settings.get(&SANDBOX),
                 oci_runtime: settings.maybe(&OCI_RUNTIME),
                 docker_socket: settings.maybe(&DOCKER_SOCKET),
+                allow_host_network: settings.get(&ALLOW_HOST_NETWORK),
                 egress: egress::Config {
                     deny: settings.get(&EGRESS_DENY),
                     allow: settings.get(&EGRESS_ALLOW),
                     resolvers: settings.get(&EGRESS_RESOLVERS),
                 },
+                secrets: settings.maybe(&SECRETS),
                 zone: settings.maybe(&ZONE).unwrap_or_default(),
                 labels: settings.get(&LABELS),
                 freeze_after: settings.get(&FREEZE_AFTER),

@@ -1,45 +1,267 @@
-//! Containers of the format `lambda`: what their process finds in its environment, and how it comes up.
+//! Containers of the format `lambda`: what their processes find in their environment, how they come up, come up again, and are wound up.
+//!
+//! The function's process and its extensions are processes of one sandbox that stays when they end. Each start has an API of its own, which is bound
+//! when everything of the start before it has ended, so that nothing that is left of that can be taken for it.
+
+mod environment;
+mod words;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
-use rustix::process::Signal;
-use stoker_core::error::{Code, Error, Report};
 use stoker_core::function::FunctionSpec;
-use stoker_lambda::{About, Failure, MOST_EXTENSIONS, RuntimeApi};
-use stoker_sandbox::{Exit, ExitCause, Sandbox};
+use stoker_core::{Code, Error};
+use stoker_format::rfc3339_millis;
+use stoker_lambda::telemetry::Kind as Lines;
+use stoker_lambda::{About, Credentials, Kind, MOST_EXTENSIONS, RuntimeApi};
+use stoker_sandbox::{Companion, Exit, Sandbox, Stdio};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::launch::{launch_error, reader};
-use super::{Container, LaunchError};
+use super::{Container, LaunchError, Phase};
 use crate::logs::Source;
+pub use environment::{arn, environment};
+pub use words::{complete, exited, report};
+use words::{extension_exit, extension_launch, init_error};
 
 /// Where the Runtime API is in a network namespace of the container's own.
 const PORT: u16 = 9001;
-/// What a function that says nothing of it is told it runs in.
-const REGION: &str = "us-east-1";
 /// Whom every function belongs to.
 pub const ACCOUNT: &str = "000000000000";
 /// The only version that a function has.
 pub const VERSION: &str = "$LATEST";
+/// Given to extensions when what they belong to is started again: AWS's.
+const RESET: Duration = Duration::from_secs(2);
+/// Hooks after a restore may take this long: AWS's.
+const RESTORE: Duration = Duration::from_secs(10);
+/// How long a function may use the keys that it was given, as it is told. They are its own, and do not end with that.
+const KEYS_LAST: Duration = Duration::from_secs(6 * 3600);
+/// Extensions of a root that has this file are not started, and may not register.
+const NO_EXTENSIONS: &str = "opt/disable-extensions-jwigqn8j";
+/// What a function that starts as from a snapshot asks for instead of finding it.
+const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
+/// How a container asks for its calls.
+pub struct Asking {
+    plan: Plan,
+    /// Of the newest start.
+    api: Mutex<Arc<RuntimeApi>>,
+    /// The first start failed, and the next, which took this long, was a part of the first call's time.
+    again: Option<Duration>,
+}
+
+impl Asking {
+    pub fn api(&self) -> Arc<RuntimeApi> {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// What is known of a container before it is there.
+pub struct Plan {
+    kind: Kind,
+    extensions: Vec<String>,
+    no_extensions: bool,
+    /// The environment of extensions, but for what depends on the start.
+    env: Vec<(String, String)>,
+    credentials: Option<Credentials>,
+}
+
+impl Plan {
+    /// Looks what there is in the root of a sandbox to be.
+    ///
+    /// # Errors
+    /// There are more extensions than a function may have.
+    pub async fn new(
+        sandbox: &mut stoker_sandbox::Spec,
+        spec: &FunctionSpec,
+        ahead: bool,
+    ) -> Result<Self, LaunchError> {
+        let root = match &sandbox.root {
+            stoker_sandbox::Root::Host => PathBuf::from("/"),
+            stoker_sandbox::Root::Directory(path) => path.clone(),
+        };
+        let found = tokio::task::spawn_blocking(move || extensions(&root));
+        let found = found.await.map_err(|e| LaunchError::Platform(format!("look for extensions: {e}")))?;
+        let (no_extensions, extensions) = (found.is_none(), found.unwrap_or_default());
+        if extensions.len() > MOST_EXTENSIONS {
+            let many = extensions.len();
+            let text =
+                format!("/opt/extensions has {many} extensions, at most {MOST_EXTENSIONS} are allowed");
+            return Err(LaunchError::Function(extension_launch(text)));
+        }
+        let kind = match spec.format_options.snap_start {
+            true => Kind::SnapStart,
+            false if ahead && spec.min_containers > 0 => Kind::Provisioned,
+            false => Kind::OnDemand,
+        };
+        // What a function asks for it does not find.
+        let mut taken = |name: &str| {
+            let at = sandbox.env.iter().position(|(key, _)| key == name);
+            at.map(|at| sandbox.env.swap_remove(at).1).unwrap_or_default()
+        };
+        let credentials = spec.format_options.snap_start.then(|| {
+            let [access, secret, session] = KEYS.map(&mut taken);
+            let until = rfc3339_millis(SystemTime::now() + KEYS_LAST);
+            Credentials::new(access, secret, session, until)
+        });
+        // What concerns the runtime only is none of their business.
+        let own = [
+            "AWS_XRAY_CONTEXT_MISSING",
+            "LAMBDA_TASK_ROOT",
+            "LAMBDA_RUNTIME_DIR",
+            "AWS_LAMBDA_LOG_GROUP_NAME",
+            "AWS_LAMBDA_LOG_STREAM_NAME",
+        ];
+        let theirs = |key: &str| !key.starts_with('_') && !own.contains(&key);
+        let env = sandbox.env.iter().filter(|(key, _)| theirs(key)).cloned().collect();
+        Ok(Self { kind, extensions, no_extensions, env, credentials })
+    }
+
+    /// What every process of a start finds.
+    fn told(&self, address: SocketAddr) -> Vec<(String, String)> {
+        let mut told = vec![
+            ("AWS_LAMBDA_RUNTIME_API".to_owned(), address.to_string()),
+            ("AWS_LAMBDA_INITIALIZATION_TYPE".to_owned(), self.kind.as_str().to_owned()),
+        ];
+        if let Some(credentials) = &self.credentials {
+            let uri = format!("http://{address}/2021-04-23/credentials");
+            told.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI".to_owned(), uri));
+            told.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN".to_owned(), credentials.token().to_owned()));
+        }
+        told
+    }
+}
+
+/// Why a start did not make a function ready.
+enum Unready {
+    /// It may do better next time, in the same sandbox.
+    Init(Error),
+    Launch(LaunchError),
+}
+
+impl From<stoker_sandbox::Error> for Unready {
+    fn from(error: stoker_sandbox::Error) -> Self {
+        Self::Launch(launch_error(error))
+    }
+}
+
+/// Which start of a container it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    First,
+    /// After a first that failed: within the call that it is for.
+    Inline,
+    /// After a call that failed.
+    Reset,
+}
 
 impl Container {
-    /// Starts the function, and waits until it asks for its first invocation.
-    pub(super) async fn ask(
-        &mut self,
-        extensions: Vec<String>,
-        stop: &CancellationToken,
-    ) -> Result<(), LaunchError> {
+    /// Starts the function, and waits until it asks for its first invocation. One that fails at it is started once more, with the
+    /// time of a call.
+    pub(super) async fn ask(&mut self, plan: Plan, stop: &CancellationToken) -> Result<(), LaunchError> {
+        let (api, address) = self.serve_api(&plan, Start::First).await?;
+        self.lambda = Some(Asking { plan, api: Mutex::new(api), again: None });
+        let began = Instant::now();
+        let first = self.come_up(Start::First, address, self.spec.init_timeout(), stop).await;
+        let took = began.elapsed();
+        let error = match first {
+            Ok(start) => {
+                (self.launched.start, self.launched.init) = (start, took.saturating_sub(start));
+                return Ok(());
+            }
+            Err(Unready::Launch(error)) => return Err(error),
+            Err(Unready::Init(error)) => error,
+        };
+        tracing::info!(container = %self.id, %error, "a function did not initialise, and is started again");
+        let began = Instant::now();
+        let again = match self.next_api(Start::Inline).await {
+            Ok(address) => self.come_up(Start::Inline, address, self.spec.timeout(), stop).await,
+            Err(error) => Err(Unready::Launch(error)),
+        };
+        match again {
+            Ok(start) => {
+                self.launched.start = start;
+                self.launched.init = took + began.elapsed().saturating_sub(start);
+                if let Some(asking) = &mut self.lambda {
+                    asking.again = Some(began.elapsed());
+                }
+                Ok(())
+            }
+            Err(Unready::Launch(LaunchError::Impossible(_))) => Err(self.last_words(error).await),
+            Err(Unready::Launch(error)) => Err(error),
+            Err(Unready::Init(error)) => Err(self.last_words(error).await),
+        }
+    }
+
+    /// A call broke it: every process in it ends, and the function is started again in the same sandbox. Returns whether it is ready for
+    /// another call.
+    pub async fn start_again(&self, reason: &str) -> bool {
+        let Some(api) = self.lambda() else { return false };
+        self.wind_up(&api, reason, RESET).await;
+        drop(api);
+        let never = CancellationToken::new();
+        let done = match self.next_api(Start::Reset).await {
+            Ok(address) => self.come_up(Start::Reset, address, self.spec.init_timeout(), &never).await,
+            Err(error) => Err(Unready::Launch(error)),
+        };
+        match done {
+            Ok(_) => true,
+            Err(Unready::Init(error)) => {
+                tracing::info!(container = %self.id, %error, "a function did not initialise again");
+                false
+            }
+            Err(Unready::Launch(error)) => {
+                tracing::info!(container = %self.id, ?error, "a function could not be started again");
+                false
+            }
+        }
+    }
+
+    /// How much of a call's time its start took, where it had failed before.
+    pub fn spent(&self) -> Duration {
+        self.lambda.as_ref().and_then(|asking| asking.again).unwrap_or_default()
+    }
+
+    /// Ends what is in it in AWS's order, where somebody wants to know of the end: the runtime first, with a part of the time, then
+    /// the extensions. What does not end by itself is left to whoever ends the sandbox.
+    pub(super) async fn wind_up(&self, api: &RuntimeApi, reason: &str, grace: Duration) {
+        if !api.waits_for_the_end() {
+            return;
+        }
+        let all = async {
+            let begun = Instant::now();
+            api.flush(grace / 4).await;
+            let asked = async {
+                // One that has ended needs not be asked.
+                _ = self.sandbox.signal(stoker_sandbox::Signal::Stop).await;
+                self.sandbox.ended().await
+            };
+            if tokio::time::timeout(grace * 3 / 10, asked).await.is_err() {
+                _ = self.sandbox.signal(stoker_sandbox::Signal::Kill).await;
+            }
+            api.shut_down(reason, grace.saturating_sub(begun.elapsed())).await;
+        };
+        tokio::select! {
+            () = all => {}
+            _ = self.sandbox.wait() => {}
+        }
+    }
+
+    /// The API of a start, and where it is.
+    async fn serve_api(
+        &self,
+        plan: &Plan,
+        start: Start,
+    ) -> Result<(Arc<RuntimeApi>, SocketAddr), LaunchError> {
         let listen = |port| self.sandbox.listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let listener = match listen(PORT).await {
-            // Where several share a network, each takes what is free. In one of its own nothing can be there before it.
+            // Where several share a network, each takes what is free. In one of its own nothing can be there but the end of the API before it.
             Err(stoker_sandbox::Error::Platform { source, .. }) if source.kind() == ErrorKind::AddrInUse => {
                 listen(0).await
             }
@@ -48,24 +270,141 @@ impl Container {
         let listener = listener.map_err(launch_error)?;
         let broken = |e: std::io::Error| LaunchError::Platform(format!("serve the Runtime API: {e}"));
         let address = listener.local_addr().map_err(broken)?;
-        let api = RuntimeApi::serve(listener, self.about(extensions)).map_err(broken)?;
+        let api = RuntimeApi::serve(listener, self.about(plan, start == Start::Inline)).map_err(broken)?;
         let telemetry = api.telemetry();
-        self.log.tap(move |line| telemetry.line(line));
-        let started = Instant::now();
-        let (stdin, stdout) =
-            self.run(vec![("AWS_LAMBDA_RUNTIME_API".to_owned(), address.to_string())]).await?;
-        self.log.follow(Source::Stdout, reader(stdout)?);
+        self.log.tap(move |source, line| {
+            let lines = if source == Source::Extension { Lines::Extension } else { Lines::Function };
+            telemetry.line(lines, line);
+        });
+        Ok((Arc::new(api), address))
+    }
+
+    /// Ends every process in it, and puts the API of another start in the place of the last one's, which none of them can reach.
+    async fn next_api(&self, start: Start) -> Result<SocketAddr, LaunchError> {
+        let Some(asking) = &self.lambda else { return Err(LaunchError::Stopping) };
+        self.sandbox.clear().await.map_err(launch_error)?;
+        let (api, address) = self.serve_api(&asking.plan, start).await?;
+        *asking.api.lock().unwrap_or_else(PoisonError::into_inner) = api;
+        Ok(address)
+    }
+
+    /// Starts the function and its extensions, and waits until all are ready. Gives how long the start itself took.
+    async fn come_up(
+        &self,
+        start: Start,
+        address: SocketAddr,
+        limit: Duration,
+        stop: &CancellationToken,
+    ) -> Result<Duration, Unready> {
+        let Some(asking) = &self.lambda else { return Err(Unready::Launch(LaunchError::Stopping)) };
+        let (plan, api) = (&asking.plan, asking.api());
+        let told = plan.told(address);
+        let late = tokio::time::sleep(limit);
+        tokio::pin!(late);
+        self.spawn_extensions(plan, &told, &api).await?;
+        // They are there before the runtime is.
+        tokio::select! {
+            biased;
+            there = api.registered() => there.map_err(init_error).map_err(Unready::Init)?,
+            () = stop.cancelled() => return Err(Unready::Launch(LaunchError::Stopping)),
+            () = &mut late => return Err(self.too_late(start, limit, "has an extension that did not register")),
+        }
+        let begun = Instant::now();
+        let stdio = self.sandbox.start(told).await?;
+        self.listen_to(stdio)?;
+        let took = begun.elapsed();
+        tokio::select! {
+            biased;
+            ready = api.ready() => ready.map_err(init_error).map_err(Unready::Init)?,
+            () = stop.cancelled() => return Err(Unready::Launch(LaunchError::Stopping)),
+            exit = self.sandbox.ended() => return Err(self.ended_in_init(exit).await),
+            () = &mut late => return Err(self.too_late(start, limit, "did not ask for its first invocation")),
+        }
+        tokio::select! {
+            biased;
+            restored = api.restore(RESTORE) => restored.map_err(init_error).map_err(Unready::Init)?,
+            () = stop.cancelled() => return Err(Unready::Launch(LaunchError::Stopping)),
+            exit = self.sandbox.ended() => return Err(self.ended_in_init(exit).await),
+        }
+        Ok(took)
+    }
+
+    /// Follows what the runtime writes. Its STDIN has an end at once.
+    fn listen_to(&self, stdio: Stdio) -> Result<(), Unready> {
+        let Stdio { stdin, stdout, stderr } = stdio;
         drop(stdin);
-        self.launched.start = started.elapsed();
-        let began = Instant::now();
-        let asks = async { api.ready().await.map_err(|failure| LaunchError::Function(init_error(failure))) };
-        self.ready(stop, asks, || "did not ask for its first invocation").await?;
-        self.launched.init = began.elapsed();
-        self.lambda = Some(api);
+        self.log.follow(Source::Stdout, reader(stdout).map_err(Unready::Launch)?);
+        self.log.follow(Source::Stderr, reader(stderr).map_err(Unready::Launch)?);
         Ok(())
     }
 
-    fn about(&self, external: Vec<String>) -> About {
+    /// Starts each extension that is a process of its own, and watches it.
+    async fn spawn_extensions(
+        &self,
+        plan: &Plan,
+        told: &[(String, String)],
+        api: &Arc<RuntimeApi>,
+    ) -> Result<(), Unready> {
+        for name in &plan.extensions {
+            let env = plan.env.iter().chain(told).cloned().collect();
+            let companion = Companion { command: vec![format!("/opt/extensions/{name}")], env };
+            let process = match self.sandbox.spawn(companion).await {
+                Ok(process) => process,
+                Err(stoker_sandbox::Error::Function(text)) => {
+                    return Err(Unready::Launch(LaunchError::Function(extension_launch(text))));
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let Stdio { stdin, stdout, stderr } = process.stdio;
+            drop(stdin);
+            self.log.follow(Source::Extension, reader(stdout).map_err(Unready::Launch)?);
+            self.log.follow(Source::Extension, reader(stderr).map_err(Unready::Launch)?);
+            let (name, api, ended) = (name.clone(), api.clone(), process.ended);
+            // Ends with the process, or when the sandbox goes or is started again.
+            tokio::spawn(async move {
+                if let Ok(cause) = ended.await {
+                    api.extension_ended(&name, &extension_exit(cause)).await;
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn too_late(&self, start: Start, limit: Duration, what: &str) -> Unready {
+        let init = self.spec.init_timeout();
+        let text = match start {
+            Start::Inline => {
+                let before = format!("a start that failed (its init_timeout is {init:?})");
+                format!("within its timeout of {limit:?}, started again after {before}, the function {what}")
+            }
+            Start::First | Start::Reset => {
+                format!("within its init_timeout of {limit:?} the function {what}")
+            }
+        };
+        Unready::Init(Error::new(Code::FunctionInitTimeout, text))
+    }
+
+    async fn ended_in_init(&self, exit: Exit) -> Unready {
+        let error = self.exited(exit, Phase::Init).await;
+        match error.code {
+            Code::RunnerLost => Unready::Launch(LaunchError::Platform(error.message)),
+            // It would need as much again.
+            Code::FunctionOutOfMemory => Unready::Launch(LaunchError::Function(error)),
+            _ => Unready::Init(error.report(exited(exit))),
+        }
+    }
+
+    /// An error of a start with what the function wrote. It has ended then.
+    async fn last_words(&self, error: Error) -> LaunchError {
+        if !error.log_tail.is_empty() {
+            return LaunchError::Function(error);
+        }
+        self.sandbox.stop(Duration::ZERO).await;
+        self.said_all().await;
+        LaunchError::Function(error.log_tail(self.log.tail()))
+    }
+
+    fn about(&self, plan: &Plan, again: bool) -> About {
         // The sandbox goes with its container, whoever wants to connect.
         let sandbox = Arc::downgrade(&self.sandbox);
         About {
@@ -75,7 +414,12 @@ impl Container {
             account: ACCOUNT.to_owned(),
             log_stream: self.id.as_str().to_owned(),
             memory: self.spec.memory,
-            external,
+            kind: plan.kind,
+            again,
+            concurrency: self.spec.concurrency,
+            external: plan.extensions.clone(),
+            no_extensions: plan.no_extensions,
+            credentials: plan.credentials.clone(),
             connect: Arc::new(move |port| {
                 let sandbox = sandbox.clone();
                 Box::pin(async move {
@@ -87,56 +431,23 @@ impl Container {
     }
 }
 
-/// Extensions that are processes of their own are started by a shell of the function's root, which then becomes the runtime: a sandbox
-/// has one command. They do not get what concerns the runtime only.
-const START: &str = r#"for extension in /opt/extensions/*; do
-  [ -d "$extension" ] || (
-    unset _HANDLER AWS_XRAY_CONTEXT_MISSING LAMBDA_TASK_ROOT LAMBDA_RUNTIME_DIR AWS_LAMBDA_LOG_GROUP_NAME AWS_LAMBDA_LOG_STREAM_NAME
-    exec "$extension"
-  ) &
-done
-exec "$@""#;
-
-/// The names of the extensions in the root of a sandbox to be, which starts them before its command.
-///
-/// # Errors
-/// There are more than a function may have.
-pub async fn with_extensions(sandbox: &mut stoker_sandbox::Spec) -> Result<Vec<String>, LaunchError> {
-    let root = match &sandbox.root {
-        stoker_sandbox::Root::Host => Path::new("/").to_owned(),
-        stoker_sandbox::Root::Directory(path) => path.clone(),
-    };
-    let names = tokio::task::spawn_blocking(move || extensions(&root));
-    let names = names.await.map_err(|e| LaunchError::Platform(format!("look for extensions: {e}")))?;
-    if names.len() > MOST_EXTENSIONS {
-        let text =
-            format!("/opt/extensions has {} extensions, at most {MOST_EXTENSIONS} are allowed", names.len());
-        let error = Error::new(Code::FunctionInitFailed, text.clone());
-        let (kind, content_type) = ("Extension.LaunchError".to_owned(), String::new());
-        return Err(LaunchError::Function(error.report(Report { kind, content_type, body: text.into() })));
-    }
-    if !names.is_empty() {
-        let command = std::mem::take(&mut sandbox.command);
-        sandbox.command = ["/bin/sh", "-c", START, "sh"].map(str::to_owned).into();
-        sandbox.command.extend(command);
-    }
-    Ok(names)
-}
-
-/// What is in `/opt/extensions` of a root, but directories. Links lead nowhere outside of it.
-fn extensions(root: &Path) -> Vec<String> {
+/// What is in `/opt/extensions` of a root, but directories; `None` where there shall be none. Links lead nowhere outside of it.
+fn extensions(root: &Path) -> Option<Vec<String>> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(root, flags, Mode::empty()).and_then(|root| {
-        rustix::fs::openat2(root, "opt/extensions", flags, Mode::empty(), ResolveFlags::IN_ROOT)
-    });
+    let Ok(root) = rustix::fs::open(root, flags, Mode::empty()) else { return Some(Vec::new()) };
+    let mark = OFlags::PATH | OFlags::CLOEXEC;
+    if rustix::fs::openat2(&root, NO_EXTENSIONS, mark, Mode::empty(), ResolveFlags::IN_ROOT).is_ok() {
+        return None;
+    }
+    let directory = rustix::fs::openat2(root, "opt/extensions", flags, Mode::empty(), ResolveFlags::IN_ROOT);
     // Most functions have none.
-    let Ok(entries) = directory.and_then(Dir::new) else { return Vec::new() };
+    let Ok(entries) = directory.and_then(Dir::new) else { return Some(Vec::new()) };
     let names = entries.flatten().filter(|entry| entry.file_type() != FileType::Directory);
-    // The shell passes over those with a dot.
-    names
-        .filter_map(|e| e.file_name().to_str().ok().map(str::to_owned))
-        .filter(|n| !n.starts_with('.'))
-        .collect()
+    // In an order that does not depend on the file system.
+    let mut names: Vec<_> = names.filter_map(|e| e.file_name().to_str().ok().map(str::to_owned)).collect();
+    names.retain(|name| !name.starts_with('.'));
+    names.sort_unstable();
+    Some(names)
 }
 
 /// Connects to a port on the loopback device inside. A socket belongs to the network in which it was made, and what a sandbox makes is
@@ -149,96 +460,33 @@ async fn connect(sandbox: &dyn Sandbox, port: u16) -> std::io::Result<TcpStream>
     socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
 }
 
-fn init_error(failure: Failure) -> Error {
-    let message = format!("the function could not initialise: {}", failure.told());
-    Error::new(Code::FunctionInitFailed, message).report(report(failure))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A failure as its report.
-pub fn report(failure: Failure) -> Report {
-    Report { kind: failure.kind, content_type: failure.content_type, body: failure.payload }
-}
-
-/// The word on a process that ended. Who knows the invocation [completes](complete) it.
-pub fn exited(exit: Exit) -> Report {
-    let message = match exit.cause {
-        ExitCause::Code(0) => "Runtime exited without providing a reason".to_owned(),
-        ExitCause::Code(code) => format!("Runtime exited with error: exit status {code}"),
-        ExitCause::Signal(signal) => format!("Runtime exited with error: signal: {}", signal_name(signal)),
-        ExitCause::Lost => return Report { kind: "Sandbox.Failure".to_owned(), ..Report::default() },
-    };
-    Report { kind: "Runtime.ExitError".to_owned(), content_type: String::new(), body: message.into() }
-}
-
-/// As Go's runtime, in which AWS's is written, names them.
-fn signal_name(signal: i32) -> String {
-    let names = [
-        (Signal::KILL, "killed"),
-        (Signal::SEGV, "segmentation fault"),
-        (Signal::ABORT, "aborted"),
-        (Signal::TERM, "terminated"),
-        (Signal::ILL, "illegal instruction"),
-        (Signal::BUS, "bus error"),
-        (Signal::FPE, "floating point exception"),
-    ];
-    let name = names.iter().find(|(known, _)| known.as_raw() == signal);
-    name.map_or_else(|| format!("signal {signal}"), |(_, name)| (*name).to_owned())
-}
-
-/// An error with the body that callers of AWS Lambda know: a report without a type is a message about an invocation that was not
-/// known yet.
-pub fn complete(mut error: Error, request_id: &str, timeout: std::time::Duration) -> Error {
-    let message = match (&error.report, error.code) {
-        (Some(report), _) if !report.content_type.is_empty() => return error,
-        (Some(report), _) => (report.kind.clone(), String::from_utf8_lossy(&report.body).into_owned()),
-        (None, Code::FunctionTimeout | Code::FunctionInitTimeout) => {
-            let text = format!("Task timed out after {:.2} seconds", timeout.as_secs_f64());
-            ("Sandbox.Timedout".to_owned(), text)
+    #[test]
+    fn the_extensions_of_a_root_are_its_files() {
+        let root = tempfile::tempdir().unwrap();
+        let found = || extensions(root.path());
+        assert_eq!(extensions(&root.path().join("absent")), Some(Vec::new()));
+        assert_eq!(found(), Some(Vec::new()), "there is no directory for them");
+        let directory = root.path().join("opt/extensions");
+        std::fs::create_dir_all(root.path().join("opt")).unwrap();
+        std::fs::write(&directory, "a file in its place").unwrap();
+        assert_eq!(found(), Some(Vec::new()));
+        std::fs::remove_file(&directory).unwrap();
+        std::fs::create_dir_all(directory.join("a-directory")).unwrap();
+        assert_eq!(found(), Some(Vec::new()));
+        for name in ["second", "first", ".hidden"] {
+            std::fs::write(directory.join(name), "").unwrap();
         }
-        (None, Code::FunctionInvalidResponse) => {
-            ("Runtime.TruncatedResponse".to_owned(), error.message.clone())
-        }
-        (None, Code::FunctionInitFailed) => ("Runtime.InvalidEntrypoint".to_owned(), error.message.clone()),
-        (None, _) => return error,
-    };
-    let (kind, text) = message;
-    let body = Bytes::from(stoker_lambda::fault::body(&kind, request_id, &text));
-    error.report = Some(Box::new(Report { kind, content_type: "application/json".to_owned(), body }));
-    error
-}
-
-/// The ARN under which a function knows itself where its caller named none.
-pub fn arn(spec: &FunctionSpec) -> String {
-    let region = spec.env.get("AWS_REGION").map_or(REGION, String::as_str);
-    format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}", spec.name.function())
-}
-
-/// Names and values.
-type Variables = Vec<(String, String)>;
-
-/// What a runtime finds in its environment, besides what the function's author put there: those of the first list give way to that,
-/// those of the second do not.
-pub fn environment(spec: &FunctionSpec, workdir: &Path, instance: &str) -> (Variables, Variables) {
-    let name = spec.name.function();
-    let own = |all: Vec<(&str, String)>| all.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<Vec<_>>();
-    let root = workdir.to_string_lossy().into_owned();
-    let gives_way = own(vec![
-        ("AWS_REGION", REGION.to_owned()),
-        ("AWS_DEFAULT_REGION", REGION.to_owned()),
-        ("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR".to_owned()),
-        ("LANG", "en_US.UTF-8".to_owned()),
-        ("TZ", ":UTC".to_owned()),
-        ("LAMBDA_TASK_ROOT", root),
-        ("LAMBDA_RUNTIME_DIR", "/var/runtime".to_owned()),
-        ("_HANDLER", spec.format_options.handler.clone()),
-    ]);
-    let stays = own(vec![
-        ("AWS_LAMBDA_FUNCTION_NAME", name.to_owned()),
-        ("AWS_LAMBDA_FUNCTION_VERSION", VERSION.to_owned()),
-        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (spec.memory >> 20).to_string()),
-        ("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}")),
-        ("AWS_LAMBDA_LOG_STREAM_NAME", instance.to_owned()),
-        ("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand".to_owned()),
-    ]);
-    (gives_way, stays)
+        std::os::unix::fs::symlink("/nowhere", directory.join("a-link")).unwrap();
+        assert_eq!(found(), Some(vec!["a-link".into(), "first".into(), "second".into()]));
+        // A directory that leads out of the root leads nowhere.
+        std::fs::rename(&directory, root.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("/elsewhere", &directory).unwrap();
+        assert_eq!(found().map(|found| found.len()), Some(3));
+        std::fs::write(root.path().join(NO_EXTENSIONS), "").unwrap();
+        assert_eq!(found(), None);
+    }
 }

@@ -26,6 +26,7 @@ use super::channel::Pipes;
 use super::{Container, LaunchError, Launched, Phase, endpoint};
 use crate::images::{self, Images};
 use crate::logs::{ContainerLog, Logs, Source};
+use crate::secrets::Secrets;
 
 /// Processes and threads of one container.
 const PIDS: u32 = 512;
@@ -34,14 +35,16 @@ const OPEN_FILES: u32 = 4096;
 /// Where http-stream functions find the directory of their socket.
 const SHARED: &str = "/tmp/iofs";
 
-/// Starts a container of a function and returns it with its first connection, where its format has them. `stop` gives it up
+/// Starts a container of a function, `ahead` of any call that needs it, and returns it with its first connection, where its format has them. `stop` gives it up
 /// while the function makes itself ready; nothing of it is left then.
 pub async fn launch(
     driver: &dyn Driver,
     images: &Images,
+    secrets: &Secrets,
     logs: &Logs,
     id: ContainerId,
     spec: Arc<FunctionSpec>,
+    ahead: bool,
     stop: &CancellationToken,
 ) -> Result<(Container, Option<UnixStream>), LaunchError> {
     let began = Instant::now();
@@ -56,10 +59,11 @@ pub async fn launch(
         () = stop.cancelled() => return Err(LaunchError::Stopping),
     };
     let found = if image.is_some() { began.elapsed() } else { Duration::ZERO };
-    let mut sandbox = sandbox_spec(&id, &spec, image.as_ref(), driver.describe())?;
-    let extensions = match spec.format {
-        Format::Lambda => super::lambda::with_extensions(&mut sandbox).await?,
-        _ => Vec::new(),
+    let secrets = secrets.resolve(&spec).await?;
+    let mut sandbox = sandbox_spec(&id, &spec, image.as_ref(), secrets, driver.describe())?;
+    let lambda = match spec.format {
+        Format::Lambda => Some(super::lambda::Plan::new(&mut sandbox, &spec, ahead).await?),
+        _ => None,
     };
     let sandbox = driver.create(sandbox).await.map_err(launch_error)?;
     let log = ContainerLog::new(id.clone(), logs.ring(&spec.name));
@@ -83,11 +87,14 @@ pub async fn launch(
         container.stop(Duration::ZERO).await;
         return Err(LaunchError::Stopping);
     }
-    let connection = match container.spec.format {
+    let connection = match (container.spec.format, lambda) {
         _ if !container.spec.is_hot() => return Ok((container, None)),
-        Format::HttpStream => Some(container.listen(stop).await?),
-        Format::Lambda => {
-            container.ask(extensions, stop).await?;
+        (Format::HttpStream, _) => Some(container.listen(stop).await?),
+        (_, Some(plan)) => {
+            if let Err(error) = container.ask(plan, stop).await {
+                container.stop(Duration::ZERO).await;
+                return Err(error);
+            }
             None
         }
         _ => {
@@ -277,6 +284,7 @@ fn sandbox_spec(
     id: &ContainerId,
     spec: &FunctionSpec,
     image: Option<&Image>,
+    secrets: Vec<(String, String)>,
     driver: &Description,
 ) -> Result<stoker_sandbox::Spec, LaunchError> {
     let config = image.map(|image| &image.config);
@@ -291,8 +299,9 @@ fn sandbox_spec(
         },
         writable_root: spec.writable_root,
         command: images::command(spec, image)?,
-        env: environment(id, spec, image),
+        env: environment(id, spec, image, secrets),
         user: user.map(|user| stoker_sandbox::User { uid: user.uid, gid: user.gid }),
+        groups: user.map(|user| user.groups.clone()).unwrap_or_default(),
         workdir: workdir(spec, image).to_owned(),
         memory: spec.memory,
         cpu_millis: spec.cpu_millis,
@@ -305,6 +314,9 @@ fn sandbox_spec(
             Network::Host => stoker_sandbox::Network::Host,
         },
         shared: (spec.format == Format::HttpStream).then(|| SHARED.into()),
+        stop_signal: config.and_then(|config| config.stop_signal).unwrap_or(stoker_sandbox::SIGTERM),
+        // So that the function can be started again in it, beside its extensions.
+        stays: spec.format == Format::Lambda,
     })
 }
 
@@ -317,7 +329,12 @@ fn workdir<'a>(spec: &'a FunctionSpec, image: Option<&'a Image>) -> &'a Path {
 
 /// The image's variables, then the function's own, then those of the platform: later ones win. Their names are Fn's: what its server sets, what its
 /// contract lists (`FN_NAME`) and what its kits read (`FN_FN_NAME`).
-fn environment(id: &ContainerId, spec: &FunctionSpec, image: Option<&Image>) -> Vec<(String, String)> {
+fn environment(
+    id: &ContainerId,
+    spec: &FunctionSpec,
+    image: Option<&Image>,
+    secrets: Vec<(String, String)>,
+) -> Vec<(String, String)> {
     let (gives_way, stays) = match spec.format {
         Format::Lambda => super::lambda::environment(spec, workdir(spec, image), id.as_str()),
         _ => Default::default(),
@@ -330,6 +347,7 @@ fn environment(id: &ContainerId, spec: &FunctionSpec, image: Option<&Image>) -> 
     env.extend(gives_way);
     env.extend(image.into_iter().flat_map(|image| image.config.env.iter().cloned()));
     env.extend(spec.env.iter().map(|(k, v)| (k.clone(), v.clone())));
+    env.extend(secrets);
     let mut ours: Vec<_> = stays.iter().map(|(k, v)| (k.as_str(), v.clone())).collect();
     ours.extend([
         ("FN_FORMAT", spec.format.as_str().to_owned()),

@@ -46,6 +46,7 @@ impl Pools {
         let mut rested = None;
         let mut eye: Option<Eye> = None;
         let mut looked = Instant::now();
+        let mut fallen = false;
         loop {
             let idle = {
                 let inner = self.inner();
@@ -57,6 +58,7 @@ impl Pools {
                 // A call has come since: the eye would see its answer.
                 (rested, eye) = (None, None);
             }
+            fallen &= idle.is_none();
             let due = idle.and_then(|(since, surplus)| {
                 let frozen = frozen_since == Some(since);
                 if watches && rested.is_none() {
@@ -83,14 +85,27 @@ impl Pools {
                         _ = tokio::time::timeout_at(at.into(), keeper.notified()).await;
                     }
                     // A call in between only moves the time on: soon enough seen when it has come.
-                    Some((at, ..)) => tokio::time::sleep_until(at.into()).await,
+                    Some((at, _, what)) => {
+                        tokio::time::sleep_until(at.into()).await;
+                        if what == Due::Freeze {
+                            container.rests().await;
+                        }
+                    }
                     // Whoever changes that says so.
                     None => keeper.notified().await,
                 }
             };
             tokio::select! {
                 () = over.cancelled() => return,
-                exit = container.wait() => {
+                exit = container.wait(), if !fallen => {
+                    let inner = self.inner();
+                    let member = inner.versions.get(&digest).and_then(|v| v.members.get(&seq));
+                    fallen = container.starts_again() && member.is_some_and(|m| m.calls > 0);
+                    drop(inner);
+                    if fallen {
+                        // Its call sees to that.
+                        continue;
+                    }
                     tracing::info!(container = %container.id, ?exit, "a container ended by itself");
                     self.fell(digest, seq, |_| true);
                     return;

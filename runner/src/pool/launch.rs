@@ -8,6 +8,7 @@ use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{ContainerId, Resources};
 use stoker_policy::eviction::{Idle, Need, victims};
 use stoker_policy::launch::{Decision, decide};
+use stoker_policy::prewarm::Expected;
 use tokio::net::UnixStream;
 
 use super::member::Member;
@@ -40,11 +41,15 @@ impl Pools {
             let Some(last) = version.waiters.len().checked_sub(1).filter(|_| version.ready.is_empty()) else {
                 return false;
             };
-            let allowed = !held && !inner.stopping && inner.launching < self.cap() && version.may_grow();
+            let cap = self.cap(&version.spec);
+            let allowed = !held && !inner.stopping && inner.launching < cap && version.may_grow();
             if !allowed || decide(&version.facts(last)) == Decision::Wait {
                 return false;
             }
             let overdue = version.overdue();
+            if self.fetches(inner, digest, actions) {
+                return false;
+            }
             if !self.begin(inner, digest, true, actions) {
                 return overdue;
             }
@@ -60,9 +65,9 @@ impl Pools {
         ahead: bool,
         actions: &mut Vec<Action>,
     ) {
-        let cap = self.cap();
         loop {
             let Some(version) = inner.versions.get(&digest) else { return };
+            let cap = self.cap(&version.spec);
             let wanted = if ahead { version.ahead(cap) } else { version.minimum() };
             // So it is for most, at every call.
             if wanted == 0 && inner.short.is_empty() {
@@ -80,10 +85,42 @@ impl Pools {
                 return;
             }
             let allowed = inner.waiting == 0 && inner.launching < cap && may_grow;
-            if !allowed || !self.begin(inner, digest, false, actions) {
+            if !allowed || self.fetches(inner, digest, actions) || !self.begin(inner, digest, false, actions)
+            {
                 return;
             }
         }
+    }
+
+    /// If nothing of a version is here and its next call can be foretold, a container is launched just before. What is foretold is
+    /// looked at again then; the task ends with its launch or with the runner.
+    pub(super) fn expect(self: &Arc<Self>, inner: &Inner, digest: Digest) {
+        let Some(version) = inner.versions.get(&digest).filter(|version| version.members.is_empty()) else {
+            return;
+        };
+        let expected = version.arrivals.expects(version.cold.get(), version.spec.idle_timeout());
+        let Some(Expected { launch, until }) = expected.filter(|_| !inner.stopping) else { return };
+        let pools = self.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = pools.stop.cancelled() => {}
+                () = tokio::time::sleep_until(launch.into()) => pools.prewarm(digest, until),
+            }
+        });
+    }
+
+    /// Launches what is expected, if that is still so and costs nobody anything.
+    fn prewarm(self: &Arc<Self>, digest: Digest, until: Instant) {
+        let mut actions = Vec::new();
+        let mut inner = self.inner();
+        let Some(version) = inner.versions.get(&digest) else { return };
+        let wanted = version.members.is_empty() && !version.failing && Instant::now() <= until;
+        let free = inner.waiting == 0 && inner.launching < self.cap(&version.spec);
+        if wanted && free && !inner.stopping && !self.drains() {
+            self.begin(&mut inner, digest, false, &mut actions);
+        }
+        drop(inner);
+        self.act(actions);
     }
 
     /// Starts a launch if there is room; else makes some, if it may.
@@ -113,7 +150,8 @@ impl Pools {
         version.members.insert(seq, Member::new(standing, working, cause));
         version.launching += 1;
         inner.launching += 1;
-        actions.push(Action::Launch { digest, spec, seq, id });
+        let ahead = cause.is_none();
+        actions.push(Action::Launch { digest, spec, seq, id, ahead });
         true
     }
 
@@ -152,15 +190,32 @@ impl Pools {
         spec: Arc<FunctionSpec>,
         seq: u64,
         id: ContainerId,
+        ahead: bool,
     ) {
+        let fetched = self.fetched(&digest);
         let begun = Instant::now();
-        match container::launch(&*self.driver, &self.images, &self.logs, id, spec, &self.stop).await {
-            Ok((container, connection)) => {
+        match container::launch(
+            &*self.driver,
+            &self.images,
+            &self.secrets,
+            &self.logs,
+            id,
+            spec,
+            ahead,
+            &self.stop,
+        )
+        .await
+        {
+            Ok((mut container, connection)) => {
+                // The next launch has its image here, and is what decisions are about.
+                let took = begun.elapsed().saturating_sub(container.launched.image);
+                if let Some((_, fetch)) = fetched {
+                    container.launched.image += fetch;
+                    container.launched.began = begun.checked_sub(fetch).unwrap_or(begun);
+                }
                 if let Some(meters) = &self.meters {
                     meters.launched(&container.launched);
                 }
-                // The next launch has its image here, and is what decisions are about.
-                let took = begun.elapsed().saturating_sub(container.launched.image);
                 self.launched(digest, seq, Arc::new(container), connection, took);
             }
             Err(error) => {
@@ -211,6 +266,7 @@ impl Pools {
         }
         drop(inner);
         self.act(actions);
+        self.grown.notify_one();
     }
 
     fn failed(self: &Arc<Self>, digest: Digest, seq: u64, error: LaunchError) {

@@ -17,9 +17,20 @@ const STANDSTILL: Duration = Duration::from_millis(500);
 /// What a waiting call gets.
 pub type Given = Result<Lease, LaunchError>;
 
+/// Who offers a call.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asker {
+    /// A number of its balancer.
+    pub balancer: u64,
+    /// The call has waited there.
+    pub waited: bool,
+}
+
 /// A call in the line.
 pub struct Waiter {
     pub id: u64,
+    /// Whose it is.
+    pub balancer: u64,
     pub since: Instant,
     /// A launch was started for it.
     pub caused: bool,

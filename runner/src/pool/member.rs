@@ -24,6 +24,8 @@ pub struct Member {
     /// When it got ready, or its last call ended.
     pub since: Instant,
     connections: Vec<(UnixStream, Instant)>,
+    /// It gave back what memory it did not need, idle since then.
+    pub gave: Option<Instant>,
     /// Wakes its keeper, who sleeps while there is nothing to do.
     pub keeper: Arc<Notify>,
     /// Tells its keeper that it is gone.
@@ -47,6 +49,7 @@ impl Member {
             doomed: false,
             since: Instant::now(),
             connections: Vec::new(),
+            gave: None,
             keeper: Arc::new(Notify::new()),
             over: CancellationToken::new(),
             cause,

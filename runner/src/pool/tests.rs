@@ -215,10 +215,111 @@ async fn yields(n: u8) {
     }
 }
 
+fn puppets(fails: u32) -> Puppets {
+    let description = Description {
+        name: "puppets",
+        why: String::new(),
+        isolates: true,
+        freezes: true,
+        limits_memory: true,
+        limits_cpu: true,
+        limits_pids: true,
+        isolates_network: true,
+        reaches_out: false,
+        chooses_user: false,
+        hides_root: false,
+        sizes_roots: false,
+    };
+    let (state, alive) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+    Puppets { description, fails, made: AtomicU32::new(0), state, alive }
+}
+
+fn pools_of(driver: Puppets, total: Resources, freeze: Duration) -> (Arc<Ledger>, Arc<Pools>) {
+    let (ledger, logs) = (Ledger::new(total), Arc::new(Logs::default()));
+    let images = Arc::new(Images::new(stoker_image::Config::new("/nowhere".into())));
+    let (secrets, life) = (Secrets::default(), Incarnation(7));
+    (ledger.clone(), Pools::new(ledger, logs, Arc::new(driver), images, secrets, life, freeze, None))
+}
+
+#[tokio::test]
+async fn balancers_take_turns_and_none_is_kept_out() {
+    let total = Resources { memory: 64 << 20, cpu_millis: 1000, slots: 1 };
+    let (_, pools) = pools_of(puppets(0), total, Duration::from_secs(60));
+    let spec = specs()[0].clone();
+    let spec = Arc::new(FunctionSpec { concurrency: 1, max_containers: 1, ..(*spec).clone() });
+    let acquire = |balancer, waited| {
+        let asker = Asker { balancer, waited };
+        pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600))
+    };
+    let Acquired::Wait { ticket, .. } = acquire(1, false) else { panic!("there is no container yet") };
+    let Ok(mut running) = ticket.wait().await else { panic!("it starts") };
+    // The first balancer takes all places that there are.
+    let mut line = Vec::new();
+    loop {
+        match acquire(1, true) {
+            Acquired::Wait { ticket, .. } => line.push((1, ticket)),
+            Acquired::Refused { reason, .. } => break assert_eq!(reason, Refusal::Full),
+            Acquired::Now(_) => panic!("it is full"),
+        }
+    }
+    assert!((2..64).contains(&line.len()), "{}", line.len());
+    // One of another that has waited stands in the line all the same; one that has not looks elsewhere first.
+    assert!(matches!(acquire(2, false), Acquired::Refused { .. }));
+    let Acquired::Wait { ticket, .. } = acquire(2, true) else { panic!("it was kept out") };
+    line.push((2, ticket));
+    assert!(matches!(acquire(2, true), Acquired::Refused { .. }), "one, not two");
+    let mut waits = tokio::task::JoinSet::new();
+    for (balancer, ticket) in line {
+        waits.spawn(async move { (balancer, ticket.wait().await) });
+    }
+    let mut order = Vec::new();
+    while !waits.is_empty() {
+        running.finish(true, None);
+        let (balancer, given) = waits.join_next().await.expect("there are more").unwrap();
+        order.push(balancer);
+        let Ok(lease) = given else { panic!("it is served") };
+        running = lease;
+    }
+    assert!(order[..2].contains(&2), "{order:?}");
+    running.finish(true, None);
+    pools.stop_all().await;
+}
+
+/// Calls in a rhythm slower than the idle timeout find a container after a few beats, though each had gone before the next call came.
+/// The pause is the rhythm, and nothing waits for it; on a busy machine it takes some beats more.
+#[tokio::test]
+async fn a_rhythm_is_met_with_a_container() {
+    let total = Resources { memory: 64 << 20, cpu_millis: 1000, slots: 1 };
+    let (_, pools) = pools_of(puppets(0), total, Duration::from_secs(60));
+    let mut spec = (*specs()[0]).clone();
+    (spec.concurrency, spec.idle_timeout_ms) = (1, 800);
+    let spec = Arc::new(spec);
+    let asker = Asker { balancer: 1, waited: false };
+    for beat in 0.. {
+        assert!(beat < 30, "no call of the rhythm was expected");
+        let mut lease =
+            match pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(60)) {
+                Acquired::Now(lease) => {
+                    assert!(lease.fresh && !lease.cold, "the container of the last beat was kept");
+                    lease.finish(true, None);
+                    break;
+                }
+                Acquired::Wait { ticket, .. } => ticket.wait().await.unwrap_or_else(|_| panic!("it starts")),
+                Acquired::Refused { detail, .. } => panic!("{detail}"),
+            };
+        lease.touch();
+        lease.finish(true, None);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    pools.stop_all().await;
+}
+
 async fn run(pools: Arc<Pools>, state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>, caller: Caller) {
     let spec = specs()[caller.function].clone();
     yields(caller.comes).await;
-    let mut lease = match pools.acquire(spec.digest(), &spec, CallId::new(), Duration::from_secs(3600)) {
+    let asker = Asker { balancer: u64::from(caller.comes % 3), waited: caller.comes.is_multiple_of(2) };
+    let hour = Duration::from_secs(3600);
+    let mut lease = match pools.acquire(spec.digest(), &spec, CallId::new(), asker, hour) {
         Acquired::Now(lease) => lease,
         Acquired::Refused { reason, .. } => {
             assert_eq!(reason, Refusal::Full);
@@ -273,19 +374,10 @@ proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let description = Description {
-                name: "puppets", why: String::new(), isolates: true, freezes: true, limits_memory: true, limits_cpu: true,
-                limits_pids: true, isolates_network: true, reaches_out: false, chooses_user: false,
-                sizes_roots: false,
-            };
-            let (state, alive) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
-            let driver = Puppets { description, fails, made: AtomicU32::new(0), state, alive };
+            let driver = puppets(fails);
             let (state, alive) = (driver.state.clone(), driver.alive.clone());
             let total = Resources { memory: 320 << 20, cpu_millis: 1000, slots };
-            let ledger = Ledger::new(total);
-            let (freeze, logs) = (Duration::from_micros(freeze_us), Arc::new(Logs::default()));
-            let images = Arc::new(Images::new(stoker_image::Config::new("/nowhere".into())));
-            let pools = Pools::new(ledger.clone(), logs, Arc::new(driver), images, Incarnation(7), freeze, None);
+            let (ledger, pools) = pools_of(driver, total, Duration::from_micros(freeze_us));
             let tasks: Vec<_> =
                 callers.into_iter().map(|caller| tokio::spawn(run(pools.clone(), state.clone(), caller))).collect();
             // An operator who cannot decide; calls that are inside do not mind.

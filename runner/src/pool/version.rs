@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use stoker_core::Warmth;
 use stoker_core::function::FunctionSpec;
 use stoker_policy::eviction::{Frequency, Idle};
-use stoker_policy::launch::Facts;
+use stoker_policy::launch::{Facts, Hungry, Mean};
+use stoker_policy::prewarm::Arrivals;
+use stoker_policy::waiting::next_in_turn;
 
+use super::fetch::Picture;
 use super::line::Waiter;
-use super::measure::Mean;
 use super::member::Member;
 use crate::container::state::{Event, State};
 use crate::ledger::Ledger;
@@ -23,6 +25,8 @@ pub struct Version {
     pub ready: Vec<u64>,
     pub launching: u32,
     pub waiters: VecDeque<Waiter>,
+    /// The balancer whose call was served last out of the line.
+    pub served: u64,
     /// Calls that run.
     pub busy: u32,
     /// No newer version of the function had a call: its minimum counts.
@@ -30,12 +34,16 @@ pub struct Version {
     /// Its last launch failed: none is started but for a call.
     pub failing: bool,
     pub frequency: Frequency,
+    /// When its calls came.
+    pub arrivals: Arrivals,
     pub run: Mean,
     pub cold: Mean,
     /// Counts what may have made room for one of its calls: those that ended, launches that came to an end, containers that went.
     pub moves: u64,
     /// How far things had come when one that waited for room gave up. Until they move, nobody else need try.
     pub gave_up: Option<u64>,
+    /// Whether its image is here.
+    pub picture: Picture,
 }
 
 impl Version {
@@ -46,20 +54,28 @@ impl Version {
             ready: Vec::new(),
             launching: 0,
             waiters: VecDeque::new(),
+            served: 0,
             busy: 0,
             newest: false,
             failing: false,
             frequency: Frequency::new(Instant::now()),
+            arrivals: Arrivals::default(),
             run: Mean::default(),
             cold: Mean::default(),
             moves: 0,
             gave_up: None,
+            picture: Picture::default(),
         }
     }
 
     /// How far things have come that could make room for one of its calls; `all` is that of the whole runner.
     pub fn progress(&self, all: u64) -> u64 {
         if self.may_grow() { all } else { self.moves }
+    }
+
+    /// Something is under way that may end the waiting of its calls.
+    pub fn awaits(&self) -> bool {
+        self.launching > 0 || matches!(self.picture, Picture::Coming)
     }
 
     pub fn per_container(&self) -> u32 {
@@ -87,6 +103,22 @@ impl Version {
             cold: self.cold.get(),
             overdue: self.overdue(),
         }
+    }
+
+    /// How it stands beside others whose calls wait; `None` if none of its own does.
+    pub fn hungry(&self) -> Option<Hungry> {
+        let first = self.waiters.front()?;
+        Some(Hungry { since: first.since, held: self.busy + self.launching, overdue: first.overdue })
+    }
+
+    /// Who of the line is served next: its balancers take turns.
+    pub fn next(&self) -> Option<usize> {
+        next_in_turn(self.waiters.iter().map(|waiter| waiter.balancer), self.served)
+    }
+
+    /// How many calls of a balancer stand in the line.
+    pub fn of(&self, balancer: u64) -> u32 {
+        count(self.waiters.iter().filter(|waiter| waiter.balancer == balancer).count())
     }
 
     /// The first in line has waited longer than a launch takes.

@@ -21,7 +21,7 @@ use super::line::{Line, Lost, Word};
 use super::state::Event;
 use crate::container::LaunchError;
 use crate::observe::Trace;
-use crate::pool::{Acquired, Lease, Ticket};
+use crate::pool::{Acquired, Asker, Lease, Ticket};
 use serve::Gone;
 
 /// What the balancer offered, checked.
@@ -29,6 +29,7 @@ pub struct Offer {
     pub id: CallId,
     pub digest: Digest,
     pub spec: Arc<FunctionSpec>,
+    pub asker: Asker,
     pub head: RequestHead,
     pub trace: TraceContext,
     pub deadline: Deadline,
@@ -114,7 +115,7 @@ impl Call<'_> {
     /// A container. `None` if the call had its outcome.
     async fn place(&mut self, timings: &mut Timings) -> Result<Option<Lease>, Lost> {
         let (offer, pools) = (self.offer, &self.shared.pools);
-        match pools.acquire(offer.digest, &offer.spec, offer.id, offer.deadline.remaining()) {
+        match pools.acquire(offer.digest, &offer.spec, offer.id, offer.asker, offer.deadline.remaining()) {
             Acquired::Now(lease) => Ok(Some(lease)),
             Acquired::Refused { reason, detail, retry_after } => {
                 self.refuse(reason, detail, retry_after).await?;

@@ -8,14 +8,21 @@ use std::time::{Duration, Instant};
 use stoker_core::call::{CHUNK, TraceContext};
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, Deadline, RunnerState};
+use stoker_policy::placement;
+use stoker_proto::frames::Decoded;
 use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
 use stoker_proto::{MAX_DEFINED, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
-use tonic::{Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
 
 use super::Shared;
 use super::call::{self, Offer};
 use super::line::{Line, Outbox};
 use super::state::Event;
+use crate::pool::Asker;
+
+/// What the balancer sends.
+pub type Frames = Decoded<Body, wire::EngageRequest>;
 
 type Calls = Arc<Mutex<HashMap<u64, Arc<Line>>>>;
 
@@ -25,10 +32,12 @@ struct Session {
     calls: Calls,
     defined: HashMap<Digest, Arc<FunctionSpec>>,
     newest: Option<u64>,
+    /// Who is at the other end; the same on all its sessions.
+    balancer: u64,
 }
 
 /// Serves a session to its end.
-pub async fn run(shared: Arc<Shared>, mut frames: Streaming<wire::EngageRequest>, out: Outbox) {
+pub async fn run(shared: Arc<Shared>, mut frames: Frames, out: Outbox) {
     let calls = Calls::default();
     let mut session = Session {
         shared: shared.clone(),
@@ -36,6 +45,7 @@ pub async fn run(shared: Arc<Shared>, mut frames: Streaming<wire::EngageRequest>
         calls: calls.clone(),
         defined: HashMap::new(),
         newest: None,
+        balancer: 0,
     };
     let ended = tokio::select! {
         ended = session.serve(&mut frames) => ended,
@@ -54,8 +64,8 @@ pub async fn run(shared: Arc<Shared>, mut frames: Streaming<wire::EngageRequest>
 }
 
 impl Session {
-    async fn serve(&mut self, frames: &mut Streaming<wire::EngageRequest>) -> Result<(), Status> {
-        self.greet(frames).await?;
+    async fn serve(&mut self, frames: &mut Frames) -> Result<(), Status> {
+        self.balancer = self.greet(frames).await?;
         let mut capacity = self.shared.report.watch();
         capacity.mark_changed();
         let mut drains = false;
@@ -91,7 +101,8 @@ impl Session {
         }
     }
 
-    async fn greet(&self, frames: &mut Streaming<wire::EngageRequest>) -> Result<(), Status> {
+    /// Gives the balancer's number.
+    async fn greet(&self, frames: &mut Frames) -> Result<u64, Status> {
         let first = tokio::time::timeout(Duration::from_secs(10), frames.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
@@ -111,7 +122,9 @@ impl Session {
             software: super::SOFTWARE.to_owned(),
         };
         let sent = self.out.send(frame(engage_response::Frame::Welcome(welcome))).await;
-        sent.map_err(|_| Status::cancelled("the balancer left"))
+        sent.map_err(|_| Status::cancelled("the balancer left"))?;
+        // One of an earlier release has only its name.
+        Ok(if hello.instance == 0 { placement::key(hello.balancer.as_bytes()) } else { hello.instance })
     }
 
     fn on(&mut self, frame: Frame) -> Result<(), Status> {
@@ -196,6 +209,7 @@ impl Session {
             id,
             digest,
             spec,
+            asker: Asker { balancer: self.balancer, waited: offer.waited },
             head,
             trace: TraceContext { parent: offer.traceparent, state: offer.tracestate },
             deadline: Deadline::after(Duration::from_millis(offer.remaining_ms)),

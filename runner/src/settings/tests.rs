@@ -76,7 +76,14 @@ fn the_machine_gives_the_rest() {
 
 #[test]
 fn all_mistakes_between_values_are_told_at_once() {
-    let flags = ["--listen=0.0.0.0:7170", "--memory=0MiB", "--cpu=0", "--etcd-password=x", "--etcd-key=k"];
+    let flags = [
+        "--listen=0.0.0.0:7170",
+        "--insecure",
+        "--memory=0MiB",
+        "--cpu=0",
+        "--etcd-password=x",
+        "--etcd-key=k",
+    ];
     assert_eq!(
         plan(&flags, &FIXED[..2]).unwrap_err(),
         "flag --etcd-password: `etcd_password`: is nobody's: give `etcd_user` too
@@ -114,5 +121,26 @@ fn addresses_that_lead_nowhere() {
             Err(why) => why,
         };
         assert!(found.contains(expected), "{listen} {advertise:?}: {found}");
+    }
+}
+
+#[test]
+fn ports_for_others_take_tls() {
+    let said = |flags: &[&str]| plan(flags, &FIXED).err().unwrap_or_default();
+    let others = ["--listen=10.0.0.1:7170", "--admin-listen=0.0.0.0:7190"];
+    let bare = said(&others);
+    for key in ["`listen`: 10.0.0.1:7170", "`admin_listen`: 0.0.0.0:7190"] {
+        assert!(
+            bare.contains(&format!("{key} can be reached from other machines, and there is no TLS")),
+            "{bare}"
+        );
+    }
+    let insecure = plan(&[&others[..], &["--insecure"]].concat(), &FIXED).unwrap();
+    assert!(insecure.warnings.iter().any(|warning| warning.contains("can run programs here")));
+    assert!(said(&["--advertise=https://r1:7170"]).contains("there is no `tls.certificate`"));
+    let files = ["--tls-certificate=/nowhere/a.pem", "--tls-key=/nowhere/a.key"];
+    let wrong = said(&[&files[..], &["--advertise=http://r1:7170"]].concat());
+    for part in ["give `tls.ca` too", "write https://", "/nowhere/a.key cannot be used"] {
+        assert!(wrong.contains(part), "{part} in {wrong}");
     }
 }

@@ -264,6 +264,8 @@ async fn memory_beyond_the_limit_is_named() {
     session.call(&spec, "pid", b"").await;
     let answer = session.call(&spec, "eat", b"").await;
     assert_eq!(answer.code(), "ERROR_CODE_FUNCTION_OUT_OF_MEMORY", "{answer:?}");
+    let said = answer.finished.error.unwrap().message;
+    assert!(said.contains("memory limit of") && said.contains("MiB at most"), "{said}");
     fleet.end().await;
 }
 

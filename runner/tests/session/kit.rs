@@ -87,6 +87,8 @@ def serve(c):
         if do == "work":
             until = time.process_time() + 0.05
             while time.process_time() < until: pass
+        if do == "load":
+            with open(body.decode(), "rb") as big: body = str(sum(map(len, iter(lambda: big.read(1 << 20), b"")))).encode()
         if do == "trace": body = h.get("traceparent", "").encode()
         if do == "pid": body = str(os.getpid()).encode()
         f.write(b"HTTP/1.1 200 OK\r\nX-Kit: py\r\nContent-Length: %d\r\n\r\n" % len(body) + body); f.flush()
@@ -215,7 +217,7 @@ pub fn code(finished: &wire::Finished) -> &'static str {
 impl Session {
     pub async fn open(mut client: RunnerServiceClient<Channel>) -> Self {
         let (send, frames) = mpsc::channel(64);
-        let hello = wire::Hello { version: 1, oldest_version: 1, balancer: "test".into() };
+        let hello = wire::Hello { version: 1, oldest_version: 1, balancer: "test".into(), instance: 0 };
         send.send(wire::EngageRequest { frame: Some(req::Frame::Hello(hello)) }).await.unwrap();
         let mut receive = client.engage(ReceiverStream::new(frames)).await.unwrap().into_inner();
         let first = receive.message().await.unwrap().unwrap();

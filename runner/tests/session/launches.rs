@@ -1,7 +1,8 @@
 //! How containers come up, and what is said when they do not.
 
-use stoker_core::function::Root;
+use stoker_core::function::{Network, Root};
 use stoker_proto::runner::v1::{self as wire, engage_response as res};
+use stoker_runner::Config;
 use stoker_sandbox::select::Choice;
 
 use crate::kit::{self, AMPLE, on_both_drivers, python, shell, warmth};
@@ -42,6 +43,60 @@ async fn a_default_function_is_prepared_ahead(choice: Choice) {
     assert_eq!(session.outcome(first).await.body, b"1");
     let second = session.call(&spec, "", b"2").await;
     assert_eq!((&second.body[..], second.waited), (&b"2"[..], false), "{second:?}");
+    fleet.end().await;
+}
+
+/// An image that does not come holds nothing that others could use; when it cannot be had, all who wait for it are told.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_under_way_takes_no_slot() {
+    let state = tempfile::tempdir().unwrap();
+    let fleet = kit::start(kit::config(Choice::Auto, 64, 1, state.path())).await;
+    let mut session = fleet.session().await;
+    // A registry that says nothing until it is told to go.
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = registry.local_addr().unwrap();
+    let mut image = shell("cat");
+    let digest = "0".repeat(64);
+    let name = format!("127.0.0.1:{}/silent@sha256:{digest}", address.port());
+    image.root = Root::Image(stoker_core::ImageRef::parse(&name).unwrap());
+    let first = session.offer(&image, "", b"", true, AMPLE).await;
+    let second = session.offer(&image, "", b"", true, AMPLE).await;
+    for _ in 0..2 {
+        let frame = session.frame().await;
+        assert!(matches!(frame, res::Frame::Accepted(_)), "{frame:?}");
+    }
+    let (connection, _) = tokio::time::timeout(kit::LIMIT, registry.accept()).await.unwrap().unwrap();
+    session.until("both wait", |c| c.waiting == 2).await;
+    assert_eq!(session.capacity.free, session.capacity.total, "the fetch holds something");
+    // The one slot is somebody else's, meanwhile.
+    let other = session.call(&shell("cat"), "", b"mine").await;
+    assert_eq!((other.code(), &other.body[..]), ("OK", &b"mine"[..]), "{other:?}");
+    // Whoever comes to it now is turned away, and in the end so is the fetch.
+    drop((connection, registry));
+    for (_, answer) in session.outcomes(vec![first, second]).await {
+        assert!(answer.refused.is_some() || answer.code() != "OK", "{answer:?}");
+    }
+    session.until("nothing of it is held", |c| c.waiting == 0).await;
+    fleet.end().await;
+}
+
+/// Nobody gets the host's network from a runner whose operator did not say so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hosts_network_is_the_operators_to_give() {
+    let state = tempfile::tempdir().unwrap();
+    let mut spec = shell("cat");
+    spec.network = Network::Host;
+    let fleet = kit::start(kit::config(Choice::Auto, 64, 2, state.path())).await;
+    let mut session = fleet.session().await;
+    let answer = session.call(&spec, "", b"").await;
+    assert_eq!(answer.refusal(), Some(wire::RefusalReason::TooLarge), "{answer:?}");
+    assert!(answer.refused.unwrap().detail.contains("allow_host_network"));
+    fleet.end().await;
+    let config = Config { allow_host_network: true, ..kit::config(Choice::Auto, 64, 2, state.path()) };
+    let fleet = kit::start(config).await;
+    let mut session = fleet.session().await;
+    let answer = session.call(&spec, "", b"out").await;
+    assert_eq!((answer.code(), &answer.body[..]), ("OK", &b"out"[..]), "{answer:?}");
     fleet.end().await;
 }
 

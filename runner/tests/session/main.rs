@@ -6,6 +6,7 @@ mod calls;
 mod killed;
 mod kit;
 mod launches;
+mod memory;
 mod pools;
 mod process;
 mod stdio;

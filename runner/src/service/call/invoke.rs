@@ -4,8 +4,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::{CHUNK, Intent, RequestHead, TraceContext, WINDOW};
+use stoker_core::error::Report;
 use stoker_core::{Code, Error, ResponseHead};
-use stoker_lambda::{Failure, Invocation, MAX_PAYLOAD, Over, Refused, Said, function_url};
+use stoker_lambda::{
+    Bandwidth, Direct, Failure, Invocation, MAX_PAYLOAD, Over, Refused, Said, function_url, is_request_id,
+};
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 
 use super::answer::Answer;
@@ -21,43 +24,60 @@ pub struct Invoke<'a> {
     /// What was there of the body, and whether that is all.
     pub first: Bytes,
     pub complete: bool,
-    pub deadline: SystemTime,
     /// The container was started for it.
     pub cold: bool,
 }
 
+/// What becomes of its container.
+pub enum After {
+    /// It takes the next.
+    Keep,
+    /// It does when the function was started again in it, for this reason.
+    Again(&'static str),
+    End,
+}
+
 impl Invoke<'_> {
-    /// Runs it. The second value: the container takes the next.
+    /// Runs it.
     pub async fn run(
         mut self,
         container: &Container,
         answer: &mut Answer,
-    ) -> Result<(Result<(), Error>, bool), Lost> {
+    ) -> Result<(Result<(), Error>, After), Lost> {
+        // Of what fails here the function has seen nothing.
+        let direct = match self.direct() {
+            Ok(direct) => direct,
+            Err(error) => return Ok((Err(error), After::Keep)),
+        };
         let payload = match self.payload(container).await?.and_then(|payload| self.event(payload)) {
             Ok(payload) => payload,
-            // The function has seen nothing of it.
-            Err(error) => return Ok((Err(error), true)),
+            Err(error) => return Ok((Err(error), After::Keep)),
         };
         let (line, offer) = (self.line, self.offer);
-        let invocation = self.invocation(payload);
+        // A start that was a part of this call has taken some of its time.
+        let spent = if self.cold { container.spent() } else { Duration::ZERO };
+        let limit = offer.spec.timeout().saturating_sub(spent).min(offer.deadline.remaining());
+        let invocation = self.invocation(payload, direct.as_ref(), limit);
         let id = invocation.request_id.clone();
         let api = container.lambda().expect("containers of this format have one");
         let mut said = match api.invoke(invocation) {
             Ok(said) => said,
             Err(refused) => {
-                return Ok((Err(refusal(refused)), !matches!(refused, Refused::Busy | Refused::NotReady)));
+                let unusable = matches!(refused, Refused::Busy | Refused::NotReady);
+                return Ok((Err(refusal(refused)), if unusable { After::End } else { After::Keep }));
             }
         };
         container.log.note(offer.id, format!("START RequestId: {id} Version: {}", lambda::VERSION));
         answer.started = Instant::now();
-        let timeout =
-            tokio::time::sleep_until((answer.started + offer.spec.timeout()).min(offer.deadline.0).into());
+        let timeout = tokio::time::sleep_until((answer.started + limit).into());
         tokio::pin!(timeout);
         let cancel = line.cancelled();
         tokio::pin!(cancel);
         let mut exit = None;
         let mut shape = Shape::Plain(None);
         let mut answers_on = false;
+        let (most, buffers) = direct.as_ref().map_or((None, false), |direct| (direct.most, !direct.streams));
+        let mut size = 0;
         let result = loop {
             let next = tokio::select! {
                 // An answer that is complete counts, however late it is.
@@ -77,15 +97,21 @@ impl Invoke<'_> {
                     answer.first_byte = answer.started.elapsed();
                     shape = self.shape(content_type, streams);
                     match &shape {
-                        Shape::Plain(content_type) => answer.head = Some(plain(content_type)),
+                        Shape::Plain(content_type) => {
+                            answer.head = Some(self.plain(content_type, &id, direct.is_some()));
+                        }
                         Shape::Whole(..) | Shape::Headed(_) => continue,
                     }
                     // What came as a whole goes on as that, where it fits.
-                    if !streams {
+                    if !streams || buffers {
                         continue;
                     }
                 }
                 (Some(Said::Piece(piece)), _) => {
+                    size += piece.len();
+                    if most.is_some_and(|most| size > most) {
+                        break Err(oversized(most.unwrap_or(MAX_PAYLOAD)));
+                    }
                     match &mut shape {
                         Shape::Plain(_) => answer.body.push(piece),
                         Shape::Whole(_, whole) => {
@@ -109,7 +135,7 @@ impl Invoke<'_> {
                             }
                         }
                     }
-                    if !answer.headed && answer.head.is_none() && answer.body.len() <= CHUNK {
+                    if buffers || (!answer.headed && answer.head.is_none() && answer.body.len() <= CHUNK) {
                         continue;
                     }
                 }
@@ -135,13 +161,21 @@ impl Invoke<'_> {
         let error = result.as_ref().err();
         container.log.note(offer.id, format!("END RequestId: {id}"));
         container.log.note(offer.id, report_line(&id, offer, took, container, error));
-        let keep = exit.is_none()
+        let well = exit.is_none()
             && !answers_on
             && match &error {
                 None => true,
                 // The function said so itself: its process is well.
                 Some(error) => matches!(error.code, Code::FunctionFailed | Code::ResponseTooLarge),
             };
+        let mut after = match error.map(|error| error.code) {
+            _ if well => After::Keep,
+            // Others may be at work in it.
+            _ if offer.spec.concurrency > 1 => After::End,
+            Some(Code::FunctionTimeout | Code::DeadlineExceeded) => After::Again("timeout"),
+            Some(Code::FunctionCrashed) => After::Again("failure"),
+            _ => After::End,
+        };
         let result = result.map_err(|error| {
             let error = match error.code {
                 Code::FunctionTimeout => error.log_tail(container.log.tail()),
@@ -149,17 +183,42 @@ impl Invoke<'_> {
             };
             lambda::complete(error, &id, offer.spec.timeout())
         });
-        api.over(&Over {
-            error: result.as_ref().err().map(|error| {
-                let kind = error.report.as_ref().map_or("Sandbox.Failure", |report| &report.kind);
-                (kind.to_owned(), error.message.clone())
-            }),
-            timeout: result.as_ref().is_err_and(|error| error.code == Code::FunctionTimeout),
-            duration: took,
-            memory_used: used(container),
-            init: self.cold.then_some(container.launched.init),
-        });
-        Ok((result, keep))
+        let seen = api.over(
+            &id,
+            &Over {
+                error: result.as_ref().err().map(|error| {
+                    let kind = error.report.as_ref().map_or("Sandbox.Failure", |report| &report.kind);
+                    (kind.to_owned(), error.message.clone())
+                }),
+                timeout: result.as_ref().is_err_and(|error| error.code == Code::FunctionTimeout),
+                duration: took,
+                memory_used: used(container),
+                init: self.cold.then_some(container.launched.init),
+                throttled: said.throttled(),
+            },
+        );
+        if !seen && offer.spec.concurrency > 1 && exit.is_none() {
+            // It waited for others, and nobody has seen anything of it.
+            after = After::Keep;
+        }
+        Ok((result, after))
+    }
+
+    /// What the caller asked for by the headers of a direct invoke.
+    fn direct(&self) -> Result<Option<Direct>, Error> {
+        let head = &self.offer.head;
+        if head.intent == Intent::HttpRequest {
+            return Ok(None);
+        }
+        Direct::read(|name| head.headers.get(name), lambda::VERSION).map_err(|name| {
+            let text = format!("the headers of the invoke are wrong: {name}");
+            let (kind, content_type) = (name.to_owned(), String::new());
+            Error::new(Code::InvalidRequest, text.clone()).report(Report {
+                kind,
+                content_type,
+                body: text.into(),
+            })
+        })
     }
 
     /// All of the body.
@@ -251,17 +310,36 @@ impl Invoke<'_> {
         }
     }
 
-    fn invocation(&self, payload: Bytes) -> Invocation {
+    fn invocation(&self, payload: Bytes, direct: Option<&Direct>, limit: Duration) -> Invocation {
         let head = &self.offer.head;
         let said = |name: &str| head.headers.get(name).unwrap_or_default().to_owned();
         let or = |text: String, other: &dyn Fn() -> String| if text.is_empty() { other() } else { text };
+        let by = |said: &dyn Fn(&Direct) -> String| direct.map(said).unwrap_or_default();
+        let arn =
+            or(by(&|d| d.arn.clone().unwrap_or_default()), &|| said("lambda-runtime-invoked-function-arn"));
+        let options = &self.offer.spec.format_options;
+        let own = (options.stream_rate > 0).then_some(Bandwidth {
+            rate: options.stream_rate,
+            burst: match options.stream_burst {
+                0 => Bandwidth::DEFAULT.burst,
+                burst => burst,
+            },
+        });
+        // A caller may have less than the function allows, not more.
+        let bandwidth = match (own, direct.and_then(|direct| direct.bandwidth)) {
+            (Some(own), Some(asked)) => Some(own.least(asked)),
+            (own, asked) => own.or(asked),
+        };
         Invocation {
-            request_id: request_id(self.offer),
-            deadline: Some(self.deadline),
-            arn: or(said("lambda-runtime-invoked-function-arn"), &|| lambda::arn(&self.offer.spec)),
+            request_id: direct
+                .and_then(|direct| direct.request_id.clone())
+                .unwrap_or_else(|| request_id(self.offer)),
+            deadline: Some(SystemTime::now() + limit),
+            arn: or(arn, &|| lambda::arn(&self.offer.spec)),
             trace: trace_header(head, self.trace),
-            client_context: said("lambda-runtime-client-context"),
-            identity: said("lambda-runtime-cognito-identity"),
+            client_context: or(by(&|d| d.client_context.clone()), &|| said("lambda-runtime-client-context")),
+            identity: or(by(&|d| d.identity.clone()), &|| said("lambda-runtime-cognito-identity")),
+            bandwidth,
             tenant: said("lambda-runtime-aws-tenant-id"),
             // A request is within its event, which is JSON.
             content_type: match head.intent {
@@ -270,6 +348,23 @@ impl Invoke<'_> {
             },
             payload,
         }
+    }
+
+    /// The head of an answer that is itself. A direct invoke is told what it was.
+    fn plain(&self, content_type: &Option<String>, id: &str, direct: bool) -> ResponseHead {
+        let mut head = ResponseHead { status: 200, ..ResponseHead::default() };
+        let content_type = content_type.as_deref().unwrap_or("application/json");
+        head.headers.push("content-type", content_type.to_owned());
+        if direct {
+            head.headers.push("invoked-function-version", lambda::VERSION);
+            head.headers.push("invoke-id", id.to_owned());
+            head.headers.push("reservation-token", self.offer.id.to_string());
+            let tenant = self.offer.head.headers.get("lambda-runtime-aws-tenant-id").unwrap_or_default();
+            if !tenant.is_empty() {
+                head.headers.push("tenant-id", tenant.to_owned());
+            }
+        }
+        head
     }
 
     fn too_late(&self) -> Error {
@@ -295,11 +390,18 @@ enum Shape {
     Headed(BytesMut),
 }
 
-fn plain(content_type: &Option<String>) -> ResponseHead {
-    let mut head = ResponseHead { status: 200, ..ResponseHead::default() };
-    let content_type = content_type.as_deref().unwrap_or("application/json");
-    head.headers.push("content-type", content_type.to_owned());
-    head
+/// More came than the caller takes, of an answer that was to be a whole.
+fn oversized(most: usize) -> Error {
+    let kind = "Function.ResponseSizeTooLarge";
+    let message = format!("Response payload size exceeded maximum allowed payload size ({most} bytes).");
+    let body = format!(r#"{{"errorMessage":"{message}","errorType":"{kind}"}}"#);
+    let text = format!("the function's answer is larger than the {most} bytes that its caller takes");
+    let (kind, content_type) = (kind.to_owned(), "application/json".to_owned());
+    Error::new(Code::ResponseTooLarge, text).may_have_started().report(Report {
+        kind,
+        content_type,
+        body: body.into(),
+    })
 }
 
 fn no_response(why: &str) -> Error {
@@ -310,18 +412,15 @@ fn no_response(why: &str) -> Error {
 /// By what name a call is known to its function.
 fn request_id(offer: &Offer) -> String {
     match offer.head.headers.get("lambda-runtime-aws-request-id") {
-        Some(said) if !said.is_empty() => said.to_owned(),
+        Some(said) if is_request_id(said) => said.to_owned(),
         _ => offer.id.to_string(),
     }
 }
 
 /// The error of a start with the body that AWS's callers know.
 pub fn start_failed(error: Error, offer: &Offer) -> Error {
-    let time = match error.code {
-        Code::FunctionInitTimeout => offer.spec.init_timeout(),
-        _ => offer.spec.timeout(),
-    };
-    lambda::complete(error, &request_id(offer), time)
+    // It was tried a second time, with the time of a call.
+    lambda::complete(error, &request_id(offer), offer.spec.timeout())
 }
 
 fn refusal(refused: Refused) -> Error {
@@ -331,6 +430,11 @@ fn refusal(refused: Refused) -> Error {
             format!("what is said for {name} has characters that no HTTP header can carry"),
         ),
         Refused::TooLarge => Error::new(Code::RequestTooLarge, "the event is too large"),
+        Refused::Twice => {
+            let text = "an invocation with this request id is under way in this container";
+            let (kind, content_type) = ("Client.DuplicatedInvokeId".to_owned(), String::new());
+            Error::new(Code::InvalidRequest, text).report(Report { kind, content_type, body: text.into() })
+        }
         Refused::NotJson => Error::new(Code::InvalidRequest, "the event is not JSON"),
         Refused::Busy | Refused::NotReady => {
             Error::new(Code::Internal, "the container was given a call that it cannot take")
@@ -341,7 +445,7 @@ fn refusal(refused: Refused) -> Error {
 fn failed(failure: Failure) -> Error {
     let told = failure.told();
     let error = match (failure.broken, &*failure.kind) {
-        (true, "Extension.InitError" | "Extension.ExitError") => {
+        (true, "Extension.InitError" | "Extension.ExitError" | "Extension.Crash") => {
             Error::new(Code::FunctionCrashed, format!("an extension ended the function: {told}"))
         }
         (true, _) => Error::new(

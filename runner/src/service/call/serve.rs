@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::answer::Answer;
 use super::converse::{End, Load, Talk};
-use super::invoke::Invoke;
+use super::invoke::{self, Invoke};
 use super::{Call, Line, Lost, Offer};
 use crate::container::channel::{Channel, Pipes, Unfit};
 use crate::container::{Container, LaunchError, Phase};
@@ -53,6 +53,8 @@ enum Kept {
     Pipes(Pipes),
     /// Only the container.
     Nothing,
+    /// The container, once its function was started again, for this reason.
+    Again(&'static str),
 }
 
 /// Why a container does not serve the call, which is as before.
@@ -189,9 +191,14 @@ impl Call<'_> {
                 lease.touch();
                 let In { first, complete, .. } = input;
                 let cold = lease.cold;
-                let invoke = Invoke { line, offer, trace, first, complete, deadline, cold };
-                let (result, keep) = invoke.run(&container, &mut answer).await?;
-                Turn::Ended(Ended { result, keep: keep.then_some(Kept::Nothing) })
+                let invoke = Invoke { line, offer, trace, first, complete, cold };
+                let (result, after) = invoke.run(&container, &mut answer).await?;
+                let keep = match after {
+                    invoke::After::Keep => Some(Kept::Nothing),
+                    invoke::After::Again(reason) => Some(Kept::Again(reason)),
+                    invoke::After::End => None,
+                };
+                Turn::Ended(Ended { result, keep })
             }
         };
         let Ended { result, keep } = match turn {
@@ -228,7 +235,7 @@ impl Call<'_> {
             span.since(answer.started);
             span.end_at(answer.started + timings.execution);
         });
-        if keep.is_none() {
+        if matches!(keep, None | Some(Kept::Again(_))) {
             // The last word on it; one that lives on is looked at by its keeper, since a look costs as much as a small call.
             container.look().await;
         }
@@ -236,16 +243,25 @@ impl Call<'_> {
             memory_peak: used.memory_peak,
             cpu_us: u64::try_from(used.cpu.as_micros()).unwrap_or(u64::MAX),
         });
+        let again = match keep {
+            Some(Kept::Again(reason)) => Some(reason),
+            _ => None,
+        };
         let (stays, connection) = match keep {
-            None => (false, None),
-            Some(Kept::Nothing) => (true, None),
-            Some(Kept::Connection(stream)) => (true, Some(stream)),
+            None => (Some(false), None),
+            // Its call need not wait for that.
+            Some(Kept::Again(_)) => (None, None),
+            Some(Kept::Nothing) => (Some(true), None),
+            Some(Kept::Connection(stream)) => (Some(true), Some(stream)),
             Some(Kept::Pipes(pipes)) => {
                 container.give_back(pipes);
-                (true, None)
+                (Some(true), None)
             }
         };
-        let warmth = lease.finish(stays, connection);
+        let (broken, warmth) = match stays {
+            Some(stays) => (None, lease.finish(stays, connection)),
+            None => (Some(lease), shared.pools.warmth(&offer.digest)),
+        };
         let mut finished = wire::Finished {
             call: line.number,
             usage,
@@ -266,6 +282,10 @@ impl Call<'_> {
             Err(error) => finished.error = Some(convert::to_call_error(error)),
         }
         self.finish(finished, result.err().as_ref()).await?;
+        if let (Some(lease), Some(reason)) = (broken, again) {
+            let ready = !shared.pools.drains() && container.start_again(reason).await;
+            _ = lease.finish(ready, None);
+        }
         Ok(None)
     }
 
