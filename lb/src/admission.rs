@@ -7,11 +7,14 @@ use std::time::Duration;
 use stoker_core::error::{Code, Error, Retry};
 use tokio::sync::Notify;
 
+use crate::auth::Share;
+use crate::directory::Entered;
+
 /// Counts the calls inside.
 #[derive(Clone)]
 pub struct Admission {
     inside: Arc<Inside>,
-    most: usize,
+    most: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -22,24 +25,50 @@ struct Inside {
 }
 
 /// A call's place; given back when dropped.
-pub struct Admitted(Arc<Inside>);
+pub struct Admitted {
+    inside: Arc<Inside>,
+    /// Its place among those of its function.
+    _of_function: Option<Entered>,
+    /// Its part of what its caller may ask for.
+    _share: Option<Share>,
+}
+
+impl Admitted {
+    /// The same, as one of its function's too.
+    pub fn of(mut self, entered: Entered) -> Self {
+        self._of_function = Some(entered);
+        self
+    }
+
+    /// The same, as one of its caller's too.
+    pub fn sharing(mut self, share: Option<Share>) -> Self {
+        self._share = share;
+        self
+    }
+}
 
 impl Admission {
     pub fn new(most: usize) -> Self {
-        Self { inside: Arc::default(), most }
+        Self { inside: Arc::default(), most: Arc::new(AtomicUsize::new(most)) }
     }
 
     /// Lets a call in.
     pub fn enter(&self) -> Result<Admitted, Error> {
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
         let before = self.inside.count.fetch_add(1, Ordering::Relaxed);
-        let place = Admitted(self.inside.clone());
-        if before >= self.most {
+        let place = Admitted { inside: self.inside.clone(), _of_function: None, _share: None };
+        let most = self.most.load(Ordering::Relaxed);
+        if before >= most {
             drop(place);
-            let text = format!("this balancer has {} calls already, which is its limit", self.most);
+            let text = format!("this balancer has {most} calls already, which is its limit");
             return Err(Error::new(Code::Overloaded, text).retry(Retry::After(Duration::from_millis(200))));
         }
         Ok(place)
+    }
+
+    /// From here on there may be so many; those that are inside stay.
+    pub fn limit(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Calls inside now.
@@ -61,8 +90,8 @@ impl Admission {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.empty.notify_waiters();
+        if self.inside.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.inside.empty.notify_waiters();
         }
     }
 }

@@ -10,14 +10,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
+use crate::auth::Guard;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::dispatch::Dispatch;
+use crate::explain::Stories;
 use crate::fleet::Fleet;
 use crate::front::{self, Door};
+use crate::later::{self, Later};
+use crate::link::dial::Dial;
 use crate::observe::Observer;
 use crate::panics::Panics;
 use crate::queue::Queue;
+use crate::scaling;
 use crate::serve::{self, Speaks, Stops};
 
 /// How long connections without a call may take to close at the end, such as those that still send an answer.
@@ -50,12 +55,22 @@ impl Balancer {
     /// # Errors
     /// When an address cannot be listened on.
     pub async fn start(config: Config, registry: Arc<dyn Registry>) -> anyhow::Result<Self> {
+        let guard = match &config.access {
+            None => Guard::open(config.audit),
+            Some(path) => Guard::new(path, config.audit).map_err(anyhow::Error::msg)?,
+        };
         let (grpc_listener, grpc) = serve::listen(config.grpc, "gRPC").await?;
         let (http_listener, http) = serve::listen(config.http, "HTTP").await?;
-        let observer = Observer::new(config.tracer, &config.metrics);
+        let observer = Observer::new(
+            config.tracer,
+            &config.metrics,
+            Stories::new(config.name.clone(), config.explained),
+        );
         let admission = Admission::new(config.max_calls);
+        let later = Later::new(config.later.open().await?, &config.metrics);
         let fleet = Fleet::new(
             config.name.clone(),
+            Dial { tls: config.tls.clone(), insecure: config.insecure },
             Queue::new(config.queue),
             config.renew_after,
             Panics::new(&config.metrics),
@@ -70,6 +85,7 @@ impl Balancer {
             links.clone(),
             unlink.clone(),
         ));
+        links.spawn(scaling::run(fleet.clone(), config.metrics.clone(), unlink.clone()));
         let door = Arc::new(Door {
             dispatch: Dispatch {
                 fleet,
@@ -81,17 +97,35 @@ impl Balancer {
             admission,
             observer,
             registry,
+            guard,
+            lambda: front::http::Lambda::new(config.lambda),
+            later,
             stopping: stops.calm.clone(),
         });
         let health = Arc::new(front::Health::new().await);
         let routes = front::grpc::routes(door.clone(), &health)?;
-        let routes = front::grpc::Served::new(routes);
-        fronts.spawn(serve::serve(grpc_listener, routes, Speaks::Http2, fronts.clone(), stops.clone()));
-        let pages = front::http::Served::new(door.clone());
-        fronts.spawn(serve::serve(http_listener, pages, Speaks::Both, fronts.clone(), stops.clone()));
+        let (tls, this) = (config.tls, door.clone());
+        let grpc_service = move |origin| front::grpc::Served::new(routes.clone(), this.clone(), origin);
+        let (tracker, told) = (fronts.clone(), stops.clone());
+        fronts.spawn(serve::serve(grpc_listener, tls.clone(), grpc_service, Speaks::Http2, tracker, told));
+        let this = door.clone();
+        let http_service = move |origin| front::http::Served::new(this.clone(), origin);
+        let (tracker, told) = (fronts.clone(), stops.clone());
+        fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, tracker, told));
+        later::start(&door, &tasks, &stops);
         let (announced, ready) = watch::channel(false);
         links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
         Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, unlink })
+    }
+
+    /// Takes up what changed: the access file, the audit's file if it was moved away, and how many calls there may be inside.
+    ///
+    /// # Errors
+    /// What is wrong with the access file, which then stays as it was.
+    pub fn reload(&self, max_calls: usize) -> Result<(), String> {
+        self.door.admission.limit(max_calls);
+        self.door.guard.audit.reopen();
+        self.door.guard.reload()
     }
 
     /// Where gRPC is served.
@@ -134,6 +168,8 @@ impl Balancer {
             self.unlink.cancel();
             self.links.wait().await;
             self.tasks.wait().await;
+            // Nobody uses it any more.
+            self.door.later.stop().await;
         };
         if tokio::time::timeout(CLOSING, closed).await.is_err() {
             tracing::error!("tasks of the balancer did not end and are left behind");

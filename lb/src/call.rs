@@ -36,9 +36,21 @@ pub struct Input {
     pub first: Bytes,
     /// What follows; `None` if `first` is all.
     pub rest: Option<Pieces>,
+    /// Bytes of what follows that are here already.
+    here: usize,
 }
 
 impl Input {
+    /// A body whose first piece is here.
+    pub fn begun(first: Bytes, rest: Option<Pieces>) -> Self {
+        Self { first, rest, here: 0 }
+    }
+
+    /// What a call that waits with it keeps in memory.
+    pub fn held(&self) -> usize {
+        self.first.len() + self.here
+    }
+
     /// A body that is all there.
     pub fn whole(body: Bytes) -> Self {
         Self::pieces(vec![body])
@@ -48,13 +60,14 @@ impl Input {
     pub fn pieces(mut pieces: Vec<Bytes>) -> Self {
         if pieces.iter().map(Bytes::len).sum::<usize>() <= CHUNK {
             let first = if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() };
-            return Self { first, rest: None };
+            return Self::begun(first, None);
         }
         let mut first = pieces.remove(0);
         if first.len() > CHUNK {
             pieces.insert(0, first.split_off(CHUNK));
         }
-        Self { first, rest: Some(Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)))) }
+        let here = pieces.iter().map(Bytes::len).sum();
+        Self { first, rest: Some(Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)))), here }
     }
 }
 
@@ -125,6 +138,9 @@ impl Stream for Rest {
                 }
                 Event::Finished(mut finished) => {
                     self.end.timings = finished.timings;
+                    if let Some(offer) = &mut self.offer {
+                        offer.timed(finished.timings);
+                    }
                     if let Some(error) = finished.error.take().map(stoker_proto::convert::call_error) {
                         self.ended(Err(&error));
                         return Poll::Ready(Some(Err(error)));
@@ -154,7 +170,11 @@ impl Stream for Rest {
                     return Poll::Ready(Some(Err(error)));
                 }
                 // The table of states lets none of these through once the head has come; a start that was said late is no news.
-                Event::Started | Event::Ready | Event::Accepted | Event::Refused { .. } | Event::Head(_) => {}
+                Event::Started
+                | Event::Ready
+                | Event::Accepted { .. }
+                | Event::Refused { .. }
+                | Event::Head(_) => {}
             }
         }
     }

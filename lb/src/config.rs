@@ -1,11 +1,50 @@
 //! What a balancer is told.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 pub use stoker_policy::waiting::Limits;
+use stoker_queue::{DiskQueue, Queue};
+use stoker_runtime::audit::Audit;
 use stoker_runtime::metrics::Metrics;
 use stoker_runtime::telemetry::Tracer;
+use stoker_runtime::tls::Tls;
+
+pub use crate::front::http::{LambdaConfig, Runtimes as LambdaRuntimes};
+
+/// Where calls for later are kept.
+#[derive(Debug, Clone, Default)]
+pub enum CallQueue {
+    /// Nowhere: none are taken.
+    #[default]
+    None,
+    /// On this machine's disk; no other balancer sees them.
+    Disk(stoker_queue::disk::Config),
+    /// In NATS JetStream, for all balancers.
+    #[cfg(feature = "nats")]
+    Nats(stoker_queue::nats::Config),
+}
+
+impl CallQueue {
+    /// Opens it, on the runtime that serves.
+    ///
+    /// # Errors
+    /// What is wrong with the place. A NATS server that does not answer is no error: it may come.
+    pub async fn open(self) -> anyhow::Result<Option<Arc<dyn Queue>>> {
+        let context = "cannot open the queue for asynchronous calls";
+        Ok(match self {
+            CallQueue::None => None,
+            CallQueue::Disk(config) => Some(Arc::new(DiskQueue::open(config).await.context(context)?)),
+            #[cfg(feature = "nats")]
+            CallQueue::Nats(config) => {
+                Some(Arc::new(stoker_queue::NatsQueue::open(config).await.context(context)?))
+            }
+        })
+    }
+}
 
 /// Settings of a balancer.
 #[derive(Debug, Clone)]
@@ -28,6 +67,20 @@ pub struct Config {
     pub max_calls: usize,
     /// Most bytes of a request's body. Bodies are streamed, so this bounds how long a call can go on, not memory.
     pub max_body: u64,
+    /// TLS on both ports, and to runners that ask for it.
+    pub tls: Option<Arc<Tls>>,
+    /// Runners on other machines may be spoken to without TLS.
+    pub insecure: bool,
+    /// The access file; without one everybody may everything.
+    pub access: Option<PathBuf>,
+    /// Where changes are noted.
+    pub audit: Audit,
+    /// Calls that are remembered for whoever asks why they went where they went: so many that are worth it, and so many others.
+    pub explained: usize,
+    /// Where calls for later are kept.
+    pub later: CallQueue,
+    /// What AWS Lambda's API does besides calls.
+    pub lambda: LambdaConfig,
     /// Makes the spans of calls.
     pub tracer: Tracer,
     /// Where the balancer's numbers are shown: those of one balancer.
@@ -46,6 +99,13 @@ impl Default for Config {
             max_wait: Duration::from_secs(30),
             max_calls: 20_000,
             max_body: 1 << 30,
+            tls: None,
+            insecure: false,
+            access: None,
+            audit: Audit::into_log(),
+            explained: 4096,
+            later: CallQueue::None,
+            lambda: LambdaConfig::default(),
             tracer: Tracer::off(),
             metrics: Metrics::default(),
         }

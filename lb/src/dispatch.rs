@@ -4,6 +4,9 @@
 //! of the body; nothing behind that piece is read from the caller before the call has started, so it can always be
 //! replayed. A call that may have started is offered again only if its function says that it is idempotent.
 
+mod attempt;
+mod legs;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,16 +14,16 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Refusal, Retry};
-use stoker_proto::runner::v1::Finished;
-use stoker_proto::{convert, v1};
+use stoker_policy::{placement, waiting};
 use tokio_util::task::TaskTracker;
 
-use crate::admission::Admitted;
-use crate::call::{Answer, Call, End, Input, Pieces, Rest};
+use self::attempt::{Attempt, Placed};
+use crate::call::{Answer, Call, Input, Pieces};
 use crate::directory::Known;
+use crate::explain::{What, Why};
 use crate::fleet::{Fleet, Runner};
-use crate::link::session::{Event, LinkCall, Upload};
-use crate::observe::{OfferWatch, Watch};
+use crate::link::session::{LinkCall, Upload};
+use crate::observe::Watch;
 use crate::queue::{Left, Place};
 
 /// Places calls on the fleet.
@@ -35,16 +38,6 @@ pub struct Dispatch {
     pub tasks: TaskTracker,
 }
 
-/// What came of asking one runner.
-enum Attempt {
-    Answered(Placed),
-    Failed(Error),
-    /// No byte of it reached the function there.
-    Refused,
-    /// The runner went away, and the call may go elsewhere.
-    Gone,
-}
-
 /// A call on its way to a runner: what is needed to offer it again, and what must be known of it at its deadline.
 struct Placing<'a> {
     call: &'a Call,
@@ -53,6 +46,8 @@ struct Placing<'a> {
     progress: &'a mut Progress,
     /// Runners that cannot run this call, however much room they have, and why.
     ruled_out: Vec<(Arc<Runner>, Refusal, String)>,
+    /// Nothing behind the first piece of its body has been taken.
+    replayable: bool,
 }
 
 /// How far a call is.
@@ -74,7 +69,14 @@ impl Dispatch {
         }
         self.fits(input.first.len() as u64)?;
         let mut progress = Progress::default();
-        let placing = Placing { call: &call, watch, input, progress: &mut progress, ruled_out: Vec::new() };
+        let placing = Placing {
+            call: &call,
+            watch,
+            input,
+            progress: &mut progress,
+            ruled_out: Vec::new(),
+            replayable: true,
+        };
         let placed = tokio::time::timeout_at(call.deadline.0.into(), self.place(placing)).await;
         let error = match placed {
             Ok(Ok(placed)) => return Ok(placed.answer(call.admitted)),
@@ -82,9 +84,7 @@ impl Dispatch {
             Err(_) if progress.may_have_started => {
                 late("the deadline passed before the function had answered").may_have_started()
             }
-            Err(_) if progress.waited => {
-                late("the deadline passed while the call waited for a runner with room; it had not started")
-            }
+            Err(_) if progress.waited => late_in_queue(),
             Err(_) => late("the deadline passed before the call had started"),
         };
         Err(if progress.began { Error { may_have_started: true, ..error } } else { error })
@@ -104,10 +104,10 @@ impl Dispatch {
     async fn place(&self, mut placing: Placing<'_>) -> Result<Placed, Error> {
         let function = placing.call.function.clone();
         let queue = &self.fleet.queue;
-        let looked = queue.look(function.key);
+        let looked = queue.look(|| line(&function));
         if looked.is_some() {
-            for runner in self.fleet.plan(&function) {
-                match self.attempt(&runner, &mut placing).await {
+            for (runner, why) in self.fleet.plan(&function) {
+                match self.attempt(&runner, Why::Planned(why), &mut placing).await {
                     Attempt::Answered(placed) => return Ok(placed),
                     Attempt::Failed(error) => return Err(error),
                     Attempt::Refused | Attempt::Gone => {}
@@ -115,18 +115,21 @@ impl Dispatch {
             }
         }
         let mut unheard = looked.unwrap_or_else(|| queue.unheard());
-        let mut place = Place::new(function.key, function.spec.ask());
+        let until = (Instant::now() + self.max_wait).min(placing.call.deadline.0);
+        let held = placing.input.held() + head_bytes(&placing.call.head);
+        let mut place = Place::new(line(&function), function.spec.ask(), held, until);
         let mut refused = None;
-        let until = Instant::now() + self.max_wait;
         self.hope(&placing)?;
+        let census = self.fleet.census(&function);
+        placing.watch.note(What::Waits { behind: looked.is_none(), census });
         let mut waiting = placing.watch.waits();
         loop {
             placing.progress.waited = true;
-            let turn = queue.wait(&mut place, unheard, refused.take(), until).await;
-            let turn = turn.map_err(|left| self.left(&function, left))?;
+            let turn = queue.wait(&mut place, unheard, refused.take()).await;
+            let turn = turn.map_err(|left| self.left(&placing, left))?;
             waiting.called();
             unheard = queue.unheard();
-            match self.attempt(&turn.runner, &mut placing).await {
+            match self.attempt(&turn.runner, Why::Turn, &mut placing).await {
                 Attempt::Answered(placed) => {
                     turn.spent();
                     return Ok(placed);
@@ -160,6 +163,7 @@ impl Dispatch {
         let runners = self.fleet.runners();
         let spec = &placing.call.function.spec;
         if runners.is_empty() {
+            self.fleet.nobody();
             let error = Error::new(Code::Unavailable, "there is no runner in the fleet: start one");
             return Err(error.retry(Retry::After(Duration::from_secs(1))));
         }
@@ -190,12 +194,28 @@ impl Dispatch {
     }
 
     /// Why a call leaves the queue without a turn.
-    fn left(&self, function: &Known, left: Left) -> Error {
+    fn left(&self, placing: &Placing<'_>, left: Left) -> Error {
+        let may_take = |runner: &Arc<Runner>| runner.may_take(&placing.call.function);
         let (after, text) = match left {
             Left::Full(after) => {
                 (after, "every runner is full, and so is the queue of this balancer".to_owned())
             }
-            Left::TooLong(after) if self.fleet.runners().iter().any(|runner| runner.may_take(function)) => {
+            Left::PushedOut(after) => {
+                let text = "every runner is full, and so is the queue of this balancer: the place went to a call of another \
+                            function, which has less of it";
+                (after, text.to_owned())
+            }
+            Left::Hopeless { wait, after } => {
+                let wait =
+                    stoker_core::units::format_duration(Duration::from_millis(wait.as_millis() as u64));
+                let text = format!(
+                    "every runner is full, and a place in the queue would take some {wait}, longer than this call may wait"
+                );
+                (after, text)
+            }
+            // Its deadline and the end of its wait are one moment, and the deadline is what its caller knows.
+            Left::TooLong(_) if placing.call.deadline.remaining().is_zero() => return late_in_queue(),
+            Left::TooLong(after) if self.fleet.runners().iter().any(may_take) => {
                 (after, format!("no runner had room for {} s", self.max_wait.as_secs_f64()))
             }
             Left::TooLong(after) => {
@@ -205,132 +225,21 @@ impl Dispatch {
         };
         Error::new(Code::Overloaded, text).retry(Retry::After(after))
     }
-
-    /// Offers the call to one runner and follows it to the head of its answer.
-    async fn attempt(&self, runner: &Arc<Runner>, placing: &mut Placing<'_>) -> Attempt {
-        let Placing { call, watch, input, progress, ruled_out } = placing;
-        let function = &call.function;
-        if !runner.may_take(function) || ruled_out.iter().any(|(out, ..)| Arc::ptr_eq(out, runner)) {
-            return Attempt::Refused;
-        }
-        let complete = input.rest.is_none();
-        let offer = watch.offer(runner, function);
-        let place = || {
-            let trace = watch.context(&offer);
-            runner.session()?.offer(call, &input.first, complete, trace, runner.enter())
-        };
-        // A session that has just ended may have been followed by another.
-        let Some(mut link) = place().or_else(place) else {
-            offer.lost("the session had just ended");
-            return Attempt::Gone;
-        };
-        runner.used(&function.digest);
-        progress.may_have_started = true;
-        let mut replayable = true;
-        loop {
-            match link.next().await {
-                Event::Refused { reason, detail } => {
-                    progress.may_have_started = false;
-                    tracing::debug!(
-                        call_id = %watch.id(), trace_id = watch.trace(), runner = runner.name, ?reason, detail, "refused"
-                    );
-                    offer.refused(reason, &detail);
-                    if reason == Refusal::Expired {
-                        // Its deadline passed there a moment before it does here: nobody can start it in time.
-                        let text = "the deadline passed before the call had started";
-                        return Attempt::Failed(Error::new(Code::DeadlineExceeded, text));
-                    }
-                    if matches!(reason, Refusal::TooLarge | Refusal::LaunchFailed) {
-                        ruled_out.push((runner.clone(), reason, detail));
-                    }
-                    return Attempt::Refused;
-                }
-                Event::Accepted => progress.may_have_started = false,
-                Event::Ready => {
-                    progress.may_have_started = true;
-                    link.start();
-                }
-                Event::Started => {
-                    progress.may_have_started = true;
-                    if let Some(rest) = input.rest.take() {
-                        replayable = false;
-                        self.upload(&link, rest, input.first.len());
-                    }
-                }
-                Event::Head(head) => {
-                    // A function that answers before it has read: its input goes on all the same.
-                    if let Some(rest) = input.rest.take() {
-                        self.upload(&link, rest, input.first.len());
-                    }
-                    self.tasks.spawn(link.guard());
-                    let runner = runner.name.clone();
-                    return Attempt::Answered(Placed::Answering { head, link, runner, offer });
-                }
-                // The table of states lets no body through before its head, and nobody guards the deadline but `call`.
-                Event::Body(_) | Event::Expired => {}
-                Event::Finished(mut finished) => {
-                    return match finished.error.take().map(convert::call_error) {
-                        Some(error) => {
-                            offer.finished(Err(&error));
-                            Attempt::Failed(error)
-                        }
-                        None => {
-                            offer.finished(Ok(()));
-                            Attempt::Answered(Placed::Done { finished, runner: runner.name.clone() })
-                        }
-                    };
-                }
-                Event::Lost { may_have_started: false, reason } => {
-                    progress.may_have_started = false;
-                    tracing::debug!(
-                        call_id = %watch.id(), trace_id = watch.trace(), runner = runner.name, reason, "lost before the start"
-                    );
-                    offer.lost(&reason);
-                    return Attempt::Gone;
-                }
-                Event::Lost { reason, .. } => {
-                    offer.lost(&reason);
-                    if function.spec.idempotent && replayable {
-                        progress.began = true;
-                        return Attempt::Gone;
-                    }
-                    let text = format!(
-                        "runner {} was lost, and the call may have started there: {reason}",
-                        runner.name
-                    );
-                    return Attempt::Failed(Error::new(Code::RunnerLost, text).may_have_started());
-                }
-                Event::InputFailed(error) => {
-                    let error = error.may_have_started();
-                    offer.finished(Err(&error));
-                    return Attempt::Failed(error);
-                }
-            }
-        }
-    }
 }
 
-/// An answer whose call still holds its place.
-enum Placed {
-    Answering { head: v1::ResponseHead, link: LinkCall, runner: String, offer: OfferWatch },
-    Done { finished: Box<Finished>, runner: String },
+/// Where a call waits: fairly between apps, then between the functions of each.
+fn line(function: &Known) -> waiting::Place {
+    waiting::Place { tenant: placement::key(function.spec.name.app().as_bytes()), line: function.key }
 }
 
-impl Placed {
-    fn answer(self, admitted: Admitted) -> Answer {
-        match self {
-            Placed::Answering { head, link, runner, offer } => {
-                let rest = Rest::new(link, runner.clone(), offer, admitted);
-                let end = End { timings: None, runner };
-                Answer { head, first: Bytes::new(), rest: Some(rest), end }
-            }
-            Placed::Done { finished, runner } => {
-                let head = finished.head.unwrap_or(v1::ResponseHead { status: 200, headers: Vec::new() });
-                let end = End { timings: finished.timings, runner };
-                Answer { head, first: finished.body, rest: None, end }
-            }
-        }
-    }
+/// About what a head holds.
+fn head_bytes(head: &stoker_proto::v1::RequestHead) -> usize {
+    head.url.len() + head.headers.iter().map(|header| header.name.len() + header.value.len()).sum::<usize>()
+}
+
+fn late_in_queue() -> Error {
+    let text = "the deadline passed while the call waited for a runner with room; it had not started";
+    Error::new(Code::DeadlineExceeded, text)
 }
 
 fn impossible(spec: &stoker_core::FunctionSpec) -> Error {

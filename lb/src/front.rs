@@ -1,7 +1,9 @@
 //! The doors: what clients of each kind send becomes a call, and its outcome what they expect.
 
 pub mod grpc;
+mod guarded;
 pub mod http;
+pub mod later;
 pub mod operators;
 pub mod session;
 mod until;
@@ -18,9 +20,11 @@ use stoker_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Admitted};
+use crate::auth::Guard;
 use crate::call::Call;
 use crate::directory::{Directory, Known};
 use crate::dispatch::Dispatch;
+use crate::later::Later;
 use crate::observe::{Observer, Watch};
 
 /// What every door needs.
@@ -30,6 +34,11 @@ pub struct Door {
     pub admission: Admission,
     pub observer: Arc<Observer>,
     pub registry: Arc<dyn Registry>,
+    /// Who may what.
+    pub guard: Guard,
+    /// What AWS Lambda's API needs.
+    pub lambda: http::Lambda,
+    pub later: Later,
     /// No new calls any more.
     pub stopping: CancellationToken,
 }
@@ -43,7 +52,12 @@ impl Door {
         self.directory.find(text).ok_or_else(|| {
             self.missing(|| {
                 let text: String = text.chars().take(520).collect();
-                format!("there is no function `{text}`: name it app/function, or by its id")
+                match text.split_once(':') {
+                    Some((name, qualifier)) if self.directory.find(name).is_some() => {
+                        format!("{name} has no revision and no alias `{qualifier}`")
+                    }
+                    _ => format!("there is no function `{text}`: name it app/function, or by its id"),
+                }
             })
         })
     }
@@ -64,10 +78,13 @@ impl Door {
     /// The same for a field of a message, where a text that can be no function's name is a mistake of its own.
     pub fn named(&self, text: &str) -> Result<Arc<Known>, Error> {
         self.find(text).map_err(|missing| {
-            if FunctionName::parse(text).is_some() || is_name(text) {
+            let (name, qualifier) = text.split_once(':').unwrap_or((text, "1"));
+            if (FunctionName::parse(name).is_some() || is_name(name)) && is_name(qualifier) {
                 return missing;
             }
-            Error::new(Code::InvalidRequest, "function: write app/function, or the function's id")
+            let text =
+                "function: write app/function, or the function's id; after a colon a revision or an alias";
+            Error::new(Code::InvalidRequest, text)
         })
     }
 
@@ -80,10 +97,12 @@ impl Door {
         timeout: Option<Duration>,
         watch: &mut Watch,
     ) -> Result<Call, Error> {
+        let function = function.chosen(seed(id));
         watch.function(&function);
+        let share = self.guard.enter(watch.caller(), function.spec.name.app())?;
         let head = convert::request_head(head)?;
-        let admitted = self.admission.enter()?;
-        Ok(self.call(admitted, id, function, head, timeout))
+        let admitted = self.admission.enter()?.sharing(share);
+        self.call(admitted, id, function, head, timeout)
     }
 
     /// The same where the call has its place already.
@@ -96,9 +115,11 @@ impl Door {
         timeout: Option<Duration>,
         watch: &mut Watch,
     ) -> Result<Call, Error> {
+        let function = function.chosen(seed(id));
         watch.function(&function);
+        let share = self.guard.enter(watch.caller(), function.spec.name.app())?;
         let head = convert::request_head(head)?;
-        Ok(self.call(admitted, id, function, head, timeout))
+        self.call(admitted.sharing(share), id, function, head, timeout)
     }
 
     fn call(
@@ -108,14 +129,21 @@ impl Door {
         function: Arc<Known>,
         head: RequestHead,
         timeout: Option<Duration>,
-    ) -> Call {
+    ) -> Result<Call, Error> {
+        let admitted = admitted.of(function.gate.enter()?);
         let function = function.version_for(&head);
         let head = convert::to_request_head(head);
         let timeout = timeout.unwrap_or_else(|| {
             function.spec.timeout() + function.spec.init_timeout() + self.dispatch.max_wait + SPARE
         });
-        Call { id, function, head, deadline: Deadline::after(timeout), admitted }
+        Ok(Call { id, function, head, deadline: Deadline::after(timeout), admitted })
     }
+}
+
+/// By what a call chooses among revisions: as good as random, and the same for the same call.
+fn seed(id: CallId) -> u64 {
+    let [.., a, b, c, d, e, f, g, h] = *id.as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// What is said to those who come too late.

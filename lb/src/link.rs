@@ -1,5 +1,6 @@
 //! Links to a runner: connect, engage, receive, and again when it breaks.
 
+pub mod dial;
 pub mod outbox;
 pub mod session;
 pub mod state;
@@ -21,26 +22,17 @@ use stoker_proto::{MAX_FRAME, OLDEST_SESSION_VERSION, SESSION_VERSION, convert, 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
+use self::dial::{PING_AFTER, SILENCE};
 use self::outbox::Outgoing;
 use self::session::Session;
 use self::state::LinkEvent;
 use crate::fleet::{Fleet, HANDSHAKE, Runner};
 
-/// A connection on which nothing came for this long is pinged, and given up if nothing comes for [`SILENCE`] after that: a frozen
-/// machine and a cut cable send no reset. A busy connection costs nothing, an idle one a small packet each way a second. Three seconds
-/// together are far below a runner's lease, and far above any pause of a runner that lives.
-const PING_AFTER: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(2);
-
 /// What is said of a runner that does not say itself why it drains.
 const DRAINED: &str = "it is drained";
-
-/// HTTP/2 windows. Credit per call bounds what is under way; these only must not be what limits it.
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Keeps all links of a runner until `stop`, or until none stands any more and the registry does not list the runner.
 pub async fn run(
@@ -110,7 +102,7 @@ struct Ended {
 async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     let this = &runner.lanes[lane];
     let opened = async {
-        let channel = connect(&runner.address).await?;
+        let channel = fleet.dial.connect(&runner.name, &runner.address).await?;
         let (stream, session) = greet(runner, fleet, channel.clone()).await?;
         Ok((channel, stream, session))
     };
@@ -125,7 +117,7 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
         this.on(LinkEvent::Drain, DRAINED);
     }
     fleet.relinked();
-    fleet.queue.room(runner, runner.room());
+    fleet.queue.room(runner, runner.room(), true);
     // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
     let mut next = pin!(Fuse::terminated());
     let mut retired = FuturesUnordered::new();
@@ -229,6 +221,7 @@ async fn greet(runner: &Runner, fleet: &Fleet, channel: Channel) -> Result<(Inco
             version: SESSION_VERSION,
             oldest_version: OLDEST_SESSION_VERSION,
             balancer: fleet.name.clone(),
+            instance: fleet.instance,
         })),
     });
     let mut stream = open(channel, outgoing).await.map_err(|status| why(&status))?;
@@ -273,25 +266,6 @@ async fn open(channel: Channel, outgoing: Outgoing<wire::EngageRequest>) -> Resu
 /// The frames of a runner.
 type Incoming = Decoded<tonic::body::Body, wire::EngageResponse>;
 
-async fn connect(address: &str) -> Result<Channel, String> {
-    Endpoint::from_shared(address.to_owned())
-        .map_err(|_| format!("`{address}` is not an address"))?
-        .connect_timeout(Duration::from_secs(3))
-        .tcp_nodelay(true)
-        .max_frame_size(stoker_proto::HTTP2_FRAME)
-        .http2_keep_alive_interval(PING_AFTER)
-        .keep_alive_timeout(SILENCE)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect()
-        .await
-        .map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
-            format!("cannot connect to {address}{cause}")
-        })
-}
-
 /// Takes what a frame says about capacity, before the call that it is about learns of it.
 fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engage_response::Frame) {
     use wire::engage_response::Frame as F;
@@ -305,7 +279,14 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
     match frame {
         F::Finished(f) => {
             runner.ended(f.warmth.as_ref());
-            fleet.queue.ended(runner);
+            let warmth = f.warmth.as_ref().and_then(|warmth| convert::warmth(warmth).ok());
+            let idle = warmth.map_or(0, |(_, warmth)| warmth.idle);
+            // Where one of ours stands in the line and nobody is idle, the line has taken what came free, and another would be refused.
+            if !fleet.queue.ended(runner, idle > 0 || !runner.has_ours())
+                && let Some((function, _)) = warmth
+            {
+                fleet.elsewhere.idle(&function, runner, idle.min(1));
+            }
         }
         F::Refused(f) => {
             update(&f.capacity);
@@ -326,7 +307,14 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             } else {
                 fleet.changed();
             }
-            fleet.queue.room(runner, runner.room());
+            // One of ours that stands in its line is woken by what it gets there.
+            if !fleet.queue.room(runner, runner.room(), !runner.has_ours()) {
+                let record = runner.capacity();
+                for function in fleet.elsewhere.functions() {
+                    let idle = record.0.functions.get(&function).map_or(0, |warmth| warmth.idle);
+                    fleet.elsewhere.idle(&function, runner, idle);
+                }
+            }
         }
         F::Draining(f) => {
             runner.lanes[lane].on(LinkEvent::Drain, &f.reason);

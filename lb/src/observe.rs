@@ -4,21 +4,27 @@
 //! that its caller went away. Where no trace is recorded, a call pays for its numbers (atomics, and a short lock for its time) and hands
 //! its trace context on as it came.
 
+mod offer;
+
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use stoker_core::FunctionSpec;
 use stoker_core::call::TraceContext;
 use stoker_core::capacity::Capacity;
-use stoker_core::error::{Code, Error, Refusal};
+use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_core::machine::Listed as _;
-use stoker_proto::status;
+use stoker_proto::{status, v1};
 use stoker_runtime::metrics::{Counter, Entered, Gauge, Histogram, Metrics};
 use stoker_runtime::telemetry::{Facts, Span, SpanKind, Tracer};
 
+use self::offer::OFFERED;
+pub use self::offer::{OfferWatch, Waiting};
 use crate::admission::Admission;
+use crate::auth::Caller;
 use crate::directory::Known;
+use crate::explain::{Record, Stories, Story, What, Why};
 use crate::fleet::Runner;
 use crate::link::state::LinkState;
 use crate::queue::Queue;
@@ -30,9 +36,13 @@ pub enum Door {
     Stream,
     Session,
     Http,
+    /// Keeping calls for later, and asking for them.
+    Submit,
+    /// A call that was kept is made.
+    Later,
 }
 
-const DOORS: [Door; 4] = [Door::Invoke, Door::Stream, Door::Session, Door::Http];
+const DOORS: [Door; 6] = [Door::Invoke, Door::Stream, Door::Session, Door::Http, Door::Submit, Door::Later];
 
 impl Door {
     fn label(self) -> &'static str {
@@ -41,6 +51,8 @@ impl Door {
             Door::Stream => "stream",
             Door::Session => "session",
             Door::Http => "http",
+            Door::Submit => "submit",
+            Door::Later => "later",
         }
     }
 
@@ -50,6 +62,8 @@ impl Door {
             Door::Invoke => Some("stoker.v1.CallService/Invoke"),
             Door::Stream => Some("stoker.v1.CallService/InvokeStream"),
             Door::Session => Some("stoker.v1.CallService/Session"),
+            Door::Submit => Some("stoker.v1.CallService/Submit"),
+            Door::Later => Some("later"),
             Door::Http => None,
         }
     }
@@ -69,8 +83,11 @@ fn rpc(method: &'static str) -> Facts {
 }
 
 /// What spans say of a function.
-pub fn of_function(spec: &FunctionSpec) -> Facts {
-    Facts::default().with("faas.invoked_name", spec.name.as_str()).with("faas.invoked_provider", "stoker")
+pub fn of_function(spec: &FunctionSpec, revision: u64) -> Facts {
+    Facts::default()
+        .with("faas.invoked_name", spec.name.as_str())
+        .with("faas.invoked_provider", "stoker")
+        .with("faas.version", revision.to_string().as_str())
 }
 
 /// What spans say of a runner that is asked.
@@ -80,44 +97,6 @@ pub fn of_runner(capacity: &Capacity) -> Facts {
         .with("stoker.runner", capacity.runner.as_str())
         .with("server.address", uri.host().unwrap_or_default())
         .with("server.port", i64::from(uri.port_u16().unwrap_or(80)))
-}
-
-/// What can become of an offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Offered {
-    /// The call ended there: a result or an error.
-    Finished,
-    Refused(Refusal),
-    /// The runner went away.
-    Lost,
-    /// The call was over before the runner had answered: its caller left, or its deadline passed.
-    Abandoned,
-}
-
-const OFFERED: [Offered; 8] = [
-    Offered::Finished,
-    Offered::Lost,
-    Offered::Abandoned,
-    Offered::Refused(Refusal::Full),
-    Offered::Refused(Refusal::Draining),
-    Offered::Refused(Refusal::TooLarge),
-    Offered::Refused(Refusal::Expired),
-    Offered::Refused(Refusal::LaunchFailed),
-];
-
-impl Offered {
-    fn label(self) -> &'static str {
-        match self {
-            Offered::Finished => "finished",
-            Offered::Lost => "lost",
-            Offered::Abandoned => "abandoned",
-            Offered::Refused(Refusal::Full) => "refused_full",
-            Offered::Refused(Refusal::Draining) => "refused_draining",
-            Offered::Refused(Refusal::TooLarge) => "refused_too_large",
-            Offered::Refused(Refusal::Expired) => "refused_expired",
-            Offered::Refused(Refusal::LaunchFailed) => "refused_launch_failed",
-        }
-    }
 }
 
 /// Links by how they stand, as their gauge has them.
@@ -144,10 +123,12 @@ pub struct Observer {
     waited: Histogram,
     runners: [Gauge; STATES.len()],
     sessions: Gauge,
+    /// What became of the last calls, and why.
+    pub stories: Stories,
 }
 
 impl Observer {
-    pub fn new(tracer: Tracer, metrics: &Metrics) -> Arc<Self> {
+    pub fn new(tracer: Tracer, metrics: &Metrics, stories: Stories) -> Arc<Self> {
         let calls = metrics.labelled(
             "stoker_lb_calls",
             "Calls by door and outcome",
@@ -190,15 +171,29 @@ impl Observer {
             ),
             runners: STATES.map(|(_, state)| runners.with(&[state])),
             sessions: metrics.gauge("stoker_lb_sessions", "Sessions of clients that are open"),
+            stories,
         })
     }
 
     /// Shows what is counted elsewhere.
     pub fn measure<R: Clone + Send + 'static>(metrics: &Metrics, admission: Admission, queue: Queue<R>) {
         metrics.gauged("stoker_lb_calls_in_flight", "Calls inside", move || admission.inside() as f64);
+        let counted = queue.clone();
         metrics.gauged("stoker_lb_queue_length", "Calls that wait for a runner with room", move || {
             queue.len() as f64
         });
+        let held = counted.clone();
+        metrics.gauged(
+            "stoker_lb_queue_bytes",
+            "Bytes of bodies and heads that calls hold while they wait",
+            move || held.bytes() as f64,
+        );
+        metrics.counted(
+            "stoker_lb_queue_left",
+            "Calls that waited, or were about to, and left without a runner",
+            &["why"],
+            counted.left(),
+        );
     }
 
     /// A session of a client, as long as what is returned lives.
@@ -254,7 +249,19 @@ impl Observer {
     fn watch(self: &Arc<Self>, door: Door, id: CallId, mut span: Span, began: Instant) -> Watch {
         span.add(&CALLS[door as usize]);
         span.set("faas.invocation_id", id);
-        Watch { observer: self.clone(), door, id, span, began, http_status: 0, offers: 0, ended: false }
+        Watch {
+            observer: self.clone(),
+            door,
+            id,
+            span,
+            began,
+            http_status: 0,
+            offers: 0,
+            ended: false,
+            revision: 0,
+            caller: Caller::default(),
+            story: Story::default(),
+        }
     }
 }
 
@@ -269,12 +276,36 @@ pub struct Watch {
     http_status: u16,
     offers: u32,
     ended: bool,
+    /// Which of its function's revisions runs it; 0 until that is known.
+    revision: u64,
+    caller: Caller,
+    story: Story,
 }
 
 impl Watch {
+    /// Who asks. A call of nobody is let in only where nobody is asked.
+    pub fn by(&mut self, caller: Caller) {
+        if !caller.name().is_empty() {
+            self.span.set("enduser.id", caller.name());
+        }
+        self.caller = caller;
+    }
+
+    /// Who asks.
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Which function it is for.
-    pub fn function(&mut self, function: &Known) {
+    pub fn function(&mut self, function: &Arc<Known>) {
+        self.revision = function.revision;
         self.span.add(&function.facts);
+        self.story.function(function.clone());
+    }
+
+    /// Which of its revisions.
+    pub fn revision(&self) -> Option<u64> {
+        (self.revision > 0).then_some(self.revision)
     }
 
     /// The HTTP status of the answer.
@@ -283,10 +314,12 @@ impl Watch {
     }
 
     /// The call is offered to `runner`.
-    pub fn offer(&mut self, runner: &Runner, function: &Known) -> OfferWatch {
-        let mut span = None;
+    pub fn offer(&mut self, runner: &Arc<Runner>, function: &Known, why: Why) -> OfferWatch {
+        let (mut span, now) = (None, Instant::now());
+        self.story.note(now, What::Offered { runner: runner.clone(), why });
         if self.span.is_recorded() {
-            let mut offer = self.span.child(ENGAGE, SpanKind::Client, Instant::now());
+            let mut offer = self.span.child(ENGAGE, SpanKind::Client, now);
+            why.note(&mut offer);
             offer.add(&OFFERS);
             offer.add(&function.facts);
             offer.add(&runner.facts);
@@ -297,7 +330,7 @@ impl Watch {
             span = Some(offer);
         }
         self.offers += 1;
-        OfferWatch { observer: self.observer.clone(), span, ended: false }
+        OfferWatch { observer: self.observer.clone(), span, ended: false, times: None }
     }
 
     /// What the runner is told: the trace goes on below the offer, or, where none is recorded, as it came.
@@ -310,6 +343,21 @@ impl Watch {
         let began = Instant::now();
         let span = self.span.is_recorded().then(|| self.span.child("queue", SpanKind::Internal, began));
         Waiting { observer: self.observer.clone(), span, began, called: None }
+    }
+
+    /// Something happened to it that tells why it goes where it goes.
+    pub fn note(&mut self, what: What) {
+        self.story.note(Instant::now(), what);
+    }
+
+    /// What the runner measured.
+    pub fn timed(&mut self, timings: Option<v1::Timings>) {
+        self.story.timed(timings);
+    }
+
+    /// Its answer comes: what the runner measured is known at the end of that, to the watch of the offer.
+    pub fn answers(&mut self, offer: &mut OfferWatch) {
+        offer.times = Some(self.story.times_come());
     }
 
     /// By which a line of the log belongs to this call.
@@ -335,7 +383,8 @@ impl Watch {
             Err(error) => counts.failed[error.code as usize].add_one(),
         }
         let now = Instant::now();
-        counts.took.observe_time(now.saturating_duration_since(self.began), self.span.exemplar());
+        let took = now.saturating_duration_since(self.began);
+        counts.took.observe_time(took, self.span.exemplar());
         if let Err(error) = outcome
             && matches!(error.code, Code::RunnerLost | Code::Internal)
         {
@@ -346,6 +395,15 @@ impl Watch {
             self.tell(outcome);
             self.span.end_at(now);
         }
+        self.observer.stories.keep(Record {
+            id: self.id,
+            door: self.door.label(),
+            began: self.began,
+            took,
+            failed: Record::failed(outcome),
+            trace: self.span.trace(),
+            story: std::mem::take(&mut self.story),
+        });
     }
 
     /// Says the outcome in the span. A server's span failed only where the server is to blame: what the caller did wrong is no failure of it.
@@ -394,101 +452,6 @@ impl Drop for Watch {
     }
 }
 
-/// One offer of a call to a runner. Dropped before its end, the call was over first.
-pub struct OfferWatch {
-    observer: Arc<Observer>,
-    span: Option<Span>,
-    ended: bool,
-}
-
-impl OfferWatch {
-    /// No byte of it reached the function.
-    pub fn refused(self, reason: Refusal, detail: &str) {
-        self.end(Offered::Refused(reason), || (Offered::Refused(reason).label(), detail.to_owned()));
-    }
-
-    /// The runner went away.
-    pub fn lost(self, reason: &str) {
-        self.end(Offered::Lost, || ("RUNNER_LOST", reason.to_owned()));
-    }
-
-    /// The call ended there.
-    pub fn finished(mut self, outcome: Result<(), &Error>) {
-        match outcome {
-            Ok(()) => {
-                self.ended = true;
-                self.count(Offered::Finished);
-                if let Some(span) = &mut self.span {
-                    span.add(&OK);
-                }
-            }
-            Err(error) => {
-                self.end(Offered::Finished, || (status::row(error.code).reason, error.message.clone()));
-            }
-        }
-    }
-
-    fn end(mut self, result: Offered, why: impl FnOnce() -> (&'static str, String)) {
-        self.ended = true;
-        self.count(result);
-        if let Some(span) = &mut self.span {
-            let (kind, text) = why();
-            span.set("error.type", kind);
-            span.fail(text);
-        }
-    }
-
-    fn count(&self, result: Offered) {
-        if let Some(at) = OFFERED.iter().position(|offered| *offered == result) {
-            self.observer.offers[at].add_one();
-        }
-    }
-}
-
-impl Drop for OfferWatch {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.count(Offered::Abandoned);
-            if let Some(span) = &mut self.span {
-                span.set("error.type", Offered::Abandoned.label());
-                span.fail("the call was over before the runner had answered");
-            }
-        }
-    }
-}
-
-/// A call that waits for a runner with room, from its first wait to its last turn.
-pub struct Waiting {
-    observer: Arc<Observer>,
-    span: Option<Span>,
-    began: Instant,
-    /// When it was called last, unless it waits again.
-    called: Option<Instant>,
-}
-
-impl Waiting {
-    /// Its turn has come.
-    pub fn called(&mut self) {
-        self.called = Some(Instant::now());
-    }
-
-    /// Its turn was no use.
-    pub fn again(&mut self) {
-        self.called = None;
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let ended = self.called.unwrap_or_else(Instant::now);
-        let exemplar = self.span.as_ref().and_then(Span::exemplar);
-        self.observer.waited.observe_time(ended.saturating_duration_since(self.began), exemplar);
-        if let Some(span) = &mut self.span {
-            span.end_at(ended);
-        }
-    }
-}
-
 /// A status code's name on the wire.
 fn grpc_name(code: tonic::Code) -> &'static str {
     use tonic::Code as G;
@@ -525,15 +488,12 @@ mod tests {
         for (at, door) in DOORS.iter().enumerate() {
             assert_eq!(at, *door as usize);
         }
-        for reason in Refusal::ALL.iter().copied() {
-            assert!(OFFERED.contains(&Offered::Refused(reason)), "{reason:?}");
-        }
     }
 
     #[test]
     fn who_goes_away_is_counted_as_cancelled() {
         let metrics = Metrics::default();
-        let observer = Observer::new(Tracer::off(), &metrics);
+        let observer = Observer::new(Tracer::off(), &metrics, Stories::new(String::new(), 8));
         let context = TraceContext { parent: "as it came".into(), state: "too".into() };
         let watch = observer.grpc(Door::Session, CallId::new(), &context);
         assert_eq!(watch.span.context(), context);

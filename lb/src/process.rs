@@ -3,23 +3,27 @@
 //! One thread serves everything. Connections on single-threaded runtimes cost less CPU per call than on one runtime with several
 //! threads, and a balancer keeps no state: a machine with more cores is used by more balancers.
 
+use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use stoker_registry::{EtcdRegistry, Registry};
-use stoker_runtime::admin::{Admin, Pages};
+use stoker_runtime::admin::{Admin, Pages, Shown};
+use stoker_runtime::audit::{self, Audit};
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::Metrics;
+use stoker_runtime::reload::{Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
+use stoker_runtime::tls::Tls;
 
 use crate::app::{Balancer, CLOSING};
 use crate::config::Config;
-use crate::settings::{PROGRAM, Plan};
+use crate::settings::{self, PROGRAM, Plan};
 
 /// How long a scrape that runs may take at the end.
 const LAST_SCRAPE: Duration = Duration::from_secs(1);
@@ -32,6 +36,9 @@ pub fn main() -> ExitCode {
 
 async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen().context("cannot listen for signals")?;
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
+    }
     let registry: Arc<dyn Registry> = match EtcdRegistry::connect(plan.etcd) {
         Ok(registry) => Arc::new(registry),
         Err(wrong) => return Ok(PROGRAM.refuse(&Etcd::wrong(settings, wrong))),
@@ -42,30 +49,92 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     metrics.describe_process(PROGRAM.name, PROGRAM.version);
     logs.measure(&metrics);
     telemetry.measure(&metrics);
-    let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), ..plan.balancer };
+    let (audit, keeper) = match &plan.audit {
+        None => (Audit::into_log(), None),
+        Some(path) => {
+            let opened =
+                Audit::into_file(path).with_context(|| format!("cannot note changes in {}", path.display()));
+            let (audit, keeper) = opened?;
+            (audit, Some(keeper))
+        }
+    };
+    audit.measure(&metrics);
+    let (tls, access) = (plan.balancer.tls.clone(), plan.balancer.access.clone());
+    let files = tls.iter().flat_map(|tls| tls.files()).chain(access.as_deref());
+    let reloads = Reloads::listen(files).context("cannot listen for signals")?;
+    let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), audit, ..plan.balancer };
     let balancer = Balancer::start(config, registry).await?;
-    let admin = Admin::start(plan.admin, Pages::new(readiness.clone(), metrics, settings))
+    let pages = Pages::new(readiness.clone(), metrics, settings);
+    let shown = pages.shown();
+    let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
         .with_context(|| format!("cannot listen on {} for the admin pages", plan.admin))?;
     tracing::info!(
         grpc = %balancer.grpc_address(), http = %balancer.http_address(), admin = %admin.address(), "serving"
     );
     let mut stop = std::pin::pin!(signals.stop_requested());
-    let why = tokio::select! {
-        why = &mut stop => why,
-        () = balancer.ready() => {
-            readiness.ready();
-            tracing::info!("ready");
-            stop.await
+    let mut grace = plan.drain_grace;
+    let why = {
+        let mut fresh = Fresh { reloads, settings, logs, balancer: &balancer, tls, shown, grace: &mut grace };
+        let serving = async {
+            tokio::select! {
+                why = &mut stop => why,
+                () = balancer.ready() => {
+                    readiness.ready();
+                    tracing::info!("ready");
+                    stop.await
+                }
+            }
+        };
+        tokio::select! {
+            why = serving => why,
+            never = fresh.keep() => match never {},
         }
     };
     readiness.stopping(format!("{why}: finishing the calls that are here"));
     tracing::info!(why, "stopping");
     // The balancer keeps its own limits; this is for an end that hangs in spite of them.
-    let limit = plan.drain_grace.saturating_add(CLOSING + FLUSH + LAST_SCRAPE);
+    let limit = grace.saturating_add(CLOSING + FLUSH + LAST_SCRAPE);
     let ending = Ending::begin(limit).context("cannot watch over the end")?;
-    ending.phase("calls", limit, balancer.stop(plan.drain_grace)).await;
+    ending.phase("calls", limit, balancer.stop(grace)).await;
     ending.phase("traces", limit, telemetry.stop(FLUSH)).await;
     ending.phase("admin port", limit, admin.stop(LAST_SCRAPE)).await;
+    if let Some(keeper) = keeper {
+        // Writes in a thread: nothing of ours is left that could be held up.
+        audit::Keeper::stop(keeper, FLUSH);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Takes up what changed while the balancer serves: certificates and the access file when their files change, settings at SIGHUP.
+struct Fresh<'a> {
+    reloads: Reloads,
+    settings: &'a Settings,
+    logs: &'a Logs,
+    balancer: &'a Balancer,
+    tls: Option<Arc<Tls>>,
+    shown: Shown,
+    grace: &'a mut Duration,
+}
+
+impl Fresh<'_> {
+    async fn keep(&mut self) -> Infallible {
+        let mut max_calls = settings::live(self.settings).0;
+        loop {
+            if self.reloads.next().await == Why::Asked
+                && let Some(settings) = server::reread(self.settings, self.logs, &self.shown)
+            {
+                (max_calls, *self.grace) = settings::live(&settings);
+            }
+            // Small files, and seldom.
+            let tls = self.tls.as_ref().map_or(Ok(()), |tls| tls.reload());
+            let access = self.balancer.reload(max_calls);
+            match tls.and(access) {
+                Ok(()) => tracing::info!("certificates and access file are as they are on disk"),
+                Err(why) => {
+                    tracing::error!(why, "what is on disk cannot be used, and what was read before stays")
+                }
+            }
+        }
+    }
 }

@@ -1,18 +1,31 @@
-//! Calls that no runner could take: they wait here, fairly between functions, and are woken by room, never by a clock.
+//! Calls that no runner could take: they wait here, fairly between tenants and functions, and are woken by room, never by a clock.
 //!
-//! What wakes is news of one runner: a call ended there, or its capacity changed. News becomes as many [`Turn`]s as there seems to
-//! be room, and whoever gets a turn asks that runner and no other, so that a full fleet is not asked by everybody all the time.
-//! A turn that was no use to its call goes on to the next line, until every line has seen it. A call that goes away
-//! with a turn in its hand passes it on as well. News that finds nobody is remembered for those who were just
+//! What wakes is news of one runner: a call ended there, one of ours left its line, or its capacity changed. News becomes as many
+//! [`Turn`]s as there seems to be room, and whoever gets a turn asks that runner and no other, so that a full fleet is not asked by
+//! everybody all the time. A turn that was no use to its call goes on to the next line, until every line has seen it, or so many that the
+//! runner would surely refuse the others too. A call that
+//! goes away with a turn in its hand passes it on as well. News that finds nobody is remembered for those who were just
 //! being refused: they compare the count of news with what it was before their try.
+//!
+//! The queue is bounded in calls and in the bytes that they hold. Who has less than a share of a full queue pushes out who has most, and
+//! who could not have its turn in time, by the rate at which calls end, is told so at once.
 
+use std::collections::HashSet;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use stoker_core::resources::{Ask, Resources};
-use stoker_policy::waiting::{FairQueue, Limits, Rate};
+use stoker_policy::waiting::{self, FairQueue, Limits, Rate};
 use tokio::sync::{oneshot, watch};
+
+#[cfg(test)]
+mod tests;
+
+/// A turn that was no use to so many lines is over. A runner that is full refuses all of them, and there may be thousands; the lines
+/// that have seen it stand behind the others now, and more news will come.
+const MOST_LINES: usize = 16;
 
 /// The queue. `R` is a runner.
 pub struct Queue<R: Clone>(Arc<Shared<R>>);
@@ -21,6 +34,8 @@ struct Shared<R: Clone> {
     inner: Mutex<Inner<R>>,
     /// How many wait, for those who watch.
     length: watch::Sender<usize>,
+    /// Who left without a runner, in the order of [`Left::WHY`].
+    left: [AtomicU64; Left::WHY.len()],
 }
 
 /// The lock. Gives notice of another length when it is let go.
@@ -53,7 +68,7 @@ impl<R: Clone> Drop for Locked<'_, R> {
 }
 
 struct Inner<R: Clone> {
-    waiting: FairQueue<u64, Waiter<R>>,
+    waiting: FairQueue<Waiter<R>>,
     /// Counts the places that were given out.
     places: u64,
     /// Counts the news that found nobody, and whom the last of it was about.
@@ -66,6 +81,7 @@ struct Inner<R: Clone> {
 
 struct Waiter<R: Clone> {
     ask: Ask,
+    /// Dropped where another pushes it out.
     call: oneshot::Sender<Turn<R>>,
 }
 
@@ -73,31 +89,54 @@ struct Waiter<R: Clone> {
 pub struct Turn<R: Clone> {
     pub runner: R,
     queue: Queue<R>,
-    /// Lines that have not seen it yet.
-    left: usize,
+    /// Lines to which it was no use.
+    seen: HashSet<waiting::Place>,
     over: bool,
 }
 
 /// A call's place, kept from one wait to the next.
 pub struct Place {
-    function: u64,
+    line: waiting::Place,
     ask: Ask,
+    /// What it holds while it waits.
+    bytes: usize,
+    /// The longest that it may wait.
+    until: Instant,
     /// Its number, once it has one.
     number: Option<u64>,
 }
 
-/// Why a wait ended without a turn.
-#[derive(Debug, PartialEq, Eq)]
+/// Why a wait ended without a turn, and when to come again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
     /// No place in the line.
     Full(Duration),
+    /// Its place went to one that had less than a share of the queue.
+    PushedOut(Duration),
+    /// It would surely have waited longer than it may: so long.
+    Hopeless { wait: Duration, after: Duration },
     /// It took too long.
     TooLong(Duration),
 }
 
+impl Left {
+    /// How each is called in numbers.
+    const WHY: [&str; 4] = ["full", "pushed_out", "hopeless", "too_long"];
+
+    fn at(self) -> usize {
+        match self {
+            Left::Full(_) => 0,
+            Left::PushedOut(_) => 1,
+            Left::Hopeless { .. } => 2,
+            Left::TooLong(_) => 3,
+        }
+    }
+}
+
 impl Place {
-    pub fn new(function: u64, ask: Ask) -> Self {
-        Self { function, ask, number: None }
+    /// In this line, for a call that asks for so much, holds so many bytes and waits until then.
+    pub fn new(line: waiting::Place, ask: Ask, bytes: usize, until: Instant) -> Self {
+        Self { line, ask, bytes, until, number: None }
     }
 }
 
@@ -117,7 +156,11 @@ impl<R: Clone> Queue<R> {
             rate: Rate::new(Instant::now()),
             told: 0,
         };
-        Self(Arc::new(Shared { inner: Mutex::new(inner), length: watch::Sender::new(0) }))
+        Self(Arc::new(Shared {
+            inner: Mutex::new(inner),
+            length: watch::Sender::new(0),
+            left: Default::default(),
+        }))
     }
 
     fn lock(&self) -> Locked<'_, R> {
@@ -130,10 +173,10 @@ impl<R: Clone> Queue<R> {
         self.0.length.subscribe()
     }
 
-    /// Before a first try: the count of news, or `None` if others of this function wait, behind whom who comes now stands.
-    pub fn look(&self, function: u64) -> Option<u64> {
+    /// Before a first try: the count of news, or `None` if others of its line wait, behind whom who comes now stands.
+    pub fn look(&self, line: impl FnOnce() -> waiting::Place) -> Option<u64> {
         let inner = self.lock();
-        (inner.waiting.line(&function) == 0).then_some(inner.unheard)
+        (inner.waiting.is_empty() || inner.waiting.line(line()) == 0).then_some(inner.unheard)
     }
 
     /// The count of news, before another try.
@@ -146,55 +189,101 @@ impl<R: Clone> Queue<R> {
         self.lock().waiting.len()
     }
 
-    /// A call ended on `runner`: there is room for one.
-    pub fn ended(&self, runner: &R) {
-        let mut inner = self.lock();
-        inner.rate.ended(Instant::now());
-        let turn = self.turn(runner, &inner);
-        if !inner.give(turn) {
-            inner.nobody(runner);
-        }
+    /// What they hold.
+    pub fn bytes(&self) -> usize {
+        self.lock().waiting.bytes()
     }
 
-    /// `runner` said what it has: there is room for all that fit into it. One may ask in any case, since a full runner, too,
-    /// may take a call to wait there.
-    pub fn room(&self, runner: &R, mut room: Resources) {
+    /// Calls that end a second, by what was seen last.
+    pub fn per_second(&self) -> f64 {
+        self.lock().rate.per_second(Instant::now())
+    }
+
+    /// Calls that left without a runner so far, and why: a way to read each count.
+    pub fn left(&self) -> impl Iterator<Item = (&'static str, impl Fn() -> u64 + Send + Sync + 'static)>
+    where
+        R: Send + 'static,
+    {
+        Left::WHY.into_iter().enumerate().map(|(at, why)| {
+            let queue = self.clone();
+            (why, move || queue.0.left[at].load(Ordering::Relaxed))
+        })
+    }
+
+    /// How many left without a runner so far.
+    pub fn left_all(&self) -> u64 {
+        self.0.left.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
+    /// A call ended on `runner`: there is `room` for one, unless one in the line there has taken it. Says whether anybody waits for that.
+    pub fn ended(&self, runner: &R, room: bool) -> bool {
         let mut inner = self.lock();
-        let (mut given, mut passed) = (false, 0);
-        while passed < inner.waiting.lines() || !given {
-            let Some((function, number, waiter)) = inner.waiting.pop() else { return inner.nobody(runner) };
-            match room.checked_sub(waiter.ask.standing()) {
-                None if given => {
-                    inner.waiting.put_back(&function, number, waiter);
-                    passed += 1;
-                    continue;
-                }
-                left => room = left.unwrap_or_default(),
-            }
-            let turn = self.turn(runner, &inner);
-            match waiter.call.send(turn) {
-                Ok(()) => (given, passed) = (true, 0),
+        inner.rate.ended(Instant::now());
+        room && self.news(runner, &mut inner)
+    }
+
+    /// One of ours left the line at `runner`: another may stand there.
+    pub fn left_line(&self, runner: &R) {
+        self.news(runner, &mut self.lock());
+    }
+
+    fn news(&self, runner: &R, inner: &mut Inner<R>) -> bool {
+        let heard = inner.give(self.turn(runner));
+        if !heard {
+            inner.nobody(runner);
+        }
+        heard
+    }
+
+    /// `runner` said what it has: there is room for all that fit into it. One `may_wait` there in any case, since a full runner, too,
+    /// may take a call into its line. Says whether anybody waits for that.
+    pub fn room(&self, runner: &R, mut room: Resources, mut may_wait: bool) -> bool {
+        let mut inner = self.lock();
+        let mut given = false;
+        loop {
+            // A call that starts there holds both what its container does and what it works with.
+            let left =
+                |room: Resources, ask: &Ask| room.checked_sub(ask.standing())?.checked_sub(ask.working());
+            let next = inner.waiting.pop_if(|_, waiter| may_wait || left(room, &waiter.ask).is_some());
+            let Some((_, _, waiter)) = next else { break };
+            let left = left(room, &waiter.ask).unwrap_or_default();
+            match waiter.call.send(self.turn(runner)) {
+                Ok(()) => (room, may_wait, given) = (left, false, true),
+                // It has gone meanwhile.
                 Err(turn) => turn.spent(),
             }
         }
         if inner.waiting.is_empty() {
             inner.nobody(runner);
         }
+        given
     }
 
-    fn turn(&self, runner: &R, inner: &Inner<R>) -> Turn<R> {
-        let left = inner.waiting.lines().saturating_sub(1);
-        Turn { runner: runner.clone(), queue: self.clone(), left, over: false }
+    fn turn(&self, runner: &R) -> Turn<R> {
+        Turn { runner: runner.clone(), queue: self.clone(), seen: HashSet::new(), over: false }
     }
 
-    /// Waits for a turn, at most until `until`. `unheard` is what it was before the try that came to nothing, and `refused` the
-    /// turn of that try, which goes on from here.
+    /// Waits for a turn. `unheard` is what it was before the try that came to nothing, and `refused` the turn of that try, which
+    /// goes on from here.
     pub async fn wait(
         &self,
         place: &mut Place,
         unheard: u64,
         refused: Option<Turn<R>>,
-        until: Instant,
+    ) -> Result<Turn<R>, Left> {
+        let waited = self.stand(place, unheard, refused).await;
+        if let Err(left) = waited {
+            self.0.left[left.at()].fetch_add(1, Ordering::Relaxed);
+            return Err(left);
+        }
+        waited
+    }
+
+    async fn stand(
+        &self,
+        place: &mut Place,
+        unheard: u64,
+        refused: Option<Turn<R>>,
     ) -> Result<Turn<R>, Left> {
         let (call, called) = oneshot::channel();
         let waiter = Waiter { ask: place.ask, call };
@@ -202,13 +291,14 @@ impl<R: Clone> Queue<R> {
             let mut inner = self.lock();
             let number = match place.number {
                 Some(number) => {
-                    inner.waiting.put_back(&place.function, number, waiter);
+                    inner.waiting.put_back(place.line, number, place.bytes, waiter);
                     number
                 }
                 None => {
+                    inner.hope(place)?;
                     let number = inner.places + 1;
-                    if inner.waiting.push(&place.function, number, waiter).is_err() {
-                        return Err(Left::Full(inner.retry_after(place.function)));
+                    if inner.waiting.push(place.line, number, place.bytes, waiter).is_err() {
+                        return Err(Left::Full(inner.retry_after(place.line)));
                     }
                     inner.places = number;
                     *place.number.insert(number)
@@ -217,25 +307,27 @@ impl<R: Clone> Queue<R> {
             // It stands in its line again before the turn goes on, so that it keeps its place and the others are asked first.
             if let Some(mut turn) = refused {
                 turn.over = true;
-                if let Some(left) = turn.left.checked_sub(1) {
+                let mut seen = std::mem::take(&mut turn.seen);
+                seen.insert(place.line);
+                if seen.len() < MOST_LINES {
                     let runner = turn.runner.clone();
-                    inner.give(Turn { runner, queue: self.clone(), left, over: false });
+                    inner.give(Turn { runner, queue: self.clone(), seen, over: false });
                 }
             }
             if inner.unheard != unheard
                 && let Some(runner) = inner.last.clone()
             {
-                let turn = self.turn(&runner, &inner);
-                inner.give(turn);
+                inner.give(self.turn(&runner));
             }
             number
         };
         // Leaves the line however this ends: called, too late, or dropped because the caller went away.
-        let standing = Standing { queue: self, function: place.function, number };
-        match tokio::time::timeout_at(until.into(), called).await {
+        let standing = Standing { queue: self, line: place.line, number };
+        match tokio::time::timeout_at(place.until.into(), called).await {
             Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => {
-                let wait = self.lock().retry_after(place.function);
+            Ok(Err(_)) => Err(Left::PushedOut(self.lock().retry_after(place.line))),
+            Err(_) => {
+                let wait = self.lock().retry_after(place.line);
                 drop(standing);
                 Err(Left::TooLong(wait))
             }
@@ -245,13 +337,13 @@ impl<R: Clone> Queue<R> {
 
 struct Standing<'a, R: Clone> {
     queue: &'a Queue<R>,
-    function: u64,
+    line: waiting::Place,
     number: u64,
 }
 
 impl<R: Clone> Drop for Standing<'_, R> {
     fn drop(&mut self) {
-        self.queue.lock().waiting.remove(&self.function, self.number);
+        self.queue.lock().waiting.remove(self.line, self.number);
     }
 }
 
@@ -266,16 +358,16 @@ impl<R: Clone> Drop for Turn<R> {
     fn drop(&mut self) {
         if !self.over {
             let (runner, queue) = (self.runner.clone(), self.queue.clone());
-            let turn = Turn { runner, queue, left: self.left, over: false };
+            let turn = Turn { runner, queue, seen: std::mem::take(&mut self.seen), over: false };
             self.queue.lock().give(turn);
         }
     }
 }
 
 impl<R: Clone> Inner<R> {
-    /// Calls the next; `false` if nobody waits.
+    /// Calls the next that has not seen this turn; `false` if nobody is left.
     fn give(&mut self, mut turn: Turn<R>) -> bool {
-        while let Some((_, _, waiter)) = self.waiting.pop() {
+        while let Some((_, _, waiter)) = self.waiting.pop_if(|line, _| !turn.seen.contains(&line)) {
             // One that has gone meanwhile does not use it up.
             match waiter.call.send(turn) {
                 Ok(()) => return true,
@@ -291,136 +383,17 @@ impl<R: Clone> Inner<R> {
         self.last = Some(runner.clone());
     }
 
-    fn retry_after(&self, function: u64) -> Duration {
-        let line = self.waiting.line(&function);
-        // Lines take turns, so ahead of a new-comer are at most as many of each line as of its own.
-        let ahead = self.waiting.len().min((line + 1) * self.waiting.lines().max(1));
-        self.rate.retry_after(ahead, Instant::now())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt as _;
-    use std::pin::Pin;
-
-    type Wait<'a> = Pin<Box<dyn Future<Output = Result<Turn<u8>, Left>> + 'a>>;
-
-    const ASK: Ask = Ask { memory: 10, cpu_millis: 0 };
-
-    fn far() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    fn queue() -> Queue<u8> {
-        Queue::new(Limits::default())
-    }
-
-    /// Joins the line of `function`.
-    fn join(queue: &Queue<u8>, function: u64) -> Wait<'_> {
-        let mut wait: Wait<'_> = Box::pin(async move {
-            queue.wait(&mut Place::new(function, ASK), queue.unheard(), None, far()).await
-        });
-        assert!(wait.as_mut().now_or_never().is_none());
-        wait
-    }
-
-    fn turn(wait: &mut Wait<'_>) -> Option<Turn<u8>> {
-        wait.as_mut().now_or_never().map(|turn| turn.unwrap_or_else(|left| panic!("{left:?}")))
-    }
-
-    #[tokio::test]
-    async fn news_during_a_try_is_not_lost() {
-        let queue = queue();
-        let before = queue.look(1).expect("nobody waits");
-        queue.ended(&7);
-        let turn = queue.wait(&mut Place::new(1, ASK), before, None, far()).await;
-        assert_eq!(turn.map(|turn| turn.runner).ok(), Some(7));
-        assert_eq!(queue.len(), 0);
-        // Old news is none for who comes later.
-        assert!(turn_of(join(&queue, 1)).is_none());
-    }
-
-    fn turn_of(mut wait: Wait<'_>) -> Option<Turn<u8>> {
-        turn(&mut wait)
-    }
-
-    #[tokio::test]
-    async fn one_that_ended_wakes_one_and_lines_take_turns() {
-        let queue = queue();
-        let mut waits = [join(&queue, 1), join(&queue, 1), join(&queue, 2)];
-        queue.ended(&7);
-        queue.ended(&7);
-        let called: Vec<_> = waits.iter_mut().map(|wait| turn(wait).map(Turn::spent).is_some()).collect();
-        assert_eq!(called, [true, false, true]);
-    }
-
-    #[tokio::test]
-    async fn room_wakes_as_many_as_fit_and_always_one() {
-        let queue = queue();
-        let mut waits: Vec<_> = (0..6).map(|n| join(&queue, n % 3)).collect();
-        queue.room(&7, Resources { memory: 45, cpu_millis: 0, slots: 9 });
-        let turns: Vec<_> = waits.iter_mut().filter_map(turn).collect();
-        assert_eq!((turns.len(), queue.len()), (4, 2));
-        turns.into_iter().for_each(Turn::spent);
-        queue.room(&7, Resources::default());
-        assert_eq!(queue.len(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_turn_of_no_use_is_seen_by_every_line_once() {
-        let queue = queue();
-        let mut places: Vec<_> = (0..3).map(|function| Place::new(function, ASK)).collect();
-        let mut waits: Vec<Wait<'_>> = Vec::new();
-        for place in &mut places {
-            let wait: Wait<'_> = Box::pin(async {
-                let turn = queue.wait(place, 0, None, far()).await?;
-                // Refused.
-                queue.wait(place, 0, Some(turn), far()).await
-            });
-            waits.push(wait);
+    /// Whether one that joins may have its turn in time.
+    fn hope(&self, place: &Place) -> Result<(), Left> {
+        let now = Instant::now();
+        let time = place.until.saturating_duration_since(now);
+        match self.rate.too_long(self.waiting.ahead(place.line), time, now) {
+            Some(wait) => Err(Left::Hopeless { wait, after: waiting::come_again(wait, time) }),
+            None => Ok(()),
         }
-        for wait in &mut waits {
-            assert!(turn(wait).is_none());
-        }
-        queue.ended(&7);
-        // Each in its order is called, refused, and stands where it stood; then the turn is over.
-        for wait in &mut waits {
-            assert!(turn(wait).is_none());
-        }
-        assert_eq!(queue.len(), 3);
-        queue.ended(&8);
-        assert_eq!(turn(&mut waits[0]).map(|turn| turn.runner), Some(8));
     }
 
-    #[tokio::test]
-    async fn who_leaves_with_a_turn_passes_it_on() {
-        let queue = queue();
-        let (first, mut second) = (join(&queue, 1), join(&queue, 2));
-        queue.ended(&7);
-        // It was called, and its caller goes away before it has noticed.
-        drop(first);
-        let held = turn(&mut second).expect("it is the next");
-        let mut third = join(&queue, 3);
-        // And in the middle of its try.
-        drop(held);
-        assert!(turn(&mut third).is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn it_leaves_in_time_and_when_dropped() {
-        let queue = Queue::<u8>::new(Limits { total: 1, per_function: 1 });
-        let soon = Instant::now() + Duration::from_millis(20);
-        let waited = queue.wait(&mut Place::new(1, ASK), 0, None, soon).await;
-        assert!(matches!(waited, Err(Left::TooLong(_))));
-        assert_eq!(queue.len(), 0);
-        {
-            let _first = join(&queue, 1);
-            assert_eq!(queue.len(), 1);
-            let refused = queue.wait(&mut Place::new(1, ASK), 0, None, far()).await;
-            assert!(matches!(refused, Err(Left::Full(_))));
-        }
-        assert_eq!(queue.len(), 0);
+    fn retry_after(&self, line: waiting::Place) -> Duration {
+        self.rate.retry_after(self.waiting.ahead(line), Instant::now())
     }
 }

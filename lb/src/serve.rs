@@ -5,17 +5,22 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use stoker_runtime::tls::{self, Incoming as Connections, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use crate::auth::Origin;
 
 /// Listens on `address`.
 pub async fn listen(address: SocketAddr, what: &str) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -43,11 +48,17 @@ pub struct Stops {
 /// Most bytes of the headers of one request, whatever they are for.
 const HEADERS: usize = 256 << 10;
 
-/// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`.
-pub async fn serve<S, B>(listener: TcpListener, service: S, speaks: Speaks, tasks: TaskTracker, stops: Stops)
-where
+/// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`; `service` makes what serves it.
+pub async fn serve<F, S, B>(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    service: F,
+    speaks: Speaks,
+    tasks: TaskTracker,
+    stops: Stops,
+) where
+    F: Fn(Arc<Origin>) -> S,
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
-        + Clone
         + Send
         + 'static,
     S::Future: Send,
@@ -75,13 +86,20 @@ where
     if speaks == Speaks::Http2 {
         builder = builder.http2_only();
     }
+    let protocol = match speaks {
+        Speaks::Http2 => tls::Speaks::Http2,
+        Speaks::Both => tls::Speaks::Both,
+    };
+    let mut connections = Connections::new(listener, tls, protocol);
     loop {
         let accepted = tokio::select! {
             () = stops.calm.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = connections.next() => accepted,
         };
+        // A port has no last connection.
+        let Some(accepted) = accepted else { return };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors, or a client that left at once: the next may do better, though not in this instant.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -89,8 +107,7 @@ where
                 continue;
             }
         };
-        stream.set_nodelay(true).ok();
-        let (builder, service, stops) = (builder.clone(), service.clone(), stops.clone());
+        let (builder, service, stops) = (builder.clone(), service(Origin::of(&stream)), stops.clone());
         tasks.spawn(async move {
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             let mut connection = std::pin::pin!(connection);

@@ -1,17 +1,22 @@
 //! What `stoker-lb` can be told: the table of its keys, and what becomes of their values.
 
+mod later;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use stoker_core::ids::{MAX_NAME, is_name};
 use stoker_registry::etcd;
-use stoker_runtime::config::kind::{ADDRESS, COUNT, DURATION, SIZE};
-use stoker_runtime::config::{Key, Kind, Mistake, Mistakes, Program, Settings};
+use stoker_runtime::config::kind::{ADDRESS, COUNT, DURATION, PATH, SIZE, TEXT};
+use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
 use stoker_runtime::server::{self, Etcd};
+use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
 use stoker_runtime::{logs, telemetry};
 
-use crate::config::{Config, Limits};
+use self::later::Place;
+use crate::config::{Config, LambdaConfig, LambdaRuntimes, Limits};
 
 static NAME: Key<String> = Key::found(
     "name",
@@ -19,10 +24,9 @@ static NAME: Key<String> = Key::found(
     server::host_name,
     "How this balancer names itself to runners and in traces",
 );
-static LISTEN: Key<SocketAddr> =
-    Key::new("listen", ADDRESS, "127.0.0.1:7070", "Where gRPC is served; there is no authentication");
+static LISTEN: Key<SocketAddr> = Key::new("listen", ADDRESS, "127.0.0.1:7070", "Where gRPC is served");
 static HTTP_LISTEN: Key<SocketAddr> =
-    Key::new("http_listen", ADDRESS, "127.0.0.1:7080", "Where HTTP is served; there is no authentication");
+    Key::new("http_listen", ADDRESS, "127.0.0.1:7080", "Where HTTP is served");
 static ADMIN_LISTEN: Key<SocketAddr> = Key::new(
     "admin_listen",
     ADDRESS,
@@ -30,7 +34,7 @@ static ADMIN_LISTEN: Key<SocketAddr> = Key::new(
     "Where /livez, /readyz, /metrics and /config are served",
 );
 static MAX_CALLS: Key<usize> =
-    Key::new("max_calls", COUNT, "20000", "Most calls inside at once; more are refused as overload");
+    Key::new("max_calls", COUNT, "20000", "Most calls inside at once; more are refused as overload").live();
 static MAX_BODY: Key<u64> =
     Key::new("max_body", SIZE, "1GiB", "Most bytes of a request's body; bodies stream and use no memory");
 static MAX_WAIT: Key<Duration> =
@@ -39,6 +43,16 @@ static QUEUE_TOTAL: Key<usize> =
     Key::new("queue.total", COUNT, "10000", "Most calls that wait for a runner with room");
 static QUEUE_PER_FUNCTION: Key<usize> =
     Key::new("queue.per_function", COUNT, "2000", "Most of them of one function");
+static QUEUE_BYTES: Key<u64> =
+    Key::new("queue.bytes", SIZE, "128MiB", "Most bytes of bodies and heads that calls hold while they wait");
+static QUEUE_BYTES_PER_FUNCTION: Key<u64> =
+    Key::new("queue.bytes_per_function", SIZE, "32MiB", "Most of them of one function");
+static EXPLAINED: Key<usize> = Key::new(
+    "explained",
+    COUNT,
+    "4096",
+    "Calls remembered for `stoker explain`: so many that failed, waited, were cold or slow, and so many others",
+);
 static STREAMS: Key<usize> = Key::new(
     "streams_per_runner",
     COUNT,
@@ -50,6 +64,73 @@ static DRAIN_GRACE: Key<Duration> = Key::new(
     DURATION,
     "30s",
     "How long calls may take to finish when the balancer stops; then they are cut off",
+)
+.live();
+static CLIENT_CA: Maybe<PathBuf> = Key::required(
+    "tls.client_ca",
+    PATH,
+    "The authority that signs the certificates of clients; by itself tls.ca",
+)
+.optional();
+static ACCESS: Maybe<PathBuf> = Key::required(
+    "access",
+    PATH,
+    "The access file: who may what, and how much; without one everybody may everything. Read again when it changes",
+)
+.optional();
+static AUDIT: Maybe<PathBuf> = Key::required(
+    "audit",
+    PATH,
+    "The file that changes and refusals are noted in; by itself they are in the log",
+)
+.optional();
+
+static LAMBDA_CODE: Maybe<PathBuf> = Key::required(
+    "lambda.code",
+    PATH,
+    "Where code is kept that comes as a zip by AWS Lambda's API: a directory that all balancers and runners see at this path",
+)
+.optional();
+static LAMBDA_RUNTIMES: Maybe<PathBuf> = Key::required(
+    "lambda.runtimes",
+    PATH,
+    "A file in JSON that says what runs it: {\"python3.12\": {\"rootfs\": …, \"command\": […]}}; by itself the host's programs do",
+)
+.optional();
+static LAMBDA_EMULATE: Maybe<String> = Key::required(
+    "lambda.emulate",
+    TEXT,
+    "The function, app/function, that /2015-03-31/functions/function/invocations calls, with the words of the Runtime Interface Emulator",
+)
+.optional();
+
+static LATER_QUEUE: Key<Place> = Key::new(
+    "later.queue",
+    Kind::one("none|DIR|URL", later::place),
+    "none",
+    "Where asynchronous calls are kept: a directory, for this balancer alone; nats://HOST:4222, for all; several servers with commas",
+);
+static LATER_LEASE: Key<Duration> = Key::new(
+    "later.lease",
+    DURATION,
+    "30s",
+    "How long a balancer may be silent about an asynchronous call that it makes, before another makes it",
+);
+static LATER_NATS_USER: Maybe<String> =
+    Key::required("later.nats_user", TEXT, "The user of NATS, where it asks for one").optional();
+static LATER_NATS_PASSWORD: Maybe<String> =
+    Key::required("later.nats_password", TEXT, "The password of later.nats_user").secret().optional();
+static LATER_NATS_CA: Maybe<PathBuf> = Key::required(
+    "later.nats_ca",
+    PATH,
+    "The certificate of the authority that signed NATS's; with it TLS is required",
+)
+.optional();
+static LATER_NATS_REPLICAS: Key<usize> = Key::new(
+    "later.nats_replicas",
+    COUNT,
+    "1",
+    "Copies of what is kept in NATS: 3 in a cluster of three servers",
 );
 
 /// The program and its keys.
@@ -58,7 +139,8 @@ pub static PROGRAM: Program = Program {
     version: env!("CARGO_PKG_VERSION"),
     about: "The load balancer of a Stoker fleet: takes calls, places them on runners, brings back the answers.",
     examples: "  stoker-lb --etcd http://127.0.0.1:2379
-  stoker-lb --etcd http://e1:2379,http://e2:2379 --listen 0.0.0.0:7070 --http-listen 0.0.0.0:7080
+  stoker-lb --etcd http://e1:2379,http://e2:2379 --listen 0.0.0.0:7070 --http-listen 0.0.0.0:7080 --insecure
+  stoker-lb --etcd http://e1:2379 --listen 10.0.0.5:7070 --access access.yaml --tls-certificate lb.pem --tls-key lb.key --tls-ca ca.pem
   STOKER_ETCD=http://e1:2379 stoker-lb --config /etc/stoker/lb.yaml --print-config",
     tables: &[
         server::ETCD_KEYS,
@@ -72,9 +154,15 @@ pub static PROGRAM: Program = Program {
             &MAX_WAIT,
             &QUEUE_TOTAL,
             &QUEUE_PER_FUNCTION,
+            &QUEUE_BYTES,
+            &QUEUE_BYTES_PER_FUNCTION,
+            &EXPLAINED,
             &STREAMS,
             &DRAIN_GRACE,
         ],
+        tls::KEYS,
+        &[&CLIENT_CA, &ACCESS, &AUDIT, &LAMBDA_CODE, &LAMBDA_RUNTIMES, &LAMBDA_EMULATE],
+        &[&LATER_QUEUE, &LATER_LEASE, &LATER_NATS_USER, &LATER_NATS_PASSWORD, &LATER_NATS_CA, &LATER_NATS_REPLICAS],
         logs::KEYS,
         telemetry::KEYS,
     ],
@@ -88,6 +176,15 @@ pub struct Plan {
     pub etcd: etcd::Config,
     pub telemetry: telemetry::Config,
     pub drain_grace: Duration,
+    /// Where changes are noted, if not in the log.
+    pub audit: Option<PathBuf>,
+    /// Odd, but perhaps meant.
+    pub warnings: Vec<String>,
+}
+
+/// What a running balancer takes up of these settings.
+pub fn live(settings: &Settings) -> (usize, Duration) {
+    (settings.get(&MAX_CALLS), settings.get(&DRAIN_GRACE))
 }
 
 impl Plan {
@@ -101,6 +198,42 @@ impl Plan {
         let etcd = etcd(settings, &mut mistakes);
         let addresses = [&LISTEN, &HTTP_LISTEN, &ADMIN_LISTEN];
         mistakes.extend(taken_twice(settings, &addresses));
+        let mut told = tls::Told::new(settings, &mut mistakes);
+        told.needs_ca(settings, &mut mistakes);
+        mistakes
+            .extend(addresses.iter().filter_map(|key| exposed(settings, &told, *key, settings.get(*key))));
+        let access = settings.maybe(&ACCESS);
+        let mut warnings = Vec::new();
+        for key in [&LISTEN, &HTTP_LISTEN] {
+            let address = settings.get(key);
+            if access.is_some() || !open_to_others(address) {
+                continue;
+            }
+            match told.insecure {
+                true => warnings.push(format!("{address} can be reached from other machines, and nobody is asked who they are")),
+                false => mistakes.push(settings.mistake(
+                    key,
+                    format!(
+                        "{address} can be reached from other machines, and nobody is asked who they are: give `access`, the file of \
+                         who may what, or write `insecure: true` where a network of its own keeps others out"
+                    ),
+                )),
+            }
+        }
+        if let Some(files) = &mut told.files {
+            files.client_ca = settings.maybe(&CLIENT_CA);
+        }
+        // Read here, so that what is wrong with a file is told with everything else.
+        let tls = told.files.map(|files| Tls::load(files, Asks::Anybody)).transpose();
+        let tls = tls.unwrap_or_else(|why| {
+            mistakes.push(tls::Told::wrong(settings, why));
+            None
+        });
+        if let Some(Err(why)) = access.as_deref().map(stoker_runtime::auth::Access::read) {
+            mistakes.push(settings.mistake(&ACCESS, why));
+        }
+        let lambda = lambda(settings, &mut mistakes);
+        let later = later::queue(settings, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(Mistakes(mistakes));
         }
@@ -115,16 +248,26 @@ impl Plan {
                 queue: Limits {
                     total: settings.get(&QUEUE_TOTAL),
                     per_function: settings.get(&QUEUE_PER_FUNCTION),
+                    bytes: bytes(settings.get(&QUEUE_BYTES)),
+                    bytes_per_function: bytes(settings.get(&QUEUE_BYTES_PER_FUNCTION)),
                 },
+                explained: settings.get(&EXPLAINED),
                 max_wait: settings.get(&MAX_WAIT),
                 max_calls: settings.get(&MAX_CALLS),
                 max_body: settings.get(&MAX_BODY),
+                tls,
+                insecure: told.insecure,
+                access,
+                lambda,
+                later,
                 ..Config::default()
             },
             admin: settings.get(&ADMIN_LISTEN),
             etcd,
             telemetry: telemetry::Config::new(settings, &identity),
             drain_grace: settings.get(&DRAIN_GRACE),
+            audit: settings.maybe(&AUDIT),
+            warnings,
         })
     }
 }
@@ -136,6 +279,25 @@ fn etcd(settings: &Settings, mistakes: &mut Vec<Mistake>) -> etcd::Config {
         tls: told.tls.map(|tls| etcd::Tls { ca: tls.ca, identity: tls.identity }),
         ..etcd::Config::new(told.endpoints)
     }
+}
+
+fn lambda(settings: &Settings, mistakes: &mut Vec<Mistake>) -> LambdaConfig {
+    let code = settings.maybe(&LAMBDA_CODE);
+    if code.as_ref().is_some_and(|code| !code.is_absolute()) {
+        mistakes.push(settings.mistake(&LAMBDA_CODE, "is not an absolute path: runners must find it too"));
+    }
+    let runtimes = settings.maybe(&LAMBDA_RUNTIMES).map(|path| LambdaRuntimes::read(&path));
+    let runtimes = runtimes.unwrap_or_else(|| Ok(LambdaRuntimes::default()));
+    let runtimes = runtimes.unwrap_or_else(|why| {
+        mistakes.push(settings.mistake(&LAMBDA_RUNTIMES, why));
+        LambdaRuntimes::default()
+    });
+    LambdaConfig { code, runtimes, emulate: settings.maybe(&LAMBDA_EMULATE) }
+}
+
+/// A size of memory.
+fn bytes(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
 }
 
 /// One address cannot serve two ports.

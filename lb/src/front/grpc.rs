@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use futures_util::{Stream, StreamExt as _};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -25,11 +26,16 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
+use super::guarded::Guarded;
 use super::operators::Operators;
 use super::until::Until;
-use super::{Door, Health, session, stopping, trace};
+use super::{Door, Health, later, session, stopping, trace};
+use crate::auth::{Caller, Origin};
 use crate::call::{Input, Rest};
 use crate::observe::{Door as Way, Watch};
+
+/// Where a status says which of the function's revisions a call came to; an answer has a field for it.
+const REVISION: &str = "stoker-revision";
 
 /// Room for a head beside a body of the largest size.
 const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
@@ -41,7 +47,7 @@ const FIRST_FRAME: Duration = Duration::from_secs(30);
 pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
     let calls = Calls(door.clone());
     let stop = door.stopping.clone();
-    let operators = Arc::new(Operators(door));
+    let operators = Arc::new(Guarded { service: Arc::new(Operators(door.clone())), door });
     let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
     let fleet = FleetServiceServer::from_arc(operators).max_decoding_message_size(MAX_FRAME);
     let reflection = || {
@@ -62,21 +68,46 @@ pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
 
 /// The services as what a connection wants.
 #[derive(Clone)]
-pub struct Served(Routes);
+pub struct Served {
+    routes: Routes,
+    door: Arc<Door>,
+    origin: Arc<Origin>,
+}
 
 impl Served {
-    pub fn new(routes: Routes) -> Self {
-        Self(routes)
+    pub fn new(routes: Routes, door: Arc<Door>, origin: Arc<Origin>) -> Self {
+        Self { routes, door, origin }
     }
+}
+
+/// Whether a path is one that everybody may ask for: it says nothing of functions, nor of who is there.
+fn is_open(path: &str) -> bool {
+    path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.")
 }
 
 impl hyper::service::Service<Request<Incoming>> for Served {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = <Routes as tower::Service<Request<Incoming>>>::Future;
+    type Future = Either<
+        <Routes as tower::Service<Request<Incoming>>>::Future,
+        Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
+    >;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        self.0.clone().call(request)
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let mut routes = self.routes.clone();
+        if self.door.guard.is_open() || is_open(request.uri().path()) {
+            return Either::Left(routes.call(request));
+        }
+        let (door, origin) = (self.door.clone(), self.origin.clone());
+        Either::Right(Box::pin(async move {
+            match door.guard.identify(request.headers_mut(), &origin).await {
+                Ok(caller) => {
+                    request.extensions_mut().insert(caller);
+                    routes.call(request).await
+                }
+                Err(error) => Ok(status::to_status(&error, "").into_http()),
+            }
+        }))
     }
 }
 
@@ -140,13 +171,17 @@ async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
         *wrong.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return wrong;
     }
+    let caller = Caller::of(&parts.extensions);
     let method = parts.uri.path().rsplit_once('/').map_or("", |(_, method)| method);
     let answered = match method {
-        "Invoke" => invoke(&door, &parts.headers, body).await.map(Body::new),
-        "InvokeStream" => invoke_stream(&door, &parts.headers, body).await.map(Body::new),
+        "Invoke" => invoke(&door, caller, &parts.headers, body).await.map(Body::new),
+        "InvokeStream" => invoke_stream(&door, caller, &parts.headers, body).await.map(Body::new),
         "Session" => {
-            let frames = session::open(door, Decoded::request(body, MESSAGE));
+            let frames = session::open(door, caller, Decoded::request(body, MESSAGE));
             Ok(Body::new(Encoded::answer(frames)))
+        }
+        "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "ListCalls" => {
+            return later::answer(&door, Request::from_parts(parts, body)).await;
         }
         _ => {
             Err(Status::unimplemented(format!("{} has no method {method:?}", <Calls as NamedService>::NAME)))
@@ -162,23 +197,27 @@ async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
     }
 }
 
-async fn invoke(door: &Door, headers: &HeaderMap, body: Body) -> Result<Whole, Status> {
+async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Body) -> Result<Whole, Status> {
     let (message, body) = frames::invoke_request(body, MESSAGE).await?;
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
+    watch.by(caller);
     let call = invoked(door, id, headers, message, body, &mut watch);
     let answer = door.dispatch.fleet.panics.call(call).await;
+    let revision = watch.revision();
     watch.end(answer.as_ref().map(|_| ()));
-    answer.map_err(|error| status::to_status(&error, &id.to_string()))
+    answer.map_err(|error| failed(&error, id, revision))
 }
 
 async fn invoke_stream(
     door: &Door,
+    caller: Caller,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Encoded<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + use<>>, Status> {
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
+    watch.by(caller);
     let call = streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch);
     match door.dispatch.fleet.panics.call(call).await {
         Ok((opening, mut tail)) => {
@@ -186,10 +225,20 @@ async fn invoke_stream(
             Ok(Encoded::answer(futures_util::stream::iter(opening).chain(tail)))
         }
         Err(error) => {
+            let revision = watch.revision();
             watch.end(Err(&error));
-            Err(status::to_status(&error, &id.to_string()))
+            Err(failed(&error, id, revision))
         }
     }
+}
+
+/// Why a call has no result, and which revision it came to.
+fn failed(error: &Error, id: CallId, revision: Option<u64>) -> Status {
+    let mut status = status::to_status(error, &id.to_string());
+    if let Some(revision) = revision {
+        status.metadata_mut().insert(REVISION, revision.into());
+    }
+    status
 }
 
 async fn invoked(
@@ -208,6 +257,7 @@ async fn invoked(
         return Err(Error::new(Code::RequestTooLarge, text));
     }
     let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
+    let revision = call.function.revision;
     let mut answer = door.dispatch.call(call, Input::pieces(body), watch).await?;
     let mut end = answer.end;
     let mut length = answer.first.len();
@@ -235,6 +285,7 @@ async fn invoked(
         body: Bytes::new(),
         timings: end.timings,
         runner: end.runner,
+        revision,
     };
     Ok(Whole::new(answer, body))
 }
@@ -264,6 +315,7 @@ async fn streamed(
     let function = door.named(&start.function)?;
     let timeout = timeout.map(|timeout| timeout.saturating_sub(opened.elapsed()));
     let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
+    let revision = call.function.revision;
     let pieces = stream.filter_map(|message| {
         std::future::ready(match message.map(|message| message.frame) {
             Ok(Some(In::Body(piece))) if piece.len() <= CHUNK => Some(Ok(piece)),
@@ -286,11 +338,12 @@ async fn streamed(
         opening.push(frame(Out::Body(answer.first)));
     }
     let tail = match answer.rest {
-        Some(rest) => Tail::Pieces { rest, id, watch: None },
+        Some(rest) => Tail::Pieces { rest, id, revision, watch: None },
         None => {
             opening.push(frame(Out::End(v1::CallEnd {
                 timings: answer.end.timings,
                 runner: answer.end.runner,
+                revision,
             })));
             Tail::Done
         }
@@ -300,7 +353,7 @@ async fn streamed(
 
 /// The frames after the head.
 enum Tail {
-    Pieces { rest: Rest, id: CallId, watch: Option<Watch> },
+    Pieces { rest: Rest, id: CallId, revision: u64, watch: Option<Watch> },
     Done,
 }
 
@@ -319,7 +372,7 @@ impl Stream for Tail {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         use v1::invoke_stream_response::Frame as Out;
-        let Tail::Pieces { rest, id, watch } = &mut *self else { return Poll::Ready(None) };
+        let Tail::Pieces { rest, id, revision, watch } = &mut *self else { return Poll::Ready(None) };
         let next = std::task::ready!(Pin::new(&mut *rest).poll_next(cx));
         let outcome = match &next {
             Some(Ok(_)) => None,
@@ -336,7 +389,14 @@ impl Stream for Tail {
             Some(Err(error)) => (Err(status::to_status(&error, &id.to_string())), true),
             None => {
                 let end = rest.end();
-                (Ok(Out::End(v1::CallEnd { timings: end.timings, runner: end.runner })), true)
+                (
+                    Ok(Out::End(v1::CallEnd {
+                        timings: end.timings,
+                        runner: end.runner,
+                        revision: *revision,
+                    })),
+                    true,
+                )
             }
         };
         if done {

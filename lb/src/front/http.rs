@@ -1,6 +1,9 @@
-//! HTTP for clients: Fn's direct invocation and its HTTP triggers, what [mless] has, and what AWS [lambda] has.
+//! HTTP for clients: Fn's direct invocation, its HTTP triggers and its [control] plane, CloudEvents ([events]), what [mless] has, and what AWS [lambda] has.
 
+mod control;
+mod events;
 mod lambda;
+mod later;
 mod mless;
 
 use std::borrow::Cow;
@@ -11,7 +14,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, StreamExt as _};
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyStream;
@@ -21,7 +24,9 @@ use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::{status, v1};
 
+pub use self::lambda::{Config as LambdaConfig, Lambda, Runtimes};
 use super::{Door, trace};
+use crate::auth::{CHALLENGE, Origin};
 use crate::call::{Input, Pieces, Rest};
 use crate::directory::Known;
 use crate::observe::Watch;
@@ -29,16 +34,22 @@ use crate::observe::Watch;
 /// What Fn's clients read the call's id from.
 const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
 
+/// Which of the function's revisions ran a call.
+const REVISION: HeaderName = HeaderName::from_static("stoker-revision");
+
 /// How functions are invoked.
 const ALLOWED: HeaderValue = HeaderValue::from_static("POST, OPTIONS");
 
 /// The doors as what a connection wants.
 #[derive(Clone)]
-pub struct Served(Arc<Door>);
+pub struct Served {
+    door: Arc<Door>,
+    origin: Arc<Origin>,
+}
 
 impl Served {
-    pub fn new(door: Arc<Door>) -> Self {
-        Self(door)
+    pub fn new(door: Arc<Door>, origin: Arc<Origin>) -> Self {
+        Self { door, origin }
     }
 }
 
@@ -47,32 +58,55 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let door = self.0.clone();
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let (door, origin) = (self.door.clone(), self.origin.clone());
         Box::pin(async move {
             let id = CallId::new();
             let trace = trace(request.headers());
             let mut watch = door.observer.http(id, request.method(), request.uri().path(), &trace);
             let way = Way::of(request.uri().path());
-            if way == Way::Lambda {
-                return Ok(lambda::serve(door, id, request, watch).await);
+            if !door.guard.is_open() {
+                match door.guard.identify(request.headers_mut(), &origin).await {
+                    Ok(caller) => {
+                        watch.by(caller.clone());
+                        request.extensions_mut().insert(caller);
+                    }
+                    Err(error) => {
+                        watch.end(Err(&error));
+                        return Ok(match way {
+                            Way::Mless => mless::failure(&error, id),
+                            Way::Lambda => lambda::failure(error, id),
+                            Way::Fn | Way::Control | Way::Event => failure(&error, id),
+                        });
+                    }
+                }
+            }
+            match way {
+                Way::Lambda => return Ok(lambda::serve(door, id, request, watch).await),
+                Way::Control => return Ok(control::serve(door, id, request, watch, origin.secure).await),
+                Way::Fn | Way::Mless | Way::Event => {}
             }
             let handled = async {
                 match way {
                     Way::Mless => mless::handle(&door, id, request, &mut watch).await,
+                    Way::Event => events::handle(&door, id, request, &mut watch).await,
                     _ => handle(&door, id, request, &mut watch).await,
                 }
             };
             let mut answer = match door.dispatch.fleet.panics.call(handled).await {
                 Ok(answer) => answer,
                 Err(error) => {
+                    let revision = watch.revision();
                     watch.end(Err(&error));
-                    return Ok(match way {
+                    let mut failure = match way {
                         Way::Mless => mless::failure(&error, id),
                         _ => failure(&error, id),
-                    });
+                    };
+                    ran(failure.headers_mut(), revision);
+                    return Ok(failure);
                 }
             };
+            ran(answer.headers_mut(), watch.revision());
             watch.http_status(answer.status().as_u16());
             answer.body_mut().watched(watch);
             Ok(answer)
@@ -86,6 +120,8 @@ enum Way {
     Fn,
     Mless,
     Lambda,
+    Control,
+    Event,
 }
 
 impl Way {
@@ -93,6 +129,8 @@ impl Way {
         match path {
             mless::PATH => Way::Mless,
             _ if lambda::is_path(path) => Way::Lambda,
+            _ if control::is_path(path) => Way::Control,
+            _ if events::function_of(path).is_some() => Way::Event,
             _ => Way::Fn,
         }
     }
@@ -129,7 +167,7 @@ fn route(door: &Door, path: &str) -> Result<Route, Error> {
     let none = || {
         Error::new(
             Code::NotFound,
-            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id}, /invoke (mless) or /t/{app}/{path}",
+            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id}, /invoke (mless), /ce/{app}/{fn} or /t/{app}/{path}",
         )
     };
     if let Some(function) = path.strip_prefix("/invoke/") {
@@ -160,16 +198,6 @@ async fn handle(
             let error = Error::new(Code::MethodNotAllowed, "functions are invoked with POST");
             return Err(error);
         }
-        if parts
-            .headers
-            .get("fn-invoke-type")
-            .is_some_and(|kind| kind.as_bytes().eq_ignore_ascii_case(b"detached"))
-        {
-            return Err(Error::new(
-                Code::InvalidRequest,
-                "detached calls are not taken here: leave Fn-Invoke-Type out",
-            ));
-        }
     }
     let head = v1::RequestHead {
         intent: intent.into(),
@@ -179,6 +207,10 @@ async fn handle(
     };
     let length = body.size_hint().exact();
     door.dispatch.fits(length.unwrap_or_default())?;
+    if intent == v1::Intent::Invoke && later::is_asked(&parts.headers) {
+        let qualifier = super::later::qualifier(&decoded(parts.uri.path())?);
+        return later::submit(door, id, function, qualifier, &parts, head, body, watch).await;
+    }
     let call = door.admit(id, function, head, None, watch)?;
     let small = length.is_some_and(|length| length <= CHUNK as u64);
     let input = if body.is_end_stream() {
@@ -294,7 +326,7 @@ pub async fn begin(mut pieces: Pieces, small: bool) -> Result<Input, Error> {
             Some(piece) => piece?,
             None => {
                 let first = single.unwrap_or_else(|| first.freeze());
-                return Ok(Input { first, rest: None });
+                return Ok(Input::begun(first, None));
             }
         };
         // One piece that fits is passed on as it is, uncopied.
@@ -309,10 +341,17 @@ pub async fn begin(mut pieces: Pieces, small: bool) -> Result<Input, Error> {
         first.extend_from_slice(&fits);
         if !piece.is_empty() || first.len() == CHUNK {
             let left = futures_util::stream::iter((!piece.is_empty()).then_some(Ok(piece)));
-            return Ok(Input { first: first.freeze(), rest: Some(Box::pin(left.chain(pieces))) });
+            return Ok(Input::begun(first.freeze(), Some(Box::pin(left.chain(pieces)))));
         }
     }
-    Ok(Input { first: single.unwrap_or_else(|| first.freeze()), rest: Some(pieces) })
+    Ok(Input::begun(single.unwrap_or_else(|| first.freeze()), Some(pieces)))
+}
+
+/// Says which revision a call came to.
+fn ran(headers: &mut HeaderMap, revision: Option<u64>) {
+    if let Some(revision) = revision {
+        headers.insert(REVISION, revision.into());
+    }
 }
 
 fn header(text: &str) -> HeaderValue {
@@ -351,8 +390,16 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     if error.code == Code::MethodNotAllowed {
         headers.insert(ALLOW, ALLOWED);
     }
+    challenge(headers, error.code);
     retry_after(headers, error.retry);
     response
+}
+
+/// Says how to show who one is, to one whom nobody knows.
+fn challenge(headers: &mut HeaderMap, code: Code) {
+    if code == Code::Unauthenticated {
+        headers.insert(WWW_AUTHENTICATE, CHALLENGE);
+    }
 }
 
 fn retry_after(headers: &mut HeaderMap, retry: Retry) {

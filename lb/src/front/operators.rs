@@ -1,6 +1,7 @@
 //! gRPC for operators: functions and fleet.
 
-mod images;
+pub mod images;
+mod revisions;
 
 use std::collections::{BTreeSet, HashSet};
 use std::pin::Pin;
@@ -17,6 +18,7 @@ use stoker_proto::v1::fleet_service_server::FleetService;
 use stoker_proto::v1::function_service_server::FunctionService;
 use stoker_proto::{convert, status, v1};
 use stoker_registry::Applied;
+use stoker_registry::revisions::Wish;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -26,6 +28,7 @@ use self::images::Unpinned;
 use super::Door;
 use crate::directory::Known;
 use crate::fleet::{HANDSHAKE, Runner};
+use crate::scaling;
 
 /// At most so often is the fleet sent to one who watches it.
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
@@ -58,7 +61,8 @@ impl Operators {
         let (mut idle, mut busy, mut waiting) = (0u32, 0u32, 0u32);
         for runner in self.0.dispatch.fleet.runners().iter() {
             let capacity = runner.capacity();
-            for warmth in known.versions().filter_map(|version| capacity.0.functions.get(&version.digest)) {
+            let versions = known.versions();
+            for warmth in versions.iter().filter_map(|version| capacity.0.functions.get(&version.digest)) {
                 idle = idle.saturating_add(warmth.idle);
                 busy = busy.saturating_add(warmth.busy);
                 waiting = waiting.saturating_add(warmth.waiting);
@@ -71,6 +75,8 @@ impl Operators {
             idle,
             busy,
             waiting,
+            revision: known.revision,
+            traffic: Some(revisions::split(known.split())),
         }
     }
 
@@ -149,7 +155,8 @@ impl FunctionService for Operators {
         let mut names = HashSet::new();
         let mut details = ErrorDetails::new();
         let mut wrong = 0;
-        for (at, function) in request.into_inner().functions.into_iter().enumerate() {
+        let request = request.into_inner();
+        for (at, function) in request.functions.into_iter().enumerate() {
             match convert::function(function) {
                 Ok(spec) => {
                     if !names.insert(spec.name.clone()) {
@@ -186,7 +193,9 @@ impl FunctionService for Operators {
             }
         }
         let identities: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
-        let outcomes = self.0.registry.apply_functions(specs).await.map_err(|error| store(&error))?;
+        let wishes = specs.into_iter().map(|spec| Wish { hold: request.hold, ..Wish::from(spec) }).collect();
+        let outcomes = self.0.registry.apply(wishes).await.map_err(|error| store(&error))?;
+        let now = self.0.directory.functions();
         let functions = identities
             .into_iter()
             .zip(outcomes)
@@ -194,7 +203,9 @@ impl FunctionService for Operators {
                 app: name.app().to_owned(),
                 name: name.function().to_owned(),
                 id: name.id(),
-                outcome: match outcome {
+                revision: outcome.revision,
+                traffic: revisions::traffic(&now, &name),
+                outcome: match outcome.applied {
                     Applied::Created => v1::ApplyOutcome::Created,
                     Applied::Updated => v1::ApplyOutcome::Updated,
                     Applied::Unchanged => v1::ApplyOutcome::Unchanged,
@@ -237,9 +248,46 @@ impl FunctionService for Operators {
         &self,
         request: Request<v1::DeleteFunctionRequest>,
     ) -> Result<Response<v1::DeleteFunctionResponse>, Status> {
-        let known = self.find(&request.into_inner().function)?;
-        self.0.registry.delete_function(&known.spec.name).await.map_err(|error| store(&error))?;
+        let name = self.name(&request.into_inner().function)?;
+        self.0.registry.delete_function(&name).await.map_err(|error| store(&error))?;
         Ok(Response::new(v1::DeleteFunctionResponse {}))
+    }
+
+    async fn list_revisions(
+        &self,
+        request: Request<v1::ListRevisionsRequest>,
+    ) -> Result<Response<v1::ListRevisionsResponse>, Status> {
+        self.revisions(&request.into_inner().function).map(Response::new)
+    }
+
+    async fn rollout_function(
+        &self,
+        request: Request<v1::RolloutFunctionRequest>,
+    ) -> Result<Response<v1::RolloutFunctionResponse>, Status> {
+        self.rollout(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn rollback_function(
+        &self,
+        request: Request<v1::RollbackFunctionRequest>,
+    ) -> Result<Response<v1::RollbackFunctionResponse>, Status> {
+        self.rollback(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_alias(
+        &self,
+        request: Request<v1::SetAliasRequest>,
+    ) -> Result<Response<v1::SetAliasResponse>, Status> {
+        self.set_alias_of(request.into_inner()).await?;
+        Ok(Response::new(v1::SetAliasResponse {}))
+    }
+
+    async fn delete_alias(
+        &self,
+        request: Request<v1::DeleteAliasRequest>,
+    ) -> Result<Response<v1::DeleteAliasResponse>, Status> {
+        self.delete_alias_of(request.into_inner()).await?;
+        Ok(Response::new(v1::DeleteAliasResponse {}))
     }
 }
 
@@ -278,7 +326,8 @@ impl FleetService for Operators {
                 let fleet = &door.dispatch.fleet;
                 let runners = fleet.runners().iter().map(|runner| runner.describe()).collect();
                 let waiting = u32::try_from(*queued.borrow_and_update()).unwrap_or(u32::MAX);
-                let seen = v1::WatchFleetResponse { runners, queued: waiting };
+                let zones = scaling::describe(&fleet.wanted.load());
+                let seen = v1::WatchFleetResponse { runners, queued: waiting, zones };
                 Some((Ok(seen), (door, changes, queued, false)))
             },
         );
@@ -306,6 +355,26 @@ impl FleetService for Operators {
         let capacity = self.wish(&runner, answer).await?;
         tracing::info!(runner = runner.name, "uncordoned a runner");
         Ok(Response::new(v1::UncordonRunnerResponse { capacity }))
+    }
+
+    async fn explain_call(
+        &self,
+        request: Request<v1::ExplainCallRequest>,
+    ) -> Result<Response<v1::ExplainCallResponse>, Status> {
+        let text = request.into_inner().call_id;
+        let Some(id) = CallId::parse(&text) else {
+            return Err(fail(&Error::new(Code::InvalidRequest, "call_id: that is not the id of a call")));
+        };
+        let stories = &self.0.observer.stories;
+        let story = stories.tell(id).ok_or_else(|| {
+            let text = format!(
+                "balancer {} has no story of call {id}: it came in through another, or is not among the last {} of its kind",
+                self.0.dispatch.fleet.name,
+                stories.most()
+            );
+            fail(&Error::new(Code::NotFound, text))
+        })?;
+        Ok(Response::new(v1::ExplainCallResponse { story: Some(story) }))
     }
 
     type StreamLogsStream = Pin<Box<dyn Stream<Item = Result<v1::StreamLogsResponse, Status>> + Send>>;

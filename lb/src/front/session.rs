@@ -26,6 +26,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::Door;
+use crate::auth::Caller;
 use crate::call::Input;
 use crate::link::outbox::{Outbox, Outgoing, outbox};
 use crate::observe::{Door as Way, Watch};
@@ -50,7 +51,7 @@ impl Stream for Frames {
 }
 
 /// Serves a session.
-pub fn open(door: Arc<Door>, stream: Requests) -> Frames {
+pub fn open(door: Arc<Door>, caller: Caller, stream: Requests) -> Frames {
     let (out, outgoing) = outbox();
     let gone = CancellationToken::new();
     let frames = Frames { outgoing, _gone: gone.clone().drop_guard() };
@@ -59,7 +60,7 @@ pub fn open(door: Arc<Door>, stream: Requests) -> Frames {
     tasks.spawn(async move {
         let _open = open;
         let done = tokio::select! {
-            done = door.dispatch.fleet.panics.call(run(&door, stream, &out)) => done,
+            done = door.dispatch.fleet.panics.call(run(&door, &caller, stream, &out)) => done,
             () = gone.cancelled() => Ok(()),
         };
         if let Err(error) = done {
@@ -155,7 +156,7 @@ fn send(out: &Sender, call: u64, frame: Out) {
     out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
 }
 
-async fn run(door: &Door, mut stream: Requests, out: &Sender) -> Result<(), Error> {
+async fn run(door: &Door, caller: &Caller, mut stream: Requests, out: &Sender) -> Result<(), Error> {
     let violation = |text: String| Error::new(Code::InvalidRequest, text);
     let mut running: HashMap<u64, Running> = HashMap::new();
     let mut calls = FuturesUnordered::new();
@@ -192,7 +193,7 @@ async fn run(door: &Door, mut stream: Requests, out: &Sender) -> Result<(), Erro
                     }
                     let entry = Running { shared: Arc::default(), complete: start.complete };
                     entry.shared.lock().credit = WINDOW.into();
-                    calls.push(one(door, call, start, entry.shared.clone(), out));
+                    calls.push(one(door, caller, call, start, entry.shared.clone(), out));
                     running.insert(call, entry);
                 }
                 // A call that has just ended may still be spoken of: what the client sent before it knew is dropped.
@@ -269,6 +270,7 @@ impl Running {
 /// One call from its start to its one `finished`.
 async fn one(
     door: &Door,
+    caller: &Caller,
     number: u64,
     mut start: v1::SessionStart,
     shared: Arc<Shared>,
@@ -277,6 +279,7 @@ async fn one(
     let id = CallId::new();
     let trace = super::carried(std::mem::take(&mut start.traceparent), std::mem::take(&mut start.tracestate));
     let mut watch = door.observer.grpc(Way::Session, id, &trace);
+    watch.by(caller.clone());
     let outcome = {
         let call = follow(door, number, id, start, &shared, out, &mut watch);
         let mut call = pin!(door.dispatch.fleet.panics.call(call));
@@ -292,12 +295,14 @@ async fn one(
         })
         .await
     };
+    let revision = watch.revision().unwrap_or_default();
     watch.end(outcome.as_ref().map(|_| ()));
     let finished = outcome.unwrap_or_else(|error| v1::SessionFinished {
         error: Some(convert::to_call_error(&error)),
         ..v1::SessionFinished::default()
     });
-    send(out, number, Out::Finished(v1::SessionFinished { call_id: id.to_string(), ..finished }));
+    let finished = v1::SessionFinished { call_id: id.to_string(), revision, ..finished };
+    send(out, number, Out::Finished(finished));
     number
 }
 
@@ -318,7 +323,7 @@ async fn follow(
     let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
     let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let until = call.deadline.0.into();
-    let mut input = Input { first: start.body, rest: None };
+    let mut input = Input::begun(start.body, None);
     if !start.complete {
         input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::{CHUNK, Deadline, TraceContext, WINDOW};
@@ -32,8 +33,10 @@ pub enum Event {
         reason: Refusal,
         detail: String,
     },
-    /// It waits there.
-    Accepted,
+    /// It waits there, by the runner's guess so long.
+    Accepted {
+        expected: Option<Duration>,
+    },
     /// A slot is held.
     Ready,
     /// Input reaches the function.
@@ -182,6 +185,7 @@ impl Session {
         call: &Call,
         first: &Bytes,
         complete: bool,
+        waited: bool,
         trace: TraceContext,
         in_flight: InFlight,
     ) -> Option<LinkCall> {
@@ -226,6 +230,7 @@ impl Session {
             tracestate: trace.state,
             body: first.clone(),
             complete,
+            waited,
         }));
         drop(table);
         Some(LinkCall {
@@ -252,7 +257,7 @@ impl Session {
                 })
             }
             F::Accepted(f) => self.apply(f.call, CallEvent::Accepted, |slot| {
-                slot.push(Event::Accepted);
+                slot.push(Event::Accepted { expected: f.expected_wait.map(convert::duration) });
                 Ok(())
             }),
             F::Ready(f) => self.apply(f.call, CallEvent::Ready, |slot| {
@@ -362,12 +367,13 @@ pub struct LinkCall {
 }
 
 impl LinkCall {
-    /// What happens next. After `Refused`, `Finished` and `Lost` nothing comes any more.
+    /// What happens next.
+    #[cfg(test)]
     pub async fn next(&mut self) -> Event {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// The same for a hand-written stream.
+    /// What happens next. After `Refused`, `Finished` and `Lost` nothing comes any more.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let mut slot = self.part.inbox.lock();
         match slot.events.pop_front() {
@@ -406,6 +412,11 @@ impl LinkCall {
         drop(slot);
         let credit = wire::Credit { call: self.part.number, bytes };
         self.part.session.send(wire::engage_request::Frame::Credit(credit));
+    }
+
+    /// It has a better place: nothing of it is wanted here any more.
+    pub fn leave(self) {
+        self.part.abandon(wire::CancelReason::PlacedElsewhere, None);
     }
 
     /// The end that sends the rest of the request's body.
@@ -539,9 +550,9 @@ mod tests {
         let spec = FunctionSpec::new(name, vec!["/bin/true".into()], "/".into());
         Call {
             id: CallId::new(),
-            function: Known::new(Arc::new(spec)),
+            function: Known::alone(spec),
             head: v1::RequestHead::default(),
-            deadline: Deadline::after(std::time::Duration::from_secs(60)),
+            deadline: Deadline::after(Duration::from_secs(60)),
             admitted: Admission::new(1).enter().unwrap_or_else(|error| panic!("{error}")),
         }
     }
@@ -549,7 +560,7 @@ mod tests {
     fn offered(session: &Arc<Session>) -> LinkCall {
         let body = Bytes::from_static(b"x");
         let trace = TraceContext::default();
-        session.offer(&call(), &body, true, trace, InFlight::default()).expect("the session stands")
+        session.offer(&call(), &body, true, false, trace, InFlight::default()).expect("the session stands")
     }
 
     fn any_frame() -> impl Strategy<Value = F> {
@@ -609,7 +620,7 @@ mod tests {
             }
             prop_assert!(session.table().calls.is_empty());
             let trace = TraceContext::default();
-            prop_assert!(session.offer(&call(), &Bytes::new(), true, trace, InFlight::default()).is_none());
+            prop_assert!(session.offer(&call(), &Bytes::new(), true, false, trace, InFlight::default()).is_none());
         }
     }
 

@@ -14,7 +14,7 @@ async fn http_doors() {
         ("GET /invoke/a/f", "", "405", "METHOD_NOT_ALLOWED"),
         ("HEAD /invoke/a/f", "", "405", "allow: POST, OPTIONS"),
         ("OPTIONS /invoke/a/f", "", "204", "allow: POST, OPTIONS"),
-        ("GET /", "", "404", "NOT_FOUND"),
+        ("GET /", "", "200", "hello"),
         ("POST /invoke/", "", "404", "NOT_FOUND"),
         ("POST /invoke/a/f/g", "", "404", "NOT_FOUND"),
         ("HEAD /t/a/hello/x", "", "200", "fn-call-id"),
@@ -201,13 +201,16 @@ async fn operators_see_functions_fleet_and_logs() {
     let mut functions = FunctionServiceClient::new(stage.channel().await);
     let bad =
         v1::Function { app: "a".into(), name: "no name".into(), format: "x".into(), ..Default::default() };
-    let ask = v1::ApplyFunctionsRequest { functions: vec![bad] };
+    let ask = v1::ApplyFunctionsRequest { functions: vec![bad], hold: false };
     let status = functions.apply_functions(ask).await.expect_err("it is wrong");
     let details = tonic_types::StatusExt::get_error_details(&status);
     assert!(details.bad_request().expect("details").field_violations.len() >= 3);
     let command = vec!["/bin/true".into()];
     let good = v1::Function { app: "a".into(), name: "new".into(), command, ..Default::default() };
-    functions.apply_functions(v1::ApplyFunctionsRequest { functions: vec![good] }).await.expect("applied");
+    functions
+        .apply_functions(v1::ApplyFunctionsRequest { functions: vec![good], hold: false })
+        .await
+        .expect("applied");
     stage.invoke("a/new", "x").await.expect("it is there for the very next call");
     let gone = v1::DeleteFunctionRequest { function: "a/new".into() };
     functions.delete_function(gone).await.expect("deleted");

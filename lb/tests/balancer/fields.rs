@@ -222,7 +222,7 @@ async fn functions() {
         let mut bad = good();
         spoil(&mut bad);
         // Behind one that is right, so that the answer must name the second, and must not have applied the first.
-        let ask = v1::ApplyFunctionsRequest { functions: vec![good(), bad] };
+        let ask = v1::ApplyFunctionsRequest { functions: vec![good(), bad], hold: false };
         let status = client.apply_functions(ask).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
         let details = tonic_types::StatusExt::get_error_details(&status);
@@ -233,7 +233,7 @@ async fn functions() {
             "{field}: {wrong:?}"
         );
     }
-    let ask = v1::ApplyFunctionsRequest { functions: vec![good(), good()] };
+    let ask = v1::ApplyFunctionsRequest { functions: vec![good(), good()], hold: false };
     let status = client.apply_functions(ask).await.expect_err("twice");
     assert!(tonic_types::StatusExt::get_error_details(&status).bad_request().is_some());
     assert_eq!(stage.registry.functions().borrow().by_name.len(), 3, "nothing was applied");

@@ -12,7 +12,8 @@ fn function(name: &str, image: &str) -> v1::Function {
 
 async fn apply(stage: &Stage, functions: Vec<v1::Function>) -> Result<Vec<v1::ApplyOutcome>, Status> {
     let mut client = FunctionServiceClient::new(stage.channel().await);
-    let applied = client.apply_functions(v1::ApplyFunctionsRequest { functions }).await?.into_inner();
+    let applied =
+        client.apply_functions(v1::ApplyFunctionsRequest { functions, hold: false }).await?.into_inner();
     Ok(applied.functions.iter().map(v1::AppliedFunction::outcome).collect())
 }
 

@@ -246,12 +246,12 @@ async fn everything_else_has_a_name_that_kits_know() {
             "POST /2015-03-31/functions".to_owned(),
             "",
             "{}",
-            501,
-            "NotImplementedException",
-            "not in this version",
+            400,
+            "InvalidParameterValueException",
+            "FunctionName",
         ),
         (
-            "GET /2017-03-31/tags/x".to_owned(),
+            "GET /2018-10-31/layers".to_owned(),
             "",
             &large,
             501,
@@ -381,7 +381,7 @@ async fn functions_are_described_and_changed_as_aws_does() {
     assert_eq!(now["Environment"]["Variables"], serde_json::json!({"B": "2"}));
     for (body, status, text) in [
         (change.as_str(), 412, "RevisionId"),
-        (r#"{"Layers":[]}"#, 400, "Layers is not kept here"),
+        (r#"{"Layers":["l"]}"#, 400, "Layers is not kept here"),
         (r#"{"Timeout":"soon"}"#, 400, "Timeout"),
         (r#"{"Timeout":0}"#, 400, "timeout"),
         (r#"{"MemorySize":0,"Timeout":0}"#, 400, "memory"),
@@ -396,7 +396,7 @@ async fn functions_are_described_and_changed_as_aws_does() {
 }
 
 /// A file of a kit, or `None` (said on STDOUT) where the kit is not installed.
-fn installed(kit: &str, file: &str) -> Option<PathBuf> {
+pub fn installed(kit: &str, file: &str) -> Option<PathBuf> {
     let kits = std::env::var_os("STOKER_TEST_KITS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-kits"), PathBuf::from);
     let path = kits.join(kit).join(file);
@@ -405,6 +405,12 @@ fn installed(kit: &str, file: &str) -> Option<PathBuf> {
         println!("left out: {} is not there: run scripts/test", path.display());
     }
     there.then_some(path)
+}
+
+/// The folder of the SDK for JavaScript.
+pub fn installed_node() -> Option<PathBuf> {
+    let package = installed("aws", "node/node_modules/@aws-sdk/client-lambda/package.json")?;
+    package.ancestors().nth(4).map(Path::to_owned)
 }
 
 /// Runs a caller against a balancer of its own.
@@ -427,8 +433,7 @@ async fn boto3_finds_what_it_expects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_javascript_sdk_finds_what_it_expects() {
-    if let Some(package) = installed("aws", "node/node_modules/@aws-sdk/client-lambda/package.json") {
-        let kit = package.ancestors().nth(4).expect("the folder of the kit");
-        called(Path::new("node"), "javascript_caller.mjs", Some(kit)).await;
+    if let Some(kit) = installed_node() {
+        called(Path::new("node"), "javascript_caller.mjs", Some(&kit)).await;
     }
 }

@@ -99,7 +99,7 @@ impl Stage {
 async fn fifty_callers_and_room_for_four() {
     const ROOM: usize = 4;
     let house = house(ROOM);
-    let queue = stoker_lb::Limits { total: 40, per_function: 30 };
+    let queue = stoker_lb::Limits { total: 40, per_function: 30, ..Default::default() };
     let stage = Arc::new(stage(Config { queue, ..config() }, vec![house.play]).await);
     let call = |function: &'static str| {
         let stage = stage.clone();

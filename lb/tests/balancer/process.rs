@@ -82,6 +82,32 @@ fn every_mistake_at_once() {
     assert!(text(&run(&[], &[]).stderr).contains("`etcd` is missing"));
 }
 
+#[test]
+fn ports_for_others_take_tls_and_an_access_file() {
+    let start = |arguments: &[&str]| {
+        let fixed = ["--etcd", "http://127.0.0.1:1", "--listen", "0.0.0.0:1", "--http-listen", "[::]:2"];
+        run(&[&fixed[..], arguments].concat(), &[])
+    };
+    let bare = start(&["--admin-listen", "10.0.0.1:3"]);
+    let said = text(&bare.stderr);
+    assert_eq!(bare.status.code(), Some(2), "{said}");
+    for key in ["--listen: `listen`", "--http-listen: `http_listen`", "--admin-listen: `admin_listen`"] {
+        let line = |part: &str| said.lines().any(|line| line.contains(key) && line.contains(part));
+        assert!(line("there is no TLS: give `tls.certificate`"), "{key} in {said}");
+        assert_eq!(
+            line("nobody is asked who they are: give `access`"),
+            !key.contains("admin"),
+            "{key} in {said}"
+        );
+    }
+    let half =
+        text(&start(&["--tls-certificate", "/nowhere/x.pem", "--access", "/nowhere/access.yaml"]).stderr);
+    assert!(half.contains("`tls.certificate`: has no key: give `tls.key` too"), "{half}");
+    assert!(half.contains("`access`: /nowhere/access.yaml: No such file"), "{half}");
+    let alone = ["--tls-certificate", "/nowhere/x.pem", "--tls-key", "/nowhere/x.key"];
+    assert!(text(&start(&alone).stderr).contains("give `tls.ca` too"));
+}
+
 /// A balancer whose etcd is not there.
 struct Running {
     child: Child,

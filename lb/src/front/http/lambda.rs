@@ -4,58 +4,58 @@
 //! function's own words as the body, for callers would send it again otherwise. And everything else that a caller can do about
 //! an error is in its name, which stands in a header.
 
+mod change;
+mod code;
+mod emulator;
 mod functions;
+mod invoke;
+mod limits;
+mod refused;
+mod runtimes;
+mod signature;
 pub mod stream;
+mod target;
+mod versions;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
-use serde_json::{Value, json};
-use stoker_core::error::{Blame, Code, Error, Report};
+use serde_json::Value;
+use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
-use stoker_proto::runner::v1::StreamLogsRequest;
-use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
-use stoker_proto::{status, v1};
 
-use self::stream::{Events, Log};
-use super::{AnswerBody, CALL_ID, Door, decoded, header, pieces, retry_after, url};
-use crate::call::{Answer, Input, Pieces};
-use crate::directory::{Known, Named};
+use self::code::Store;
+use self::invoke::{Asked, Trail};
+use self::refused::Refused;
+pub use self::runtimes::Runtimes;
+use self::target::{Target, split};
+use super::{AnswerBody, CALL_ID, Door, decoded, header, pieces};
+use crate::auth::{Caller, Permission};
+use crate::call::Pieces;
+use crate::directory::Named;
 use crate::observe::Watch;
 
-/// The one version that a function has here.
-const VERSION: &str = "$LATEST";
+/// The version that changes.
+const LATEST: &str = "$LATEST";
 
-/// Most bytes of an event, as AWS has it.
+/// Most bytes of an event, as AWS has it; also of every request without code.
 const LARGEST_EVENT: usize = 6 << 20;
 
-/// Most bytes of an answer that is not streamed, as AWS has it.
-const LARGEST_ANSWER: usize = (6 << 20) + 100;
-
-/// Most bytes of a client's context, in base64.
-const LARGEST_CONTEXT: usize = 3583;
+/// Most bytes of a request with code: 50 MiB of it, in base64, and what is beside it. AWS's number.
+const LARGEST_CODE: usize = 70_167_211;
 
 /// How long a request may take to come, beside the time of its call.
 const SLOWEST: Duration = Duration::from_secs(30);
 
-/// How long runners may take to say what a function wrote, which is no part of its answer.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Most bytes of log that go with an answer.
-const LOG_TAIL: usize = 4096;
-
-/// Of a function without one.
-const UNKNOWN: &str = "Unknown application error occurred";
+/// The same with code.
+const SLOWEST_CODE: Duration = Duration::from_secs(300);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
@@ -63,6 +63,30 @@ const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
 const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// What an operator says of this API.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Where code that comes as a zip is kept, seen by balancers and runners at the same path.
+    pub code: Option<std::path::PathBuf>,
+    pub runtimes: Runtimes,
+    /// The function for which this balancer is what the Runtime Interface Emulator is for one.
+    pub emulate: Option<String>,
+}
+
+/// What this API needs besides.
+pub struct Lambda {
+    code: Option<Arc<Store>>,
+    runtimes: Runtimes,
+    emulate: Option<String>,
+}
+
+impl Lambda {
+    pub fn new(config: Config) -> Self {
+        let code = config.code.map(|directory| Arc::new(Store::new(directory)));
+        Self { code, runtimes: config.runtimes, emulate: config.emulate }
+    }
+}
 
 /// Whether a path is one of this API: they begin with the date of a version.
 pub fn is_path(path: &str) -> bool {
@@ -72,68 +96,6 @@ pub fn is_path(path: &str) -> bool {
             b'0' => is.is_ascii_digit(),
             other => is == other,
         })
-}
-
-/// Why a request is refused, and what AWS calls that where the error alone does not say it.
-#[derive(Debug)]
-struct Refused {
-    error: Error,
-    aws: Option<(u16, &'static str)>,
-}
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Self {
-        Self { error, aws: None }
-    }
-}
-
-impl Refused {
-    fn aws(status: u16, name: &'static str, error: Error) -> Self {
-        Self { error, aws: Some((status, name)) }
-    }
-
-    fn parameter(text: impl Into<String>) -> Self {
-        Self::from(Error::new(Code::InvalidRequest, text))
-    }
-
-    fn content(text: impl Into<String>) -> Self {
-        Self::aws(400, "InvalidRequestContentException", Error::new(Code::InvalidRequest, text))
-    }
-
-    /// Status and name. What may have started must not be sent again, which SDKs do by themselves with every status from 500 on.
-    fn name(&self) -> (u16, &'static str) {
-        match self.error.code {
-            _ if self.aws.is_some() => self.aws.unwrap_or_default(),
-            Code::NotFound => (404, "ResourceNotFoundException"),
-            Code::RequestTooLarge => (413, "RequestTooLargeException"),
-            Code::Overloaded => (429, "TooManyRequestsException"),
-            Code::MethodNotAllowed => (405, "MethodNotAllowedException"),
-            _ if self.error.may_have_started => (409, "InvocationMayHaveStartedException"),
-            Code::InvalidRequest | Code::HeadersTooLarge | Code::ResourcesImpossible | Code::Cancelled => {
-                (400, "InvalidParameterValueException")
-            }
-            Code::Internal => (500, "ServiceException"),
-            _ => (503, "ServiceException"),
-        }
-    }
-
-    fn response(&self, id: CallId) -> Response<AnswerBody> {
-        let (status, name) = self.name();
-        let user = status < 500;
-        let mut body = json!({"Type": if user { "User" } else { "Service" }});
-        if name == "TooManyRequestsException" {
-            body["Reason"] = "ConcurrentInvocationLimitExceeded".into();
-            body["message"] = "Rate Exceeded.".into();
-        } else {
-            body["Message"] = self.error.message.as_str().into();
-            // Some kits read the one, some the other.
-            body["message"] = self.error.message.as_str().into();
-        }
-        let mut response = plain(status, Bytes::from(body.to_string()), id);
-        response.headers_mut().insert(ERROR_TYPE, HeaderValue::from_static(name));
-        retry_after(response.headers_mut(), self.error.retry);
-        response
-    }
 }
 
 fn plain(status: u16, body: Bytes, id: CallId) -> Response<AnswerBody> {
@@ -161,17 +123,9 @@ fn arn(name: &str, qualifier: Option<&str>) -> String {
     format!("arn:aws:lambda:us-east-1:012345678912:function:{name}{end}")
 }
 
-/// The function's own words on its failure, or ours in the same form.
-fn report(error: &Error) -> Report {
-    match &error.report {
-        Some(report) => Report::clone(report),
-        None => {
-            let kind = format!("Stoker.{}", status::row(error.code).reason);
-            let message = if error.message.is_empty() { UNKNOWN } else { error.message.as_str() };
-            let body = json!({"errorType": kind, "errorMessage": message}).to_string().into();
-            Report { kind, content_type: "application/json".to_owned(), body }
-        }
-    }
+/// What is said to one who is not let in.
+pub fn failure(error: Error, id: CallId) -> Response<AnswerBody> {
+    Refused::from(error).response(id)
 }
 
 /// Serves one request.
@@ -181,45 +135,49 @@ pub async fn serve(
     request: Request<Incoming>,
     mut watch: Watch,
 ) -> Response<AnswerBody> {
-    let mut log = None;
-    let handled = handle(&door, id, request, &mut watch, &mut log);
+    if emulator::is_meant(&door, request.uri().path()) {
+        return emulator::serve(door, id, request, watch).await;
+    }
+    let mut trail = Trail::default();
+    let handled = handle(&door, id, request, &mut watch, &mut trail);
     let handled = door.dispatch.fleet.panics.catch(handled).await;
-    match handled.unwrap_or_else(|panicked| Err(panicked.into())) {
+    let revision = watch.revision();
+    let mut response = match handled.unwrap_or_else(|panicked| Err(panicked.into())) {
         Ok(mut response) => {
             watch.http_status(response.status().as_u16());
             response.body_mut().watched(watch);
             response
         }
         Err(refused) => {
-            let error = &refused.error;
-            let of_function = error.blame() == Blame::Function && error.code != Code::ResourcesImpossible;
-            let response = match of_function && refused.aws.is_none() {
-                true => failed(error, id, log.as_deref()),
+            let response = match invoke::is_of_function(&refused) {
+                true => invoke::failed(&refused.error, id, &trail, &watch),
                 false => refused.response(id),
             };
-            watch.end(Err(error));
+            watch.end(Err(&refused.error));
             response
         }
-    }
-}
-
-/// A function's failure, which is a success of the call.
-fn failed(error: &Error, id: CallId, log: Option<&str>) -> Response<AnswerBody> {
-    let report = report(error);
-    let mut response = plain(200, report.body, id);
-    executed(&mut response, log);
-    let headers = response.headers_mut();
-    headers.insert(FUNCTION_ERROR, HeaderValue::from_static("Unhandled"));
-    if let Ok(kind) = HeaderValue::try_from(report.content_type) {
-        headers.insert(CONTENT_TYPE, kind);
-    }
+    };
+    super::ran(response.headers_mut(), revision);
     response
 }
 
-fn executed(response: &mut Response<AnswerBody>, log: Option<&str>) {
-    response.headers_mut().insert(EXECUTED_VERSION, HeaderValue::from_static(VERSION));
-    if let Some(log) = log {
-        response.headers_mut().insert(LOG_RESULT, header(log));
+/// How a request is taken in.
+enum Intake {
+    /// A call: it needs a place.
+    Call,
+    /// Code: few at once, and large.
+    Code,
+    Other,
+}
+
+impl Intake {
+    fn of(method: &Method, segments: &[&str]) -> Self {
+        match segments {
+            [.., "invocations" | "response-streaming-invocations" | "invoke-async"] => Self::Call,
+            ["2015-03-31", "functions"] if method == Method::POST => Self::Code,
+            ["2015-03-31", "functions", _, "code"] => Self::Code,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -228,377 +186,237 @@ async fn handle(
     id: CallId,
     request: Request<Incoming>,
     watch: &mut Watch,
-    log: &mut Option<String>,
+    trail: &mut Trail,
 ) -> Result<Response<AnswerBody>, Refused> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let none = || {
-        let text = format!("{} {path} is not in this version of Stoker", parts.method);
-        Refused::aws(501, "NotImplementedException", Error::new(Code::InvalidRequest, text))
-    };
-    match (&parts.method, &segments[..]) {
-        (&Method::POST, ["2015-03-31", "functions", name, "invocations"]) => {
-            let asked = Asked::new(door, &parts, name, None)?;
-            invoke(door, id, &parts, body, asked, watch, log).await
-        }
-        (&Method::POST, ["2021-11-15", "functions", name, "response-streaming-invocations"]) => {
-            let asked = Asked::new(door, &parts, name, None)?;
-            invoke_streaming(door, id, &parts, body, asked, watch).await
-        }
-        (&Method::POST, ["2014-11-13", "functions", name, "invoke-async"]) => {
-            Err(Asked::new(door, &parts, name, Some("Event")).err().unwrap_or_else(none))
-        }
-        (&Method::GET, ["2015-03-31", "functions"]) => {
-            let list = functions::list(
-                door,
-                query(&parts, "MaxItems").as_deref(),
-                query(&parts, "Marker").as_deref(),
-            )?;
-            Ok(plain(200, list.to_string().into(), id))
-        }
-        (&Method::GET, ["2015-03-31", "functions", name]) => {
-            let (name, known) = named(door, &parts, name)?;
-            Ok(plain(200, functions::description(&name, &known).to_string().into(), id))
-        }
-        (&Method::GET, ["2015-03-31", "functions", name, "configuration"]) => {
-            let (name, known) = named(door, &parts, name)?;
-            Ok(plain(200, functions::configuration(&name, &known).to_string().into(), id))
-        }
-        (&Method::PUT, ["2015-03-31", "functions", name, "configuration"]) => {
-            let (name, known) = named(door, &parts, name)?;
-            let body = event(body, &SLOWEST).await?;
-            let spec = functions::updated(&known, &body)?;
-            let updated = Known::new(Arc::new(spec.clone()));
-            door.registry.apply_functions(vec![spec]).await.map_err(|error| Error::from(&error))?;
-            Ok(plain(200, functions::configuration(&name, &updated).to_string().into(), id))
-        }
-        (&Method::DELETE, ["2015-03-31", "functions", name]) => {
-            let (_, known) = named(door, &parts, name)?;
-            door.registry.delete_function(&known.spec.name).await.map_err(|error| Error::from(&error))?;
-            Ok(plain(204, Bytes::new(), id))
-        }
-        _ => Err(none()),
+    let intake = Intake::of(&parts.method, &segments);
+    let claim = claim(door, &parts, watch)?;
+    if claim.is_none() {
+        permitted(door, watch.caller(), &parts.method, &segments)?;
     }
-}
-
-/// A parameter of the query, decoded.
-fn query(parts: &Parts, key: &str) -> Option<String> {
-    let query = parts.uri.query()?;
-    let value = query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))?;
-    decoded(&value.replace('+', " ")).ok().map(Cow::into_owned)
-}
-
-/// What a name in a path names: `name`, `name:qualifier`, `account:function:name`, or a whole ARN.
-fn split(text: &str) -> Result<(String, Option<String>), Refused> {
-    let wrong = || {
-        Refused::parameter(format!("FunctionName {text:?} is none: write a name, name:qualifier or an ARN"))
+    // In memory as a whole from here on: calls by their places, code by those of the store.
+    let place = matches!(intake, Intake::Call).then(|| door.admission.enter()).transpose()?;
+    let (most, time) = match intake {
+        Intake::Code => (LARGEST_CODE, SLOWEST_CODE),
+        Intake::Call | Intake::Other => (LARGEST_EVENT, SLOWEST),
     };
-    let parts: Vec<&str> = text.split(':').collect();
-    let (name, qualifier) = match parts[..] {
-        ["arn", _, "lambda", _, _, "function", name]
-        | [_, "function", name]
-        | ["function", name]
-        | [name] => (name, None),
-        ["arn", _, "lambda", _, _, "function", name, qualifier]
-        | [_, "function", name, qualifier]
-        | ["function", name, qualifier]
-        | [name, qualifier] => (name, Some(qualifier)),
-        _ => return Err(wrong()),
+    let _of_code = match (&intake, &door.lambda.code) {
+        (Intake::Code, Some(store)) => Some(store.place().await),
+        _ => None,
     };
-    let good = |text: &str, more: &str| {
-        (1..=256).contains(&text.len())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c) || more.contains(c))
-    };
-    if !good(name, ".") || qualifier.is_some_and(|qualifier| !good(qualifier, "$.")) {
-        return Err(wrong());
+    let body = whole(body, most, time).await?;
+    if let Some((claim, secret, identity)) = claim {
+        claim.verify(secret.reveal(), &body)?;
+        watch.by(door.guard.signed(identity));
+        permitted(door, watch.caller(), &parts.method, &segments)?;
     }
-    Ok((name.to_owned(), qualifier.map(str::to_owned)))
-}
-
-/// The function that a request is about, and its name as it was written.
-fn named(door: &Door, parts: &Parts, segment: &str) -> Result<(String, Arc<Known>), Refused> {
-    let (name, qualifier) = split(&decoded(segment)?)?;
-    let asked = query(parts, "Qualifier");
-    let qualifier = qualifier.or(asked);
-    let missing = || {
-        let whole = arn(&name, Some(qualifier.as_deref().unwrap_or(VERSION)));
-        format!("Function not found: {whole}")
-    };
-    match door.directory.find_called(&name) {
-        Named::One(known) if qualifier.as_deref().is_none_or(|qualifier| qualifier == VERSION) => {
-            Ok((name, known))
-        }
-        Named::One(_) => Err(Error::new(Code::NotFound, missing()).into()),
-        Named::None => Err(door.missing(missing).into()),
-        Named::Several => {
-            Err(Refused::parameter(format!("functions of several apps are called {name}: write app.{name}")))
-        }
-    }
-}
-
-/// An invocation, as far as its head tells.
-struct Asked {
-    function: Arc<Known>,
-    headers: Vec<v1::Header>,
-    tail: bool,
-    /// Only what could be wrong is to be found out.
-    dry: bool,
-}
-
-impl Asked {
-    fn new(door: &Door, parts: &Parts, segment: &str, kind: Option<&str>) -> Result<Self, Refused> {
-        let said =
-            |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let (name, function) = named(door, parts, segment)?;
-        let dry = match kind.unwrap_or(said("x-amz-invocation-type")) {
-            "" | "RequestResponse" => false,
-            "DryRun" => true,
-            "Event" => {
-                let text =
-                    "Event: this version of Stoker keeps no calls for later; invoke with RequestResponse";
-                return Err(Refused::parameter(text));
+    if let Some(place) = place {
+        let target = |name: &str| Target::of(door, &parts, name);
+        return match (&parts.method, &segments[..]) {
+            (&Method::POST, ["2015-03-31", "functions", name, "invocations"]) => {
+                let asked = Asked::new(target(name)?, &parts, None)?;
+                invoke::invoke(door, id, &parts, place, body, asked, watch, trail).await
             }
-            other => {
-                let text = format!("InvocationType {other:?} is none of RequestResponse, Event, DryRun");
-                return Err(Refused::parameter(text));
+            (&Method::POST, ["2014-11-13", "functions", name, "invoke-async"]) => {
+                let asked = Asked::new(target(name)?, &parts, Some("Event"))?;
+                invoke::invoke(door, id, &parts, place, body, asked, watch, trail).await
             }
+            (&Method::POST, ["2021-11-15", "functions", name, "response-streaming-invocations"]) => {
+                let asked = Asked::new(target(name)?, &parts, None)?;
+                invoke::invoke_streaming(door, id, &parts, place, body, asked, watch).await
+            }
+            _ => Err(not_here(&parts)),
         };
-        let tail = match said("x-amz-log-type") {
-            "" | "None" => false,
-            "Tail" => true,
-            other => return Err(Refused::parameter(format!("LogType {other:?} is none of None, Tail"))),
-        };
-        let context = said("x-amz-client-context");
-        if context.len() > LARGEST_CONTEXT {
-            return Err(Refused::content(format!("ClientContext has more than {LARGEST_CONTEXT} bytes")));
-        }
-        let context = BASE64.decode(context).ok().filter(|context| {
-            context.is_empty()
-                || serde_json::from_slice::<Value>(context).is_ok_and(|value| value.is_object())
-        });
-        let context = context
-            .ok_or_else(|| Refused::content("Client context must be a valid Base64-encoded JSON object."))?;
-        let qualifier = segment.contains(VERSION) || query(parts, "Qualifier").is_some();
-        let arn = arn(&name, qualifier.then_some(VERSION));
-        let own = [
-            ("content-type", Bytes::from_static(b"application/json")),
-            ("lambda-runtime-invoked-function-arn", arn.into()),
-            // A line break is space in JSON, and nothing that a header can hold.
-            (
-                "lambda-runtime-client-context",
-                String::from_utf8_lossy(&context).replace(['\r', '\n'], " ").into(),
-            ),
-            ("lambda-runtime-aws-tenant-id", said("x-amz-tenant-id").to_owned().into()),
-            ("x-amzn-trace-id", said("x-amzn-trace-id").to_owned().into()),
-        ];
-        let headers = own
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(name, value)| v1::Header { name: name.to_owned(), value })
-            .collect();
-        Ok(Self { function, headers, tail, dry })
     }
+    let managed = managed(door, &parts, &segments, &body, watch.caller()).await;
+    if parts.method != Method::GET {
+        let on: Vec<_> = segments.get(2).map(|name| (*name).to_owned()).into_iter().collect();
+        let outcome = managed.as_ref().map(drop).map_err(|refused| &refused.error);
+        door.guard.note(watch.caller(), &format!("{} {path}", parts.method), &on, outcome);
+    }
+    let (status, body) = managed?;
+    Ok(plain(status, body.map_or_else(Bytes::new, |body| body.to_string().into()), id))
+}
 
-    /// Places the call and follows it to the head of its answer.
-    async fn call(
-        self,
-        door: &Door,
-        id: CallId,
-        parts: &Parts,
-        body: Incoming,
-        watch: &mut Watch,
-    ) -> Result<Answer, Refused> {
-        let mut headers = self.headers;
-        let request_id = request_id(id).into();
-        headers.push(v1::Header { name: "lambda-runtime-aws-request-id".to_owned(), value: request_id });
-        let place = door.admission.enter()?;
-        let mut event = event(body, &SLOWEST).await?;
-        if event.is_empty() {
-            event = Bytes::from_static(b"{}");
+/// Everything that is no call: its status, and its body if it has one.
+async fn managed(
+    door: &Door,
+    parts: &Parts,
+    segments: &[&str],
+    body: &[u8],
+    caller: &Caller,
+) -> Result<(u16, Option<Value>), Refused> {
+    const V: &str = "2015-03-31";
+    let target = |name: &str| Target::of(door, parts, name);
+    let ok = |body: Value| Ok((200, Some(body)));
+    let done = Ok((204, None));
+    match (parts.method.as_str(), segments) {
+        ("GET", [V, "functions"]) => ok(functions::list(door, parts)?),
+        ("POST", [V, "functions"]) => Ok((201, Some(change::create(door, body, caller).await?))),
+        ("GET", [V, "functions", name]) => ok(functions::description(door, &target(name)?)?),
+        ("GET", [V, "functions", name, "configuration"]) => {
+            ok(functions::configuration(door, &target(name)?)?)
         }
-        serde_json::from_slice::<serde::de::IgnoredAny>(&event).map_err(|error| {
-            Refused::content(format!(
-                "Could not parse request body into json: Could not parse payload into json: {error}"
-            ))
-        })?;
-        let head = v1::RequestHead {
-            intent: v1::Intent::Invoke.into(),
-            method: "POST".to_owned(),
-            url: url(&parts.uri, &parts.headers),
-            headers,
+        ("PUT", [V, "functions", name, "configuration"]) => {
+            ok(change::configuration(door, target(name)?, body).await?)
+        }
+        ("PUT", [V, "functions", name, "code"]) => ok(change::code(door, target(name)?, body).await?),
+        ("DELETE", [V, "functions", name]) => versions::delete(door, target(name)?).await.and(done),
+        ("POST", [V, "functions", name, "versions"]) => {
+            Ok((201, Some(versions::publish(door, target(name)?, body).await?)))
+        }
+        ("GET", [V, "functions", name, "versions"]) => ok(versions::list(door, parts, &target(name)?)?),
+        ("POST", [V, "functions", name, "aliases"]) => {
+            Ok((201, Some(versions::create_alias(door, target(name)?, body).await?)))
+        }
+        ("GET", [V, "functions", name, "aliases"]) => ok(versions::aliases(door, parts, &target(name)?)?),
+        ("GET", [V, "functions", name, "aliases", alias]) => {
+            ok(versions::alias(door, &target(name)?, &decoded(alias)?)?)
+        }
+        ("PUT", [V, "functions", name, "aliases", alias]) => {
+            ok(versions::update_alias(door, target(name)?, &decoded(alias)?, body).await?)
+        }
+        ("DELETE", [V, "functions", name, "aliases", alias]) => {
+            versions::delete_alias(door, target(name)?, &decoded(alias)?).await.and(done)
+        }
+        ("PUT", ["2017-10-31", "functions", name, "concurrency"]) => {
+            ok(limits::reserve(door, target(name)?, body).await?)
+        }
+        ("DELETE", ["2017-10-31", "functions", name, "concurrency"]) => {
+            limits::unreserve(door, target(name)?).await.and(done)
+        }
+        ("GET", ["2019-09-30", "functions", name, "concurrency"]) => {
+            ok(limits::reserved(door, &target(name)?))
+        }
+        ("PUT", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
+            Ok((202, Some(limits::provision(door, target(name)?, body).await?)))
+        }
+        ("GET", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
+            ok(limits::provisioned(door, parts, target(name)?)?)
+        }
+        ("DELETE", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
+            limits::unprovision(door, target(name)?).await.and(done)
+        }
+        ("GET", ["2017-03-31", "tags", name]) => ok(limits::tags(door, &target(name)?)),
+        ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),
+        ("DELETE", ["2017-03-31", "tags", name]) => limits::untag(door, parts, target(name)?).await.and(done),
+        ("GET", ["2016-08-19", "account-settings"]) => ok(limits::account(door)),
+        _ => Err(not_here(parts)),
+    }
+}
+
+fn not_here(parts: &Parts) -> Refused {
+    let text = format!("{} {} is not in this version of Stoker", parts.method, parts.uri.path());
+    Refused::aws(501, "NotImplementedException", Error::new(Code::InvalidRequest, text))
+}
+
+/// Whose signature a request bears, where somebody must be let in; what it says of itself is right so far.
+type Signed = (signature::Claim, stoker_runtime::auth::Secret, Arc<stoker_runtime::auth::Identity>);
+
+fn claim(door: &Door, parts: &Parts, watch: &Watch) -> Result<Option<Signed>, Refused> {
+    if door.guard.is_open() || !signature::is_there(&parts.headers) {
+        return Ok(None);
+    }
+    let claim = signature::Claim::read(parts, SystemTime::now())?;
+    match door.guard.key(&claim.key) {
+        Some((secret, identity)) => Ok(Some((claim, secret, identity))),
+        // Whoever is let in otherwise may sign with what it likes.
+        None if !watch.caller().name().is_empty() => Ok(None),
+        None => Err(signature::unknown()),
+    }
+}
+
+/// Whether a request that is no call may be made; calls are asked where they are let in.
+fn permitted(door: &Door, caller: &Caller, method: &Method, segments: &[&str]) -> Result<(), Error> {
+    if door.guard.is_open() || matches!(Intake::of(method, segments), Intake::Call) {
+        return Ok(());
+    }
+    let permission = match *method {
+        Method::GET | Method::HEAD => Permission::Observe,
+        _ => Permission::Manage,
+    };
+    let name = segments.get(2).map(|name| decoded(name)).transpose()?;
+    let Some(name) = name else {
+        return match *method {
+            // What is created has its name in its body, and is asked about where that is read.
+            Method::POST => Ok(()),
+            _ => door.guard.allow_fleet(caller, permission),
         };
-        let call = door.admit_to(place, id, self.function, head, None, watch)?;
-        Ok(door.dispatch.call(call, Input::whole(event), watch).await?)
+    };
+    let (name, _) = split(&name).map_err(|refused| refused.error)?;
+    door.guard.allow(caller, permission, &app(door, &name))
+}
+
+/// The app of a function that is there, or would be created.
+fn app(door: &Door, name: &str) -> String {
+    match door.directory.find_called(name) {
+        Named::One(known) => known.spec.name.app().to_owned(),
+        _ => name.split_once('.').map_or("default", |(app, _)| app).to_owned(),
     }
 }
 
 /// All of a request's body, in time and within the limit.
-async fn event(body: Incoming, time: &Duration) -> Result<Bytes, Refused> {
-    let fits = |length: usize| match length <= LARGEST_EVENT {
+async fn whole(body: Incoming, most: usize, time: Duration) -> Result<Bytes, Refused> {
+    let fits = |length: usize| match length <= most {
         true => Ok(()),
         false => {
-            let text = format!(
-                "Request must be smaller than {LARGEST_EVENT} bytes for the InvokeFunction operation"
-            );
+            let operation = if most == LARGEST_EVENT { "InvokeFunction" } else { "CreateFunction" };
+            let text = format!("Request must be smaller than {most} bytes for the {operation} operation");
             Err(Refused::from(Error::new(Code::RequestTooLarge, text)))
         }
     };
     fits(usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX))?;
     let read = async {
         let mut pieces: Pieces = pieces(body);
-        let mut event = BytesMut::new();
+        let mut whole = BytesMut::new();
         while let Some(piece) = pieces.next().await {
             let piece = piece?;
-            fits(event.len() + piece.len())?;
-            event.extend_from_slice(&piece);
+            fits(whole.len() + piece.len())?;
+            whole.extend_from_slice(&piece);
         }
-        Ok(event.freeze())
+        Ok(whole.freeze())
     };
     let late = || Refused::from(Error::new(Code::DeadlineExceeded, "the request did not come in time"));
-    tokio::time::timeout(*time, read).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(time, read).await.unwrap_or_else(|_| Err(late()))
 }
 
-/// `Invoke`: the answer in one.
-async fn invoke(
-    door: &Arc<Door>,
-    id: CallId,
-    parts: &Parts,
-    body: Incoming,
-    asked: Asked,
-    watch: &mut Watch,
-    log: &mut Option<String>,
-) -> Result<Response<AnswerBody>, Refused> {
-    if asked.dry {
-        return Ok(plain(204, Bytes::new(), id));
-    }
-    let (function, tail) = (asked.function.clone(), asked.tail);
-    let mut ran_on = String::new();
-    let whole = async {
-        let answer = asked.call(door, id, parts, body, watch).await?;
-        ran_on.clone_from(&answer.end.runner);
-        Ok(whole(answer).await?)
-    };
-    let whole: Result<Bytes, Refused> = whole.await;
-    if tail {
-        *log = Some(logged(door.clone(), function, id, ran_on).await);
-    }
-    let mut response = plain(200, whole?, id);
-    executed(&mut response, log.as_deref());
-    Ok(response)
+/// A header as text; empty where there is none.
+fn said<'p>(parts: &'p Parts, name: &str) -> &'p str {
+    parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// All of an answer. A function that says so in its status failed, in formats that have one.
-async fn whole(answer: Answer) -> Result<Bytes, Error> {
-    let too_large = || {
-        let text =
-            format!("Response payload size exceeded maximum allowed payload size ({LARGEST_ANSWER} bytes).");
-        let kind = "Function.ResponseSizeTooLarge".to_owned();
-        let body = json!({"errorMessage": text, "errorType": kind}).to_string().into();
-        let report = Report { kind, content_type: "application/json".to_owned(), body };
-        Error::new(Code::ResponseTooLarge, text).may_have_started().report(report)
-    };
-    let mut body = answer.first;
-    if let Some(mut rest) = answer.rest {
-        let mut joined = BytesMut::from(body);
-        while let Some(piece) = rest.next().await {
-            let piece = piece?;
-            if joined.len() + piece.len() > LARGEST_ANSWER {
-                return Err(too_large());
-            }
-            joined.extend_from_slice(&piece);
-        }
-        body = joined.freeze();
-    }
-    if answer.head.status < 400 {
-        return Ok(body);
-    }
-    let kind = format!("Function.Status{}", answer.head.status);
-    let content_type = answer.head.headers.iter().find(|h| h.name.eq_ignore_ascii_case("content-type"));
-    let content_type =
-        content_type.and_then(|h| String::from_utf8(h.value.to_vec()).ok()).unwrap_or_default();
-    let text = format!("the function answered with status {}", answer.head.status);
-    Err(Error::new(Code::FunctionFailed, text).may_have_started().report(Report { kind, content_type, body }))
+/// Parameters of the query with this name, decoded.
+fn queries<'p>(parts: &'p Parts, key: &'p str) -> impl Iterator<Item = String> + 'p {
+    let pairs = parts.uri.query().unwrap_or_default().split('&');
+    let values = pairs.filter_map(move |pair| pair.strip_prefix(key)?.strip_prefix('='));
+    values.filter_map(|value| decoded(&value.replace('+', " ")).ok().map(Cow::into_owned))
 }
 
-/// `InvokeWithResponseStream`: the answer as it comes.
-async fn invoke_streaming(
-    door: &Arc<Door>,
-    id: CallId,
-    parts: &Parts,
-    body: Incoming,
-    asked: Asked,
-    watch: &mut Watch,
-) -> Result<Response<AnswerBody>, Refused> {
-    if asked.dry {
-        return Ok(plain(204, Bytes::new(), id));
-    }
-    let (function, tail) = (asked.function.clone(), asked.tail);
-    let log = |runner: String| -> Option<Log> {
-        tail.then(|| Box::pin(logged(door.clone(), function.clone(), id, runner)) as Log)
-    };
-    let body = match asked.call(door, id, parts, body, watch).await {
-        Ok(answer) => {
-            let mut body = AnswerBody::new(answer.first, answer.rest);
-            body.events = Some(Box::new(Events::new(log(answer.end.runner))));
-            body
-        }
-        Err(Refused { error, aws: None })
-            if error.blame() == Blame::Function && error.code != Code::ResourcesImpossible =>
-        {
-            let mut events = Events::new(log(String::new()));
-            events.fail(&error);
-            let mut body = AnswerBody::whole(Bytes::new());
-            body.events = Some(Box::new(events));
-            body
-        }
-        Err(refused) => return Err(refused),
-    };
-    let mut response = with_body(200, body, id);
-    executed(&mut response, None);
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(stream::MEDIA_TYPE));
-    Ok(response)
+/// The first of them.
+fn query(parts: &Parts, key: &str) -> Option<String> {
+    queries(parts, key).next()
 }
 
-/// The end of what the function wrote in this call, in base64. Of a call that failed nobody says where it ran: all are asked.
-async fn logged(door: Arc<Door>, function: Arc<Known>, id: CallId, ran_on: String) -> String {
-    let ask = StreamLogsRequest {
-        app: function.spec.name.app().to_owned(),
-        function: function.spec.name.function().to_owned(),
-        call_id: id.to_string(),
-        follow: false,
+/// A part of a list by name, and the last name in it where there is more.
+type Page<T> = (Vec<(String, T)>, Option<String>);
+
+/// A page of a list by name: as many as are wanted behind the marker, and the name after which the next page begins.
+fn page<T>(parts: &Parts, mut all: Vec<(String, T)>, usual: usize) -> Result<Page<T>, Refused> {
+    let most = match query(parts, "MaxItems") {
+        None => usual,
+        Some(text) => text.parse().ok().filter(|most| (1..=10_000).contains(most)).ok_or_else(|| {
+            Refused::parameter(format!("MaxItems is {text:?}: write a number from 1 to 10000"))
+        })?,
     };
-    let runners = door.dispatch.fleet.runners();
-    let asked = runners.iter().filter(|runner| ran_on.is_empty() || runner.name == ran_on);
-    let mut logs: FuturesUnordered<_> = asked
-        .filter_map(|runner| runner.channel())
-        .map(|channel| {
-            let ask = ask.clone();
-            async move {
-                let mut text = Vec::new();
-                let mut lines = RunnerServiceClient::new(channel).stream_logs(ask).await?.into_inner();
-                while let Some(message) = lines.message().await? {
-                    for line in message.lines {
-                        text.extend_from_slice(&line.text);
-                        text.push(b'\n');
-                    }
-                }
-                Ok::<_, tonic::Status>(text)
-            }
-        })
-        .collect();
-    let found = async {
-        while let Some(text) = logs.next().await {
-            if let Ok(text) = text
-                && !text.is_empty()
-            {
-                return text;
-            }
-        }
-        Vec::new()
-    };
-    let text = tokio::time::timeout(LOG_PATIENCE, found).await.unwrap_or_default();
-    BASE64.encode(&text[text.len().saturating_sub(LOG_TAIL)..])
+    let after = query(parts, "Marker");
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all.retain(|(name, _)| after.as_ref().is_none_or(|after| name > after));
+    let more = all.len() > most;
+    all.truncate(most);
+    let next = more.then(|| all.last().map(|(name, _)| name.clone())).flatten();
+    Ok((all, next))
 }
 
 #[cfg(test)]
@@ -612,33 +430,6 @@ mod tests {
         }
         for path in ["/", "/invoke/a/f", "/t/2015-03-31/functions", "/2015-3-31/functions", "/2015-03-31/"] {
             assert!(!is_path(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn functions_are_named_in_every_way_of_aws() {
-        let of = |text: &str| split(text).map_err(|refused| refused.name().1);
-        let plain = || Ok(("f.x".to_owned(), None));
-        for text in ["f.x", "function:f.x", "012345678912:function:f.x", "arn:aws:lambda:eu-1:1:function:f.x"]
-        {
-            assert_eq!(of(text), plain(), "{text}");
-            let qualified = format!("{text}:$LATEST");
-            assert_eq!(of(&qualified), Ok(("f.x".to_owned(), Some(VERSION.to_owned()))), "{qualified}");
-        }
-        for text in ["", "a b", "a/b", "arn:aws:s3:r:1:function:f", "a:b:c:d:e", "é", "f:"] {
-            assert_eq!(of(text), Err("InvalidParameterValueException"), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_may_have_started_is_not_sent_again_by_itself() {
-        use stoker_core::machine::Listed as _;
-        for code in Code::ALL {
-            let error = Error::new(*code, "x").may_have_started();
-            let (status, _) = Refused::from(error).name();
-            let again = status >= 500 || status == 429;
-            // An overload is said before anything has started.
-            assert!(!again || *code == Code::Overloaded, "{code:?}: {status}");
         }
     }
 }

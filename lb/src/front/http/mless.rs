@@ -20,7 +20,7 @@ use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
-use super::{AnswerBody, CALL_ID, Door, header, pieces, retry_after, url};
+use super::{AnswerBody, CALL_ID, Door, challenge, header, pieces, retry_after, url};
 use crate::call::{Input, Pieces};
 use crate::directory::Named;
 use crate::observe::Watch;
@@ -82,7 +82,15 @@ pub async fn handle(
 /// An error as the daemon wrote it.
 pub fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     let body = AnswerBody::whole(Bytes::from(format!("{}\n", error.message)));
-    let mut response = plain(StatusCode::INTERNAL_SERVER_ERROR, body, id);
+    let status = match error.code {
+        // The daemon asked nobody: those who do have their own.
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let mut response = plain(status, body, id);
+    challenge(response.headers_mut(), error.code);
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     retry_after(response.headers_mut(), error.retry);
     response

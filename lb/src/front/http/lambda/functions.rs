@@ -1,42 +1,57 @@
-//! Functions as AWS Lambda describes them, and what its API changes of them.
+//! Functions as AWS Lambda describes them.
 
-use serde::Deserialize as _;
+use std::sync::Arc;
+
+use chrono::DateTime;
+use http::request::Parts;
 use serde_json::{Map, Value, json};
 use stoker_core::FunctionSpec;
-use stoker_core::error::{Code, Error};
-use stoker_core::function::Root;
+use stoker_core::function::{Digest, Root};
+use stoker_registry::revisions::Revision;
 
-use super::{Refused, VERSION, arn};
-use crate::directory::Known;
+use super::{LATEST, Refused, Target, arn, page};
 use crate::front::Door;
 
 /// Functions of one page where the caller does not say how many.
 const PAGE: usize = 50;
 
-/// A function's configuration.
-pub fn configuration(name: &str, known: &Known) -> Value {
-    let spec = &known.spec;
-    let digest = known.digest.to_string();
+/// What this API keeps with a revision, by these names.
+pub mod notes {
+    pub const ROLE: &str = "aws.role";
+    pub const RUNTIME: &str = "aws.runtime";
+    pub const DESCRIPTION: &str = "aws.description";
+    /// SHA-256 of the zip, in base64.
+    pub const SHA256: &str = "aws.code_sha256";
+    /// Its bytes.
+    pub const SIZE: &str = "aws.code_size";
+}
+
+/// A revision as AWS knows it: the version that changes, or one of the others.
+pub fn described(name: &str, revision: &Revision, version: Option<&str>) -> Value {
+    let spec = &revision.spec;
+    let note = |key: &str| revision.notes.get(key).map(String::as_str);
+    let digest = spec.digest();
     let image = spec.root.is_image();
+    let qualifier = version.filter(|version| *version != LATEST);
     let mut configuration = json!({
         "FunctionName": name,
-        "FunctionArn": arn(name, None),
-        "Role": "",
-        "CodeSize": 0,
-        "Description": "",
+        "FunctionArn": arn(name, qualifier),
+        "Role": note(notes::ROLE).unwrap_or_default(),
+        "CodeSize": note(notes::SIZE).and_then(|size| size.parse::<u64>().ok()).unwrap_or_default(),
+        "Description": note(notes::DESCRIPTION).unwrap_or_default(),
         "Timeout": spec.timeout_ms.div_ceil(1000),
         "MemorySize": spec.memory >> 20,
-        // The registry keeps no times.
-        "LastModified": "1970-01-01T00:00:00.000+0000",
-        "CodeSha256": digest,
-        "Version": VERSION,
+        "LastModified": date(revision.created_ms),
+        "CodeSha256": note(notes::SHA256).map_or_else(|| digest.to_string(), str::to_owned),
+        "Version": version.unwrap_or(LATEST),
         "TracingConfig": {"Mode": "PassThrough"},
-        "RevisionId": revision(&digest),
+        "RevisionId": revision_id(&digest, revision.number),
         "State": "Active",
         "LastUpdateStatus": "Successful",
         "PackageType": if image { "Image" } else { "Zip" },
-        "Architectures": [if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }],
+        "Architectures": [architecture()],
         "EphemeralStorage": {"Size": 512},
+        "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
     });
     if !spec.env.is_empty() {
         configuration["Environment"] = json!({"Variables": spec.env});
@@ -51,124 +66,114 @@ pub fn configuration(name: &str, known: &Known) -> Value {
         }
         configuration["ImageConfigResponse"] = json!({"ImageConfig": own});
     } else {
-        configuration["Runtime"] = "provided.al2023".into();
+        configuration["Runtime"] = note(notes::RUNTIME).unwrap_or("provided.al2023").into();
         configuration["Handler"] = spec.format_options.handler.as_str().into();
     }
     configuration
 }
 
-/// A function's version in the form of AWS's revisions.
-fn revision(digest: &str) -> String {
-    let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
-    parts.map(|part| digest.get(part).unwrap_or_default()).join("-")
+/// The architecture of this fleet, in AWS's words.
+pub fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "x86_64" }
+}
+
+/// A revision in the form of AWS's revision ids: another for each.
+pub fn revision_id(digest: &Digest, number: u64) -> String {
+    let text = format!("{}{number:016x}", digest.to_string().get(..16).unwrap_or_default());
+    [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| text.get(part).unwrap_or_default()).join("-")
+}
+
+/// Milliseconds since 1970 as AWS writes times.
+fn date(ms: u64) -> String {
+    let time = i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default();
+    time.format("%Y-%m-%dT%H:%M:%S%.3f+0000").to_string()
+}
+
+impl Target {
+    /// The revision that is meant; of an alias the main one.
+    pub fn revision(&self, door: &Door) -> Result<Arc<Revision>, Refused> {
+        let number = self.latest().unwrap_or(self.known.split().main);
+        let functions = door.directory.functions();
+        let revision = functions.revision(&self.known.spec.name, number).cloned();
+        revision.ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(&self.name, None))))
+    }
+
+    /// The version that it is to AWS.
+    fn version(&self, revision: &Revision) -> String {
+        self.latest().map_or_else(|| revision.number.to_string(), |_| LATEST.to_owned())
+    }
+}
+
+/// `GetFunctionConfiguration`.
+pub fn configuration(door: &Door, target: &Target) -> Result<Value, Refused> {
+    let revision = target.revision(door)?;
+    let mut configuration = described(&target.name, &revision, Some(&target.version(&revision)));
+    if let Some(qualifier) = &target.qualifier {
+        configuration["FunctionArn"] = arn(&target.name, Some(qualifier)).into();
+    }
+    Ok(configuration)
 }
 
 /// `GetFunction`.
-pub fn description(name: &str, known: &Known) -> Value {
-    let code = match &known.spec.root {
+pub fn description(door: &Door, target: &Target) -> Result<Value, Refused> {
+    let revision = target.revision(door)?;
+    let code = match &revision.spec.root {
         Root::Image(image) => {
             json!({"RepositoryType": "ECR", "ImageUri": image.unpinned().to_string(), "ResolvedImageUri": image.to_string()})
         }
-        other => {
-            let at = other.written().map(|(_, at)| at).unwrap_or_default();
-            json!({"RepositoryType": "S3", "Location": at})
-        }
+        _ => json!({"RepositoryType": "S3", "Location": location(&revision.spec)}),
     };
-    json!({"Configuration": configuration(name, known), "Code": code, "Tags": {}})
+    let functions = door.directory.functions();
+    let release = functions.releases.get(&target.known.spec.name);
+    let tags = release.map(|release| release.tags.clone()).unwrap_or_default();
+    let mut described = json!({"Configuration": configuration(door, target)?, "Code": code, "Tags": tags});
+    if let Some(reserved) = release.and_then(|release| release.reserved) {
+        described["Concurrency"] = json!({"ReservedConcurrentExecutions": reserved});
+    }
+    Ok(described)
 }
 
-/// `ListFunctions`: a page of them by name, and the name after which the next page begins.
+/// Where a function's files are.
+fn location(spec: &FunctionSpec) -> String {
+    let written = spec.root.written().map(|(_, at)| at);
+    written.unwrap_or_else(|| spec.workdir.to_string_lossy().into_owned())
+}
+
+/// `ListFunctions`.
 ///
 /// # Errors
 /// `MaxItems` is no number of functions.
-pub fn list(door: &Door, most: Option<&str>, after: Option<&str>) -> Result<Value, Refused> {
-    let most = match most {
-        None => PAGE,
-        Some(text) => text.parse().ok().filter(|most| (1..=10_000).contains(most)).ok_or_else(|| {
-            Refused::parameter(format!("MaxItems is {text:?}: write a number from 1 to 10000"))
-        })?,
-    };
-    let mut all: Vec<_> =
-        door.directory.all().into_iter().map(|known| (door.directory.called(&known), known)).collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut rest = all.iter().skip_while(|(name, _)| after.is_some_and(|after| name.as_str() <= after));
-    let page: Vec<_> = rest.by_ref().take(most).collect();
-    let mut answer = json!({
-        "Functions": page.iter().map(|(name, known)| configuration(name, known)).collect::<Vec<_>>(),
+pub fn list(door: &Door, parts: &Parts) -> Result<Value, Refused> {
+    let functions = door.directory.functions();
+    let all = door.directory.all().into_iter().filter_map(|known| {
+        let newest = functions.releases.get(&known.spec.name)?.newest.clone();
+        Some((door.directory.called(&known), newest))
     });
-    if let (Some((last, _)), true) = (page.last(), rest.next().is_some()) {
-        answer["NextMarker"] = last.as_str().into();
-    }
-    Ok(answer)
+    let (page, next) = page(parts, all.collect(), PAGE)?;
+    let listed: Vec<_> = page.iter().map(|(name, newest)| described(name, newest, None)).collect();
+    Ok(with_marker(json!({"Functions": listed}), next))
 }
 
-/// `UpdateFunctionConfiguration`: the function with what `body` says.
-///
-/// # Errors
-/// What is wrong with it, or cannot be kept here.
-pub fn updated(known: &Known, body: &[u8]) -> Result<FunctionSpec, Refused> {
-    let wrong = |text: String| Refused::parameter(text);
-    let changes: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
-        wrong(format!("the request is not what UpdateFunctionConfiguration takes: {error}"))
-    })?;
-    let mut spec = FunctionSpec::clone(&known.spec);
-    for (key, value) in &changes {
-        match key.as_str() {
-            _ if value.is_null() => {}
-            "Timeout" => {
-                let seconds =
-                    value.as_u64().ok_or_else(|| wrong("Timeout is a number of seconds".to_owned()))?;
-                spec.timeout_ms = seconds.saturating_mul(1000);
-            }
-            "MemorySize" => {
-                let size = value.as_u64().ok_or_else(|| wrong("MemorySize is a number of MB".to_owned()))?;
-                spec.memory = size.saturating_mul(1 << 20);
-            }
-            "Handler" => spec.format_options.handler = text(key, value)?.to_owned(),
-            "Environment" => {
-                let variables =
-                    value.get("Variables").filter(|all| !all.is_null()).cloned().unwrap_or_else(|| json!({}));
-                spec.env = std::collections::BTreeMap::deserialize(variables)
-                    .map_err(|error| wrong(format!("Environment.Variables: {error}")))?;
-            }
-            "ImageConfig" => image(&mut spec, value)?,
-            "RevisionId" => {
-                if text(key, value)? != revision(&known.digest.to_string()) {
-                    let text = "The RevisionId provided does not match the latest RevisionId. Call the GetFunction API to retrieve the latest RevisionId";
-                    return Err(Refused::aws(
-                        412,
-                        "PreconditionFailedException",
-                        Error::new(Code::InvalidRequest, text),
-                    ));
-                }
-            }
-            // Who the function is to AWS; nobody asks here.
-            "Role" => {}
-            _ => return Err(wrong(format!("{key} is not kept here: leave it out"))),
+/// A page with the way to the next.
+pub fn with_marker(mut page: Value, next: Option<String>) -> Value {
+    if let Some(next) = next {
+        page["NextMarker"] = next.into();
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_aws_does() {
+        for (ms, text) in [
+            (0, "1970-01-01T00:00:00.000+0000"),
+            (1_709_251_199_007, "2024-02-29T23:59:59.007+0000"),
+            (1_767_323_045_000, "2026-01-02T03:04:05.000+0000"),
+        ] {
+            assert_eq!(date(ms), text);
         }
     }
-    spec.check().map_err(|problems| {
-        let all: Vec<_> =
-            problems.iter().map(|problem| format!("{} {}", problem.field, problem.text)).collect();
-        wrong(all.join("; "))
-    })?;
-    Ok(spec)
-}
-
-fn image(spec: &mut FunctionSpec, value: &Value) -> Result<(), Refused> {
-    let list = |key: &str| match value.get(key) {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(list) => Vec::<String>::deserialize(list)
-            .map_err(|error| Refused::parameter(format!("ImageConfig.{key}: {error}"))),
-    };
-    spec.command = [list("EntryPoint")?, list("Command")?].concat();
-    spec.workdir = match value.get("WorkingDirectory") {
-        None | Some(Value::Null) => Default::default(),
-        Some(at) => text("ImageConfig.WorkingDirectory", at)?.into(),
-    };
-    Ok(())
-}
-
-fn text<'v>(key: &str, value: &'v Value) -> Result<&'v str, Refused> {
-    value.as_str().ok_or_else(|| Refused::parameter(format!("{key} is a text")))
 }

@@ -8,7 +8,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde_json::{Map, Value};
 use stoker_core::error::{Blame, Error};
 
-use super::report;
+use super::invoke::report;
 
 /// The type of such an answer.
 pub const MEDIA_TYPE: &str = "application/vnd.amazon.eventstream";

@@ -1,0 +1,347 @@
+//! Who is let in, for what, and for how much: the access file, as the doors ask it.
+//!
+//! Without one everybody may everything, which is meant for loopback. With one every request is somebody's: the servers find out whose and put a
+//! [`Caller`] beside it, and doors ask [`Guard::allow`]. A request without a caller is nobody's, so that a door that forgets to hand it on lets
+//! in nobody. Health and reflection are open: they say nothing that is not public.
+
+mod limits;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use http::header::AUTHORIZATION;
+use http::{Extensions, HeaderMap, HeaderValue};
+use stoker_core::error::{Code, Error, Retry};
+use stoker_runtime::audit::{Audit, Event};
+use stoker_runtime::auth::{Access, Identity, Keeper, Secret, Unknown};
+use stoker_runtime::tls::Secured;
+use tokio_util::task::TaskTracker;
+
+use self::limits::Limiter;
+pub use self::limits::Share;
+pub use stoker_runtime::auth::Permission;
+pub use stoker_runtime::tls::Peer;
+
+/// How long a request waits for the keys of an issuer that were not read yet.
+const KEYS_PATIENCE: Duration = Duration::from_secs(3);
+
+/// One connection, as far as it says who is there.
+#[derive(Debug, Default)]
+pub struct Origin {
+    pub peer: Option<Arc<Peer>>,
+    /// Where from, as it is noted.
+    pub remote: String,
+    /// It came by TLS.
+    pub secure: bool,
+}
+
+impl Origin {
+    pub fn of(stream: &Secured) -> Arc<Self> {
+        let remote = stream.remote().map(|remote| remote.to_string()).unwrap_or_default();
+        Arc::new(Self { peer: stream.peer().cloned(), remote, secure: stream.is_tls() })
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Default)]
+pub struct Caller(Option<Arc<Asker>>);
+
+struct Asker {
+    who: Who,
+    origin: Arc<Origin>,
+}
+
+enum Who {
+    /// This process itself, for what it took over earlier.
+    Platform,
+    Known {
+        identity: Arc<Identity>,
+        /// Of the access file.
+        generation: u64,
+        /// What it showed, to be asked again when the file has changed; a certificate is the connection's.
+        token: Option<HeaderValue>,
+        /// Somebody else found out who it is, by a signature.
+        signed: bool,
+    },
+}
+
+impl Caller {
+    /// Whoever the server found to be behind a request.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// This process itself, for calls that were taken earlier, when their caller was asked.
+    pub fn platform() -> Self {
+        Self(Some(Arc::new(Asker { who: Who::Platform, origin: Arc::default() })))
+    }
+
+    /// Its name; empty where nobody was asked.
+    pub fn name(&self) -> &str {
+        match self.0.as_deref() {
+            Some(Asker { who: Who::Known { identity, .. }, .. }) => identity.name(),
+            Some(Asker { who: Who::Platform, .. }) => "stoker",
+            None => "",
+        }
+    }
+
+    fn remote(&self) -> &str {
+        self.0.as_deref().map_or("", |asker| asker.origin.remote.as_str())
+    }
+}
+
+/// See the module.
+pub struct Guard {
+    file: Option<File>,
+    pub audit: Audit,
+}
+
+struct File {
+    path: PathBuf,
+    now: ArcSwap<Generation>,
+    count: AtomicU64,
+    /// Those that read the keys of issuers.
+    tasks: TaskTracker,
+}
+
+/// The access file as it was read one time.
+struct Generation {
+    number: u64,
+    access: Access,
+    limiter: Arc<Limiter>,
+    _keeper: Keeper,
+}
+
+impl Guard {
+    /// Lets in everybody.
+    pub fn open(audit: Audit) -> Self {
+        Self { file: None, audit }
+    }
+
+    /// Lets in those of an access file.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn new(path: &Path, audit: Audit) -> Result<Self, String> {
+        let tasks = TaskTracker::new();
+        let access = Access::read(path)?;
+        let keeper = Keeper::start(access.issuers(), &tasks);
+        let now = Generation { number: 0, access, limiter: Arc::default(), _keeper: keeper };
+        let file =
+            File { path: path.to_owned(), now: ArcSwap::from_pointee(now), count: AtomicU64::new(0), tasks };
+        Ok(Self { file: Some(file), audit })
+    }
+
+    /// Reads the file again. One with a mistake changes nothing.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn reload(&self) -> Result<(), String> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let access = Access::read(&file.path)?;
+        let before = file.now.load();
+        access.take_over(&before.access);
+        let same = access.limits() == before.access.limits();
+        let limiter = if same { before.limiter.clone() } else { Arc::default() };
+        let keeper = Keeper::start(access.issuers(), &file.tasks);
+        let number = file.count.fetch_add(1, Ordering::Relaxed) + 1;
+        file.now.store(Arc::new(Generation { number, access, limiter, _keeper: keeper }));
+        Ok(())
+    }
+
+    /// Whether nobody is asked.
+    pub fn is_open(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Finds out whose a request is. A token that did its work is taken out of the headers: it is no function's business.
+    ///
+    /// # Errors
+    /// Nobody is known by it.
+    pub async fn identify(&self, headers: &mut HeaderMap, origin: &Arc<Origin>) -> Result<Caller, Error> {
+        let Some(file) = &self.file else { return Ok(Caller::default()) };
+        let shown = shown(headers)?;
+        let token = shown.as_ref().and_then(bearer);
+        let mut now = file.now.load_full();
+        let mut found = now.identify(token, origin);
+        if found.as_ref().err() == Some(&Unknown::KeyNotRead) {
+            for issuer in now.access.issuers() {
+                issuer.refresh(KEYS_PATIENCE).await;
+            }
+            now = file.now.load_full();
+            found = now.identify(token, origin);
+        }
+        match found {
+            Ok(identity) => {
+                let token = if token.is_some() { headers.remove(AUTHORIZATION) } else { None };
+                let who = Who::Known { identity, generation: now.number, token, signed: false };
+                Ok(Caller(Some(Arc::new(Asker { who, origin: origin.clone() }))))
+            }
+            Err(unknown) => match now.access.anybody() {
+                // What is no credential of ours may be the function's.
+                Some(anybody) => {
+                    let generation = now.number;
+                    let who =
+                        Who::Known { identity: anybody.clone(), generation, token: None, signed: false };
+                    Ok(Caller(Some(Arc::new(Asker { who, origin: origin.clone() }))))
+                }
+                // A signature is checked by the door that has signatures, which then says who it is.
+                None if now.access.has_keys() && token.is_none() && shown.is_some() => Ok(Caller::default()),
+                None => {
+                    let error = unauthenticated(unknown);
+                    self.refused("authenticate", "", &origin.remote, &[], &error);
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    /// The secret of an access key and whose it is, for the door that has signatures.
+    pub fn key(&self, id: &str) -> Option<(Secret, Arc<Identity>)> {
+        self.file.as_ref()?.now.load().access.key(id).cloned()
+    }
+
+    /// Whoever was found out by a signature.
+    pub fn signed(&self, identity: Arc<Identity>) -> Caller {
+        let generation = self.file.as_ref().map_or(0, |file| file.now.load().number);
+        let who = Who::Known { identity, generation, token: None, signed: true };
+        Caller(Some(Arc::new(Asker { who, origin: Arc::default() })))
+    }
+
+    /// Whether a caller may do this with an app.
+    ///
+    /// # Errors
+    /// It is nobody, or may not.
+    pub fn allow(&self, caller: &Caller, permission: Permission, app: &str) -> Result<(), Error> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let now = file.now.load();
+        let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
+        if identity.may(permission, app) {
+            return Ok(());
+        }
+        let what = permission.as_str();
+        let error = denied(format!("{} may not {what} in app `{app}`", identity.name()));
+        self.refused(what, identity.name(), caller.remote(), &[app.to_owned()], &error);
+        Err(error)
+    }
+
+    /// Whether a caller may do this with the fleet, which is to do it with every app.
+    ///
+    /// # Errors
+    /// It is nobody, or may not.
+    pub fn allow_fleet(&self, caller: &Caller, permission: Permission) -> Result<(), Error> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let now = file.now.load();
+        let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
+        if identity.may_everywhere(permission) {
+            return Ok(());
+        }
+        let what = permission.as_str();
+        let error =
+            denied(format!("{} may not {what} the fleet: that takes `{what}: [\"*\"]`", identity.name()));
+        self.refused(what, identity.name(), caller.remote(), &[], &error);
+        Err(error)
+    }
+
+    /// Whether a caller may see an app, by any permission, without a word where it may not: for lists.
+    pub fn sees(&self, caller: &Caller, app: &str) -> bool {
+        let Some(file) = &self.file else { return true };
+        let all = [Permission::Observe, Permission::Manage, Permission::Invoke];
+        match self.current(caller, &file.now.load()) {
+            Ok(Some(identity)) => all.iter().any(|permission| identity.may(*permission, app)),
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Lets a call of an app in, with its part of what its caller may ask for, held as long as the call lasts.
+    ///
+    /// # Errors
+    /// Its caller is nobody, may not call the app, or has had its share.
+    pub fn enter(&self, caller: &Caller, app: &str) -> Result<Option<Share>, Error> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let now = file.now.load();
+        self.allow(caller, Permission::Invoke, app)?;
+        if matches!(caller.0.as_deref(), Some(Asker { who: Who::Platform, .. })) {
+            return Ok(None);
+        }
+        now.limiter.enter(now.access.limits(), caller.name(), app, Instant::now()).map_err(|wait| {
+            let text = format!("{} has had its share of calls of app `{app}` for now", caller.name());
+            Error::new(Code::RateLimited, text).retry(Retry::After(wait))
+        })
+    }
+
+    /// Who a caller is now; nobody in particular for this process itself. A file that has changed is asked again: streams live long.
+    fn current(&self, caller: &Caller, now: &Generation) -> Result<Option<Arc<Identity>>, Error> {
+        let Some(asker) = &caller.0 else { return Err(unauthenticated(Unknown::Nothing)) };
+        let Who::Known { identity, generation, token, signed } = &asker.who else { return Ok(None) };
+        if identity.is_over(SystemTime::now()) {
+            return Err(unauthenticated(Unknown::Over));
+        }
+        if *generation == now.number || *signed {
+            return Ok(Some(identity.clone()));
+        }
+        match (now.identify(token.as_ref().and_then(bearer), &asker.origin), now.access.anybody()) {
+            (Ok(identity), _) => Ok(Some(identity)),
+            (Err(_), Some(anybody)) => Ok(Some(anybody.clone())),
+            (Err(unknown), None) => Err(unauthenticated(unknown)),
+        }
+    }
+
+    /// Notes a change, or that it failed.
+    pub fn note(&self, caller: &Caller, what: &str, on: &[String], outcome: Result<(), &Error>) {
+        let outcome = outcome.map_or_else(|error| stoker_proto::status::row(error.code).reason, |()| "ok");
+        self.audit.note(Event { what, identity: caller.name(), remote: caller.remote(), on, outcome });
+    }
+
+    fn refused(&self, what: &str, identity: &str, remote: &str, on: &[String], error: &Error) {
+        let outcome = stoker_proto::status::row(error.code).reason;
+        self.audit.refused(Event { what, identity, remote, on, outcome });
+    }
+}
+
+impl Generation {
+    fn identify(&self, token: Option<&[u8]>, origin: &Origin) -> Result<Arc<Identity>, Unknown> {
+        self.access.identify(token, origin.peer.as_deref(), SystemTime::now())
+    }
+}
+
+/// The one `authorization`, if there is one.
+fn shown(headers: &HeaderMap) -> Result<Option<HeaderValue>, Error> {
+    let mut all = headers.get_all(AUTHORIZATION).iter();
+    match (all.next(), all.next()) {
+        (_, Some(_)) => Err(Error::new(Code::InvalidRequest, "authorization: stands there twice")),
+        (first, None) => Ok(first.cloned()),
+    }
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(value: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = value.as_bytes().split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+fn unauthenticated(unknown: Unknown) -> Error {
+    let text = match unknown {
+        Unknown::Nothing => {
+            "nobody is known by this request: show a token (`authorization: Bearer …`) or a certificate"
+        }
+        Unknown::Wrong => "what this request shows is no credential of this fleet",
+        Unknown::Over => "the time of the credential that this request shows has passed",
+        Unknown::KeyNotRead => "the token is signed by a key that its issuer does not publish",
+    };
+    Error::new(Code::Unauthenticated, text)
+}
+
+fn denied(text: String) -> Error {
+    Error::new(Code::PermissionDenied, text)
+}
+
+/// What a browser or a kit is told that shows nothing.
+pub const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"stoker\"");
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! What a guard makes of headers and files.
+
+use super::*;
+
+fn guard(text: &str) -> (tempfile::TempDir, Guard) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("access.yaml");
+    std::fs::write(&path, text).unwrap();
+    let guard = Guard::new(&path, Audit::into_log()).unwrap();
+    (directory, guard)
+}
+
+fn code<T>(outcome: Result<T, Error>) -> Option<Code> {
+    outcome.err().map(|error| error.code)
+}
+
+#[test]
+fn without_a_file_everybody_may_everything_and_with_one_nobody_may_nothing() {
+    let open = Guard::open(Audit::into_log());
+    let nobody = Caller::default();
+    assert_eq!(code(open.allow(&nobody, Permission::Manage, "a")), None);
+    assert_eq!(code(open.allow_fleet(&nobody, Permission::Manage)), None);
+    assert!(open.enter(&nobody, "a").is_ok_and(|share| share.is_none()) && open.sees(&nobody, "a"));
+    let (_directory, closed) = guard("tokens: []");
+    assert_eq!(code(closed.allow(&nobody, Permission::Invoke, "a")), Some(Code::Unauthenticated));
+    assert_eq!(
+        code(closed.enter(&nobody, "a")),
+        Some(Code::Unauthenticated),
+        "a door that names no caller lets in nobody"
+    );
+    assert!(!closed.sees(&nobody, "a"));
+    assert_eq!(code(closed.enter(&Caller::platform(), "a")), None, "what was taken earlier goes on");
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_connection_is_enough() {
+    let (_directory, guard) =
+        guard("certificates: [{name: alice, san: 'spiffe://stoker/client/alice', invoke: [a]}]");
+    let peer = |name: &str| Peer { names: vec![format!("spiffe://stoker/client/{name}")] };
+    let of = |name: &str| Arc::new(Origin { peer: Some(Arc::new(peer(name))), ..Origin::default() });
+    let alice = guard.identify(&mut HeaderMap::new(), &of("alice")).await.unwrap();
+    assert_eq!((alice.name(), code(guard.allow(&alice, Permission::Invoke, "a"))), ("alice", None));
+    assert_eq!(code(guard.allow(&alice, Permission::Invoke, "b")), Some(Code::PermissionDenied));
+    assert_eq!(code(guard.identify(&mut HeaderMap::new(), &of("bob")).await), Some(Code::Unauthenticated));
+}
+
+#[tokio::test]
+async fn a_signature_is_left_to_the_door_that_has_signatures() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("access.yaml");
+    std::fs::write(directory.path().join("secret"), "0123456789abcdef").unwrap();
+    std::fs::write(&path, "access_keys: [{name: sdk, id: AKIA1, secret_file: secret, invoke: [a]}]").unwrap();
+    let guard = Guard::new(&path, Audit::into_log()).unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert(AUTHORIZATION, HeaderValue::from_static("AWS4-HMAC-SHA256 Credential=AKIA1/x"));
+    let caller = guard.identify(&mut headers, &Arc::default()).await.unwrap();
+    assert_eq!(
+        code(guard.allow(&caller, Permission::Invoke, "a")),
+        Some(Code::Unauthenticated),
+        "nobody so far"
+    );
+    let (_, identity) = guard.key("AKIA1").unwrap();
+    assert_eq!(code(guard.allow(&guard.signed(identity), Permission::Invoke, "a")), None);
+}

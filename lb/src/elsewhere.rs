@@ -1,0 +1,150 @@
+//! Calls that wait at a runner and could start at once at another that says that it has an idle container of their function.
+//!
+//! Those who wait in the balancer's [queue](crate::queue) come first: they have no place anywhere. News of a container that none of them
+//! wants is given to one who stands here, the one that came first.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use stoker_core::function::Digest;
+use tokio::sync::oneshot;
+
+use crate::hash::QuickMap;
+
+/// All of them. `R` is a runner.
+pub struct Elsewhere<R>(Arc<Shared<R>>);
+
+struct Shared<R> {
+    /// How many stand here: most of the time nobody, and then nothing else is looked at.
+    count: AtomicUsize,
+    inner: Mutex<Inner<R>>,
+}
+
+struct Inner<R> {
+    lines: QuickMap<Digest, VecDeque<Call<R>>>,
+    last: u64,
+}
+
+struct Call<R> {
+    number: u64,
+    /// Where it waits.
+    at: Arc<R>,
+    tell: oneshot::Sender<Arc<R>>,
+}
+
+/// A call that stands here, as long as this lives; gives a runner that seems to have somebody idle.
+pub struct Standing<R> {
+    all: Elsewhere<R>,
+    function: Digest,
+    number: u64,
+    told: oneshot::Receiver<Arc<R>>,
+}
+
+impl<R> Clone for Elsewhere<R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<R> Default for Elsewhere<R> {
+    fn default() -> Self {
+        let inner = Mutex::new(Inner { lines: QuickMap::default(), last: 0 });
+        Self(Arc::new(Shared { count: AtomicUsize::new(0), inner }))
+    }
+}
+
+impl<R> Elsewhere<R> {
+    fn lock(&self) -> MutexGuard<'_, Inner<R>> {
+        // No code that can panic runs under this lock.
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call of `function` that waits `at` a runner.
+    pub fn stand(&self, function: Digest, at: Arc<R>) -> Standing<R> {
+        let (tell, told) = oneshot::channel();
+        let mut inner = self.lock();
+        inner.last += 1;
+        let number = inner.last;
+        inner.lines.entry(function).or_default().push_back(Call { number, at, tell });
+        self.0.count.fetch_add(1, Ordering::Relaxed);
+        drop(inner);
+        Standing { all: self.clone(), function, number, told }
+    }
+
+    /// `runner` says that so many containers of `function` are idle: as many calls learn of it.
+    pub fn idle(&self, function: &Digest, runner: &Arc<R>, containers: u32) {
+        if self.0.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut inner = self.lock();
+        let Some(line) = inner.lines.get_mut(function) else { return };
+        for _ in 0..containers {
+            // It has its place there already, and its turn.
+            let Some(at) = line.iter().position(|call| !Arc::ptr_eq(&call.at, runner)) else { break };
+            let Some(call) = line.remove(at) else { break };
+            self.0.count.fetch_sub(1, Ordering::Relaxed);
+            // One that has gone at this moment had no need of it.
+            call.tell.send(runner.clone()).ok();
+        }
+        if line.is_empty() {
+            inner.lines.remove(function);
+        }
+    }
+
+    /// The functions of those who stand here.
+    pub fn functions(&self) -> Vec<Digest> {
+        if self.0.count.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        self.lock().lines.keys().copied().collect()
+    }
+}
+
+impl<R> Future for Standing<R> {
+    type Output = Option<Arc<R>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Arc<R>>> {
+        Pin::new(&mut self.told).poll(cx).map(Result::ok)
+    }
+}
+
+impl<R> Drop for Standing<R> {
+    fn drop(&mut self) {
+        let mut inner = self.all.lock();
+        let Some(line) = inner.lines.get_mut(&self.function) else { return };
+        if let Some(at) = line.iter().position(|call| call.number == self.number) {
+            line.remove(at);
+            self.all.0.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if line.is_empty() {
+            inner.lines.remove(&self.function);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    #[test]
+    fn as_many_learn_of_it_as_are_idle_and_nobody_of_his_own_runner() {
+        let all = Elsewhere::default();
+        let (one, two) = (Arc::new(1), Arc::new(2));
+        let (f, g) = (Digest([1; 32]), Digest([2; 32]));
+        let mut calls: Vec<_> =
+            [(f, &one), (f, &two), (f, &one), (g, &one)].map(|(f, at)| all.stand(f, at.clone())).into();
+        all.idle(&f, &two, 1);
+        let told = |call: &mut Standing<i32>| call.now_or_never().flatten().map(|runner| *runner);
+        assert_eq!(calls.iter_mut().map(told).collect::<Vec<_>>(), [Some(2), None, None, None]);
+        all.idle(&f, &two, 5);
+        assert_eq!(calls[1..].iter_mut().map(told).collect::<Vec<_>>(), [None, Some(2), None]);
+        assert_eq!(all.functions().len(), 2);
+        drop(calls);
+        assert!(all.functions().is_empty());
+        assert_eq!(all.0.count.load(Ordering::Relaxed), 0);
+    }
+}

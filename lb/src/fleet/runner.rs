@@ -1,0 +1,367 @@
+//! One runner: what it says of itself, its links, and what of it goes onto the board.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use stoker_core::capacity::{Capacity, RunnerState, Warmth};
+use stoker_core::function::Digest;
+use stoker_core::machine::Machine as _;
+use stoker_core::resources::{Ask, Resources};
+use stoker_policy::board::{Board, Peer, Seat};
+use stoker_policy::placement;
+use stoker_proto::{convert, v1};
+use stoker_runtime::telemetry::Facts;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use super::version;
+use crate::directory::Known;
+use crate::link::session::Session;
+use crate::link::state::{LinkEvent, LinkState};
+
+/// A runner, as this balancer knows it.
+pub struct Runner {
+    pub name: String,
+    pub address: String,
+    /// What spans say of it.
+    pub facts: Facts,
+    pub(super) seat: Seat,
+    /// Where all runners are, and what this balancer saw of them.
+    board: Arc<Mutex<Board<Arc<Runner>>>>,
+    capacity: ArcSwap<(Capacity, Instant)>,
+    pub lanes: Box<[Lane]>,
+    turn: AtomicUsize,
+    in_flight: Arc<AtomicU32>,
+    /// Those of them that stand in its line.
+    in_line: Arc<AtomicU32>,
+    standing: watch::Sender<Standing>,
+}
+
+/// How a runner stands in the registry. One that is not listed is kept as long as a link to it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Listed,
+    Unlisted,
+    /// Given up, for good: one that is listed anew is another.
+    GivenUp,
+}
+
+/// One link: a connection with its stream.
+pub struct Lane {
+    pub session: ArcSwapOption<Session>,
+    /// The runner asked for no more offers here.
+    draining: AtomicBool,
+    pub channel: ArcSwapOption<Channel>,
+    status: Mutex<(LinkState, String)>,
+}
+
+impl Peer for Runner {
+    fn is_open(&self) -> bool {
+        self.lanes.iter().any(Lane::is_open) && self.capacity.load().0.state == RunnerState::Ready
+    }
+
+    fn load(&self) -> u32 {
+        self.in_flight()
+    }
+}
+
+/// Counts a call on a runner, or in its line, as long as it lives.
+pub struct InFlight(Arc<AtomicU32>);
+
+#[cfg(test)]
+impl Default for InFlight {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU32::new(1)))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Lane {
+    fn status(&self) -> MutexGuard<'_, (LinkState, String)> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the link on; a move that its table does not have is a mistake of ours, which is logged and changes nothing.
+    pub fn on(&self, event: LinkEvent, reason: &str) {
+        let mut status = self.status();
+        match status.0.on(event) {
+            Ok(next) => {
+                *status = (next, reason.to_owned());
+                self.draining.store(next == LinkState::Draining, Ordering::Relaxed);
+            }
+            Err(wrong) => tracing::error!(%wrong, "a link was moved against its table"),
+        }
+    }
+
+    /// Whether the runner takes offers here.
+    pub fn is_open(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && self.session.load().is_some()
+    }
+}
+
+impl Runner {
+    fn new(capacity: Capacity, lanes: usize, seat: Seat, board: Arc<Mutex<Board<Arc<Runner>>>>) -> Self {
+        let now = Instant::now();
+        let lane = || Lane {
+            session: ArcSwapOption::empty(),
+            draining: AtomicBool::new(false),
+            channel: ArcSwapOption::empty(),
+            status: Mutex::new((LinkState::Connecting, String::new())),
+        };
+        Self {
+            name: capacity.runner.as_str().to_owned(),
+            address: capacity.address.clone(),
+            facts: crate::observe::of_runner(&capacity),
+            seat,
+            board,
+            capacity: ArcSwap::from_pointee((capacity, now)),
+            lanes: (0..lanes.max(1)).map(|_| lane()).collect(),
+            turn: AtomicUsize::new(0),
+            in_flight: Arc::default(),
+            in_line: Arc::default(),
+            standing: watch::Sender::new(Standing::Listed),
+        }
+    }
+
+    /// Makes one and seats it on the board.
+    pub(super) fn join(
+        board: &Arc<Mutex<Board<Arc<Runner>>>>,
+        capacity: Capacity,
+        lanes: usize,
+    ) -> Arc<Self> {
+        let key = placement::key(capacity.runner.as_str().as_bytes());
+        let total = capacity.total;
+        let mut seats = board.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.join(key, total, Instant::now(), |seat| {
+            Arc::new(Self::new(capacity, lanes, seat, board.clone()))
+        })
+    }
+
+    /// One with a name and nothing else.
+    #[cfg(test)]
+    pub fn named(name: &str) -> Arc<Self> {
+        let capacity = Capacity {
+            runner: stoker_core::ids::RunnerName::new(name).expect("a name"),
+            incarnation: stoker_core::ids::Incarnation::new(),
+            address: "http://127.0.0.1:1".to_owned(),
+            zone: String::new(),
+            labels: Default::default(),
+            sequence: 1,
+            state: Default::default(),
+            total: Resources::default(),
+            free: Resources::default(),
+            reclaimable: Resources::default(),
+            in_flight: 0,
+            waiting: 0,
+            functions: Default::default(),
+        };
+        Self::join(&Arc::default(), capacity, 1)
+    }
+
+    /// Everything on it changes in the order of the runner's frames, so that a refusal never outlives the news that came after it.
+    pub(super) fn board(&self) -> MutexGuard<'_, Board<Arc<Runner>>> {
+        // No code that can panic runs under this lock.
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session to offer on; they take turns.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let lanes = (0..self.lanes.len()).map(|i| &self.lanes[(turn + i) % self.lanes.len()]);
+        lanes.filter(|lane| lane.is_open()).find_map(|lane| lane.session.load_full())
+    }
+
+    /// A connection, for what is asked beside the sessions.
+    pub fn channel(&self) -> Option<Channel> {
+        self.lanes.iter().find_map(|lane| lane.channel.load_full()).map(|channel| (*channel).clone())
+    }
+
+    /// Counts a call here.
+    pub fn enter(&self) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.in_flight.clone())
+    }
+
+    /// Calls of ours that it has.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Counts a call in its line.
+    pub fn stand(&self) -> InFlight {
+        self.in_line.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.in_line.clone())
+    }
+
+    /// Whether a call of ours stands in its line.
+    pub fn has_ours(&self) -> bool {
+        self.in_line.load(Ordering::Relaxed) > 0
+    }
+
+    /// What it said last.
+    pub fn capacity(&self) -> Arc<(Capacity, Instant)> {
+        self.capacity.load_full()
+    }
+
+    /// Whether a record tells more than is known.
+    pub(super) fn is_news(&self, record: &Capacity) -> bool {
+        let known = self.capacity.load();
+        let (life, known_life) = (record.incarnation.0, known.0.incarnation.0);
+        life > known_life || (life == known_life && record.sequence > known.0.sequence)
+    }
+
+    /// Takes a record, unless a newer one of the same life is known.
+    pub fn update(&self, record: Capacity, from_runner: bool) {
+        let known = self.capacity.load();
+        let (life, known_life) = (record.incarnation, known.0.incarnation);
+        // A runner knows its own life; the registry may still tell of an earlier one, whose number is lower.
+        if (life == known_life && known.0.sequence > record.sequence)
+            || (!from_runner && life.0 < known_life.0)
+        {
+            return;
+        }
+        let now = Instant::now();
+        let mut board = self.board();
+        if life != known_life {
+            board.renew(self.seat, now);
+        }
+        board.resize(self.seat, record.total);
+        if from_runner {
+            let warm = record.functions.iter().map(|(digest, warmth)| (version(digest), warmth.idle));
+            board.spoke(self.seat, warm, now);
+        }
+        drop(board);
+        self.capacity.store(Arc::new((record, now)));
+    }
+
+    fn warm(&self, board: &mut Board<Arc<Runner>>, warmth: Option<&v1::Warmth>, now: Instant) {
+        if let Some(Ok((digest, Warmth { idle, .. }))) = warmth.map(convert::warmth) {
+            board.said(self.seat, version(&digest), idle, now);
+        }
+    }
+
+    /// A call ended there, and this is how warm its function is now.
+    pub fn ended(&self, warmth: Option<&v1::Warmth>) {
+        let mut board = self.board();
+        board.freed(self.seat);
+        self.warm(&mut board, warmth, Instant::now());
+    }
+
+    /// It refused; full it is where it said so.
+    pub fn refused(&self, full: bool, warmth: Option<&v1::Warmth>) {
+        let (mut board, now) = (self.board(), Instant::now());
+        if full {
+            board.refused(self.seat, now);
+        }
+        self.warm(&mut board, warmth, now);
+    }
+
+    /// A call goes there: one idle container less, as far as we know.
+    pub fn used(&self, function: &Digest) {
+        self.board().used(self.seat, version(function));
+    }
+
+    /// What it could give to new containers.
+    pub fn room(&self) -> Resources {
+        let record = &self.capacity.load().0;
+        record.free.checked_add(record.reclaimable).unwrap_or(record.total)
+    }
+
+    /// Whether it is large enough for such a container.
+    pub fn could_hold(&self, ask: &Ask) -> bool {
+        self.capacity.load().0.total.could_hold(ask)
+    }
+
+    /// Whether it may be asked at all for a call of `function`.
+    pub fn may_take(&self, function: &Known) -> bool {
+        self.lanes.iter().any(Lane::is_open)
+            && placement::eligible(&self.capacity.load().0, &function.spec.ask())
+    }
+
+    /// Whether the registry lists it now.
+    pub fn is_listed(&self) -> bool {
+        *self.standing.borrow() == Standing::Listed
+    }
+
+    /// The registry lists it again, or still; `false` if it has been given up.
+    pub(super) fn list(&self) -> bool {
+        self.standing.send_if_modified(|standing| {
+            let back = *standing == Standing::Unlisted;
+            if back {
+                *standing = Standing::Listed;
+            }
+            back
+        });
+        self.is_listed()
+    }
+
+    pub(super) fn unlist(&self) {
+        self.standing.send_if_modified(|standing| {
+            let gone = *standing == Standing::Listed;
+            if gone {
+                *standing = Standing::Unlisted;
+            }
+            gone
+        });
+    }
+
+    /// Gives it up if nothing speaks for it any more: neither the registry nor a link. Says whether it is given up.
+    pub fn give_up(&self) -> bool {
+        let linked = self.lanes.iter().any(|lane| lane.session.load().is_some());
+        self.standing.send_if_modified(|standing| {
+            let over = *standing == Standing::Unlisted && !linked;
+            if over {
+                *standing = Standing::GivenUp;
+            }
+            over
+        });
+        *self.standing.borrow() == Standing::GivenUp
+    }
+
+    /// Returns when it is given up.
+    pub async fn given_up(&self) {
+        let mut standing = self.standing.subscribe();
+        while !self.give_up() {
+            // The sender is here.
+            standing.changed().await.ok();
+        }
+    }
+
+    /// How its links stand: the best of them, and what is wrong with it where something is.
+    pub fn link(&self) -> (LinkState, String) {
+        let best = |state: LinkState| match state {
+            LinkState::Ready => 0,
+            LinkState::Draining => 1,
+            LinkState::Connecting => 2,
+            LinkState::Lost => 3,
+            LinkState::Closed => 4,
+        };
+        let lanes = self.lanes.iter().map(|lane| lane.status().clone());
+        lanes.min_by_key(|(state, _)| best(*state)).unwrap_or((LinkState::Closed, String::new()))
+    }
+
+    /// For operators.
+    pub fn describe(&self) -> v1::RunnerDescription {
+        let capacity = self.capacity();
+        let (state, reason) = self.link();
+        let link = match state {
+            LinkState::Connecting => v1::LinkState::Connecting,
+            LinkState::Ready => v1::LinkState::Ready,
+            LinkState::Draining => v1::LinkState::Draining,
+            LinkState::Lost | LinkState::Closed => v1::LinkState::Lost,
+        };
+        v1::RunnerDescription {
+            capacity: Some(convert::to_capacity(&capacity.0)),
+            link: link.into(),
+            reason,
+            age: Some(convert::to_duration(capacity.1.elapsed())),
+        }
+    }
+}

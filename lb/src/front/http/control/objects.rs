@@ -1,0 +1,235 @@
+//! How apps, functions and triggers look by Fn's API, and what goes with a function's revision for it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, SecondsFormat};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use stoker_core::FunctionSpec;
+use stoker_core::function::{FunctionName, Root, Trigger, opaque_id};
+use stoker_registry::apps::App;
+use stoker_registry::revisions::{Expect, Release, Wish};
+
+use super::{Asked, Refused, wrong};
+
+/// The note of a revision that holds [`Facts`].
+const NOTE: &str = "fn";
+
+const INVOKE: &str = "fnproject.io/fn/invokeEndpoint";
+const ENDPOINT: &str = "fnproject.io/trigger/httpEndpoint";
+
+/// What Fn knows of a function besides its spec.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// Its variables without those of its app.
+    pub config: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, Value>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub shape: String,
+    pub created_ms: u64,
+    pub updated_ms: u64,
+    pub triggers: Vec<Named>,
+}
+
+/// What Fn knows of a trigger besides its path.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    pub id: String,
+    pub name: String,
+    pub source: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, Value>,
+    pub created_ms: u64,
+    pub updated_ms: u64,
+}
+
+/// A function as this API sees it.
+#[derive(Debug, Clone)]
+pub struct Function {
+    pub spec: Arc<FunctionSpec>,
+    pub facts: Facts,
+    /// Its newest revision, over which a change of it is written.
+    pub revision: u64,
+    /// It came in by this API, and its app's variables are its own.
+    pub ours: bool,
+}
+
+impl Function {
+    pub fn of(release: &Release) -> Self {
+        let newest = &release.newest;
+        let told = newest.notes.get(NOTE).and_then(|text| serde_json::from_str(text).ok());
+        let ours = told.is_some();
+        let mut facts: Facts = told.unwrap_or_else(|| Facts {
+            config: newest.spec.env.clone(),
+            created_ms: newest.created_ms,
+            updated_ms: newest.created_ms,
+            ..Facts::default()
+        });
+        // The paths are the spec's; what is known of them besides is kept as long as they are there.
+        let mut known = std::mem::take(&mut facts.triggers);
+        for Trigger { http } in &newest.spec.triggers {
+            let at = known.iter().position(|trigger| trigger.source == *http);
+            facts.triggers.push(at.map_or_else(
+                || unnamed(&newest.spec.name, http, newest.created_ms),
+                |at| known.swap_remove(at),
+            ));
+        }
+        Self { spec: newest.spec.clone(), facts, revision: newest.number, ours }
+    }
+
+    pub fn name(&self) -> &FunctionName {
+        &self.spec.name
+    }
+
+    /// The wish that makes it what it is now, over the revision that was read; 0: a new one.
+    pub fn wish(&self, app: &App) -> Result<Wish, Refused> {
+        let mut spec = FunctionSpec::clone(&self.spec);
+        spec.triggers =
+            self.facts.triggers.iter().map(|trigger| Trigger { http: trigger.source.clone() }).collect();
+        spec.env = app.config.clone();
+        spec.env.extend(self.facts.config.clone());
+        spec.check().map_err(|problems| {
+            let all: Vec<_> =
+                problems.iter().map(|problem| format!("{} {}", problem.field, problem.text)).collect();
+            wrong(all.join("; "))
+        })?;
+        let note = serde_json::to_string(&self.facts).unwrap_or_default();
+        let expect = if self.revision == 0 { Expect::Nothing } else { Expect::Newest(self.revision) };
+        let notes = BTreeMap::from([(NOTE.to_owned(), note)]);
+        Ok(Wish { notes: Some(notes), expect, ..Wish::from(spec) })
+    }
+}
+
+/// What there is of a trigger that nobody named.
+fn unnamed(function: &FunctionName, source: &str, created_ms: u64) -> Named {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
+    let name: String = source.trim_matches('/').chars().map(plain).take(255).collect();
+    let name = if name.is_empty() { function.function().to_owned() } else { name };
+    let (id, source) = (trigger_id(function.app(), source), source.to_owned());
+    Named { id, name, source, annotations: BTreeMap::new(), created_ms, updated_ms: created_ms }
+}
+
+/// The id of the trigger that has this path first.
+pub fn trigger_id(app: &str, source: &str) -> String {
+    opaque_id("trigger", &format!("{app}{source}"))
+}
+
+fn time(ms: u64) -> String {
+    let time = i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+impl Asked<'_> {
+    pub fn app_object(&self, name: &str) -> Value {
+        let record = self.apps.by_name.get(name).map(|app| App::clone(app)).unwrap_or_else(|| {
+            let functions = self.functions.releases.iter().filter(|(function, _)| function.app() == name);
+            let made = functions.map(|(_, release)| release.newest.created_ms).min().unwrap_or(0);
+            App { created_ms: made, updated_ms: made, ..App::default() }
+        });
+        let mut object = json!({
+            "id": FunctionName::app_id_of(name),
+            "name": name,
+            "config": record.config,
+            "annotations": record.annotations,
+            "shape": record.shape,
+            "created_at": time(record.created_ms),
+            "updated_at": time(record.updated_ms),
+        });
+        if let Some(url) = record.syslog_url {
+            object["syslog_url"] = url.into();
+        }
+        object
+    }
+
+    pub fn fn_object(&self, function: &Function) -> Value {
+        let (spec, facts, id) = (&function.spec, &function.facts, function.name().id());
+        let mut annotations = facts.annotations.clone();
+        annotations.insert(INVOKE.to_owned(), format!("{}/invoke/{id}", self.base).into());
+        let image = match &spec.root {
+            Root::Image(image) => image.unpinned().to_string(),
+            _ => String::new(),
+        };
+        json!({
+            "id": id,
+            "name": function.name().function(),
+            "app_id": function.name().app_id(),
+            "image": image,
+            "format": spec.format.as_str(),
+            "memory": spec.memory >> 20,
+            "timeout": spec.timeout_ms.div_ceil(1000),
+            "idle_timeout": spec.idle_timeout_ms.div_ceil(1000),
+            "config": facts.config,
+            "annotations": annotations,
+            "shape": facts.shape,
+            "created_at": time(facts.created_ms),
+            "updated_at": time(facts.updated_ms),
+        })
+    }
+
+    pub fn trigger_object(&self, function: &FunctionName, trigger: &Named) -> Value {
+        let mut annotations = trigger.annotations.clone();
+        let endpoint = format!("{}/t/{}{}", self.base, function.app(), trigger.source);
+        annotations.insert(ENDPOINT.to_owned(), endpoint.into());
+        json!({
+            "id": trigger.id,
+            "name": trigger.name,
+            "app_id": function.app_id(),
+            "fn_id": function.id(),
+            "type": "http",
+            "source": trigger.source,
+            "annotations": annotations,
+            "created_at": time(trigger.created_ms),
+            "updated_at": time(trigger.updated_ms),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_of_another_door_is_shown_with_names_of_its_own() {
+        let name = FunctionName::new("shop", "cart").unwrap();
+        let mut spec = FunctionSpec::new(name.clone(), vec!["true".into()], "/".into());
+        spec.env.insert("KEY".into(), "value".into());
+        spec.triggers = ["/", "/a/b c"].map(|http| Trigger { http: http.into() }).into();
+        let function = Function::of(&Release::first(spec));
+        assert!(!function.ours);
+        assert_eq!(function.facts.config["KEY"], "value");
+        let names: Vec<_> = function.facts.triggers.iter().map(|trigger| trigger.name.as_str()).collect();
+        assert_eq!(names, ["cart", "a-b-c"]);
+        assert_eq!(function.facts.triggers[0].id, trigger_id("shop", "/"));
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        let name = FunctionName::new("shop", "cart").unwrap();
+        let spec = FunctionSpec::new(name, vec!["true".into()], "/".into());
+        let mut function = Function::of(&Release::first(spec));
+        function.facts.config.insert("MINE".into(), "1".into());
+        function.facts.annotations.insert("note".into(), json!([1]));
+        function.facts.triggers.push(Named {
+            id: "x".into(),
+            name: "n".into(),
+            source: "/s".into(),
+            ..Named::default()
+        });
+        let app = App { config: [("APP".to_owned(), "2".to_owned())].into(), ..App::default() };
+        let wish = function.wish(&app).unwrap();
+        assert_eq!(wish.spec.env.len(), 2);
+        let mut functions = stoker_registry::Functions::default();
+        functions.apply(vec![Wish { expect: Expect::Anything, ..wish.clone() }], 1).unwrap();
+        let read = Function::of(&functions.releases[&wish.spec.name]);
+        assert!(read.ours);
+        assert_eq!(read.facts, function.facts);
+    }
+
+    #[test]
+    fn times_are_fns() {
+        assert_eq!(time(1_535_623_757_042), "2018-08-30T10:09:17.042Z");
+    }
+}

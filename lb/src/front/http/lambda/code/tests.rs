@@ -1,0 +1,133 @@
+use zip::ZipWriter;
+use zip::write::SimpleFileOptions;
+
+use super::*;
+
+/// A zip with these files (name, mode, content).
+fn zipped(files: &[(&str, u32, &[u8])]) -> Bytes {
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, mode, content) in files {
+        let options = SimpleFileOptions::default().unix_permissions(*mode);
+        if mode & 0o170_000 == 0o120_000 {
+            zip.add_symlink(*name, String::from_utf8_lossy(content), options).unwrap();
+        } else if name.ends_with('/') {
+            zip.add_directory(*name, options).unwrap();
+        } else {
+            zip.start_file(*name, options).unwrap();
+            zip.write_all(content).unwrap();
+        }
+    }
+    zip.finish().unwrap().into_inner().into()
+}
+
+fn store() -> (tempfile::TempDir, Arc<Store>) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::new(directory.path().join("code")));
+    (directory, store)
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn a_zip_becomes_a_directory_that_everybody_can_read() {
+    let (_directory, store) = store();
+    let zip = zipped(&[
+        ("func.py", 0o600, b"code"),
+        ("bin/run", 0o4700, b"#!"),
+        ("empty/", 0o700, b""),
+        ("bin/again", 0o120_777, b"../bin/run"),
+    ]);
+    let stored = store.put(zip.clone()).await.unwrap();
+    let at = &stored.directory;
+    assert_eq!(fs::read(at.join("func.py")).unwrap(), b"code");
+    assert_eq!(fs::read(at.join("bin/again")).unwrap(), b"#!");
+    assert_eq!([at, &at.join("bin"), &at.join("empty")].map(|path| mode(path)), [0o755; 3]);
+    assert_eq!((mode(&at.join("func.py")), mode(&at.join("bin/run"))), (0o644, 0o755), "and no setuid");
+    assert_eq!(stored.bytes, Some(zip.len()));
+    let found = store.find(Some(at)).unwrap();
+    assert_eq!((&found.sha256, &found.directory), (&stored.sha256, at));
+    assert!(store.find(Some(&at.join("gone"))).is_err() && store.find(None).is_err());
+    // The same is the same, and nothing else lies about.
+    assert_eq!(store.put(zip).await.unwrap().directory, *at);
+    assert_eq!(fs::read_dir(at.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn what_would_do_harm_is_refused_and_leaves_nothing() {
+    let (directory, store) = store();
+    let deep = format!("{}f", "d/".repeat(DEEPEST));
+    let long = "x".repeat(256);
+    for (zip, said) in [
+        (zipped(&[("../out", 0o644, b"x")]), "no name"),
+        (zipped(&[("a/../../out", 0o644, b"x")]), "no name"),
+        (zipped(&[(&deep, 0o644, b"x")]), "no name"),
+        (zipped(&[(&long, 0o644, b"x")]), "no name"),
+        (zipped(&[("a", 0o120_777, b"/etc")]), "leads out"),
+        (zipped(&[("a", 0o120_777, b"..")]), "leads out"),
+        (zipped(&[("b/a", 0o120_777, b"../../etc")]), "leads out"),
+        // Through a link that is there before.
+        (zipped(&[("a", 0o120_777, b"b"), ("a/out", 0o644, b"x")]), "twice"),
+        (zipped(&[("a", 0o644, b"x"), ("a/b", 0o644, b"x")]), "twice"),
+        (Bytes::from_static(b"PK no zip"), "Could not unzip"),
+        (Bytes::new(), "Could not unzip"),
+    ] {
+        let refused = store.put(zip).await.unwrap_err();
+        assert_eq!(refused.name(), (400, "InvalidParameterValueException"));
+        assert!(refused.error.message.contains(said), "{said}: {}", refused.error);
+    }
+    assert!(!directory.path().join("out").exists());
+    assert_eq!(fs::read_dir(directory.path().join("code")).unwrap().count(), 0, "nothing is left");
+}
+
+#[tokio::test]
+async fn a_bomb_is_counted_while_it_goes_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store { most: 1 << 20, ..Store::new(directory.path().join("code")) };
+    let zeros = vec![0; 1 << 19];
+    let zip = zipped(&[("one", 0o644, &zeros), ("two", 0o644, &zeros), ("last", 0o644, b"0")]);
+    assert!(zip.len() < 1 << 16, "{}", zip.len());
+    let refused = Arc::new(store).put(zip).await.unwrap_err();
+    assert!(refused.error.message.contains("Unzipped size"), "{}", refused.error);
+    assert_eq!(fs::read_dir(directory.path().join("code")).unwrap().count(), 0, "nothing is left");
+}
+
+#[tokio::test]
+async fn a_root_with_code_shares_its_files() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (directory, store) = store();
+    let root = directory.path().join("root");
+    fs::create_dir_all(root.join("var/task")).unwrap();
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::write(root.join("bin/python"), "an interpreter").unwrap();
+    fs::write(root.join("var/task/old"), "of the root").unwrap();
+    symlink("bin", root.join("sbin")).unwrap();
+    let stored = store.put(zipped(&[("func.py", 0o644, b"code")])).await.unwrap();
+    let rooted = store.rooted(&stored, root.clone()).await.unwrap();
+    assert_eq!(fs::read(rooted.join("var/task/func.py")).unwrap(), b"code");
+    assert_eq!(fs::read_link(rooted.join("sbin")).unwrap(), Path::new("bin"));
+    assert!(!rooted.join("var/task/old").exists() && root.join("var/task/old").exists());
+    let inode = |path: PathBuf| path.metadata().unwrap().ino();
+    assert_eq!(inode(rooted.join("bin/python")), inode(root.join("bin/python")));
+    assert_eq!(store.rooted(&stored, root).await.unwrap(), rooted);
+}
+
+#[tokio::test]
+async fn what_nobody_names_goes_a_day_later() {
+    let (_directory, store) = store();
+    let one = store.put(zipped(&[("a", 0o644, b"1")])).await.unwrap().directory;
+    let other = store.put(zipped(&[("a", 0o644, b"2")])).await.unwrap().directory;
+    let place = one.parent().unwrap();
+    let named = BTreeSet::from([one.clone()]);
+    let (now, later) = (SystemTime::now(), SystemTime::now() + UNUSED + Duration::from_secs(60));
+    sweep(place, &named, now).unwrap();
+    assert!(other.exists(), "it is only marked");
+    // Named again, it is as if nothing had been.
+    sweep(place, &BTreeSet::from([one.clone(), other.clone()]), now).unwrap();
+    sweep(place, &named, later).unwrap();
+    assert!(other.exists());
+    sweep(place, &named, later + UNUSED).unwrap();
+    assert!(one.exists() && !other.exists());
+    sweep(&place.join("none"), &named, now).unwrap();
+}

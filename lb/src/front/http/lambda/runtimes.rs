@@ -1,0 +1,134 @@
+//! What runs a function that came as a zip: for each of AWS's runtimes a root and a command, as the operator says, or what the host has.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Stands in a command for the function's handler.
+const HANDLER: &str = "{handler}";
+
+/// How a runtime runs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runtime {
+    /// What the function sees as `/`, on the balancer and on every runner; none: the host's files.
+    #[serde(default)]
+    pub rootfs: Option<PathBuf>,
+    /// Program and arguments, started where the code is.
+    pub command: Vec<String>,
+    /// Variables that the function's own give way to nothing.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+impl Runtime {
+    /// The command for this handler.
+    pub fn command(&self, handler: &str) -> Vec<String> {
+        self.command.iter().map(|part| part.replace(HANDLER, handler)).collect()
+    }
+}
+
+/// All that are known, by the names that AWS has for them.
+#[derive(Debug, Clone, Default)]
+pub struct Runtimes(BTreeMap<String, Runtime>);
+
+impl Runtimes {
+    /// Reads what an operator wrote: a mapping in JSON.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let text = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Self::parse(&text).map_err(|wrong| format!("{}: {wrong}", path.display()))
+    }
+
+    fn parse(text: &[u8]) -> Result<Self, String> {
+        let all: BTreeMap<String, Value> = serde_json::from_slice(text).map_err(|error| {
+            format!("{error}: write {{\"python3.12\": {{\"rootfs\": …, \"command\": […]}}}}")
+        })?;
+        let mut runtimes = BTreeMap::new();
+        for (name, value) in all {
+            let runtime = Runtime::deserialize(value).map_err(|error| format!("{name}: {error}"))?;
+            if runtime.command.first().is_none_or(String::is_empty) {
+                return Err(format!("{name}: command is missing: write the program and its arguments"));
+            }
+            if runtime.rootfs.as_ref().is_some_and(|root| !root.is_absolute()) {
+                return Err(format!("{name}: rootfs is not an absolute path"));
+            }
+            runtimes.insert(name, runtime);
+        }
+        Ok(Self(runtimes))
+    }
+
+    /// The runtime of this name. Of those that the operator does not name, the host's programs run what is in the zip: its `bootstrap`, or
+    /// AWS's runtime client beside the handler.
+    ///
+    /// # Errors
+    /// The names that would do.
+    pub fn find(&self, name: &str) -> Result<Runtime, String> {
+        if let Some(runtime) = self.0.get(name) {
+            return Ok(runtime.clone());
+        }
+        let host: &[&str] = match name {
+            _ if is_version(name, "python3.", "") => &["python3", "-m", "awslambdaric", HANDLER],
+            _ if is_version(name, "nodejs", ".x") => {
+                &["node", "node_modules/aws-lambda-ric/bin/index.mjs", HANDLER]
+            }
+            "provided" | "provided.al2" | "provided.al2023" => &["./bootstrap"],
+            _ => {
+                let own: String = self.0.keys().map(|name| format!("{name}, ")).collect();
+                return Err(format!(
+                    "Runtime {name:?} is not known here: it is one of {own}python3.N, nodejsN.x, provided, provided.al2, provided.al2023"
+                ));
+            }
+        };
+        let command = host.iter().map(|part| (*part).to_owned()).collect();
+        Ok(Runtime { rootfs: None, command, env: BTreeMap::new() })
+    }
+}
+
+/// Whether a name is these two words with a number between them.
+fn is_version(name: &str, before: &str, after: &str) -> bool {
+    let number = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+    number.is_some_and(|number| (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_word_comes_before_the_hosts_programs() {
+        let text = br#"{"python3.12": {"rootfs": "/roots/py", "command": ["/bin/py", "-m", "ric", "{handler}"], "env": {"A": "1"}}}"#;
+        let runtimes = Runtimes::parse(text).unwrap();
+        let own = runtimes.find("python3.12").unwrap();
+        assert_eq!(own.command("f.h"), ["/bin/py", "-m", "ric", "f.h"]);
+        assert_eq!(own.rootfs.as_deref(), Some(Path::new("/roots/py")));
+        let command = |name: &str| runtimes.find(name).map(|runtime| runtime.command("f.h").join(" "));
+        assert_eq!(command("python3.13").as_deref(), Ok("python3 -m awslambdaric f.h"));
+        assert_eq!(
+            command("nodejs22.x").as_deref(),
+            Ok("node node_modules/aws-lambda-ric/bin/index.mjs f.h")
+        );
+        assert_eq!(command("provided.al2023").as_deref(), Ok("./bootstrap"));
+        for unknown in ["python2.7", "python3.", "nodejs22", "nodejs.x", "java21", "", "python3.x1"] {
+            assert!(command(unknown).unwrap_err().contains("python3.12"), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, named) in [
+            ("[]", "write"),
+            (r#"{"x": {}}"#, "command"),
+            (r#"{"x": {"command": []}}"#, "command"),
+            (r#"{"x": {"command": ["a"], "image": "b"}}"#, "image"),
+            (r#"{"x": {"command": ["a"], "rootfs": "b"}}"#, "rootfs"),
+        ] {
+            let wrong = Runtimes::parse(text.as_bytes()).unwrap_err();
+            assert!(wrong.contains(named), "{text}: {wrong}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Calls for later, for gRPC clients: the methods of `CallService` that hold no stream open to a function.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use stoker_core::error::{Code, Error};
+use stoker_core::ids::CallId;
+use stoker_proto::{MAX_MESSAGE, status, v1};
+use stoker_queue::{Attempt, Filter, Kept, State, now_ms};
+use stoker_runtime::auth::Permission;
+use tonic::Status;
+use tonic::body::Body;
+use tonic_prost::ProstCodec;
+
+use super::grpc::timeout;
+use super::{Door, trace};
+use crate::auth::Caller;
+use crate::call::Input;
+use crate::later::Submit;
+use crate::observe::{Door as Way, Watch};
+
+/// Room for a head beside a body of the largest size.
+const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
+
+/// Calls that are listed where nobody says how many, and at most.
+const LISTED: u32 = 100;
+const MOST_LISTED: u32 = 1000;
+
+/// One request for a method that is served here.
+pub async fn answer(door: &Arc<Door>, request: Request<Body>) -> Response<Body> {
+    let method = request.uri().path().rsplit_once('/').map_or("", |(_, method)| method);
+    match method {
+        "Submit" => unary(door, request, submit).await,
+        "GetCall" => unary(door, request, get).await,
+        "WaitCall" => unary(door, request, wait).await,
+        "CancelCall" => unary(door, request, cancel).await,
+        "ListCalls" => unary(door, request, list).await,
+        other => Status::unimplemented(format!("there is no method {other:?}")).into_http(),
+    }
+}
+
+/// Who asks, and how.
+struct Ask {
+    door: Arc<Door>,
+    headers: HeaderMap,
+    id: CallId,
+    watch: Watch,
+}
+
+type Answering<'a, A> = Pin<Box<dyn Future<Output = Result<A, Error>> + Send + 'a>>;
+
+struct Method<F> {
+    door: Arc<Door>,
+    work: F,
+}
+
+impl<F, Q, A> tonic::server::UnaryService<Q> for Method<F>
+where
+    F: for<'a> Fn(&'a mut Ask, Q) -> Answering<'a, A> + Clone + Send + 'static,
+    Q: Send + 'static,
+    A: Send + 'static,
+{
+    type Response = A;
+    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<A>, Status>> + Send>>;
+
+    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
+        let (door, work) = (self.door.clone(), self.work.clone());
+        Box::pin(async move {
+            let (metadata, extensions, message) = request.into_parts();
+            let headers = metadata.into_headers();
+            let id = CallId::new();
+            let mut watch = door.observer.grpc(Way::Submit, id, &trace(&headers));
+            watch.by(Caller::of(&extensions));
+            let panics = door.dispatch.fleet.panics.clone();
+            let mut ask = Ask { door, headers, id, watch };
+            let answered = match timeout(&ask.headers) {
+                Ok(limit) => panics.call(within(limit, work(&mut ask, message))).await,
+                Err(error) => Err(error),
+            };
+            ask.watch.end(answered.as_ref().map(|_| ()));
+            answered.map(tonic::Response::new).map_err(|error| status::to_status(&error, &id.to_string()))
+        })
+    }
+}
+
+async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A, Error> {
+    let Some(limit) = limit else { return work.await };
+    let late = |_| Error::new(Code::DeadlineExceeded, "the deadline passed; the call goes on");
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+}
+
+async fn unary<F, Q, A>(door: &Arc<Door>, request: Request<Body>, work: F) -> Response<Body>
+where
+    F: for<'a> Fn(&'a mut Ask, Q) -> Answering<'a, A> + Clone + Send + 'static,
+    Q: prost::Message + Default + Send + 'static,
+    A: prost::Message + Send + 'static,
+{
+    let codec = ProstCodec::<A, Q>::default();
+    let mut server = tonic::server::Grpc::new(codec).max_decoding_message_size(MESSAGE);
+    server.unary(Method { door: door.clone(), work }, request).await
+}
+
+fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::SubmitResponse> {
+    Box::pin(async move {
+        let function = ask.door.named(&message.function)?;
+        if message.body.len() > MAX_MESSAGE {
+            let text = format!(
+                "the body has {} bytes, at most {MAX_MESSAGE} go with Submit: use HTTP",
+                message.body.len()
+            );
+            return Err(Error::new(Code::RequestTooLarge, text));
+        }
+        let delay = match message.when {
+            None => None,
+            Some(v1::submit_request::When::Delay(delay)) => {
+                let negative = |_| Error::new(Code::InvalidRequest, "delay: is negative");
+                Some(Duration::try_from(delay).map_err(negative)?)
+            }
+            Some(v1::submit_request::When::Due(due)) => {
+                let seconds = u64::try_from(due.seconds).unwrap_or(0);
+                let due = seconds.saturating_mul(1000).saturating_add(due.nanos.max(0) as u64 / 1_000_000);
+                Some(Duration::from_millis(due.saturating_sub(now_ms())))
+            }
+        };
+        let submit = Submit {
+            qualifier: qualifier(&message.function),
+            function,
+            head: message.head.unwrap_or_default(),
+            input: Input::pieces(vec![message.body]),
+            key: message.idempotency_key,
+            delay,
+            trace: trace(&ask.headers),
+        };
+        let accepted = ask.door.later.submit(&ask.door, ask.id, submit, &mut ask.watch).await?;
+        Ok(v1::SubmitResponse { call_id: accepted.id, repeated: accepted.repeated })
+    })
+}
+
+/// The revision or the alias in a function's name.
+pub fn qualifier(name: &str) -> String {
+    name.split_once(':').map_or_else(String::new, |(_, qualifier)| qualifier.to_owned())
+}
+
+/// A call with its answer.
+struct Told {
+    call: v1::CallDescription,
+    head: Option<v1::ResponseHead>,
+    body: Bytes,
+    body_dropped: bool,
+    timings: Option<v1::Timings>,
+}
+
+async fn tell(door: &Door, kept: Kept) -> Result<Told, Error> {
+    let body = door.later.answer(&kept).await?;
+    let call = describe(&kept);
+    let answer = kept.answer.unwrap_or_default();
+    Ok(Told { call, head: answer.head, body, body_dropped: answer.dropped, timings: answer.timings })
+}
+
+fn get(ask: &mut Ask, message: v1::GetCallRequest) -> Answering<'_, v1::GetCallResponse> {
+    Box::pin(async move {
+        let kept = ask.door.later.get(&ask.door, &ask.watch, &message.call_id).await?;
+        let Told { call, head, body, body_dropped, timings } = tell(&ask.door, kept).await?;
+        Ok(v1::GetCallResponse { call: Some(call), head, body, body_dropped, timings })
+    })
+}
+
+fn wait(ask: &mut Ask, message: v1::WaitCallRequest) -> Answering<'_, v1::WaitCallResponse> {
+    Box::pin(async move {
+        let kept = ask.door.later.wait(&ask.door, &ask.watch, &message.call_id).await?;
+        let Told { call, head, body, body_dropped, timings } = tell(&ask.door, kept).await?;
+        Ok(v1::WaitCallResponse { call: Some(call), head, body, body_dropped, timings })
+    })
+}
+
+fn cancel(ask: &mut Ask, message: v1::CancelCallRequest) -> Answering<'_, v1::CancelCallResponse> {
+    Box::pin(async move {
+        let kept = ask.door.later.cancel(&ask.door, &ask.watch, &message.call_id).await?;
+        Ok(v1::CancelCallResponse { call: Some(describe(&kept)) })
+    })
+}
+
+fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListCallsResponse> {
+    Box::pin(async move {
+        let (door, caller) = (&ask.door, ask.watch.caller());
+        let function = match message.function.as_str() {
+            "" => {
+                door.guard.allow_fleet(caller, Permission::Observe)?;
+                String::new()
+            }
+            // A function that is gone may have left calls.
+            name => {
+                let name = match door.find(name) {
+                    Ok(function) => function.spec.name.as_str().to_owned(),
+                    Err(_) => name.to_owned(),
+                };
+                door.guard.allow(caller, Permission::Observe, name.split('/').next().unwrap_or_default())?;
+                name
+            }
+        };
+        let state = match message.state() {
+            v1::CallState::Unspecified => None,
+            v1::CallState::Queued => Some(State::Queued),
+            v1::CallState::Running => Some(State::Running),
+            v1::CallState::Done => Some(State::Done),
+            v1::CallState::Dead => Some(State::Dead),
+            v1::CallState::Cancelled => Some(State::Cancelled),
+        };
+        let limit = if message.limit == 0 { LISTED } else { message.limit.min(MOST_LISTED) } as usize;
+        let (calls, more) = door.later.list(Filter { function, state, limit }).await?;
+        Ok(v1::ListCallsResponse { calls: calls.iter().map(describe).collect(), more })
+    })
+}
+
+/// A time; nothing where there is none.
+fn time(ms: u64) -> Option<prost_types::Timestamp> {
+    let seconds = i64::try_from(ms / 1000).ok().filter(|_| ms > 0)?;
+    Some(prost_types::Timestamp { seconds, nanos: (ms % 1000) as i32 * 1_000_000 })
+}
+
+/// A call for the wire.
+fn describe(kept: &Kept) -> v1::CallDescription {
+    let Kept { call, progress, .. } = kept;
+    let state = match progress.is() {
+        State::Queued => v1::CallState::Queued,
+        State::Running => v1::CallState::Running,
+        State::Done => v1::CallState::Done,
+        State::Dead => v1::CallState::Dead,
+        State::Cancelled => v1::CallState::Cancelled,
+    };
+    let attempt = |attempt: &Attempt| v1::CallAttempt {
+        started: time(attempt.started_ms),
+        ended: time(attempt.ended_ms),
+        runner: attempt.runner.clone(),
+        error: attempt.error.clone(),
+        interrupted: attempt.interrupted,
+    };
+    v1::CallDescription {
+        call_id: call.id.clone(),
+        function: call.function.clone(),
+        state: state.into(),
+        submitted: time(call.submitted_ms),
+        due: time(progress.due_ms),
+        ended: time(progress.ended_ms),
+        attempts: progress.attempts.iter().map(attempt).collect(),
+        error: progress.error.clone(),
+        body_bytes: call.body_bytes,
+        idempotency_key: call.key.clone(),
+        origin: call.origin.clone(),
+        kept_until: time(progress.keep_until_ms),
+        dead_letter: progress.dead_letter.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_qualifiers() {
+        assert_eq!(time(0), None);
+        assert_eq!(time(1_500), Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(qualifier("a/b:live"), "live");
+        assert_eq!(qualifier("a/b"), "");
+    }
+}

@@ -1,0 +1,415 @@
+//! One attempt of a call for later, and what becomes of the call: it is done, it is made again after a while, or it is given up.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use stoker_core::backoff::{Backoff, split_mix};
+use stoker_core::call::TraceContext;
+use stoker_core::error::{Blame, Code, Error};
+use stoker_core::function::FunctionSpec;
+use stoker_core::ids::CallId;
+use stoker_core::later::Later as Policy;
+use stoker_core::units::format_duration;
+use stoker_proto::convert;
+use stoker_proto::v1::CallError;
+use stoker_queue::{Answer, Call, End, INLINE, Progress, State, Taken, Ticket, now_ms};
+
+use super::worker::{Cancel, Maker};
+use super::{MAX_ANSWER, input, keep_until, letters};
+use crate::auth::Caller;
+use crate::observe::{Door as Way, Watch};
+
+/// A call that could not be started is tried again after so long, and twice that, up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// Without a place that dead letters go to, this is where they are found.
+const DEAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Of each text that is kept of a failure.
+const SAID: usize = 1024;
+
+/// What the worker learns of the fleet.
+pub struct Feedback {
+    pub function: String,
+    pub start: Start,
+}
+
+/// How a call started.
+pub enum Start {
+    Made {
+        waited: Duration,
+        cold: bool,
+    },
+    NoRoom,
+    /// Nothing that says anything of the fleet.
+    Unknown,
+}
+
+/// How an attempt ended.
+enum Outcome {
+    Succeeded {
+        answer: Answer,
+        runner: String,
+    },
+    Failed(Error),
+    /// It surely did not start.
+    NotStarted(Error),
+    /// It can never succeed.
+    Hopeless(Error),
+    /// The balancer stops: it may have run.
+    CutOff,
+    /// It is not ours any more.
+    Lost,
+}
+
+/// Makes one attempt. Whatever comes of it is with the queue when this returns, or the call is not ours any more.
+pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
+    let function = taken.call.function.clone();
+    if taken.progress.attempts.iter().rev().nth(1).is_some_and(|before| before.interrupted) {
+        maker.counts.interrupted.add_one();
+    }
+    let attempt = async {
+        let keeps = keep(maker, &taken.ticket);
+        let made = maker.door.dispatch.fleet.panics.catch(make(maker, &taken));
+        tokio::select! {
+            made = made => made.unwrap_or_else(|panic| (Outcome::Failed(panic), None)),
+            () = cancel.token.cancelled() => (Outcome::Lost, None),
+            () = keeps => (Outcome::Lost, None),
+            () = maker.stops.now.cancelled() => (Outcome::CutOff, None),
+        }
+    };
+    let (outcome, spec) = attempt.await;
+    let start = match &outcome {
+        Outcome::Succeeded { answer, .. } => match &answer.timings {
+            Some(t) => Start::Made { waited: Duration::from_micros(t.wait_us), cold: t.cold },
+            None => Start::Unknown,
+        },
+        Outcome::NotStarted(_) => Start::NoRoom,
+        _ => Start::Unknown,
+    };
+    settle(maker, taken, outcome, spec.as_deref()).await;
+    Feedback { function, start }
+}
+
+/// Says that the call is still worked on; returns when it is not ours any more.
+async fn keep(maker: &Maker, ticket: &Ticket) {
+    loop {
+        tokio::time::sleep(maker.queue.lease() / 3).await;
+        match maker.queue.extend(ticket).await {
+            Err(stoker_queue::Error::Lost) => return,
+            Err(error) => tracing::warn!(%error, "a call for later could not be held"),
+            Ok(()) => {}
+        }
+    }
+}
+
+type Spec = std::sync::Arc<FunctionSpec>;
+
+async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
+    let call = &taken.call;
+    let name = match call.qualifier.is_empty() {
+        true => call.function.clone(),
+        false => format!("{}:{}", call.function, call.qualifier),
+    };
+    let function = match maker.door.find(&name) {
+        Ok(function) => function,
+        Err(error) if error.code == Code::NotFound => return (Outcome::Hopeless(error), None),
+        Err(error) => return (Outcome::NotStarted(error), None),
+    };
+    let spec = Some(function.spec.clone());
+    let policy = &function.spec.later;
+    if let Some(over) = too_old(policy, call, now_ms()) {
+        return (Outcome::Hopeless(over), spec);
+    }
+    let before = taken.progress.attempts.len().saturating_sub(1);
+    if before >= policy.max_attempts as usize {
+        // The last of them was cut off, so nobody has said yet that it was the last.
+        let text = format!("all of its {before} attempts failed or were interrupted");
+        return (Outcome::Hopeless(Error::new(Code::RunnerLost, text).may_have_started()), spec);
+    }
+    let Some(id) = CallId::parse(&call.id) else {
+        return (Outcome::Hopeless(Error::new(Code::Internal, "its id is none")), spec);
+    };
+    let trace = TraceContext { parent: call.trace_parent.clone(), state: call.trace_state.clone() };
+    let mut watch = maker.door.observer.grpc(Way::Later, id, &trace);
+    watch.by(Caller::platform());
+    let answered = answer(maker, call, id, function, &mut watch).await;
+    watch.end(answered.as_ref().map(|_| ()));
+    (answered.map_or_else(sort, |(answer, runner)| Outcome::Succeeded { answer, runner }), spec)
+}
+
+/// What an error means for the call.
+fn sort(error: Error) -> Outcome {
+    if error.may_have_started || error.blame() == Blame::Function && error.code != Code::ResourcesImpossible {
+        return Outcome::Failed(error);
+    }
+    match error.code {
+        Code::InvalidRequest | Code::NotFound | Code::RequestTooLarge | Code::HeadersTooLarge => {
+            Outcome::Hopeless(error)
+        }
+        Code::MethodNotAllowed => Outcome::Hopeless(error),
+        _ => Outcome::NotStarted(error),
+    }
+}
+
+fn too_old(policy: &Policy, call: &Call, now: u64) -> Option<Error> {
+    (now > call.due_ms.saturating_add(policy.max_age_ms)).then(|| {
+        let age = format_duration(Duration::from_millis(policy.max_age_ms));
+        Error::new(Code::DeadlineExceeded, format!("it has been due for longer than its max_age, {age}"))
+    })
+}
+
+async fn answer(
+    maker: &Maker,
+    call: &Call,
+    id: CallId,
+    function: std::sync::Arc<crate::directory::Known>,
+    watch: &mut Watch,
+) -> Result<(Answer, String), Error> {
+    let head = call.head.clone().unwrap_or_default();
+    let input = input(&maker.queue, call).await?;
+    let admitted = maker.door.admit(id, function, head, None, watch)?;
+    let mut answer = maker.door.dispatch.call(admitted, input, watch).await?;
+    let mut end = answer.end;
+    let mut body = BytesMut::from(answer.first.as_ref());
+    let mut length = answer.first.len() as u64;
+    if let Some(mut rest) = answer.rest.take() {
+        while let Some(piece) = rest.next().await {
+            let piece = piece?;
+            length += piece.len() as u64;
+            // The call goes on to its end, whatever is kept of it.
+            if length <= MAX_ANSWER as u64 {
+                body.extend_from_slice(&piece);
+            }
+        }
+        end = rest.end();
+    }
+    if answer.head.status >= 400 {
+        let said = String::from_utf8_lossy(&body[..body.len().min(SAID)]).into_owned();
+        let text = format!("the function answered with status {}", answer.head.status);
+        return Err(Error::new(Code::FunctionFailed, text).may_have_started().log_tail(said));
+    }
+    let dropped = length > MAX_ANSWER as u64;
+    let mut kept = Answer {
+        head: Some(answer.head),
+        body_bytes: length,
+        dropped,
+        timings: end.timings,
+        ..Answer::default()
+    };
+    if dropped {
+        return Ok((kept, end.runner));
+    }
+    let body = body.freeze();
+    if body.len() > INLINE {
+        let pieces = futures_util::stream::once(std::future::ready(Ok(body)));
+        let name = Call::answer_name(&call.id);
+        // The function has run: a result that cannot be kept is no reason to run it again.
+        kept.aside = maker.queue.put_body(&name, Box::pin(pieces)).await.is_ok();
+        kept.dropped = !kept.aside;
+    } else {
+        kept.body = body;
+    }
+    Ok((kept, end.runner))
+}
+
+/// Tells the queue what became of the call, until it has taken it.
+async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&FunctionSpec>) {
+    let Taken { call, progress, ticket } = taken;
+    let default = Policy::default();
+    let policy = spec.map_or(&default, |spec| &spec.later);
+    match outcome {
+        Outcome::Lost => {}
+        Outcome::Succeeded { answer, runner } => {
+            maker.counts.succeeded.add_one();
+            let mut progress = closed(progress, None, runner, false);
+            progress.set_state(State::Done);
+            progress.ended_ms = now_ms();
+            progress.keep_until_ms = spec.map_or(0, |spec| keep_until(spec, &call, Duration::ZERO));
+            let end = letters::after_success(maker, &call, progress, answer, policy).await;
+            if finish(maker, &ticket, end).await {
+                maker.counts.done.add_one();
+            }
+        }
+        Outcome::Failed(error) => {
+            maker.counts.failed.add_one();
+            let made = progress.attempts.len() as u32;
+            let mut progress = closed(progress, Some(&error), String::new(), false);
+            let due = now_ms().saturating_add(policy.backoff(made + 1, seed(&call)).as_millis() as u64);
+            let late = too_old(policy, &call, due);
+            if made >= policy.max_attempts || late.is_some() {
+                return give_up(maker, call, progress, &ticket, error, spec).await;
+            }
+            progress.set_state(State::Queued);
+            progress.due_ms = due;
+            again(maker, &ticket, progress).await;
+        }
+        Outcome::NotStarted(error) => {
+            maker.counts.not_started.add_one();
+            let mut progress = progress;
+            progress.attempts.pop();
+            progress.waits += 1;
+            let step = progress.waits.min(16) as usize - 1;
+            let wait = Backoff::new(FIRST_WAIT, LONGEST_WAIT, seed(&call)).nth(step).unwrap_or(LONGEST_WAIT);
+            let due = now_ms().saturating_add(wait.as_millis() as u64);
+            if too_old(policy, &call, now_ms()).is_some() {
+                return give_up(maker, call, progress, &ticket, error, spec).await;
+            }
+            progress.set_state(State::Queued);
+            progress.due_ms = due;
+            again(maker, &ticket, progress).await;
+        }
+        Outcome::Hopeless(error) => {
+            // What was begun for it is no attempt.
+            let mut progress = progress;
+            progress.attempts.pop();
+            give_up(maker, call, progress, &ticket, error, spec).await;
+        }
+        Outcome::CutOff => {
+            let mut progress = closed(progress, None, String::new(), true);
+            progress.set_state(State::Queued);
+            progress.due_ms = now_ms();
+            again(maker, &ticket, progress).await;
+        }
+    }
+}
+
+/// The attempt is over.
+fn closed(mut progress: Progress, error: Option<&Error>, runner: String, interrupted: bool) -> Progress {
+    if let Some(open) = progress.attempts.last_mut() {
+        open.ended_ms = now_ms();
+        open.runner = runner;
+        open.interrupted = interrupted;
+        open.error = error.map(noted);
+    }
+    progress
+}
+
+/// What is kept of an error: a call may have a hundred of them.
+fn noted(error: &Error) -> CallError {
+    let mut error = convert::to_call_error(error);
+    error.report = None;
+    for text in [&mut error.message, &mut error.log_tail] {
+        let end = (0..=SAID.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+    }
+    error
+}
+
+fn seed(call: &Call) -> u64 {
+    let mut seed = call.id.bytes().fold(now_ms(), |sum, byte| sum.rotate_left(7) ^ u64::from(byte));
+    split_mix(&mut seed)
+}
+
+async fn give_up(
+    maker: &Maker,
+    call: Call,
+    mut progress: Progress,
+    ticket: &Ticket,
+    error: Error,
+    spec: Option<&FunctionSpec>,
+) {
+    progress.set_state(State::Dead);
+    progress.ended_ms = now_ms();
+    let at_least = match spec.is_some_and(|spec| spec.later.dead_letter.is_some()) {
+        true => Duration::ZERO,
+        false => DEAD_KEPT,
+    };
+    progress.keep_until_ms = match spec {
+        Some(spec) => keep_until(spec, &call, at_least),
+        None => now_ms().saturating_add(DEAD_KEPT.as_millis() as u64),
+    };
+    progress.error = Some(noted(&error));
+    tracing::warn!(call_id = call.id, function = call.function, %error, "a call for later was given up");
+    let default = Policy::default();
+    let policy = spec.map_or(&default, |spec| &spec.later);
+    let end = letters::after_failure(maker, &call, progress, policy).await;
+    if finish(maker, ticket, end).await {
+        maker.counts.dead.add_one();
+    }
+}
+
+/// Whether the queue took it; else the call is not ours any more.
+async fn finish(maker: &Maker, ticket: &Ticket, mut end: End) -> bool {
+    let mut waits = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), ticket_seed());
+    loop {
+        match maker.queue.finish(ticket, end.clone()).await {
+            Ok(()) => return true,
+            Err(stoker_queue::Error::Lost) => return false,
+            Err(stoker_queue::Error::Unsupported(why)) => {
+                tracing::error!(why, "what should follow from the end of a call for later cannot be done");
+                end.then.retain(|follow| matches!(follow, stoker_queue::Follow::Call(_)));
+                end.progress.dead_letter = format!("not sent: {why}");
+            }
+            Err(error) => {
+                if !pause(maker, &mut waits, &error).await {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+async fn again(maker: &Maker, ticket: &Ticket, progress: Progress) {
+    let mut waits = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), ticket_seed());
+    while let Err(error) = maker.queue.again(ticket, progress.clone()).await {
+        if matches!(error, stoker_queue::Error::Lost) || !pause(maker, &mut waits, &error).await {
+            return;
+        }
+    }
+}
+
+/// The outcome is known and only here: it is told as long as this process lives. `false` when it stops; then the call is made again.
+async fn pause(maker: &Maker, waits: &mut Backoff, error: &stoker_queue::Error) -> bool {
+    let wait = waits.next().unwrap_or_default();
+    tracing::warn!(%error, ?wait, "the queue does not take the outcome of a call for later");
+    tokio::select! {
+        () = tokio::time::sleep(wait) => true,
+        () = maker.stops.now.cancelled() => false,
+    }
+}
+
+fn ticket_seed() -> u64 {
+    now_ms()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_sorted_by_what_they_mean_for_the_call() {
+        let kind = |outcome| match outcome {
+            Outcome::Failed(_) => "failed",
+            Outcome::NotStarted(_) => "not started",
+            Outcome::Hopeless(_) => "hopeless",
+            _ => "other",
+        };
+        for (code, started, expected) in [
+            (Code::Overloaded, false, "not started"),
+            (Code::Unavailable, false, "not started"),
+            (Code::RunnerLost, false, "not started"),
+            (Code::RunnerLost, true, "failed"),
+            (Code::DeadlineExceeded, false, "not started"),
+            (Code::DeadlineExceeded, true, "failed"),
+            (Code::ResourcesImpossible, false, "not started"),
+            (Code::FunctionTimeout, true, "failed"),
+            (Code::FunctionInitFailed, false, "failed"),
+            (Code::NotFound, false, "hopeless"),
+            (Code::RequestTooLarge, false, "hopeless"),
+        ] {
+            let error = Error::new(code, "");
+            let error = if started { error.may_have_started() } else { error };
+            assert_eq!(kind(sort(error)), expected, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn age_counts_from_when_a_call_was_due() {
+        let call = Call { submitted_ms: 0, due_ms: 1_000_000, ..Call::default() };
+        let policy = Policy { max_age_ms: 5_000, ..Policy::default() };
+        assert!(too_old(&policy, &call, 1_005_000).is_none());
+        assert!(too_old(&policy, &call, 1_005_001).is_some_and(|error| error.message.contains("5s")));
+    }
+}

@@ -1,0 +1,150 @@
+//! How many runners each zone should have, as metrics and for those who watch the fleet.
+//!
+//! The decision is [`stoker_policy::scaling`]'s; here the facts are gathered once a second, since an average over time needs times. What
+//! every balancer sees alike (what runners hold) and what only this one knows (calls that wait in it or were refused) are shown apart, so
+//! that several balancers can be added up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stoker_core::capacity::RunnerState;
+use stoker_core::resources::Resources;
+use stoker_policy::scaling::{Desired, Scaler, Unserved, Zone};
+use stoker_proto::v1;
+use stoker_runtime::metrics::{Labelled, Level, Metrics};
+use tokio_util::sync::CancellationToken;
+
+use crate::fleet::{Fleet, Lane};
+
+/// How often it looks.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// What is wanted now, by zone.
+pub type Wanted = BTreeMap<String, Desired>;
+
+/// The gauges.
+struct Shown {
+    runners: Labelled<Level>,
+    used: Labelled<Level>,
+    unserved: Labelled<Level>,
+    desired: Labelled<Level>,
+}
+
+impl Shown {
+    fn new(metrics: &Metrics) -> Self {
+        let gauge = |name, help| metrics.labelled(name, help, &["zone"], Level::default);
+        Self {
+            runners: gauge("stoker_lb_zone_runners", "Runners of a zone that take calls"),
+            used: gauge(
+                "stoker_lb_zone_used_runners",
+                "Runners' worth that work holds in a zone, smoothed; the same on every balancer",
+            ),
+            unserved: gauge(
+                "stoker_lb_zone_unserved_runners",
+                "Runners' worth that calls want which wait in this balancer or were refused by it, smoothed",
+            ),
+            desired: gauge(
+                "stoker_lb_zone_desired_runners",
+                "Runners that a zone should have, as this balancer alone sees it",
+            ),
+        }
+    }
+
+    fn show(&self, zone: &str, wanted: &Desired) {
+        for (gauge, value) in [
+            (&self.runners, f64::from(wanted.runners)),
+            (&self.used, wanted.used),
+            (&self.unserved, wanted.unserved),
+            (&self.desired, f64::from(wanted.desired)),
+        ] {
+            gauge.with(&[zone]).set(value);
+        }
+    }
+}
+
+/// Looks once a second until `stop`.
+pub async fn run(fleet: Arc<Fleet>, metrics: Metrics, stop: CancellationToken) {
+    let shown = Shown::new(&metrics);
+    let (mut scaler, mut refused) = (Scaler::default(), fleet.unserved());
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {}
+        }
+        let all = fleet.unserved();
+        let unserved = Unserved {
+            waiting: fleet.queue.len(),
+            refused: all.saturating_sub(std::mem::replace(&mut refused, all)),
+            mean_call: mean_call(&fleet),
+        };
+        let now = scaler.observe(&zones(&fleet), &unserved, Instant::now());
+        for (zone, desired) in &now {
+            shown.show(zone, desired);
+        }
+        let before = fleet.wanted.swap(Arc::new(now));
+        let now = fleet.wanted.load();
+        // A zone that is forgotten is nothing from now on.
+        let gone = before.keys().filter(|zone| !now.contains_key(*zone));
+        gone.for_each(|zone| shown.show(zone, &Desired::default()));
+        let same =
+            |one: &Desired, other: &Desired| (one.runners, one.desired) == (other.runners, other.desired);
+        let all_same = before.len() == now.len()
+            && now.iter().all(|(zone, now)| before.get(zone).is_some_and(|before| same(now, before)));
+        if !all_same {
+            fleet.changed();
+        }
+    }
+}
+
+/// How long a call is on a runner, by how many of ours are and how fast they end (Little).
+fn mean_call(fleet: &Fleet) -> Option<Duration> {
+    let rate = fleet.queue.per_second();
+    let inside: u32 = fleet.runners().iter().map(|runner| runner.in_flight()).sum();
+    (rate > 0.0 && inside > 0).then(|| Duration::from_secs_f64((f64::from(inside) / rate).min(86_400.0)))
+}
+
+/// The runners that take calls of ours, added up.
+fn zones(fleet: &Fleet) -> BTreeMap<String, Zone> {
+    let mut zones = BTreeMap::<String, Zone>::new();
+    for runner in fleet.runners().iter().filter(|runner| runner.lanes.iter().any(Lane::is_open)) {
+        let record = &runner.capacity().0;
+        if record.state != RunnerState::Ready {
+            continue;
+        }
+        let zone = zones.entry(record.zone.clone()).or_default();
+        let left =
+            |total: u64, free: u64, reclaimable: u64| total.saturating_sub(free).saturating_sub(reclaimable);
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let of = |pick: fn(&Resources) -> u64| {
+            left(pick(&record.total), pick(&record.free), pick(&record.reclaimable))
+        };
+        let held = Resources {
+            memory: of(|r| r.memory),
+            cpu_millis: small(of(|r| r.cpu_millis.into())),
+            slots: small(of(|r| r.slots.into())),
+        };
+        zone.runners += 1;
+        zone.total = zone.total.checked_add(record.total).unwrap_or(zone.total);
+        zone.held = zone.held.checked_add(held).unwrap_or(zone.held);
+        zone.running = zone.running.saturating_add(record.in_flight);
+        zone.waiting = zone.waiting.saturating_add(record.waiting);
+    }
+    zones
+}
+
+/// The same for those who watch.
+pub fn describe(wanted: &Wanted) -> Vec<v1::ZoneCapacity> {
+    wanted
+        .iter()
+        .map(|(zone, wanted)| v1::ZoneCapacity {
+            zone: zone.clone(),
+            runners: wanted.runners,
+            used: wanted.used,
+            unserved: wanted.unserved,
+            desired_runners: wanted.desired,
+        })
+        .collect()
+}
