@@ -27,11 +27,7 @@ const LATE: Duration = Duration::from_secs(2);
 pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
     let source = open(&args.data)?;
     let mut calls = client::calls(Connection::open(&common.server).await?);
-    let headers = args.headers.iter().map(|(name, value)| v1::Header {
-        name: name.clone(),
-        value: Bytes::from(value.clone().into_bytes()),
-    });
-    let head = v1::RequestHead { headers: headers.collect(), ..Default::default() };
+    let head = v1::RequestHead { headers: headers(&args), ..Default::default() };
     let start = v1::CallStart { function: args.function.clone(), head: Some(head) };
 
     let (frames, receiver) = mpsc::channel(AHEAD);
@@ -112,6 +108,7 @@ impl Answer {
         json!({
             "call_id": self.head.call_id,
             "runner": end.runner,
+            "revision": end.revision,
             "status": head.status,
             "headers": headers.collect::<Vec<_>>(),
             // Text where it is text; programs that send bytes take them from STDOUT without -o json.
@@ -130,6 +127,7 @@ impl Answer {
         let rows = [
             ("call", self.head.call_id.clone()),
             ("runner", end.runner),
+            ("revision", end.revision.to_string()),
             ("start", start.to_owned()),
             ("total", output::human_us(total_us)),
             (
@@ -149,8 +147,17 @@ impl Answer {
     }
 }
 
+/// For the function.
+pub fn headers(args: &Call) -> Vec<v1::Header> {
+    let header = |(name, value): &(String, String)| v1::Header {
+        name: name.clone(),
+        value: Bytes::from(value.clone().into_bytes()),
+    };
+    args.headers.iter().map(header).collect()
+}
+
 /// Where the body comes from.
-fn open(data: &str) -> Result<Box<dyn Read + std::marker::Send>, Failure> {
+pub fn open(data: &str) -> Result<Box<dyn Read + std::marker::Send>, Failure> {
     if data == "-" {
         return Ok(Box::new(std::io::stdin()));
     }

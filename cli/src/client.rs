@@ -1,6 +1,7 @@
 //! The way to a balancer: one connection, and errors that say what to do.
 
 mod connection;
+mod credentials;
 
 use stoker_proto::MAX_MESSAGE;
 use stoker_proto::v1::call_service_client::CallServiceClient;
@@ -8,6 +9,7 @@ use stoker_proto::v1::fleet_service_client::FleetServiceClient;
 use stoker_proto::v1::function_service_client::FunctionServiceClient;
 
 pub use self::connection::{Connection, origin};
+pub use self::credentials::{authorization, secured, show};
 use crate::failure::Failure;
 
 /// Room for the head beside a body of [`MAX_MESSAGE`].

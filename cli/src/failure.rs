@@ -161,6 +161,10 @@ impl From<anyhow::Error> for Failure {
 fn advice(error: &Error) -> String {
     let by_code = match error.code {
         Code::NotFound => "see `stoker functions` for what there is",
+        Code::Unauthenticated => {
+            "show who you are: --token, STOKER_TOKEN or STOKER_TOKEN_FILE, or --cert and --cert-key"
+        }
+        Code::PermissionDenied => "ask whoever runs the fleet for more, or use another identity",
         Code::FunctionTimeout => "make the function faster, or raise `timeout` in its file",
         Code::FunctionInitTimeout => {
             "check that the function listens on the socket in FN_LISTENER, or raise `init_timeout` in its file"

@@ -4,6 +4,8 @@
 //! its place and what would be right, and a spec comes out only if there is none. Relative paths mean the file's directory,
 //! so that a file works wherever it is called from.
 
+mod later;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
 use stoker_core::function::{CloudEvents, FormatOptions, Network, Problem, Root, Trigger};
 use stoker_core::image::ImageRef;
 use stoker_core::machine::Listed as _;
+use stoker_core::secret::SecretName;
 use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 use stoker_core::{Format, FunctionName, FunctionSpec};
 use stoker_runtime::config::words::{nearest, written};
@@ -20,7 +23,7 @@ use stoker_runtime::config::words::{nearest, written};
 const TOP_KEYS: [&str; 2] = ["app", "functions"];
 
 /// Keys of one function.
-const KEYS: [&str; 23] = [
+const KEYS: [&str; 25] = [
     "name",
     "image",
     "credentials",
@@ -44,23 +47,25 @@ const KEYS: [&str; 23] = [
     "env",
     "idempotent",
     "triggers",
+    "async",
+    "schedules",
 ];
 
 /// Keys of a function's `format_options`.
-const OPTION_KEYS: [&str; 6] = [
+const OPTION_KEYS: [&str; 9] = [
     "cloudevents",
     "cloudevents_by_content_type",
     "base64_bodies",
     "cold",
     "open_function_variables",
     "handler",
+    "stream_rate",
+    "stream_burst",
+    "snap_start",
 ];
 
 /// Where a function's files come from: at most one of them.
 const ROOT_KEYS: [&str; 4] = ["image", "archive", "oci-layout", "rootfs"];
-
-/// Keys that the file format has and this version does not, with what to write instead.
-const LATER_KEYS: [(&str, &str); 1] = [("async", "leave it out; calls wait for their answer")];
 
 /// A file of this name is STDIN.
 const STDIN: &str = "-";
@@ -144,6 +149,9 @@ fn directory_of(file: &Path) -> PathBuf {
         .unwrap_or_else(|_| directory.to_owned())
 }
 
+/// A function's variables, and those whose values are secrets.
+type Environment = (BTreeMap<String, String>, BTreeMap<String, SecretName>);
+
 type Node<'y> = MarkedYaml<'y>;
 
 struct Reader<'a> {
@@ -217,9 +225,7 @@ impl Reader<'_> {
         let mut fields: BTreeMap<&str, &Node<'_>> = BTreeMap::new();
         for (key, value) in map {
             let name = key.data.as_str().unwrap_or_default();
-            if let Some((_, instead)) = LATER_KEYS.iter().find(|(later, _)| *later == name) {
-                self.wrong(key.span.start, format!("`{name}` is not in this version of Stoker: {instead}"));
-            } else if let Some(known) = KEYS.iter().find(|known| **known == name) {
+            if let Some(known) = KEYS.iter().find(|known| **known == name) {
                 fields.insert(known, value);
             } else {
                 self.unknown(key, &KEYS, "a function");
@@ -303,9 +309,11 @@ impl Reader<'_> {
         field!("min_containers", count, |s: &mut FunctionSpec, v| s.min_containers = v);
         field!("max_containers", count, |s: &mut FunctionSpec, v| s.max_containers = v);
         field!("network", network, |s: &mut FunctionSpec, v| s.network = v);
-        field!("env", variables, |s: &mut FunctionSpec, v| s.env = v);
+        field!("env", environment, |s: &mut FunctionSpec, v| (s.env, s.secrets) = v);
         field!("idempotent", truth, |s: &mut FunctionSpec, v| s.idempotent = v);
         field!("triggers", triggers, |s: &mut FunctionSpec, v| s.triggers = v);
+        field!("async", later, |s: &mut FunctionSpec, v| s.later = v);
+        field!("schedules", schedules, |s: &mut FunctionSpec, v| s.schedules = v);
         if !roots.is_empty() && !fields.contains_key("workdir") {
             // The file's directory is a place of the host; in a root directory of its own a function starts at the top, and an
             // image says where.
@@ -450,6 +458,12 @@ impl Reader<'_> {
                     options.cloudevents = self.by(value, "cloudevents", read).unwrap_or_default();
                 }
                 Some("handler") => options.handler = self.text(value, "handler").unwrap_or_default(),
+                Some("stream_rate") => {
+                    options.stream_rate = self.size(value, "stream_rate").unwrap_or_default();
+                }
+                Some("stream_burst") => {
+                    options.stream_burst = self.size(value, "stream_burst").unwrap_or_default();
+                }
                 other => match OPTION_KEYS.iter().find(|flag| other == Some(flag)) {
                     None => self.unknown(name, &OPTION_KEYS, "format_options"),
                     Some(flag) => {
@@ -458,6 +472,7 @@ impl Reader<'_> {
                             "cloudevents_by_content_type" => options.cloudevents_by_content_type = on,
                             "base64_bodies" => options.base64_bodies = on,
                             "cold" => options.cold = on,
+                            "snap_start" => options.snap_start = on,
                             _ => options.open_function_variables = on,
                         }
                     }
@@ -498,7 +513,8 @@ impl Reader<'_> {
         all.into_iter().collect()
     }
 
-    fn variables(&mut self, node: &Node<'_>, key: &'static str) -> Option<BTreeMap<String, String>> {
+    /// The variables, and those whose values are secrets.
+    fn environment(&mut self, node: &Node<'_>, key: &'static str) -> Option<Environment> {
         let YamlData::Mapping(map) = &node.data else {
             self.wrong(
                 node.span.start,
@@ -506,20 +522,41 @@ impl Reader<'_> {
             );
             return None;
         };
-        let mut all = Some(BTreeMap::new());
+        let mut all = Some(Environment::default());
         for (name, value) in map {
+            if let YamlData::Mapping(_) = &value.data {
+                match (self.text(name, key), self.secret(value), &mut all) {
+                    (Some(name), Some(secret), Some(all)) => _ = all.1.insert(name, secret),
+                    (Some(_), Some(_), None) => {}
+                    _ => all = None,
+                }
+                continue;
+            }
             let value = match &value.data {
                 // `NAME:` alone is an empty variable.
                 YamlData::Value(Scalar::Null) => Some(String::new()),
                 _ => self.text(value, key),
             };
             match (self.text(name, key), value, &mut all) {
-                (Some(name), Some(value), Some(all)) => _ = all.insert(name, value),
+                (Some(name), Some(value), Some(all)) => _ = all.0.insert(name, value),
                 (Some(_), Some(_), None) => {}
                 _ => all = None,
             }
         }
         all
+    }
+
+    /// `{secret: NAME}`. What stands there instead is not repeated: it may be the secret itself.
+    fn secret(&mut self, node: &Node<'_>) -> Option<SecretName> {
+        let YamlData::Mapping(map) = &node.data else { return None };
+        let only = map.iter().next().filter(|_| map.len() == 1);
+        let named = only.filter(|(key, _)| key.data == YamlData::Value(Scalar::String("secret".into())));
+        let Some((_, value)) = named else {
+            self.wrong(node.span.start, "a variable is a text, or {secret: NAME/KEY}".to_owned());
+            return None;
+        };
+        let text = self.text(value, "secret")?;
+        SecretName::parse(&text).map_err(|why| self.wrong(value.span.start, why)).ok()
     }
 
     fn triggers(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Trigger>> {

@@ -34,8 +34,24 @@ pub struct Plan {
     pub sandbox: Choice,
     /// For what runners keep on disk.
     pub state: PathBuf,
+    /// Where calls for later are kept.
+    pub queue: PathBuf,
+    /// Where code is kept that comes as a zip.
+    pub code: PathBuf,
+    pub images: Images,
     /// How long calls may take to finish at the end.
     pub grace: Duration,
+}
+
+/// Where images come from, and where they are kept.
+#[derive(Debug, Clone, Default)]
+pub struct Images {
+    /// A directory for those of all runners; with what else they keep if absent.
+    pub directory: Option<PathBuf>,
+    pub budget: u64,
+    pub credentials: Option<PathBuf>,
+    pub without_tls: Vec<String>,
+    pub ca: Option<PathBuf>,
 }
 
 /// A fleet that serves.
@@ -154,11 +170,22 @@ async fn runner(
     registry: Arc<dyn Registry>,
 ) -> Result<(Member, String), Failure> {
     let state = plan.state.join(name.as_str());
-    let config = stoker_runner::Config {
+    let mut config = stoker_runner::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         sandbox: plan.sandbox,
+        // Who starts a fleet for himself has the host's network, and so may his functions.
+        allow_host_network: true,
         ..stoker_runner::Config::new(name.clone(), plan.resources, state)
     };
+    let Images { directory, budget, credentials, without_tls, ca } = plan.images.clone();
+    if let Some(directory) = directory {
+        // Its number: the rest of its name may be another at the next start.
+        config.images.directory = directory.join(name.as_str().rsplit('-').next().unwrap_or_default());
+    }
+    config.images.budget = budget;
+    config.images.registries.credentials = credentials;
+    config.images.registries.without_tls = without_tls;
+    config.images.registries.ca = ca;
     let grace = plan.grace;
     let serve = async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| {
         match stoker_runner::Runner::start(config, registry).await {
@@ -181,6 +208,8 @@ async fn balancer(
         name: "balancer".to_owned(),
         grpc: plan.grpc,
         http: plan.http,
+        later: stoker_lb::CallQueue::Disk(stoker_queue::disk::Config::new(&plan.queue)),
+        lambda: stoker_lb::LambdaConfig { code: Some(plan.code.clone()), ..Default::default() },
         ..stoker_lb::Config::default()
     };
     let grace = plan.grace;

@@ -10,7 +10,7 @@ use stoker_proto::v1::function_service_client::FunctionServiceClient;
 use crate::args::{Apply, Common, Function, Functions, Output};
 use crate::client::{self, Connection};
 use crate::failure::Failure;
-use crate::{file, output};
+use crate::{file, output, rollout};
 
 /// Reads the files, or fails with all mistakes of all of them.
 pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> {
@@ -28,9 +28,10 @@ pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> 
 pub async fn send(
     client: &mut FunctionServiceClient<Connection>,
     specs: &[FunctionSpec],
+    hold: bool,
 ) -> Result<Vec<v1::AppliedFunction>, Failure> {
     let functions = specs.iter().map(stoker_proto::convert::to_function).collect();
-    let applied = client.apply_functions(v1::ApplyFunctionsRequest { functions }).await;
+    let applied = client.apply_functions(v1::ApplyFunctionsRequest { functions, hold }).await;
     Ok(applied.map_err(|status| refused(&status, specs))?.into_inner().functions)
 }
 
@@ -59,7 +60,7 @@ pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
         output::say("There are no functions in what was to be applied: nothing was done.\n");
         return Ok(());
     }
-    let applied = send(&mut client::functions(&common.server).await?, &specs).await?;
+    let applied = send(&mut client::functions(&common.server).await?, &specs, args.hold).await?;
     let outcome = |f: &v1::AppliedFunction| match f.outcome() {
         ApplyOutcome::Created => "created",
         ApplyOutcome::Updated => "updated",
@@ -69,12 +70,23 @@ pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
     match common.output {
         Output::Json => output::print_json(&json!({
             "functions": applied.iter().map(|f| json!({
-                "app": f.app, "name": f.name, "id": f.id, "outcome": outcome(f),
+                "app": f.app, "name": f.name, "id": f.id, "outcome": outcome(f), "revision": f.revision,
+                "traffic": rollout::split_json(f.traffic.as_ref()),
             })).collect::<Vec<_>>()
         })),
         Output::Table => {
             let lines = applied.iter().map(|f| format!("{}/{} {}\n", f.app, f.name, outcome(f)));
-            output::print(&lines.collect::<String>())
+            output::print(&lines.collect::<String>())?;
+            for f in &applied {
+                if f.traffic.is_some_and(|split| split.main != f.revision || split.other > 0) {
+                    let (name, words) = (format!("{}/{}", f.app, f.name), rollout::words(f.traffic.as_ref()));
+                    output::say(&format!(
+                        "{name} has revision {} now, and {words}: `stoker rollout {name} --to 100%` sends all to the newest.\n",
+                        f.revision
+                    ));
+                }
+            }
+            Ok(())
         }
     }
 }
@@ -137,6 +149,7 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
         ("function", format!("{}/{}", f.app, f.name)),
         ("id", description.id),
         ("version", description.digest),
+        ("revision", format!("{}; {}", description.revision, rollout::words(description.traffic.as_ref()))),
         ("root", output::root(&f)),
         ("command", own(f.command.iter().map(|part| quoted(part)).collect::<Vec<_>>().join(" "))),
         ("workdir", own(f.workdir.clone())),
@@ -156,8 +169,15 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
         ("idempotent", f.idempotent.to_string()),
     ];
     rows.extend(f.triggers.iter().map(|t| ("trigger", format!("/t/{}{}", f.app, t.http))));
+    rows.extend(f.schedules.iter().map(|s| ("schedule", s.cron.clone())));
+    if let Some(later) = &f.later {
+        rows.push(("async attempts", later.max_attempts.to_string()));
+        rows.extend((!later.dead_letter.is_empty()).then(|| ("dead letters", later.dead_letter.clone())));
+    }
     let env = std::collections::BTreeMap::from_iter(f.env);
     rows.extend(env.iter().map(|(key, value)| ("env", format!("{key}={value}"))));
+    let secrets = std::collections::BTreeMap::from_iter(f.secrets);
+    rows.extend(secrets.iter().map(|(key, name)| ("env", format!("{key} from the secret {name}"))));
     let style = output::Style::stdout();
     let lines = rows.iter().map(|(key, value)| format!("{} {value}\n", style.bold(&format!("{key:<14}"))));
     output::print(&lines.collect::<String>())

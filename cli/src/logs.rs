@@ -58,6 +58,7 @@ fn source(line: &v1::LogLine) -> &'static str {
         LogSource::Stdout => "stdout",
         LogSource::Stderr => "stderr",
         LogSource::Platform => "stoker",
+        LogSource::Extension => "extension",
         LogSource::Unspecified => "unknown",
     }
 }

@@ -5,15 +5,20 @@
 mod args;
 mod bench;
 mod call;
+mod calls;
+mod certs;
 mod client;
 mod drain;
+mod explain;
 mod failure;
 mod file;
 mod fleet;
 mod functions;
 mod logs;
 mod output;
+mod rollout;
 mod runners;
+mod simulate;
 mod up;
 
 use std::process::ExitCode;
@@ -55,18 +60,29 @@ fn refused(error: &clap::Error) -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let common = cli.common;
+    client::show(&common)?;
     match cli.command {
         Command::Up(args) => up::run(args, &common),
         Command::Apply(args) => client::block_on(functions::apply(args, &common)),
         Command::Functions(args) => client::block_on(functions::list(args, &common)),
         Command::Describe(args) => client::block_on(functions::describe(args, &common)),
         Command::Delete(args) => client::block_on(functions::delete(args, &common)),
+        Command::Revisions(args) => client::block_on(rollout::revisions(args, &common)),
+        Command::Rollout(args) => client::block_on(rollout::rollout(args, &common)),
+        Command::Rollback(args) => client::block_on(rollout::rollback(args, &common)),
+        Command::Alias(args) => client::block_on(rollout::alias(args, &common)),
+        Command::Call(args) if args.later => client::block_on(calls::submit(args, &common)),
         Command::Call(args) => client::block_on(call::run(args, &common)),
+        Command::Calls(args) => client::block_on(calls::run(args, &common)),
         Command::Runners => client::block_on(runners::run(&common)),
         Command::Drain(args) => client::block_on(drain::drain(args, &common)),
         Command::Uncordon(args) => client::block_on(drain::uncordon(args, &common)),
+        Command::Explain(args) => client::block_on(explain::run(args, &common)),
         Command::Logs(args) => client::block_on(logs::run(args, &common)),
         Command::Bench(args) => client::block_on(bench::run(args, &common)),
+        Command::Certs(args) => certs::certs(args, &common),
+        Command::Token(args) => certs::token(args, &common),
+        Command::Simulate(args) => simulate::simulate(args, &common),
         Command::Completions { shell } => {
             // The generator takes no writer that fails.
             let mut text = Vec::new();

@@ -157,6 +157,7 @@ pub fn options(f: &v1::Function) -> Vec<(&'static str, Value)> {
         ("base64_bodies", o.base64_bodies),
         ("cold", o.cold),
         ("open_function_variables", o.open_function_variables),
+        ("snap_start", o.snap_start),
     ];
     let mut options = Vec::new();
     if f.format == Format::CloudEvent.as_str() || o.cloudevents_by_content_type {
@@ -166,7 +167,22 @@ pub fn options(f: &v1::Function) -> Vec<(&'static str, Value)> {
     if !o.handler.is_empty() {
         options.push(("handler", o.handler.as_str().into()));
     }
+    for (key, size) in [("stream_rate", o.stream_rate), ("stream_burst", o.stream_burst)] {
+        if size > 0 {
+            options.push((key, format_size(size).into()));
+        }
+    }
     options
+}
+
+/// How a function's asynchronous calls are made, where it says anything of that.
+fn later(l: &v1::Later) -> Value {
+    let ms = |d: Option<prost_types::Duration>| d.map(|d| convert::duration(d).as_millis() as u64);
+    json!({
+        "max_attempts": l.max_attempts, "backoff_ms": ms(l.backoff), "max_age_ms": ms(l.max_age),
+        "result_ttl_ms": ms(l.result_ttl), "delay_ms": ms(l.delay), "dead_letter": l.dead_letter,
+        "on_success": l.on_success, "on_failure": l.on_failure,
+    })
 }
 
 /// Everything known of a function.
@@ -175,14 +191,17 @@ pub fn function(description: &v1::FunctionDescription) -> Value {
     let ms = |d: Option<prost_types::Duration>| d.map_or(0, |d| convert::duration(d).as_millis() as u64);
     json!({
         "app": f.app, "name": f.name, "id": description.id, "digest": description.digest,
+        "revision": description.revision, "traffic": crate::rollout::split_json(description.traffic.as_ref()),
         "command": f.command, "workdir": f.workdir, "rootfs": f.rootfs, "image": f.image, "archive": f.archive,
         "oci_layout": f.oci_layout, "credentials": f.credentials, "writable_root": f.writable_root, "format": f.format,
         "format_options": options(&f).into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<serde_json::Map<_, _>>(),
         "memory": f.memory, "cpu_millis": f.cpu_millis, "timeout_ms": ms(f.timeout),
         "init_timeout_ms": ms(f.init_timeout), "idle_timeout_ms": ms(f.idle_timeout),
         "concurrency": f.concurrency, "min_containers": f.min_containers, "max_containers": f.max_containers,
-        "network": f.network, "env": std::collections::BTreeMap::from_iter(f.env), "idempotent": f.idempotent,
+        "network": f.network, "env": std::collections::BTreeMap::from_iter(f.env), "secrets": std::collections::BTreeMap::from_iter(f.secrets), "idempotent": f.idempotent,
         "triggers": f.triggers.iter().map(|t| json!({"http": t.http})).collect::<Vec<_>>(),
+        "async": f.later.as_ref().map(later),
+        "schedules": f.schedules.iter().map(|s| json!({"cron": s.cron, "body": s.body})).collect::<Vec<_>>(),
         "containers": {"idle": description.idle, "busy": description.busy, "waiting": description.waiting},
     })
 }

@@ -19,13 +19,14 @@ use stoker_registry::{EtcdRegistry, MemoryRegistry, Registry, etcd};
 use stoker_runner::machine::Machine;
 use stoker_runtime::config::{Outcome, Program, Table};
 use stoker_runtime::logs::{self, Logs};
+use stoker_runtime::tls;
 
 use self::places::Places;
 use self::sample::Sample;
 use self::stop::Stop;
 use crate::args::{Common, Output, Up};
 use crate::failure::Failure;
-use crate::fleet::{Fleet, Plan};
+use crate::fleet::{Fleet, Images, Plan};
 use crate::{client, functions, output};
 
 /// The gRPC port that `stoker` looks for when it is told nothing.
@@ -57,16 +58,22 @@ fn prepare(args: Up, common: &Common) -> Result<(), Failure> {
         [(args.grpc, "--grpc", "run programs on this machine"), (args.http, "--http", "call every function")];
     for (address, flag, what) in addresses {
         free(address, flag)?;
-        if !address.ip().is_loopback() {
+        if tls::open_to_others(address) {
+            if !common.insecure {
+                return Err(closed(address, flag, what));
+            }
             output::say(&exposed(address, flag, what));
         }
     }
     let name = name(&args);
     // Until all that is in them has ended.
     let places = Places::take(args.state.as_deref(), (args.grpc.port() == 0).then_some(name.as_str()))?;
-    let plan = plan(&args, places.name().unwrap_or(&name), &places)?;
+    let name = places.name().unwrap_or(&name).to_owned();
+    let plan = plan(&args, &name, &places)?;
     let registry = registry(&args, &places)?;
-    client::runtime()?.block_on(serve(args, common, plan, registry, specs))
+    places.clear_queue(&name)?;
+    let result = client::runtime()?.block_on(serve(args, common, plan, registry, specs));
+    result.and(places.clear_queue(&name))
 }
 
 async fn serve(
@@ -132,7 +139,7 @@ async fn serve(
 async fn apply(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     match specs {
         [] => Ok(()),
-        _ => functions::send(&mut client::functions(server).await?, specs).await.map(drop),
+        _ => functions::send(&mut client::functions(server).await?, specs, false).await.map(drop),
     }
 }
 
@@ -159,6 +166,18 @@ async fn known(args: &Up, registry: &dyn Registry) -> Result<(), Failure> {
             "start it, or name others with --etcd; the log above says what was in the way. Nothing was started",
         )),
     }
+}
+
+fn closed(address: SocketAddr, flag: &str, what: &str) -> Failure {
+    Failure::usage(
+        format!(
+            "{address} can be reached from other machines, without TLS, and nobody is asked who they are: whoever reaches it could {what}"
+        ),
+        format!(
+            "leave {flag} at loopback; write --insecure if your network lets in nobody else; or run stoker-lb and stoker-runner, which know \
+             TLS (`stoker certs`) and tokens (`stoker token`)"
+        ),
+    )
 }
 
 fn exposed(address: SocketAddr, flag: &str, what: &str) -> String {
@@ -205,8 +224,8 @@ fn introduce(
     text += &line("sandbox", fleet.sandbox.clone());
     let state = match &args.state {
         _ if !args.etcd.is_empty() => format!("functions are kept in etcd, {}", args.etcd.join(", ")),
-        Some(state) => format!("functions are kept in {}", state.display()),
-        None => "functions are forgotten at the end; --state DIR keeps them".to_owned(),
+        Some(state) => format!("functions and calls for later are kept in {}", state.display()),
+        None => "functions and calls for later are forgotten at the end; --state DIR keeps them".to_owned(),
     };
     text += &line("state", state);
     if all.is_empty() {
@@ -338,6 +357,18 @@ fn plan(args: &Up, name: &str, places: &Places) -> Result<Plan, Failure> {
         resources: Resources { memory, cpu_millis, slots },
         sandbox: args.sandbox,
         state: places.runners().to_owned(),
+        queue: places.queue(name),
+        code: places.code(name),
+        images: Images {
+            directory: args
+                .images
+                .as_ref()
+                .map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+            budget: args.images_budget,
+            credentials: args.registry_credentials.clone(),
+            without_tls: args.registry_without_tls.clone(),
+            ca: args.registry_ca.clone(),
+        },
         grace: args.grace,
     })
 }

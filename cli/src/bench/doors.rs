@@ -16,6 +16,7 @@ use stoker_proto::v1;
 use stoker_proto::v1::session_request::Frame as Send;
 use stoker_proto::v1::session_response::Frame as Receive;
 use stoker_proto::{convert, status};
+use stoker_runtime::tls::Speaks;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::ReceiverStream;
@@ -217,8 +218,8 @@ pub struct Target {
 }
 
 enum Place {
-    /// Host and port of a balancer.
-    Balancer(String),
+    /// Host and port of a balancer, and how it is written.
+    Balancer(String, http::Uri),
     /// The socket of a function.
     Socket(PathBuf),
 }
@@ -229,9 +230,9 @@ impl Target {
         let authority = url.authority().map(ToString::to_string).unwrap_or_default();
         let host = match url.port_u16() {
             Some(_) => authority,
-            None => format!("{authority}:80"),
+            None => format!("{authority}:{}", if url.scheme_str() == Some("https") { 443 } else { 80 }),
         };
-        Ok(Self { place: Place::Balancer(host.clone()), path: format!("/invoke/{function}"), host })
+        Ok(Self { place: Place::Balancer(host.clone(), url), path: format!("/invoke/{function}"), host })
     }
 
     pub fn socket(path: PathBuf) -> Self {
@@ -240,7 +241,7 @@ impl Target {
 
     pub fn name(&self) -> &'static str {
         match self.place {
-            Place::Balancer(_) => "http",
+            Place::Balancer(..) => "http",
             Place::Socket(_) => "socket",
         }
     }
@@ -250,11 +251,18 @@ impl Target {
         let mut request = http::Request::post(self.path.as_str())
             .header(http::header::HOST, &self.host)
             .header(http::header::CONTENT_LENGTH, body.len());
-        if let Place::Socket(_) = self.place {
-            // What a runner would say; kits insist on it.
-            request = request
-                .header("Fn-Call-Id", "00000000-0000-7000-8000-000000000000")
-                .header("Fn-Deadline", "2100-01-01T00:00:00Z");
+        match &self.place {
+            Place::Socket(_) => {
+                // What a runner would say; kits insist on it.
+                request = request
+                    .header("Fn-Call-Id", "00000000-0000-7000-8000-000000000000")
+                    .header("Fn-Deadline", "2100-01-01T00:00:00Z");
+            }
+            Place::Balancer(_, url) => {
+                if let Some(authorization) = client::authorization(url)? {
+                    request = request.header(http::header::AUTHORIZATION, authorization);
+                }
+            }
         }
         request.body(Full::new(body.clone())).map_err(|error| {
             Failure::usage(format!("cannot call {}: {error}", self.path), "check the function's name")
@@ -263,15 +271,20 @@ impl Target {
 
     async fn connect(&self) -> Result<Sender, Failure> {
         match &self.place {
-            Place::Balancer(address) => {
+            Place::Balancer(address, url) => {
                 let away = |error: &dyn std::fmt::Display| {
                     Failure::platform(
-                        format!("no balancer answers at http://{address}: {error}"),
+                        format!(
+                            "no balancer answers at {}://{address}: {error}",
+                            url.scheme_str().unwrap_or("http")
+                        ),
                         "start a fleet with `stoker up`, or name another with --http or STOKER_HTTP",
                     )
                 };
                 let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| away(&error))?;
                 stream.set_nodelay(true).map_err(|error| away(&error))?;
+                let stream =
+                    client::secured(url, stream, Speaks::Http1).await.map_err(|error| away(&error))?;
                 handshake(stream).await.map_err(|error| away(&error))
             }
             Place::Socket(path) => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderValue, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::MapErr;
 use hyper::body::Incoming;
@@ -18,11 +18,13 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use stoker_core::{Code, Error};
 use stoker_proto::status::to_status;
+use stoker_runtime::tls::Speaks;
 use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::GrpcService;
 
+use super::credentials;
 use crate::failure::Failure;
 
 /// A balancer that does not answer the connection for so long is away.
@@ -42,6 +44,8 @@ const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
 pub struct Connection {
     sender: http2::SendRequest<Body>,
     origin: http::Uri,
+    /// Who we are, as every request says it.
+    authorization: Option<HeaderValue>,
     /// As the user named it.
     server: Arc<str>,
 }
@@ -50,6 +54,7 @@ impl Connection {
     /// Connects to the balancer.
     pub async fn open(server: &str) -> Result<Self, Failure> {
         let origin = origin(server, "http://127.0.0.1:7070")?;
+        let authorization = credentials::authorization(&origin)?;
         let away = |why: String| {
             Failure::away(
                 format!("no balancer answers at {server}: {why}"),
@@ -57,13 +62,22 @@ impl Connection {
             )
         };
         let host = origin.host().unwrap_or_default().trim_matches(['[', ']']);
-        let connect = TcpStream::connect((host, origin.port_u16().unwrap_or(80)));
+        let connect = TcpStream::connect((
+            host,
+            origin.port_u16().unwrap_or(if origin.scheme_str() == Some("https") { 443 } else { 80 }),
+        ));
         let stream = match tokio::time::timeout(CONNECT_LIMIT, connect).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(away(error.to_string())),
             Err(_) => return Err(away(format!("no answer in {} s", CONNECT_LIMIT.as_secs()))),
         };
         stream.set_nodelay(true).map_err(|error| away(error.to_string()))?;
+        let stream = credentials::secured(&origin, stream, Speaks::Http2).await.map_err(|why| {
+            Failure::away(
+                format!("the balancer at {server} cannot be spoken to by TLS: {why}"),
+                "check --ca, --cert and --cert-key; a balancer without TLS is written http://",
+            )
+        })?;
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -75,7 +89,7 @@ impl Connection {
         let (sender, connection) = handshake.await.map_err(|error| away(reason(&error)))?;
         // Ends when the last sender is dropped; its error comes out of the requests that meet it.
         tokio::spawn(async move { _ = connection.await });
-        Ok(Self { sender, origin, server: server.into() })
+        Ok(Self { sender, origin, authorization, server: server.into() })
     }
 
     /// What requests are addressed to.
@@ -84,8 +98,7 @@ impl Connection {
     }
 }
 
-/// An address of a balancer as a URL; `host:port` will do. One that promises TLS is refused: what is said to be secret and goes in the
-/// clear is worse than what is not sent.
+/// An address of a balancer as a URL; `host:port` will do.
 pub fn origin(server: &str, example: &str) -> Result<http::Uri, Failure> {
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let wrong =
@@ -93,13 +106,7 @@ pub fn origin(server: &str, example: &str) -> Result<http::Uri, Failure> {
     let uri: http::Uri = url.parse().map_err(|_| wrong())?;
     let plain = matches!(uri.path(), "" | "/") && uri.query().is_none();
     match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(host)) if !host.is_empty() && plain => Ok(uri),
-        (Some("https"), Some(_)) => Err(Failure::usage(
-            format!(
-                "`{server}` asks for TLS, which balancers do not speak in this version: nothing was sent"
-            ),
-            "write http://, and only over a network that you trust; else through a tunnel (ssh, a VPN, a mesh)",
-        )),
+        (Some("http" | "https"), Some(host)) if !host.is_empty() && plain => Ok(uri),
         _ => Err(wrong()),
     }
 }
@@ -143,6 +150,9 @@ impl GrpcService<Body> for Connection {
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        if let Some(authorization) = &self.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.clone());
+        }
         let is_call = request.uri().path().starts_with("/stoker.v1.CallService/");
         let server = self.server.clone();
         let answer = self.sender.send_request(request);

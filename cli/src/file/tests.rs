@@ -85,7 +85,11 @@ fn bad_files() {
             &["5:5: `idle-timeout` is not a key of a function: did you mean `idle_timeout`?"],
         ),
         (function("colour: red"), &["5:5: `colour` is not a key of a function: it has name, image"]),
-        (function("async: {max_attempts: 3}"), &["5:5: `async` is not in this version"]),
+        (function("async: {attempts: 3}"), &["5:13: `attempts` is not a key of async"]),
+        (function("async: {max_attempts: 0}"), &["5:12: `async` max_attempts: 0 is not between 1 and 100"]),
+        (function("async: {dead_letter: nowhere}"), &["5:26: `dead_letter`: `nowhere` is no target"]),
+        (function("schedules: [{cron: soon}]"), &["5:16: `schedules` cron: `soon` is not understood"]),
+        (function("schedules: [{body: x}]"), &["5:17: a schedule must have `cron`"]),
         (function("memory: 128"), &["5:13: `memory`: `128` has no unit: write it like 128MiB"]),
         (function("memory: 128mb"), &["5:13: `memory`: `128mb` is not a size"]),
         (function("memory: 1KiB"), &["5:13: `memory` 1KiB is not between 1MiB and 1TiB"]),
@@ -187,6 +191,11 @@ fn options_of_formats() {
         ),
         ("http", "open_function_variables: true", FormatOptions { open_function_variables: true, ..none() }),
         ("mless", "handler: func.handler", FormatOptions { handler: "func.handler".into(), ..none() }),
+        (
+            "lambda",
+            "{stream_rate: 2MiB, stream_burst: 6MiB, snap_start: true}",
+            FormatOptions { stream_rate: 2 << 20, stream_burst: 6 << 20, snap_start: true, ..none() },
+        ),
     ] {
         assert_eq!(read_one(format, options), expected, "{format}: {options}");
     }
@@ -218,6 +227,13 @@ fn options_of_formats() {
             "handler: f.h",
             "7:5: `format_options` handler belongs to mless and lambda, not to default",
         ),
+        ("lambda", "stream_rate: 1KiB", "7:5: `format_options` stream_rate is not between 32KiB and 64MiB"),
+        (
+            "lambda",
+            "stream_burst: 1MiB",
+            "7:5: `format_options` stream_burst does nothing without stream_rate",
+        ),
+        ("http", "snap_start: true", "7:5: `format_options` snap_start belongs to lambda, not to http"),
         ("mless", "{}", "7:5: `format_options` handler is missing: format mless names one"),
         ("mless", "handler:", "`handler` has no value"),
         (

@@ -56,6 +56,39 @@ impl Places {
         self.state.as_ref().map(|(directory, _)| directory.join("functions.json"))
     }
 
+    /// Where calls for later are kept: with the functions, or as long as this fleet lives.
+    pub fn queue(&self, name: &str) -> PathBuf {
+        match &self.state {
+            Some((directory, _)) => directory.join("queue"),
+            None => self.runners.join(format!("{name}-queue")),
+        }
+    }
+
+    /// Where code is kept that comes as a zip: with the functions, or for the fleets of this name.
+    pub fn code(&self, name: &str) -> PathBuf {
+        match &self.state {
+            // Runners know it by this path too, wherever they are started.
+            Some((directory, _)) => {
+                std::path::absolute(directory).unwrap_or_else(|_| directory.clone()).join("code")
+            }
+            None => self.runners.join(format!("{name}-code")),
+        }
+    }
+
+    /// Forgets the calls that an earlier fleet of this name left, where they are not to be kept.
+    pub fn clear_queue(&self, name: &str) -> Result<(), Failure> {
+        if self.state.is_some() {
+            return Ok(());
+        }
+        let queue = self.queue(name);
+        match fs::remove_dir_all(&queue) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed(&queue, &format!("cannot be removed: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Where each runner has a directory of its name.
     pub fn runners(&self) -> &Path {
         &self.runners

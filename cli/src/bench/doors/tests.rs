@@ -37,6 +37,38 @@ impl CallService for Echo {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn submit(&self, _: Request<v1::SubmitRequest>) -> Result<Response<v1::SubmitResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn get_call(
+        &self,
+        _: Request<v1::GetCallRequest>,
+    ) -> Result<Response<v1::GetCallResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn wait_call(
+        &self,
+        _: Request<v1::WaitCallRequest>,
+    ) -> Result<Response<v1::WaitCallResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn cancel_call(
+        &self,
+        _: Request<v1::CancelCallRequest>,
+    ) -> Result<Response<v1::CancelCallResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn list_calls(
+        &self,
+        _: Request<v1::ListCallsRequest>,
+    ) -> Result<Response<v1::ListCallsResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn session(
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
@@ -173,10 +205,10 @@ async fn a_function_is_called_at_its_socket() {
 
 #[tokio::test]
 async fn what_is_no_http_address_is_told_in_words() {
-    for wrong in ["127.0.0.1:1/x y", "https://127.0.0.1:1"] {
+    for wrong in ["127.0.0.1:1/x y", "ftp://127.0.0.1:1"] {
         assert!(Target::balancer(wrong, "demo/echo").is_err(), "{wrong}");
     }
-    for good in ["127.0.0.1:1", "http://127.0.0.1:1/"] {
+    for good in ["127.0.0.1:1", "http://127.0.0.1:1/", "https://127.0.0.1:1"] {
         assert_eq!(Target::balancer(good, "demo/echo").ok().unwrap().host, "127.0.0.1:1");
     }
 }

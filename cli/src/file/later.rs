@@ -1,0 +1,82 @@
+//! `async` and `schedules` in the function file.
+
+use saphyr::{Scalar, YamlData};
+use stoker_core::later::{Later, Schedule, Target};
+
+use super::{Node, Reader, kind};
+
+/// Keys of a function's `async`.
+const KEYS: [&str; 8] =
+    ["max_attempts", "backoff", "max_age", "result_ttl", "delay", "dead_letter", "on_success", "on_failure"];
+
+/// Keys of one of its `schedules`.
+const SCHEDULE_KEYS: [&str; 2] = ["cron", "body"];
+
+impl Reader<'_> {
+    pub(super) fn later(&mut self, node: &Node<'_>, key: &'static str) -> Option<Later> {
+        let YamlData::Mapping(map) = &node.data else {
+            let text = format!("`{key}` must be a mapping like {{max_attempts: 5}}, not {}", kind(node));
+            self.wrong(node.span.start, text);
+            return None;
+        };
+        let before = self.mistakes.len();
+        let mut later = Later::default();
+        for (name, value) in map {
+            let Some(key) = KEYS.iter().copied().find(|key| name.data.as_str() == Some(key)) else {
+                self.unknown(name, &KEYS, "async");
+                continue;
+            };
+            match key {
+                "max_attempts" => later.max_attempts = self.count(value, key).unwrap_or_default(),
+                "backoff" => later.backoff_ms = self.time(value, key).unwrap_or_default(),
+                "max_age" => later.max_age_ms = self.time(value, key).unwrap_or_default(),
+                "result_ttl" => later.result_ttl_ms = self.time(value, key).unwrap_or_default(),
+                "delay" => later.delay_ms = self.time(value, key).unwrap_or_default(),
+                "dead_letter" => later.dead_letter = self.by(value, key, Target::parse),
+                "on_success" => later.on_success = self.by(value, key, Target::parse),
+                _ => later.on_failure = self.by(value, key, Target::parse),
+            }
+        }
+        (self.mistakes.len() == before).then_some(later)
+    }
+
+    /// A time; 0 needs no unit.
+    fn time(&mut self, node: &Node<'_>, key: &'static str) -> Option<u64> {
+        match &node.data {
+            YamlData::Value(Scalar::Integer(0)) => Some(0),
+            _ => self.millis(node, key),
+        }
+    }
+
+    pub(super) fn schedules(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Schedule>> {
+        let YamlData::Sequence(list) = &node.data else {
+            let text = format!("`{key}` must be a list like [{{cron: \"0 4 * * *\"}}], not {}", kind(node));
+            self.wrong(node.span.start, text);
+            return None;
+        };
+        let before = self.mistakes.len();
+        let mut all = Vec::new();
+        for item in list {
+            let YamlData::Mapping(map) = &item.data else {
+                let text = format!("a schedule must be like {{cron: \"0 4 * * *\"}}, not {}", kind(item));
+                self.wrong(item.span.start, text);
+                continue;
+            };
+            let (mut cron, mut body) = (None, String::new());
+            for (name, value) in map {
+                match name.data.as_str() {
+                    Some("cron") => cron = self.text(value, "cron"),
+                    Some("body") => body = self.text(value, "body").unwrap_or_default(),
+                    _ => self.unknown(name, &SCHEDULE_KEYS, "a schedule"),
+                }
+            }
+            match cron {
+                Some(cron) => all.push(Schedule { cron, body }),
+                None => {
+                    self.wrong(item.span.start, "a schedule must have `cron`, like {cron: \"0 4 * * *\"}")
+                }
+            }
+        }
+        (self.mistakes.len() == before).then_some(all)
+    }
+}
