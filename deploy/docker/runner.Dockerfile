@@ -4,7 +4,7 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p stoker-runner --bin stoker-runner --features tls
+RUN cargo build --release --locked -p stoker-runner --bin stoker-runner
 
 FROM debian:bookworm-slim
 ARG FUNCTION_PACKAGES="python3"
