@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use crate::functions::APP;
 use crate::within;
@@ -95,7 +95,7 @@ impl Call {
         v1::RequestHead { headers: headers.collect(), ..Default::default() }
     }
 
-    fn with_timeout<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn with_timeout<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
@@ -267,7 +267,7 @@ impl Clients {
             body: call.body.clone(),
         };
         let answer = self.calls().invoke(call.with_timeout(message)).await;
-        let v1::InvokeResponse { call_id, head, body, timings, runner } =
+        let v1::InvokeResponse { call_id, head, body, timings, runner, .. } =
             answer.map_err(|status| status::from_status(&status))?.into_inner();
         Ok(Answer { runner, ..Answer::of(call_id, head, body, timings) })
     }
@@ -284,7 +284,10 @@ impl Clients {
             }
             drop(send);
         };
-        let answer = async { rest_of(&mut opened.await?).await };
+        let answer = async {
+            let mut answers = opened.await.map_err(|status| status::from_status(&status))?;
+            rest_of(&mut answers).await
+        };
         tokio::join!(feed, answer).1
     }
 
@@ -295,7 +298,7 @@ impl Clients {
         call: &Call,
     ) -> (
         mpsc::Sender<v1::InvokeStreamRequest>,
-        impl Future<Output = Result<Streaming<v1::InvokeStreamResponse>, Error>> + use<>,
+        impl Future<Output = Result<Streaming<v1::InvokeStreamResponse>, Status>> + use<>,
     ) {
         let (send, frames) = mpsc::channel(4);
         let start = v1::CallStart { function: call.function.clone(), head: Some(call.head()) };
@@ -303,10 +306,7 @@ impl Clients {
         let frames = tokio_stream::once(frame).chain(ReceiverStream::new(frames));
         let request = call.with_timeout(frames);
         let mut calls = self.calls();
-        let answers = async move {
-            let answers = calls.invoke_stream(request).await;
-            Ok(answers.map_err(|status| status::from_status(&status))?.into_inner())
-        };
+        let answers = async move { Ok(calls.invoke_stream(request).await?.into_inner()) };
         (send, answers)
     }
 

@@ -7,7 +7,9 @@ pub mod port;
 pub mod server;
 pub mod starts;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -26,15 +28,21 @@ use crate::LIMIT;
 use crate::calls::{Clients, Page};
 use crate::functions::Change as _;
 use crate::left::{self, Ending, MARK};
+use crate::middlebox::{Middlebox, Skew};
+use crate::net::{self, Host, Net};
 
 /// A cluster to be.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Plan {
     balancers: usize,
     runners: usize,
+    members: usize,
     room: u64,
     wires: bool,
     tls: bool,
+    net: Option<Arc<Net>>,
+    skew: Option<Skew>,
+    etcd_directory: Option<PathBuf>,
     settings: Vec<(&'static str, String)>,
 }
 
@@ -42,7 +50,47 @@ impl Plan {
     /// So many of each, with room for eight containers of 64 MiB a runner.
     #[must_use]
     pub fn new(balancers: usize, runners: usize) -> Self {
-        Self { balancers, runners, room: 8, wires: false, tls: false, settings: Vec::new() }
+        Self {
+            balancers,
+            runners,
+            members: 1,
+            room: 8,
+            wires: false,
+            tls: false,
+            net: None,
+            skew: None,
+            etcd_directory: None,
+            settings: Vec::new(),
+        }
+    }
+
+    /// So many members of etcd.
+    #[must_use]
+    pub fn members(mut self, members: usize) -> Self {
+        self.members = members;
+        self
+    }
+
+    /// Every server on a host of its own in this network, and etcd at addresses of its own.
+    #[must_use]
+    pub fn on(mut self, net: &Arc<Net>) -> Self {
+        self.net = Some(net.clone());
+        // Nobody else is in it.
+        self.set("INSECURE", "true")
+    }
+
+    /// Balancers take runners for those of another release, and runners balancers.
+    #[must_use]
+    pub fn skew(mut self, skew: Skew) -> Self {
+        self.skew = Some(skew);
+        self
+    }
+
+    /// etcd keeps its data below this directory.
+    #[must_use]
+    pub fn etcd_in(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.etcd_directory = Some(directory.into());
+        self
     }
 
     /// So many containers of 64 MiB a runner.
@@ -76,7 +124,15 @@ impl Plan {
     /// Starts it, with these functions; returns when every balancer knows them and is connected to every runner. `None` where
     /// tests with etcd are left out.
     pub async fn start(mut self, functions: impl IntoIterator<Item = FunctionSpec>) -> Option<Cluster> {
-        let etcd = if self.tls { Etcd::start_with_tls().await? } else { Etcd::start().await? };
+        let (etcd, others) = if self.tls {
+            (Etcd::start_with_tls().await?, Vec::new())
+        } else {
+            let loopback = [IpAddr::from([127, 0, 0, 1]); net::ETCD.len()];
+            let addresses = self.net.as_ref().map_or(loopback, |_| net::ETCD.map(IpAddr::V4));
+            let members = Etcd::start_at(&addresses[..self.members], self.etcd_directory.as_deref()).await?;
+            let mut members = members.into_iter();
+            (members.next()?, members.collect())
+        };
         if let Some(etcd::Tls { ca, identity: Some((certificate, key)) }) = etcd.tls() {
             let files = [("ETCD_CA", ca), ("ETCD_CERTIFICATE", certificate), ("ETCD_KEY", key)];
             self.settings.extend(files.map(|(key, file)| (key, file.display().to_string())));
@@ -86,6 +142,7 @@ impl Plan {
         let state = tempfile::Builder::new().prefix("stoker-cluster-").tempdir().unwrap();
         let mut cluster = Cluster {
             etcd,
+            others,
             balancers: Vec::new(),
             runners: Vec::new(),
             starts: Starts::new(),
@@ -114,7 +171,9 @@ pub struct Balancer {
     pub server: Server,
     pub clients: Clients,
     pub admin: SocketAddr,
-    _ports: [Port; 3],
+    /// Where it is, in a network.
+    pub host: Option<Host>,
+    _ports: Vec<Port>,
 }
 
 /// A runner.
@@ -123,12 +182,18 @@ pub struct Runner {
     pub admin: SocketAddr,
     /// What balancers reach it by, where the plan asks for it.
     pub wire: Option<Wire>,
-    _ports: [Port; 2],
+    /// What makes it look like one of another release, where the plan asks for it.
+    _box: Option<Middlebox>,
+    /// Where it is, in a network.
+    pub host: Option<Host>,
+    _ports: Vec<Port>,
 }
 
 /// A cluster that serves.
 pub struct Cluster {
     pub etcd: Etcd,
+    /// Members of etcd beside that one.
+    pub others: Vec<Etcd>,
     pub balancers: Vec<Balancer>,
     pub runners: Vec<Runner>,
     pub starts: Starts,
@@ -141,13 +206,30 @@ pub struct Cluster {
 impl Cluster {
     /// Adds a runner, and waits until it serves.
     pub async fn add_runner(&mut self) -> usize {
+        self.add_runner_with([]).await
+    }
+
+    /// The same, seen through this by every balancer.
+    pub async fn add_runner_through(&mut self, skew: Skew) -> usize {
+        let before = self.plan.skew.replace(skew);
+        let n = self.add_runner().await;
+        self.plan.skew = before;
+        n
+    }
+
+    /// The same, with settings of its own.
+    pub async fn add_runner_with(&mut self, own: impl IntoIterator<Item = (&'static str, String)>) -> usize {
         let n = self.runners.len();
-        let ports = [Port::claim(), Port::claim()];
-        let [grpc, admin] = [&ports[0], &ports[1]].map(|port| port.address);
+        let (host, [grpc, admin], ports) = self.place([7170, 7190]);
         let wire = if self.plan.wires { Some(Wire::to(grpc).await) } else { None };
-        let advertised = wire.as_ref().map_or(grpc, |wire| wire.address);
+        let middlebox = match self.plan.skew {
+            Some(skew) => Some(Middlebox::to(grpc, skew).await),
+            None => None,
+        };
+        let advertised = middlebox.as_ref().map(|middlebox| middlebox.address);
+        let advertised = advertised.or(wire.as_ref().map(|wire| wire.address)).unwrap_or(grpc);
         let mut settings = vec![
-            ("ETCD", self.etcd.endpoint()),
+            ("ETCD", self.endpoints()),
             ("LISTEN", grpc.to_string()),
             ("ADMIN_LISTEN", admin.to_string()),
             ("ADVERTISE", format!("http://{advertised}")),
@@ -156,28 +238,52 @@ impl Cluster {
             ("STATE", self.state.path().display().to_string()),
         ];
         settings.extend(self.plan.settings.clone());
-        let server = Server::start("stoker-runner", &format!("{}-r{n}", self.mark), &self.mark, settings);
+        settings.extend(own);
+        let name = format!("{}-r{n}", self.mark);
+        let server = Server::start_on(host.as_ref(), "stoker-runner", &name, &self.mark, settings);
         server.logged("serving").await;
-        self.runners.push(Runner { server, admin, wire, _ports: ports });
+        self.runners.push(Runner { server, admin, wire, _box: middlebox, host, _ports: ports });
         n
+    }
+
+    /// Where a server is to listen: on a host of its own at the usual ports, or on loopback at ports that stay its own.
+    fn place<const N: usize>(&self, usual: [u16; N]) -> (Option<Host>, [SocketAddr; N], Vec<Port>) {
+        match &self.plan.net {
+            Some(net) => {
+                let host = net.host();
+                let addresses = usual.map(|port| SocketAddr::from((host.address, port)));
+                (Some(host), addresses, Vec::new())
+            }
+            None => {
+                let ports = usual.map(|_| Port::claim());
+                let addresses = ports.each_ref().map(|port| port.address);
+                (None, addresses, ports.into())
+            }
+        }
+    }
+
+    /// Every member of etcd, as servers are told.
+    fn endpoints(&self) -> String {
+        let members = std::iter::once(&self.etcd).chain(&self.others);
+        members.map(Etcd::endpoint).collect::<Vec<_>>().join(",")
     }
 
     /// Adds a balancer, and waits until it is ready.
     pub async fn add_balancer(&mut self) -> usize {
         let n = self.balancers.len();
-        let ports = [Port::claim(), Port::claim(), Port::claim()];
-        let [grpc, http, admin] = [&ports[0], &ports[1], &ports[2]].map(|port| port.address);
+        let (host, [grpc, http, admin], ports) = self.place([7070, 7080, 7090]);
         let mut settings = vec![
-            ("ETCD", self.etcd.endpoint()),
+            ("ETCD", self.endpoints()),
             ("LISTEN", grpc.to_string()),
             ("HTTP_LISTEN", http.to_string()),
             ("ADMIN_LISTEN", admin.to_string()),
         ];
         settings.extend(self.plan.settings.clone());
-        let server = Server::start("stoker-lb", &format!("{}-b{n}", self.mark), &self.mark, settings);
+        let name = format!("{}-b{n}", self.mark);
+        let server = Server::start_on(host.as_ref(), "stoker-lb", &name, &self.mark, settings);
         server.logged("ready").await;
         let clients = Clients::connect(grpc, http).await;
-        self.balancers.push(Balancer { server, clients, admin, _ports: ports });
+        self.balancers.push(Balancer { server, clients, admin, host, _ports: ports });
         n
     }
 
@@ -204,7 +310,7 @@ impl Cluster {
         // A balancer that has applied it knows it; for all but the first nothing changes.
         for clients in self.clients() {
             let functions = vec![convert::to_function(&function)];
-            let request = v1::ApplyFunctionsRequest { functions };
+            let request = v1::ApplyFunctionsRequest { functions, ..Default::default() };
             clients.functions().apply_functions(request).await.unwrap();
         }
     }
@@ -281,6 +387,15 @@ impl Cluster {
     #[must_use]
     pub fn load(&self, work: Work) -> Load {
         Load::start(work, self.clients())
+    }
+
+    /// The same over connections of its own: a balancer closes one on which clients go away in great numbers.
+    pub async fn load_apart(&self, work: Work) -> Load {
+        let mut clients = Vec::new();
+        for shared in self.clients() {
+            clients.push(Clients::connect(shared.grpc, shared.http).await);
+        }
+        Load::start(work, clients)
     }
 
     /// Holds what clients saw against what functions recorded.

@@ -11,8 +11,11 @@ pub mod fleet;
 pub mod functions;
 pub mod left;
 pub mod member;
+pub mod middlebox;
+pub mod net;
 pub mod proxy;
 pub mod raw;
+pub mod schema;
 
 use std::path::PathBuf;
 use std::time::Duration;

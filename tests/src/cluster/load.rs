@@ -4,22 +4,25 @@
 //! that surely did not start may be made again elsewhere, under another key. In the end every attempt has one outcome here, and
 //! what functions recorded must fit to it.
 
-use std::collections::{HashMap, HashSet};
+mod check;
+mod way;
+
+use std::collections::HashMap;
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use stoker_core::error::{Code, Error, Retry};
-use stoker_proto::v1::session_request::Frame as In;
-use stoker_proto::v1::session_response::Frame as Out;
-use stoker_proto::{convert, status, v1};
-use tokio::sync::{mpsc, watch};
+use bytes::Bytes;
+use stoker_core::error::{Error, Retry};
+use stoker_proto::status;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming};
+use tonic::Status;
 
-use super::starts::Start;
+pub use self::check::{Sums, check, longest_silence};
+use self::way::Caller;
+pub use self::way::Way;
 use crate::calls::{Call, Clients};
 use crate::within;
 
@@ -38,6 +41,8 @@ pub enum Failure {
     Unsent(String),
     /// The connection ended, and nobody knows what became of the request.
     Broken(String),
+    /// The client went away before it had an answer.
+    Left,
 }
 
 impl Failure {
@@ -47,7 +52,7 @@ impl Failure {
         match self {
             Failure::Said(error) => error.retry != Retry::Never,
             Failure::Unsent(_) => true,
-            Failure::Broken(_) => false,
+            Failure::Broken(_) | Failure::Left => false,
         }
     }
 
@@ -93,13 +98,6 @@ pub enum Again {
     Knowingly,
 }
 
-/// Through which door a client calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Invoke,
-    Session,
-}
-
 /// A load to be.
 #[derive(Debug, Clone)]
 pub struct Work {
@@ -108,6 +106,10 @@ pub struct Work {
     clients: usize,
     again: Again,
     prefix: &'static str,
+    ways: Vec<Way>,
+    size: usize,
+    pause: Duration,
+    timeout: Option<Duration>,
 }
 
 impl Work {
@@ -115,7 +117,17 @@ impl Work {
     #[must_use]
     pub fn of(function: &str) -> Self {
         let (function, word) = (function.to_owned(), "echo".to_owned());
-        Self { function, word, clients: 16, again: Again::Safely, prefix: "" }
+        Self {
+            function,
+            word,
+            clients: 16,
+            again: Again::Safely,
+            prefix: "",
+            ways: vec![Way::Invoke, Way::Session],
+            size: 0,
+            pause: Duration::ZERO,
+            timeout: None,
+        }
     }
 
     /// What the probe is to do.
@@ -137,6 +149,43 @@ impl Work {
         self
     }
 
+    /// How its clients call; they are shared out among these.
+    #[must_use]
+    pub fn ways(mut self, ways: &[Way]) -> Self {
+        self.ways = ways.to_vec();
+        self
+    }
+
+    /// Bodies of so many bytes: the key, an end of the line, and what follows from the key. They must come back as they were sent. A session
+    /// carries 64 KiB of one.
+    #[must_use]
+    pub fn size(mut self, bytes: usize) -> Self {
+        self.size = bytes;
+        self
+    }
+
+    /// What each client does between two calls: nothing, for so long.
+    #[must_use]
+    pub fn pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// The deadline of each call.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    fn body(&self, key: &str) -> Bytes {
+        if self.size == 0 {
+            return Bytes::from(key.to_owned());
+        }
+        let line = key.bytes().chain([b'\n']);
+        line.chain(key.bytes().cycle()).take(self.size.max(key.len() + 1)).collect()
+    }
+
     /// What tells its keys from those of another load of the same function.
     #[must_use]
     pub fn prefix(mut self, prefix: &'static str) -> Self {
@@ -154,7 +203,7 @@ pub struct Attempt {
     pub attempt: usize,
     /// The balancer that was asked.
     pub balancer: usize,
-    /// The answer's body and the runner that gave it.
+    /// How the answer's body begins, up to the length of a key, and the runner that gave it.
     pub outcome: Result<(String, String), Failure>,
     pub at: Instant,
 }
@@ -190,7 +239,7 @@ impl Load {
         });
         let mut clients = JoinSet::new();
         for n in 0..shared.work.clients {
-            let way = if n % 2 == 0 { Way::Invoke } else { Way::Session };
+            let way = shared.work.ways[n % shared.work.ways.len()];
             clients.spawn(client(shared.clone(), way));
         }
         Self { clients, shared, done: seen }
@@ -205,6 +254,12 @@ impl Load {
             *served.entry(runner.clone()).or_default() += 1;
         }
         served.into_iter().max_by_key(|(_, calls)| *calls).expect("calls were served").0
+    }
+
+    /// How many of its calls are over.
+    #[must_use]
+    pub fn done(&self) -> usize {
+        *self.done.borrow()
     }
 
     /// Waits until so many more of its calls are over.
@@ -243,7 +298,7 @@ impl Load {
 
 async fn client(shared: Arc<Shared>, way: Way) {
     let work = &shared.work;
-    let mut lines: Vec<Option<Line>> = shared.balancers.iter().map(|_| None).collect();
+    let mut callers: Vec<Caller> = shared.balancers.iter().map(|_| Caller::default()).collect();
     while !shared.stop.load(Ordering::Relaxed) {
         let call = shared.next.fetch_add(1, Ordering::Relaxed);
         if call >= MOST {
@@ -252,12 +307,15 @@ async fn client(shared: Arc<Shared>, way: Way) {
         for attempt in 0..TRIES {
             let balancer = (call + attempt) % shared.balancers.len();
             let key = format!("{}{}.{call}.{attempt}", work.prefix, work.function);
-            let request = Call::of(&work.function).probe(&work.word).header("Record", &key).body(key.clone());
+            let body = work.body(&key);
+            let request = Call::of(&work.function).probe(&work.word).header("Record", &key);
+            let request = Call { timeout: work.timeout, ..request.body(body.clone()) };
             let clients = &shared.balancers[balancer];
-            let outcome = match way {
-                Way::Invoke => within(&key, invoke(clients, &request)).await,
-                Way::Session => within(&key, Line::call(&mut lines[balancer], clients, &request)).await,
-            };
+            let answer = within(&key, callers[balancer].call(way, clients, &request)).await;
+            let outcome = answer.map(|(answer, runner)| {
+                assert!(work.size == 0 || answer == body, "the body of {key} changed on its way");
+                (String::from_utf8_lossy(&answer[..answer.len().min(key.len())]).into_owned(), runner)
+            });
             let again = match (&outcome, work.again) {
                 (Ok(_), _) | (_, Again::Never) => false,
                 (Err(failure), Again::Safely) => failure.surely_not_started(),
@@ -273,222 +331,8 @@ async fn client(shared: Arc<Shared>, way: Way) {
             }
         }
         shared.done.send_modify(|done| *done += 1);
-    }
-}
-
-async fn invoke(clients: &Clients, call: &Call) -> Result<(String, String), Failure> {
-    let message = v1::InvokeRequest {
-        function: call.function.clone(),
-        head: Some(call.head()),
-        body: call.body.clone(),
-    };
-    let answer =
-        clients.calls().invoke(Request::new(message)).await.map_err(|status| Failure::of(&status))?;
-    let answer = answer.into_inner();
-    Ok((String::from_utf8_lossy(&answer.body).into_owned(), answer.runner))
-}
-
-/// A session of one client, with one call after the other.
-struct Line {
-    send: mpsc::Sender<v1::SessionRequest>,
-    answers: Streaming<v1::SessionResponse>,
-    last: u64,
-}
-
-impl Line {
-    async fn call(
-        line: &mut Option<Self>,
-        clients: &Clients,
-        call: &Call,
-    ) -> Result<(String, String), Failure> {
-        let mut open = match line.take() {
-            Some(line) => line,
-            None => {
-                let (send, frames) = mpsc::channel(4);
-                let answers = clients.calls().session(ReceiverStream::new(frames)).await;
-                let answers = answers.map_err(|status| Failure::of(&status))?.into_inner();
-                Self { send, answers, last: 0 }
-            }
-        };
-        let outcome = open.next(call).await;
-        // One that has ended is not used again.
-        if !matches!(outcome, Err((_, true))) {
-            *line = Some(open);
-        }
-        outcome.map_err(|(failure, _)| failure)
-    }
-
-    /// One call. A failure says whether the session is over.
-    async fn next(&mut self, call: &Call) -> Result<(String, String), (Failure, bool)> {
-        self.last += 1;
-        let start = v1::SessionStart {
-            function: call.function.clone(),
-            head: Some(call.head()),
-            body: call.body.clone(),
-            complete: true,
-            ..Default::default()
-        };
-        let request = v1::SessionRequest { call: self.last, frame: Some(In::Start(start)) };
-        // A session that has ended takes nothing; its end says why.
-        let sent = self.send.send(request).await.is_ok();
-        let mut body = Vec::new();
-        loop {
-            let answer = match self.answers.message().await {
-                Ok(Some(answer)) => answer,
-                Ok(None) if !sent => return Err((Failure::Unsent("the session was over".to_owned()), true)),
-                Ok(None) => return Err((Failure::Broken("the session ended".to_owned()), true)),
-                Err(status) => return Err((Failure::of(&status), true)),
-            };
-            assert_eq!(
-                answer.call, self.last,
-                "a second outcome, or one of a call that nobody made: {answer:?}"
-            );
-            match answer.frame {
-                Some(Out::Body(piece)) => body.extend_from_slice(&piece.data),
-                Some(Out::Finished(end)) => {
-                    if let Some(error) = end.error {
-                        return Err((Failure::Said(convert::call_error(error)), false));
-                    }
-                    body.extend_from_slice(&end.body);
-                    return Ok((String::from_utf8_lossy(&body).into_owned(), end.runner));
-                }
-                Some(Out::Head(_) | Out::Credit(_)) | None => {}
-            }
-        }
-    }
-}
-
-/// What a check found, for those who want to know more.
-#[derive(Debug, Default)]
-pub struct Sums {
-    pub calls: usize,
-    pub answered: usize,
-    /// Attempts that were made again.
-    pub repeated: usize,
-    /// Calls whose last attempt failed.
-    pub failed: Vec<Attempt>,
-    /// Attempts that reached a function more than once: of idempotent ones this is no mistake.
-    pub twice: usize,
-}
-
-/// Holds the outcomes of all attempts against what functions recorded: the promises of one outcome, of no second start, and of errors
-/// that say whether the call may have started.
-///
-/// # Panics
-/// When a promise is broken.
-#[must_use]
-pub fn check(attempts: &[Attempt], starts: &HashMap<String, Vec<Start>>, idempotent: bool) -> Sums {
-    let mut sums = Sums::default();
-    let mut keys = HashSet::new();
-    let mut last: HashMap<usize, &Attempt> = HashMap::new();
-    for attempt in attempts {
-        let Attempt { key, .. } = attempt;
-        assert!(keys.insert(key), "{key} has two outcomes");
-        let started = starts.get(key).map_or(0, Vec::len);
-        assert!(started <= 1 || idempotent, "{key} was started {started} times: {:?}", starts[key]);
-        sums.twice += usize::from(started > 1);
-        match &attempt.outcome {
-            Ok(_) => assert!(started > 0, "{key} was answered by nobody: {attempt:?}"),
-            Err(Failure::Said(error)) => {
-                let safe = error.retry != Retry::Never;
-                assert!(
-                    !(safe && error.may_have_started),
-                    "{key}: safe, though it may have started: {error:?}"
-                );
-                let silent = matches!(error.code, Code::RunnerLost | Code::Unavailable | Code::Overloaded);
-                if safe || (silent && !error.may_have_started) {
-                    assert_eq!(
-                        started, 0,
-                        "{key} was started, though its error says that it was not: {error:?}"
-                    );
-                }
-            }
-            Err(Failure::Unsent(why)) => assert_eq!(started, 0, "{key} was started, though {why}"),
-            Err(Failure::Broken(_)) => {}
-        }
-        let newest = last.entry(attempt.call).or_insert(attempt);
-        if attempt.attempt > newest.attempt {
-            *newest = attempt;
-        }
-        sums.repeated += usize::from(attempt.attempt > 0);
-    }
-    sums.calls = last.len();
-    let (answered, failed): (Vec<&Attempt>, Vec<&Attempt>) =
-        last.into_values().partition(|attempt| attempt.outcome.is_ok());
-    sums.answered = answered.len();
-    sums.failed = failed.into_iter().cloned().collect();
-    sums
-}
-
-/// The longest time between two answers that began after `since`: how long nobody was served.
-#[must_use]
-pub fn longest_silence(attempts: &[Attempt], since: Instant) -> Duration {
-    let mut times: Vec<_> =
-        attempts.iter().filter(|a| a.outcome.is_ok() && a.at >= since).map(|a| a.at).collect();
-    times.push(since);
-    times.sort_unstable();
-    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attempt(key: &str, outcome: Result<(String, String), Failure>) -> Attempt {
-        let key = key.to_owned();
-        Attempt { key, call: 0, attempt: 0, balancer: 0, outcome, at: Instant::now() }
-    }
-
-    fn started(times: usize) -> HashMap<String, Vec<Start>> {
-        let start = Start { key: "k".to_owned(), by: "1-1".to_owned(), version: "-".to_owned() };
-        if times == 0 { HashMap::new() } else { HashMap::from([("k".to_owned(), vec![start; times])]) }
-    }
-
-    fn answered() -> Result<(String, String), Failure> {
-        Ok((String::new(), String::new()))
-    }
-
-    fn said(error: Error) -> Result<(String, String), Failure> {
-        Err(Failure::Said(error))
-    }
-
-    fn lost() -> Error {
-        Error::new(Code::RunnerLost, "lost")
-    }
-
-    #[test]
-    fn what_fits_is_taken() {
-        for (outcome, starts) in [
-            (answered(), 1),
-            (said(lost().may_have_started()), 1),
-            (said(lost().may_have_started()), 0),
-            (said(Error::new(Code::Unavailable, "stops").retry(Retry::Elsewhere)), 0),
-            (Err(Failure::Unsent(String::new())), 0),
-            (Err(Failure::Broken(String::new())), 1),
-        ] {
-            let failed = usize::from(outcome.is_err());
-            let sums = check(&[attempt("k", outcome)], &started(starts), false);
-            assert_eq!((sums.calls, sums.failed.len()), (1, failed));
-        }
-        assert_eq!(check(&[attempt("k", answered())], &started(2), true).twice, 1);
-    }
-
-    #[test]
-    fn every_broken_promise_is_seen() {
-        for (outcomes, starts) in [
-            (vec![answered()], 0),
-            (vec![answered()], 2),
-            (vec![answered(), said(lost().may_have_started())], 1),
-            (vec![said(Error::new(Code::Unavailable, "stops").retry(Retry::Elsewhere))], 1),
-            (vec![said(Error::new(Code::Overloaded, "full").retry(Retry::After(Duration::ZERO)))], 1),
-            (vec![said(lost())], 1),
-            (vec![said(lost().may_have_started().retry(Retry::Elsewhere))], 0),
-            (vec![Err(Failure::Unsent(String::new()))], 1),
-        ] {
-            let what = format!("{outcomes:?}, {starts} starts");
-            let attempts: Vec<_> = outcomes.into_iter().map(|outcome| attempt("k", outcome)).collect();
-            let seen = std::panic::catch_unwind(|| check(&attempts, &started(starts), false));
-            assert!(seen.is_err(), "nobody minds {what}");
+        if !work.pause.is_zero() {
+            tokio::time::sleep(work.pause).await;
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use crate::left::MARK;
+use crate::net::Host;
 use crate::{program, within};
 
 /// How long a server's end may take before it counts as a hang: longer than any grace that tests give.
@@ -25,6 +26,7 @@ pub struct Server {
     program: &'static str,
     settings: Vec<(String, String)>,
     mark: String,
+    host: Option<Host>,
     child: Option<Child>,
     pid: Pid,
     log: watch::Receiver<Vec<Value>>,
@@ -39,28 +41,44 @@ impl Server {
         mark: &str,
         settings: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Self {
+        Self::start_on(None, program, name, mark, settings)
+    }
+
+    /// The same, on this host.
+    #[must_use]
+    pub fn start_on(
+        host: Option<&Host>,
+        program: &'static str,
+        name: &str,
+        mark: &str,
+        settings: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Self {
         let mut settings: Vec<_> =
             settings.into_iter().map(|(key, value)| (format!("STOKER_{key}"), value)).collect();
         settings.push(("STOKER_NAME".to_owned(), name.to_owned()));
         settings.push(("STOKER_LOG_FORMAT".to_owned(), "json".to_owned()));
-        let (child, log) = spawn(program, mark, &settings);
-        let pid = id(&child);
-        Self { name: name.to_owned(), program, settings, mark: mark.to_owned(), child: Some(child), pid, log }
+        let (child, log) = spawn(program, mark, host, &settings);
+        let (name, mark, pid) = (name.to_owned(), mark.to_owned(), id(&child));
+        Self { name, program, settings, mark, host: host.cloned(), child: Some(child), pid, log }
     }
 
     /// Starts it again, with the same settings.
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "{} runs", self.name);
-        let (child, log) = spawn(self.program, &self.mark, &self.settings);
+        let (child, log) = spawn(self.program, &self.mark, self.host.as_ref(), &self.settings);
         (self.pid, self.log) = (id(&child), log);
         self.child = Some(child);
     }
 
     /// With another setting from its next start on.
     pub fn set(&mut self, key: &str, value: &str) {
-        let key = format!("STOKER_{key}");
+        self.set_variable(&format!("STOKER_{key}"), value);
+    }
+
+    /// With another variable of its environment from its next start on.
+    pub fn set_variable(&mut self, key: &str, value: &str) {
         self.settings.retain(|(k, _)| *k != key);
-        self.settings.push((key, value.to_owned()));
+        self.settings.push((key.to_owned(), value.to_owned()));
     }
 
     #[must_use]
@@ -159,8 +177,15 @@ fn id(child: &Child) -> Pid {
     Pid::from_raw(child.id().expect("it was not waited for") as i32).unwrap()
 }
 
-fn spawn(name: &str, mark: &str, settings: &[(String, String)]) -> (Child, watch::Receiver<Vec<Value>>) {
-    let mut child = Command::new(program(name))
+fn spawn(
+    name: &str,
+    mark: &str,
+    host: Option<&Host>,
+    settings: &[(String, String)],
+) -> (Child, watch::Receiver<Vec<Value>>) {
+    let program = program(name);
+    let mut child = host
+        .map_or_else(|| Command::new(&program), |host| host.command(&program))
         .envs(settings.iter().map(|(key, value)| (key, value)))
         .env(MARK, mark)
         .stdin(Stdio::null())
