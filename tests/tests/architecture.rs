@@ -7,14 +7,26 @@ use std::process::Command;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("stoker-core", &[]),
     ("stoker-policy", &["stoker-core"]),
+    ("stoker-simulate", &["stoker-core", "stoker-policy"]),
     ("stoker-proto", &["stoker-core"]),
     ("stoker-runtime", &["stoker-core"]),
     ("stoker-registry", &["stoker-core", "stoker-proto"]),
+    ("stoker-queue", &["stoker-core", "stoker-proto"]),
     ("stoker-format", &["stoker-core"]),
     ("stoker-lambda", &["stoker-core", "stoker-format"]),
     ("stoker-image", &["stoker-core"]),
     ("stoker-sandbox", &["stoker-core"]),
-    ("stoker-lb", &["stoker-core", "stoker-policy", "stoker-proto", "stoker-registry", "stoker-runtime"]),
+    (
+        "stoker-lb",
+        &[
+            "stoker-core",
+            "stoker-policy",
+            "stoker-proto",
+            "stoker-queue",
+            "stoker-registry",
+            "stoker-runtime",
+        ],
+    ),
     (
         "stoker-runner",
         &[
@@ -38,18 +50,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "stoker-lb",
             "stoker-policy",
             "stoker-proto",
+            "stoker-queue",
             "stoker-registry",
             "stoker-runner",
             "stoker-runtime",
             "stoker-sandbox",
+            "stoker-simulate",
         ],
     ),
     ("hello-rust", &[]),
 ];
 
 /// A crate, and the only one of ours that may name it.
-const NAMED_ONCE: &[(&str, &str)] =
-    &[("etcd-client", "stoker-registry"), ("bollard", "stoker-sandbox"), ("opentelemetry", "stoker-runtime")];
+const NAMED_ONCE: &[(&str, &str)] = &[
+    ("etcd-client", "stoker-registry"),
+    ("async-nats", "stoker-queue"),
+    ("bollard", "stoker-sandbox"),
+    ("opentelemetry", "stoker-runtime"),
+];
 
 fn packages() -> Vec<serde_json::Value> {
     let out = Command::new(env!("CARGO"))

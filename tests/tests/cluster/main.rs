@@ -9,6 +9,7 @@ mod drains;
 mod network;
 mod registry;
 mod runners;
+mod secure;
 mod seeing;
 mod shape;
 mod tls;

@@ -1,5 +1,4 @@
-//! etcd by TLS, in both servers. They speak it in builds with the feature `tls`, which the tests' etcd brings into a build of the whole
-//! workspace.
+//! etcd by TLS, in both servers.
 
 use stoker_tests::calls::{Call, Door};
 use stoker_tests::cluster::server::Server;

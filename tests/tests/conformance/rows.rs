@@ -738,7 +738,7 @@ pub static ROWS: &[Row] = &[
         "tmp-new",
         "writes a file and ends; the next finds none",
         do_("tmp-write:kept,exit:1"),
-        &[fails(COLD, Code::FunctionFailed, "status 1"), fails(ALL, CRASHED, "status 1")],
+        &[fails(COLD, Code::FunctionFailed, "status 1"), fails(HOT, CRASHED, "status 1")],
     )
     .file("null")
     .needs(Needs::Isolation),

@@ -203,6 +203,10 @@ fn function(row: &Row, column: Column, name: &str, gate: Option<&Gate>) -> Funct
         }
     }
     spec.format_options.cloudevents_by_content_type = row.setting.by_content_type;
+    // A container of Lambda's that is reset stays: a second one, launched meanwhile, would take the call after it.
+    if column == Column::Lambda && !matches!(row.flow, Flow::AtOnce(_)) {
+        spec.max_containers = 1;
+    }
     match gate {
         Some(gate) => spec.with_env("TEST_GATE", gate.path()).with_workdir(gate.directory()),
         None => spec,

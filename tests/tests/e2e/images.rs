@@ -303,7 +303,7 @@ async fn a_tag_is_pinned_when_its_function_is_applied() {
     let apply = async |name: &str, image: &str| {
         let image = ImageRef::parse(&format!("{}/{image}", registry.address)).unwrap();
         let spec = fleet.marked(with_image(name, Root::Image(image)));
-        let request = v1::ApplyFunctionsRequest { functions: vec![convert::to_function(&spec)] };
+        let request = v1::ApplyFunctionsRequest { functions: vec![convert::to_function(&spec)], hold: false };
         fleet.clients.functions().apply_functions(request).await
     };
     apply("pulled", "team/app:1").await.unwrap();

@@ -6,12 +6,15 @@
 mod clients;
 mod command;
 mod containers;
+mod explain;
 mod hostile;
 mod images;
 mod kits;
 mod lost_runner;
 mod misbehaving;
 mod overload;
+mod revisions;
+mod sharing;
 
 use std::sync::OnceLock;
 

@@ -17,7 +17,7 @@ exports.stream = awslambda.streamifyResponse(async (event, stream) => {
   const gate = event.gate ? require('node:fs').openSync(event.gate, 'r') : null;
   for (let piece = 0; piece < event.pieces; piece += 1) {
     if (gate !== null && piece > 0) require('node:fs').readSync(gate, Buffer.alloc(1));
-    await new Promise((done) => stream.write(`piece ${piece};`, done));
+    await new Promise((done) => stream.write(`${'x'.repeat(event.size ?? 0)}piece ${piece};`, done));
     await new Promise((done) => setImmediate(done));
   }
   if (event.fail) throw new RangeError('thrown on the way');

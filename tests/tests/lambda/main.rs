@@ -3,23 +3,23 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
-use std::fs::{File, Permissions};
-use std::io::Write as _;
+mod extensions;
+mod kits;
+mod lifecycle;
+
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use stoker_core::error::{Blame, Code, Error, Report};
-use stoker_core::function::{FunctionName, Root};
+use stoker_core::function::FunctionName;
 use stoker_core::{Format, FunctionSpec};
 use stoker_proto::v1::StreamLogsRequest;
-use stoker_proto::v1::invoke_stream_response::Frame;
 use stoker_sandbox::select::Choice;
-use stoker_tests::calls::{Answer, Call, Door, Page, rest_of};
+use stoker_tests::calls::{Answer, Call, Door};
 use stoker_tests::fleet::{Fleet, Plan};
 use stoker_tests::functions::{APP, Change as _, function};
 use stoker_tests::within;
@@ -27,19 +27,23 @@ use stoker_tests::within;
 /// Bytes of a payload: AWS's limit.
 const MOST: usize = 6 * 1024 * 1024 + 100;
 
+/// Where `scripts/test` installs kits.
+fn kits_directory() -> PathBuf {
+    let all = std::env::var_os("STOKER_TEST_KITS").map(PathBuf::from);
+    all.unwrap_or_else(|| {
+        stoker_tests::program("probe").parent().unwrap().parent().unwrap().join("test-kits")
+    })
+}
+
 /// A handler of these tests with a kit, or `None` (said on STDOUT) where the kit is not installed. Its file is copied to where the kit
 /// is: a function sees no other directory.
 fn kit(kit: &str, needs: &str, name: &str, handler: &str, command: &[&str]) -> Option<FunctionSpec> {
-    let all = std::env::var_os("STOKER_TEST_KITS").map(PathBuf::from);
-    let all = all.unwrap_or_else(|| {
-        stoker_tests::program("probe").parent().unwrap().parent().unwrap().join("test-kits")
-    });
-    let directory = all.join(kit);
+    let directory = kits_directory().join(kit);
     if !directory.join(needs).exists() {
         println!("left out: the kit {kit} is not in {}: run scripts/test", directory.display());
         return None;
     }
-    for file in ["kit.py", "kit.js", "kit_extension.py"] {
+    for file in ["kit.py", "kit.js", "kit_extension.py", "kit_init.py"] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda").join(file);
         // Tests side by side write the same: each in one step. An ordinary user finds it there already.
         let beside = directory.join(format!(".{}-{file}", stoker_core::CallId::new()));
@@ -62,6 +66,12 @@ fn python(name: &str, handler: &str) -> Option<FunctionSpec> {
 fn node(name: &str, handler: &str) -> Option<FunctionSpec> {
     let command = ["node_modules/.bin/aws-lambda-ric", handler];
     kit("lambda-node", "node_modules/.bin/aws-lambda-ric", name, handler, &command)
+}
+
+/// The version that needs a newer Node, which is beside it.
+fn newer_node(name: &str, handler: &str) -> Option<FunctionSpec> {
+    let command = ["node_modules/.bin/node", "node_modules/aws-lambda-ric/index.mjs", handler];
+    kit("lambda-node4", "node_modules/.bin/node", name, handler, &command)
 }
 
 fn rust(name: &str, handler: &str) -> Option<FunctionSpec> {
@@ -354,254 +364,6 @@ async fn it_stands_still_between_invocations_and_goes_on() {
             break;
         }
         assert!(begun.elapsed() < stoker_tests::LIMIT, "it was never frozen");
-    }
-    fleet.end().await;
-}
-
-/// An extension, and its telemetry, which has to find its way into the sandbox.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_extension_is_told_what_happens() {
-    let Some(watched) = python("watched", "kit_extension.handler") else { return };
-    for sandbox in [Choice::Auto, Choice::Process] {
-        let fleet = fleet(sandbox, [watched.clone()]).await;
-        let kinds = |told: &Value| -> Vec<String> {
-            told.as_array().unwrap().iter().map(|one| one["type"].as_str().unwrap().to_owned()).collect()
-        };
-        let first = ask(&fleet, "watched", json!({ "until": "platform.start" })).await.unwrap();
-        let second = ask(&fleet, "watched", json!({ "until": "platform.report" })).await.unwrap().json();
-        for kind in [
-            "platform.initStart",
-            "platform.telemetrySubscription",
-            "platform.extension",
-            "platform.initRuntimeDone",
-            "platform.initReport",
-            "platform.start",
-            "function",
-            "platform.runtimeDone",
-            "platform.report",
-            "event",
-        ] {
-            assert!(kinds(&second).contains(&kind.to_owned()), "{sandbox:?} {kind}: {second}");
-        }
-        let of = |kind: &str| {
-            second.as_array().unwrap().iter().find(|one| one["type"] == kind).unwrap()["record"].clone()
-        };
-        assert_eq!(of("platform.start")["requestId"], first.call_id.as_str());
-        assert_eq!(of("function"), "a line of the function");
-        assert_eq!(of("platform.runtimeDone")["status"], "success");
-        assert!(of("platform.report")["metrics"]["initDurationMs"].as_f64().is_some_and(|ms| ms > 0.0));
-        assert_eq!(
-            (&of("event")["eventType"], &of("event")["requestId"]),
-            (&json!("INVOKE"), &json!(first.call_id))
-        );
-        fleet.end().await;
-    }
-}
-
-/// A root directory with a shell, a runtime in it, and an extension that is a process of its own.
-fn root_with_extension() -> Option<tempfile::TempDir> {
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-    let Some(busybox) = busybox else {
-        println!("left out: busybox (package busybox-static) is missing");
-        return None;
-    };
-    let root = tempfile::Builder::new().prefix("stoker-root-").tempdir().unwrap();
-    for directory in ["bin", "opt/extensions", "var/task", "tmp", "proc", "dev", "sys", "etc"] {
-        std::fs::create_dir_all(root.path().join(directory)).unwrap();
-    }
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda");
-    let files = [
-        (PathBuf::from(busybox), "bin/busybox"),
-        (sources.join("bootstrap.sh"), "var/task/bootstrap"),
-        (sources.join("extension.sh"), "opt/extensions/outside"),
-    ];
-    for (from, to) in files {
-        std::fs::copy(from, root.path().join(to)).unwrap();
-        std::fs::set_permissions(root.path().join(to), Permissions::from_mode(0o755)).unwrap();
-    }
-    for name in ["sh", "wget", "grep", "sed", "tr", "cat"] {
-        std::os::unix::fs::symlink("busybox", root.path().join("bin").join(name)).unwrap();
-    }
-    std::fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
-    Some(root)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_extension_is_a_process_of_its_own() {
-    let Some(root) = root_with_extension() else { return };
-    let mut spec =
-        function("outside", &["/var/task/bootstrap"]).with_idle_timeout(Duration::from_millis(500));
-    spec.root = Root::Rootfs(root.path().to_owned());
-    spec.workdir = "/var/task".into();
-    spec.format = Format::Lambda;
-    spec.format_options.handler = "bootstrap".to_owned();
-    let fleet = fleet(Choice::Native, [spec.clone()]).await;
-    let mut log = fleet.log(&spec).await;
-    for _ in 0..2 {
-        let answer = ask(&fleet, "outside", json!({ "n": 1 })).await.unwrap();
-        assert_eq!(answer.json(), json!({ "got": { "n": 1 } }));
-        log.until(&format!("INVOKE {}", answer.call_id)).await;
-    }
-    // Idle for long enough, it is told of the end.
-    log.until("SHUTDOWN spindown").await;
-    fleet.end().await;
-}
-
-/// One request of a trigger, and what a web framework would look at.
-async fn page(fleet: &Fleet, name: &str) -> (Page, Vec<String>) {
-    let headers = [("X-Any", "thing"), ("Cookie", "c=3")].map(|(k, v)| (k.to_owned(), v.to_owned()));
-    let page = fleet.clients.page("PUT", &format!("/t/t/{name}/path?name=Ada"), &headers, "hello").await;
-    let cookies = page.headers.get_all("set-cookie").iter().map(|value| value.to_str().unwrap().to_owned());
-    let cookies = cookies.collect();
-    (page, cookies)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http_requests_are_events_and_answers_responses() {
-    let all = [python("python", "kit.http"), node("node", "kit.page"), rust("rust", "http")];
-    let all: Vec<_> = all.into_iter().flatten().collect();
-    let has = |name: &str| all.iter().any(|function| function.name.function() == name);
-    let trigger = |spec: FunctionSpec| {
-        let path = format!("/{}/path", spec.name.function());
-        spec.with_trigger(&path)
-    };
-    let fleet = fleet(Choice::Auto, all.iter().cloned().map(trigger)).await;
-    if has("python") {
-        let (page, cookies) = page(&fleet, "python").await;
-        assert_eq!((page.status, page.header("x-kit")), (201, "python"), "{page:?}");
-        assert_eq!(cookies, ["a=1", "b=2"]);
-        let event: Value = serde_json::from_slice(&page.body).unwrap();
-        assert_eq!(
-            (&event["rawPath"], &event["rawQueryString"]),
-            (&json!("/python/path"), &json!("name=Ada"))
-        );
-        assert_eq!((&event["headers"]["x-any"], &event["cookies"]), (&json!("thing"), &json!(["c=3"])));
-        assert_eq!(
-            (&event["body"], &event["requestContext"]["http"]["method"]),
-            (&json!("hello"), &json!("PUT"))
-        );
-    }
-    if has("node") {
-        let (page, cookies) = page(&fleet, "node").await;
-        assert_eq!((page.status, page.header("x-kit")), (203, "node"), "{page:?}");
-        assert_eq!((cookies, &page.body[..]), (vec!["a=1".into(), "b=2".into()], &b"PUT /node/path"[..]));
-    }
-    if has("rust") {
-        let (page, cookies) = page(&fleet, "rust").await;
-        assert_eq!((page.status, page.header("x-kit")), (202, "rust"), "{page:?}");
-        assert_eq!(
-            (cookies, &page.body[..]),
-            (vec!["a=1".into(), "b=2".into()], &b"PUT /rust/path Ada hello"[..])
-        );
-    }
-    fleet.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handler_in_node_is_at_home() {
-    let Some(main) = node("main", "kit.handler") else { return };
-    let stream = node("stream", "kit.stream").unwrap();
-    let fleet = fleet(Choice::Auto, [main, stream.clone()]).await;
-    for calls in 1..4 {
-        let answer = ask(&fleet, "main", json!({})).await.unwrap();
-        assert_eq!(answer.json()["calls"], calls);
-        assert_eq!(answer.json()["request_id"], answer.call_id.as_str());
-    }
-    let (error, _, body) = fails(&fleet, "main", json!({ "do": "throw" })).await;
-    assert_eq!(error.code, Code::FunctionFailed, "{error:?}");
-    assert_eq!(
-        (&body["errorType"], &body["errorMessage"]),
-        (&json!("TypeError"), &json!("thrown on purpose"))
-    );
-    let (error, report, _) = fails(&fleet, "main", json!({ "do": "exit", "status": 3 })).await;
-    assert_eq!((error.code, &*report.kind), (Code::FunctionCrashed, "Runtime.ExitError"), "{error:?}");
-
-    // An answer that streams: whole through every door, however many pieces.
-    for door in Door::ALL {
-        let call = Call::of("stream").body(json!({ "pieces": 300 }).to_string());
-        let answer = fleet.clients.call(door, call).await.unwrap();
-        assert_eq!(answer.text().matches(';').count(), 300, "{door:?}: {}", answer.text());
-    }
-    // Each piece comes as it is made: the second is made only after the first was read here. By HTTP:
-    let gate = Fifo::new(&stream.workdir);
-    let mut opener = File::options().read(true).write(true).open(&gate.0).unwrap();
-    let connection = tokio::net::TcpStream::connect(fleet.clients.http).await.unwrap();
-    let (mut send, connection) =
-        hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(connection)).await.unwrap();
-    let connection = tokio::spawn(connection);
-    let body = json!({ "pieces": 3, "gate": gate.0 }).to_string();
-    let request = http::Request::post("/invoke/t/stream").header("host", "stoker.test");
-    let answer = send.send_request(request.body(http_body_util::Full::new(Bytes::from(body))).unwrap());
-    let mut answer = within("the head", answer).await.unwrap().into_body();
-    let mut seen = String::new();
-    for piece in 0..3 {
-        let end = format!("piece {piece};");
-        within("a piece as it is made", async {
-            while !seen.ends_with(&end) {
-                let frame = answer.frame().await.expect("the answer goes on").unwrap();
-                seen.push_str(std::str::from_utf8(frame.data_ref().unwrap()).unwrap());
-            }
-        })
-        .await;
-        opener.write_all(b"g").unwrap();
-    }
-    assert!(answer.frame().await.is_none_or(|frame| frame.is_ok()), "it ends well");
-    connection.abort();
-    drop((gate, opener));
-    // And by gRPC:
-    let gate = Fifo::new(&stream.workdir);
-    let mut opener = File::options().read(true).write(true).open(&gate.0).unwrap();
-    let call = Call::of("stream").body(json!({ "pieces": 3, "gate": gate.0 }).to_string());
-    let (send, answers) = fleet.clients.open(&call);
-    let body = stoker_proto::v1::invoke_stream_request::Frame::Body(call.body.clone());
-    send.send(stoker_proto::v1::InvokeStreamRequest { frame: Some(body) }).await.unwrap();
-    drop(send);
-    let mut answers = within("the head", answers).await.unwrap();
-    let mut seen = String::new();
-    for piece in 0..3 {
-        let end = format!("piece {piece};");
-        within("a piece as it is made", async {
-            while !seen.ends_with(&end) {
-                let answer = answers.message().await.unwrap().expect("the answer goes on");
-                if let Some(Frame::Body(bytes)) = answer.frame {
-                    seen.push_str(std::str::from_utf8(&bytes).unwrap());
-                }
-            }
-        })
-        .await;
-        opener.write_all(b"g").unwrap();
-    }
-    rest_of(&mut answers).await.unwrap();
-    assert_eq!(seen, "piece 0;piece 1;piece 2;");
-
-    // One that fails on the way: the part that came, and then the error in its words; its process stays.
-    let call = Call::of("stream").body(json!({ "pieces": 2, "fail": true }).to_string());
-    let error = fleet.clients.call(Door::Session, call).await.unwrap_err();
-    assert_eq!(error.code, Code::FunctionFailed, "{error:?}");
-    assert!(error.message.contains("RangeError: thrown on the way"), "{error:?}");
-    fleet.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handler_in_rust_is_at_home() {
-    let Some(main) = rust("main", "event") else { return };
-    // With its graceful shutdown it registers an extension of its own.
-    let graceful = rust("graceful", "event").unwrap().with_env("KIT_GRACEFUL", "1");
-    let fleet = fleet(Choice::Auto, [main, graceful]).await;
-    for name in ["main", "graceful"] {
-        let answer = ask(&fleet, name, json!({ "n": 1 })).await.unwrap();
-        assert_eq!(answer.json()["event"], json!({ "n": 1 }));
-        assert_eq!(answer.json()["request_id"], answer.call_id.as_str());
-        for (event, text) in
-            [("fail", "failed on purpose"), ("panic", "Lambda panicked: panicked on purpose")]
-        {
-            let (error, report, body) = fails(&fleet, name, json!({ "do": event })).await;
-            assert_eq!((error.code, &*report.kind), (Code::FunctionFailed, "Runtime.Unknown"), "{error:?}");
-            assert_eq!(body["errorMessage"], text);
-        }
-        let (_, report, body) = fails(&fleet, name, json!({ "do": "exit" })).await;
-        assert_eq!(report.kind, "Runtime.ExitError");
-        assert!(body["errorMessage"].as_str().unwrap().ends_with("exit status 3"), "{body}");
     }
     fleet.end().await;
 }
