@@ -54,6 +54,28 @@ fn found(assignment: &str, argument: Option<&str>) -> Vec<Process> {
         .collect()
 }
 
+/// Every process below this one.
+#[must_use]
+pub fn descendants(root: i32) -> Vec<Process> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        parents.push((pid, parent.unwrap_or(0)));
+    }
+    let mut found: Vec<i32> = vec![root];
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    found[1..].iter().map(|pid| Process { pid: *pid, command: String::new(), function: false }).collect()
+}
+
 /// Something to wait on until those processes have ended.
 pub struct Ending(Vec<AsyncFd<OwnedFd>>);
 

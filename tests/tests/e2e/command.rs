@@ -95,7 +95,7 @@ impl Up {
     }
 
     fn signal(&mut self, signal: Signal) {
-        self.family.extend(descendants(self.child.id().unwrap() as i32));
+        self.family.extend(left::descendants(self.child.id().unwrap() as i32));
         let pid = Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         kill_process(pid, signal).unwrap();
     }
@@ -160,27 +160,6 @@ fn runner_directories(directory: &Path) -> Vec<PathBuf> {
         .map(|path| if is_ours(&path) { path } else { path.join("runners") })
         .filter(|path| path.is_dir())
         .collect()
-}
-
-/// Every process below this one.
-fn descendants(root: i32) -> Vec<Process> {
-    let mut parents = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
-        parents.push((pid, parent.unwrap_or(0)));
-    }
-    let mut found: Vec<i32> = vec![root];
-    let mut at = 0;
-    while at < found.len() {
-        let parent = found[at];
-        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
-        at += 1;
-    }
-    found[1..].iter().map(|pid| Process { pid: *pid, command: String::new(), function: false }).collect()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -674,7 +653,7 @@ async fn an_address_for_others_is_warned_of() {
         said += &within("a line of `stoker up`", lines.next_line()).await.unwrap().expect("it serves");
         said.push('\n');
     }
-    let family = descendants(child.id().unwrap() as i32);
+    let family = left::descendants(child.id().unwrap() as i32);
     kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
     let output = within("the end of `stoker up`", child.wait_with_output()).await.unwrap();
     Ending::of_processes(&family).wait().await;

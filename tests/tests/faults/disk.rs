@@ -11,6 +11,7 @@ use stoker_tests::calls::{Call, Door};
 use stoker_tests::cluster::Plan;
 use stoker_tests::cluster::load::Work;
 use stoker_tests::functions::{Change as _, probe};
+use stoker_tests::left::{self, Ending};
 use stoker_tests::net;
 use stoker_tests::within;
 
@@ -65,8 +66,10 @@ fn a_runner_whose_disk_is_full_serves_on_and_starts_again() {
             let call = Call::of(&format!("f{n}")).header("Record", &format!("cold-{n}")).body("x");
             assert_eq!(clients.call(Door::ALL[n % 4], call).await.unwrap().text(), "x");
         }
-        // Killed, it starts again: what its earlier life had written is cleared away first.
+        // Killed, it starts again: what its earlier life had written is cleared away first, once the last process of that life has ended.
+        let family = Ending::of_processes(&left::descendants(cluster.runners[0].server.pid()));
         cluster.runners[0].server.kill().await;
+        family.wait().await;
         cluster.runners[0].server.start_again();
         cluster.runners[0].server.logged("ready").await;
         cluster.until_all_ready().await;
