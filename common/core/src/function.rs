@@ -15,6 +15,7 @@ use crate::later::{Later, MAX_SCHEDULES, Schedule};
 use crate::listed;
 use crate::resources::Ask;
 use crate::secret::SecretName;
+pub use crate::trigger::{Cors, Trigger};
 
 /// `app/function`; both parts are [names](is_name).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -238,6 +239,10 @@ pub struct FormatOptions {
     /// `lambda`: the runtime is told that it starts from a snapshot, and its hooks for that run at every start.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub snap_start: bool,
+    /// `lambda`: the number of the version that it is, for callers that asked for a version or an alias; 0: `$LATEST`. A balancer says it
+    /// of what it sends to runners; nobody applies it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub version: u64,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -275,6 +280,7 @@ impl FormatOptions {
         only(self.stream_rate > 0, "stream_rate", &[Lambda]);
         only(self.stream_burst > 0, "stream_burst", &[Lambda]);
         only(self.snap_start, "snap_start", &[Lambda]);
+        only(self.version > 0, "version", &[Lambda]);
         for (key, value) in [("stream_rate", self.stream_rate), ("stream_burst", self.stream_burst)] {
             if value > 0 && !Self::STREAM.contains(&value) {
                 problems.push(format!("{key} is not between 32KiB and 64MiB"));
@@ -376,13 +382,6 @@ impl Network {
     }
 }
 
-/// A way in besides the function's name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Trigger {
-    /// The path after `/t/{app}`, with its leading slash.
-    pub http: String,
-}
-
 /// One version of a function. Serialised with serde (the registry's text form); [`Digest`] names the version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -414,7 +413,7 @@ pub struct FunctionSpec {
     pub idle_timeout_ms: u64,
     /// Calls at once in one container.
     pub concurrency: u32,
-    /// Containers that each runner of the fleet keeps at least.
+    /// Containers that stand ready over the whole fleet, whether or not calls come.
     pub min_containers: u32,
     /// Containers that one runner starts at most.
     pub max_containers: u32,
@@ -426,6 +425,14 @@ pub struct FunctionSpec {
     /// A call that may have started may be run again.
     pub idempotent: bool,
     pub triggers: Vec<Trigger>,
+    /// Which pages may call it from a browser, where a trigger does not say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// Bytes of a request's body, and of an answer's; 0: as many as the balancer lets through.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_request: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_response: u64,
     /// How its asynchronous calls are made.
     #[serde(default, skip_serializing_if = "Later::is_default")]
     pub later: Later,
@@ -450,12 +457,16 @@ pub mod limits {
     pub const IDLE_TIMEOUT_MS: RangeInclusive<u64> = 0..=24 * 3_600_000;
     pub const DEFAULT_IDLE_TIMEOUT_MS: u64 = 60_000;
     pub const CONCURRENCY: RangeInclusive<u32> = 1..=1_000;
+    /// Over a whole fleet, and on one runner.
+    pub const MIN_CONTAINERS: RangeInclusive<u32> = 0..=100_000;
     pub const MAX_CONTAINERS: RangeInclusive<u32> = 1..=10_000;
     pub const DEFAULT_MAX_CONTAINERS: u32 = 64;
     /// Environment variables, and their bytes together.
     pub const ENV: usize = 512;
     pub const ENV_BYTES: usize = 128 * 1024;
     pub const TRIGGERS: usize = 64;
+    /// Bytes of a body, as far as a function may limit them.
+    pub const BODY: u64 = 1 << 40;
     pub const COMMAND: usize = 256;
     pub const COMMAND_BYTES: usize = 64 * 1024;
 }
@@ -486,17 +497,22 @@ impl FunctionSpec {
             secrets: BTreeMap::new(),
             idempotent: false,
             triggers: Vec::new(),
+            cors: None,
+            max_request: 0,
+            max_response: 0,
             later: Later::default(),
             schedules: Vec::new(),
         }
     }
 
-    /// Names this version: the hash of all that makes its containers interchangeable. Triggers, schedules, what is
-    /// said of asynchronous calls and the numbers of containers may change without a new version.
+    /// Names this version: the hash of all that makes its containers interchangeable. Triggers, sizes of bodies,
+    /// schedules, what is said of asynchronous calls and the numbers of containers may change without a new version.
     #[must_use]
     pub fn digest(&self) -> Digest {
         let mut same = self.clone();
         same.triggers.clear();
+        same.cors = None;
+        (same.max_request, same.max_response) = (0, 0);
         same.min_containers = 0;
         same.max_containers = 0;
         same.idempotent = false;
@@ -504,6 +520,12 @@ impl FunctionSpec {
         same.schedules.clear();
         let text = serde_json::to_vec(&same).expect("a spec has only string keys");
         Digest(Sha256::digest(text).into())
+    }
+
+    /// Names all of it, with what may change without a new version.
+    #[must_use]
+    pub fn whole_digest(&self) -> Digest {
+        Digest(Sha256::digest(serde_json::to_vec(self).expect("a spec has only string keys")).into())
     }
 
     /// A container of it takes one call after the other.
@@ -600,12 +622,7 @@ impl FunctionSpec {
             wrong("concurrency", format!("format {} takes one call at a time", self.format.as_str()));
         }
         range(&mut wrong, "max_containers", self.max_containers, &limits::MAX_CONTAINERS, |n| n.to_string());
-        if self.min_containers > self.max_containers {
-            wrong(
-                "min_containers",
-                format!("{} is more than max_containers, {}", self.min_containers, self.max_containers),
-            );
-        }
+        range(&mut wrong, "min_containers", self.min_containers, &limits::MIN_CONTAINERS, |n| n.to_string());
         let bytes: usize = self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
         if self.env.len() + self.secrets.len() > limits::ENV || bytes > limits::ENV_BYTES {
             wrong("env", format!("has more than {} variables or {} bytes", limits::ENV, limits::ENV_BYTES));
@@ -626,18 +643,17 @@ impl FunctionSpec {
         if self.triggers.len() > limits::TRIGGERS {
             wrong("triggers", format!("has more than {} entries", limits::TRIGGERS));
         }
-        for trigger in &self.triggers {
-            if !trigger.http.starts_with('/')
-                || trigger.http.len() > 2048
-                || trigger.http.contains(['?', '#', '\0', ' '])
-            {
-                wrong(
-                    "triggers",
-                    format!(
-                        "{:?} is not a path: it starts with a slash and has no ?, # or space",
-                        trigger.http
-                    ),
-                );
+        if self.triggers.len() <= limits::TRIGGERS {
+            for problem in Trigger::all_problems(&self.triggers) {
+                wrong("triggers", problem);
+            }
+        }
+        for problem in self.cors.iter().flat_map(Cors::problems) {
+            wrong("cors", problem);
+        }
+        for (field, bytes) in [("max_request", self.max_request), ("max_response", self.max_response)] {
+            if bytes > limits::BODY {
+                wrong(field, format!("is more than {}", crate::units::format_size(limits::BODY)));
             }
         }
         for problem in self.later.problems(&self.name) {
@@ -741,7 +757,7 @@ mod tests {
             change(&mut spec);
             spec.digest()
         };
-        assert_eq!(base, with(|s| s.triggers.push(Trigger { http: "/x".into() })));
+        assert_eq!(base, with(|s| s.triggers.push(Trigger::new("/x"))));
         assert_eq!(base, with(|s| s.max_containers = 3));
         assert_ne!(base, with(|s| s.memory += 1));
         assert_ne!(base, with(|s| s.format_options.cold = true));
@@ -759,9 +775,9 @@ mod tests {
         spec.memory = 1;
         spec.timeout_ms = 0;
         spec.concurrency = 5;
-        spec.min_containers = 100;
+        spec.min_containers = 100_001;
         spec.env.insert("A=B".into(), String::new());
-        spec.triggers.push(Trigger { http: "x".into() });
+        spec.triggers.push(Trigger::new("x"));
         let fields: Vec<_> = spec.check().unwrap_err().into_iter().map(|p| p.field).collect();
         assert_eq!(
             fields,

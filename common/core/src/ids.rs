@@ -108,6 +108,13 @@ impl ContainerId {
         Self(format!("c{:08x}-{n}", incarnation.0 as u32 ^ (incarnation.0 >> 32) as u32).into())
     }
 
+    /// One that was written down. `None` if it is no such id.
+    pub fn parse(text: &str) -> Option<Self> {
+        let valid = (1..=63).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        valid.then(|| Self(text.into()))
+    }
+
     /// The id; `[a-z0-9-]`, at most 63 characters.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -129,6 +136,15 @@ mod tests {
         assert!(is_name("a") && is_name("A_b-9") && is_name(&"x".repeat(255)));
         for bad in ["", "a/b", "a b", "é", "a.b", &"x".repeat(256)] {
             assert!(!is_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_of_containers_round_trip() {
+        let id = ContainerId::new(Incarnation(7), 9);
+        assert_eq!(ContainerId::parse(id.as_str()), Some(id));
+        for bad in ["", "A", "a/b", "é", &"x".repeat(64)] {
+            assert_eq!(ContainerId::parse(bad), None, "{bad:?}");
         }
     }
 

@@ -14,6 +14,8 @@ pub mod later;
 pub mod machine;
 pub mod resources;
 pub mod secret;
+pub mod slots;
+pub mod trigger;
 pub mod units;
 
 pub use call::{Deadline, RequestHead, ResponseHead, Timings, TraceContext};
