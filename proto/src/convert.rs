@@ -2,6 +2,7 @@
 //! And the other way, which cannot fail.
 
 mod later;
+mod triggers;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use stoker_core::call::{Header, HeaderProblem, Headers, Intent, RequestHead, Res
 use stoker_core::capacity::{Capacity, RunnerState, Warmth};
 use stoker_core::error::{Code, Error, Refusal, Report, Retry};
 use stoker_core::function::{
-    CloudEvents, Digest, Format, FormatOptions, FunctionName, FunctionSpec, Network, Problem, Root, Trigger,
+    CloudEvents, Digest, Format, FormatOptions, FunctionName, FunctionSpec, Network, Problem, Root,
 };
 use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::image::ImageRef;
@@ -446,6 +447,7 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             stream_rate: options.stream_rate,
             stream_burst: options.stream_burst,
             snap_start: options.snap_start,
+            version: options.version,
         },
         memory: if f.memory == 0 { limits::DEFAULT_MEMORY } else { f.memory },
         cpu_millis: f.cpu_millis,
@@ -459,7 +461,10 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
         env: f.env.into_iter().collect(),
         secrets,
         idempotent: f.idempotent,
-        triggers: f.triggers.into_iter().map(|t| Trigger { http: t.http }).collect(),
+        triggers: f.triggers.into_iter().map(triggers::read).collect(),
+        cors: f.cors.map(triggers::read_cors),
+        max_request: f.max_request,
+        max_response: f.max_response,
         later: asynchronous,
         schedules: f.schedules.into_iter().map(|s| Schedule { cron: s.cron, body: s.body }).collect(),
     };
@@ -489,6 +494,7 @@ fn to_format_options(o: &FormatOptions) -> v1::FormatOptions {
         stream_rate: o.stream_rate,
         stream_burst: o.stream_burst,
         snap_start: o.snap_start,
+        version: o.version,
     }
 }
 
@@ -526,7 +532,10 @@ pub fn to_function(s: &FunctionSpec) -> v1::Function {
         env: s.env.clone().into_iter().collect(),
         secrets: s.secrets.iter().map(|(key, name)| (key.clone(), name.to_string())).collect(),
         idempotent: s.idempotent,
-        triggers: s.triggers.iter().map(|t| v1::Trigger { http: t.http.clone() }).collect(),
+        triggers: s.triggers.iter().map(triggers::write).collect(),
+        cors: s.cors.as_ref().map(triggers::write_cors),
+        max_request: s.max_request,
+        max_response: s.max_response,
         later: (!s.later.is_default()).then(|| later::write(&s.later)),
         schedules: s
             .schedules
@@ -540,6 +549,7 @@ pub fn to_function(s: &FunctionSpec) -> v1::Function {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use stoker_core::function::{Cors, Trigger};
 
     #[test]
     fn errors_survive_the_way() {
@@ -570,7 +580,23 @@ mod tests {
         spec.concurrency = 4;
         spec.env.insert("K".into(), "V".into());
         spec.secrets.insert("S".into(), SecretName::parse("db/password").expect("a name"));
-        spec.triggers.push(Trigger { http: "/t".into() });
+        spec.triggers.push(Trigger {
+            methods: vec!["GET".into()],
+            hosts: vec!["*.example".into()],
+            headers: [("v".to_owned(), "1".to_owned())].into(),
+            query: [("q".to_owned(), "2".to_owned())].into(),
+            cors: Some(Cors { origins: vec!["*".into()], max_age: 5, ..Cors::default() }),
+            ..Trigger::new("/t/{id}")
+        });
+        spec.cors = Some(Cors {
+            origins: vec!["https://a.example".into()],
+            methods: vec!["PUT".into()],
+            headers: vec!["x-a".into()],
+            expose: vec!["x-b".into()],
+            credentials: true,
+            max_age: 0,
+        });
+        (spec.max_request, spec.max_response) = (5, 6);
         assert_eq!(function(to_function(&spec)), Ok(spec.clone()));
         assert_eq!(function(to_function(&spec)).unwrap().digest(), spec.digest());
         spec.root = Root::Image(ImageRef::parse("r.example/x:1").unwrap());

@@ -657,7 +657,7 @@ mod tests {
             ]).collect(), every);
             round(data.iter().flat_map(|data| [
                 EngageResponse { frame: Some(Tell::Body(wire::Body { call, data: data.clone(), last: false })) },
-                EngageResponse { frame: Some(Tell::Finished(wire::Finished { call, body: data.clone(), container: text(), ..Default::default() })) },
+                EngageResponse { frame: Some(Tell::Finished(Box::new(wire::Finished { call, body: data.clone(), container: text(), ..Default::default() }))) },
                 EngageResponse { frame: None },
             ]).collect(), every);
             round(data.iter().flat_map(|data| [
@@ -666,7 +666,7 @@ mod tests {
             ]).collect(), every);
             round(data.iter().flat_map(|data| [
                 SessionResponse { call, frame: Some(ToClient::Body(v1::SessionBody { data: data.clone(), last: true })) },
-                SessionResponse { call, frame: Some(ToClient::Finished(v1::SessionFinished { runner: text(), body: data.clone(), ..Default::default() })) },
+                SessionResponse { call, frame: Some(ToClient::Finished(Box::new(v1::SessionFinished { runner: text(), body: data.clone(), ..Default::default() }))) },
             ]).collect(), every);
             round(data.iter().map(|data| InvokeStreamResponse {
                 frame: Some(invoke_stream_response::Frame::Body(data.clone())),

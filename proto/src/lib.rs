@@ -48,6 +48,9 @@ pub const OLDEST_SESSION_VERSION: u32 = 1;
 /// Most functions that a balancer defines on one session; a runner may end one that defines more.
 pub const MAX_DEFINED: usize = 65_536;
 
+/// Most versions that a balancer wants to be kept ready on one runner.
+pub const MAX_KEPT: usize = 8_192;
+
 /// Most bytes of one message on a session: a piece of a body, a head and room for the rest.
 pub const MAX_FRAME: usize = 1 << 20;
 
