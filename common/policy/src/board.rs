@@ -290,6 +290,13 @@ impl<P: Peer + Clone> Board<P> {
         }
     }
 
+    /// The runners in the order in which a function's calls go to them if nobody is warm, the first 32 of those that are large enough.
+    pub fn ranking(&mut self, wanted: &Wanted) -> impl Iterator<Item = &P> {
+        self.rank(wanted);
+        let ranked = self.orders.get(&wanted.function).map_or(&[][..], |order| &order.ranked);
+        ranked.iter().filter_map(|at| Some(&self.places[*at as usize].taken.as_ref()?.peer))
+    }
+
     /// Makes sure that the order of a function is there.
     fn rank(&mut self, wanted: &Wanted) {
         if self.orders.get(&wanted.function).is_some_and(|o| o.epoch == self.epoch && o.ask == wanted.ask) {

@@ -5,6 +5,7 @@
 
 pub mod board;
 pub mod eviction;
+pub mod keeping;
 pub mod launch;
 pub mod placement;
 pub mod prewarm;
