@@ -73,7 +73,7 @@ async fn apps(registry: &dyn Registry) {
 async fn functions(registry: &dyn Registry) {
     let mut watch = registry.functions();
     let (mut a, b) = (function("app", "a"), function("app", "b"));
-    a.triggers.push(Trigger { http: "/x".into() });
+    a.triggers.push(Trigger::new("/x"));
 
     let applied = registry.apply_functions(vec![a.clone(), b.clone()]).await.expect("both are new");
     assert_eq!(applied, [Applied::Created, Applied::Created]);
@@ -89,7 +89,7 @@ async fn functions(registry: &dyn Registry) {
 
     // All or none: the second takes a path that is taken, so the first is not there either.
     let (c, mut d) = (function("app", "c"), function("app", "d"));
-    d.triggers.push(Trigger { http: "/x".into() });
+    d.triggers.push(Trigger::new("/x"));
     let refused = registry.apply_functions(vec![c, d.clone()]).await;
     assert!(matches!(refused, Err(Error::TriggerTaken { .. })), "{refused:?}");
     assert_eq!(registry.functions().borrow().by_name.len(), 2);

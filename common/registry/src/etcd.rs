@@ -6,6 +6,7 @@
 //! was seen last stays, what is to be written is written when it returns, and nobody who serves calls waits for it.
 
 mod apps;
+mod figures;
 mod functions;
 mod link;
 mod record;
@@ -26,6 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::apps::{App, Apps};
 use crate::revisions::{Change, Outcome, Wish};
 use crate::{Error, Fleet, Functions, Registration, Registry, now_ms};
+pub use figures::{Figures, Part};
 use functions::Changed;
 use link::{Link, Trouble};
 use registration::EtcdRegistration;
@@ -120,6 +122,12 @@ impl EtcdRegistry {
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
         })
+    }
+
+    /// How things stand with etcd, for as long as somebody looks.
+    #[must_use]
+    pub fn figures(&self) -> Arc<Figures> {
+        self.link.figures.clone()
     }
 
     fn view<'a, T: Table>(&self, view: &'a OnceLock<Arc<View<T>>>) -> &'a Arc<View<T>> {

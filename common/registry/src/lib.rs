@@ -20,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
 use stoker_core::error::{Code, Retry};
-use stoker_core::function::{FunctionName, FunctionSpec};
+use stoker_core::function::{FunctionName, FunctionSpec, Trigger};
 use stoker_core::ids::RunnerName;
 use tokio::sync::watch;
 
@@ -62,23 +62,35 @@ impl Functions {
     }
 }
 
-/// Two functions of one app must not claim one path, by any revision that takes calls.
+/// Two functions of one app must not claim the same requests, by any revision that takes calls.
 fn check_triggers(functions: &Functions) -> Result<(), Error> {
-    let mut owners = BTreeMap::new();
+    // By app, and by what the names of parameters are left out of, so that few are held against each other.
+    let mut claims: BTreeMap<(&str, String), Vec<(&Trigger, &FunctionName)>> = BTreeMap::new();
     for spec in functions.by_name.keys().flat_map(|name| functions.live(name)) {
         for trigger in &spec.triggers {
-            if let Some(owner) = owners.insert((spec.name.app(), trigger.http.as_str()), &spec.name)
-                && owner != &spec.name
-            {
+            let claimed = claims.entry((spec.name.app(), trigger.shape())).or_default();
+            let conflict =
+                claimed.iter().find(|(other, owner)| **owner != spec.name && other.conflicts(trigger));
+            if let Some((other, owner)) = conflict {
                 return Err(Error::TriggerTaken {
                     app: spec.name.app().to_owned(),
-                    path: trigger.http.clone(),
-                    owner: owner.clone(),
+                    trigger: trigger.to_string(),
+                    other: other.to_string(),
+                    owner: (*owner).clone(),
                 });
             }
+            claimed.push((trigger, &spec.name));
         }
     }
     Ok(())
+}
+
+/// How the trigger is written that was there first, where that is another way.
+fn as_other(trigger: &str, other: &str) -> String {
+    match trigger == other {
+        true => String::new(),
+        false => format!(", as {other}: neither is more special"),
+    }
 }
 
 /// What applying did to one function.
@@ -92,9 +104,9 @@ pub enum Applied {
 /// Why the registry could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Two functions of one app claim one path.
-    #[error("trigger {path} of app {app} belongs to {owner} already")]
-    TriggerTaken { app: String, path: String, owner: FunctionName },
+    /// Two functions of one app claim the same requests.
+    #[error("trigger {trigger} of app {app} belongs to {owner} already{}", as_other(trigger, other))]
+    TriggerTaken { app: String, trigger: String, other: String, owner: FunctionName },
     /// A change of revisions is not possible as things are.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -65,7 +65,7 @@ fn has(fleet: &Fleet, record: &Capacity) -> bool {
 
 fn with_trigger(app: &str, name: &str, path: &str) -> FunctionSpec {
     let mut spec = conformance::function(app, name);
-    spec.triggers.push(Trigger { http: path.into() });
+    spec.triggers.push(Trigger::new(path));
     spec
 }
 

@@ -7,12 +7,14 @@
 use std::fmt;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, ConnectOptions, KvClient, WatchClient};
 use stoker_core::backoff::Backoff;
 
+use super::figures::{Figures, Part};
 use super::tls::Tls;
 use super::{Config, Error};
 
@@ -35,6 +37,8 @@ pub struct Link {
     deadline: Duration,
     /// The member that answered last.
     good: AtomicUsize,
+    /// How things stand.
+    pub figures: Arc<Figures>,
 }
 
 /// What went wrong with one request or stream.
@@ -146,6 +150,7 @@ impl Link {
             tls: config.tls.clone(),
             deadline: config.deadline,
             good: AtomicUsize::new(first),
+            figures: Arc::default(),
         }
     }
 
@@ -161,11 +166,21 @@ impl Link {
             None => self.options.clone(),
             Some(tls) => tls.clone().add_to(self.options.clone()).await?,
         };
-        self.within(Client::connect([endpoint], Some(options))).await
+        // It answers at once: nobody was asked anything yet.
+        self.limited(Client::connect([endpoint], Some(options))).await
     }
 
     /// The answer to a request, if it comes in time.
     pub async fn within<T>(
+        &self,
+        request: impl Future<Output = Result<T, etcd_client::Error>>,
+    ) -> Result<T, Trouble> {
+        let answer = self.limited(request).await?;
+        self.figures.answered();
+        Ok(answer)
+    }
+
+    async fn limited<T>(
         &self,
         request: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, Trouble> {
@@ -244,16 +259,20 @@ fn random() -> u64 {
 
 /// Says that etcd is away once, and once that it is back.
 pub struct Outage {
+    figures: Arc<Figures>,
+    part: Part,
     what: String,
     since: Option<Instant>,
 }
 
 impl Outage {
-    pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), since: None }
+    /// Of a part of what goes on by this way.
+    pub fn new(link: &Link, part: Part, what: impl Into<String>) -> Self {
+        Self { figures: link.figures.clone(), part, what: what.into(), since: None }
     }
 
     pub fn goes_on(&mut self, trouble: &dyn fmt::Display) {
+        self.figures.interrupted(self.part, true);
         match self.since {
             Some(_) => tracing::debug!(%trouble, "{} is still interrupted", self.what),
             None => {
@@ -263,7 +282,14 @@ impl Outage {
         }
     }
 
+    /// etcd told something, being at this revision.
+    pub fn heard(&self, revision: i64) {
+        self.figures.answered();
+        self.figures.reached(self.part, revision);
+    }
+
     pub fn is_over(&mut self) {
+        self.figures.interrupted(self.part, false);
         if let Some(since) = self.since.take() {
             tracing::info!(after = ?since.elapsed(), "{} goes on", self.what);
         }

@@ -16,6 +16,7 @@ use stoker_core::function::{Digest, FunctionName, FunctionSpec};
 use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::resources::Resources;
 
+use super::figures::Part;
 use super::view::Table;
 use crate::apps::{App, Apps};
 use crate::revisions::{Release, Revision};
@@ -260,6 +261,7 @@ pub fn guard_value() -> Vec<u8> {
 impl Table for Fleet {
     const PREFIX: &'static str = "/stoker/v1/runners/";
     const WHAT: &'static str = "the view of the fleet";
+    const PART: Part = Part::Fleet;
 
     fn known() -> Self {
         Self { known: true, ..Self::default() }
@@ -281,6 +283,7 @@ impl Table for Fleet {
 impl Table for Functions {
     const PREFIX: &'static str = "/stoker/v1/functions/";
     const WHAT: &'static str = "the view of the functions";
+    const PART: Part = Part::Functions;
 
     fn known() -> Self {
         Self { known: true, ..Self::default() }
@@ -323,6 +326,7 @@ pub fn app(value: &[u8]) -> Result<App, Unreadable> {
 impl Table for Apps {
     const PREFIX: &'static str = "/stoker/v1/apps/";
     const WHAT: &'static str = "the view of the apps";
+    const PART: Part = Part::Apps;
 
     fn known() -> Self {
         Self { known: true, ..Self::default() }

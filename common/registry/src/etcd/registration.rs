@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::figures::Part;
 use super::link::{self, Link, Outage, Trouble};
 use super::record;
 use crate::{Error, Registration};
@@ -47,7 +48,7 @@ impl EtcdRegistration {
         let known = registered.subscribe();
         let mut keeper = Keeper {
             key: record::runner_key(&name),
-            outage: Outage::new(format!("the registration of {name}")),
+            outage: Outage::new(&link, Part::Registration, format!("the registration of {name}")),
             member: link.good(),
             latest: latest.subscribe(),
             link,

@@ -13,6 +13,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::figures::Part;
 use super::link::{self, Link, Outage, Trouble};
 use super::record::Unreadable;
 
@@ -30,6 +31,8 @@ pub trait Table: Clone + Default + Send + Sync + 'static {
     const PREFIX: &'static str;
     /// For logs.
     const WHAT: &'static str;
+    /// For figures.
+    const PART: Part;
 
     /// The table without a row.
     fn known() -> Self;
@@ -73,7 +76,7 @@ impl<T: Table> View<T> {
         let mut follower = Follower {
             view: &self,
             unreadable: BTreeSet::new(),
-            outage: Outage::new(T::WHAT),
+            outage: Outage::new(&link, T::PART, T::WHAT),
             watched: false,
             member: link.good(),
         };
@@ -121,13 +124,14 @@ impl<T: Table> Follower<'_, T> {
         let (rows, listed) = list(link, &client, T::PREFIX).await?;
         let mut table = T::known();
         rows.iter().for_each(|row| self.put(&mut table, row));
+        self.outage.heard(listed);
         self.publish(table, listed);
         self.watch(link, &client, listed + 1).await
     }
 
     /// Takes in what happens from a revision on.
     async fn watch(&mut self, link: &Link, client: &Client, from: i64) -> Result<Trouble, Trouble> {
-        let options = WatchOptions::new().with_prefix().with_start_revision(from);
+        let options = WatchOptions::new().with_prefix().with_progress_notify().with_start_revision(from);
         let mut watches = link::watches(client);
         let mut stream = link.within(watches.watch(T::PREFIX, Some(options))).await?;
         loop {
@@ -179,6 +183,8 @@ impl<T: Table> Follower<'_, T> {
             self.watched = true;
             self.outage.is_over();
         }
+        // Also of one without events, by which etcd says where it stands.
+        self.outage.heard(response.header().map_or(0, etcd_client::ResponseHeader::revision));
         let mut revision = 0;
         for event in response.events() {
             let Some(row) = event.kv() else { continue };
@@ -259,7 +265,7 @@ mod tests {
         let mut follower = Follower {
             view: &view,
             unreadable: BTreeSet::new(),
-            outage: Outage::new("a test"),
+            outage: Outage::new(&link, Part::Fleet, "a test"),
             watched: false,
             member: 0,
         };

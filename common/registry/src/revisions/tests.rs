@@ -186,7 +186,7 @@ fn wishes_say_what_they_expect() {
 fn triggers_of_all_that_takes_calls_are_taken() {
     let triggered = |function: &str, path: &str| {
         let mut spec = conformance::function("a", function);
-        spec.triggers.push(stoker_core::function::Trigger { http: path.into() });
+        spec.triggers.push(stoker_core::function::Trigger::new(path));
         spec
     };
     let mut functions = Functions::default();
