@@ -89,6 +89,7 @@ pub async fn run(queue: Arc<dyn Queue>, lease: Duration) {
     again(&*queue).await;
     cancelling(&*queue).await;
     follows(&*queue).await;
+    redriving(&*queue).await;
     bodies(&*queue).await;
     forgotten(&*queue).await;
     leases(&*queue, lease).await;
@@ -227,6 +228,48 @@ async fn follows(queue: &dyn Queue) {
     assert_eq!(follows.call.id, letter.id);
     assert!(queue.take("follow/b", 10).await.expect("the queue answers").is_empty(), "once");
     queue.finish(&follows.ticket, done(&follows, "")).await.expect("it is held");
+}
+
+async fn redriving(queue: &dyn Queue) {
+    let dies = |taken: &Taken| {
+        let mut end = done(taken, "");
+        end.progress.set_state(State::Dead);
+        (end.answer, end.progress.error) = (None, Some(v1::CallError::default()));
+        end
+    };
+    let aside: Vec<_> = (0..8u8).map(|n| Bytes::from(vec![n; 50_000])).collect();
+    let large = Call { aside: true, body_bytes: 400_000, ..call("redrive/a", "") };
+    queue.put_body(&large.id, pieces(aside.clone())).await.expect("it can be kept");
+    for made in [call("redrive/a", "its body"), large] {
+        queue.submit(made.clone()).await.expect("it is new");
+        let redriven = queue.redrive(&made.id).await.expect("the queue answers").expect("it is there");
+        assert!(!redriven.1 && redriven.0.progress.is() == State::Queued, "it is not dead: {redriven:?}");
+        for times in 1..=2 {
+            let taken = next(queue, "redrive/a").await;
+            assert_eq!((taken.call.body.clone(), taken.progress.counted()), (made.body.clone(), 1));
+            if made.aside {
+                assert!(queue.body(&made.id).await.is_ok(), "the body of what is made again");
+            }
+            queue.finish(&taken.ticket, dies(&taken)).await.expect("it is held");
+            let kept = queue.get(&made.id).await.expect("the queue answers").expect("it is kept");
+            assert!(kept.progress.is() == State::Dead && kept.call.body.is_empty(), "{kept:?}");
+            let (one, other) = tokio::join!(queue.redrive(&made.id), queue.redrive(&made.id));
+            let redriven = [one, other].map(|done| done.expect("the queue answers").expect("it is there"));
+            assert_eq!(redriven.iter().filter(|(_, first)| *first).count(), 1, "once: {redriven:?}");
+            let progress = &redriven[0].0.progress;
+            assert_eq!(
+                (progress.is(), progress.redrives, progress.error.clone()),
+                (State::Queued, times, None)
+            );
+        }
+        let taken = next(queue, "redrive/a").await;
+        assert_eq!((taken.progress.attempts.len(), taken.progress.spent), (3, 2));
+        queue.finish(&taken.ticket, done(&taken, "at last")).await.expect("it is held");
+        let kept = queue.redrive(&made.id).await.expect("the queue answers").expect("it is there");
+        assert!(!kept.1 && kept.0.progress.is() == State::Done, "what is done stays done: {kept:?}");
+    }
+    assert_eq!(queue.redrive(&CallId::new().to_string()).await.expect("the queue answers"), None);
+    assert!(queue.take("redrive/a", 10).await.expect("the queue answers").is_empty());
 }
 
 fn pieces(parts: Vec<Bytes>) -> Pieces {

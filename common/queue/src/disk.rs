@@ -215,6 +215,11 @@ impl Queue for DiskQueue {
         self.ask(|reply| Op::Cancel { id, keep_until_ms, reply }).await
     }
 
+    async fn redrive(&self, id: &str) -> Result<Option<(Kept, bool)>, Error> {
+        let id = id.to_owned();
+        self.ask(|reply| Op::Redrive { id, reply }).await
+    }
+
     async fn get(&self, id: &str) -> Result<Option<Kept>, Error> {
         let id = id.to_owned();
         self.read(move |reader| reader.kept(&id)).await

@@ -36,6 +36,10 @@ pub const LEASE: Duration = Duration::from_secs(30);
 /// A call that had a key is known for at least so long after its end, so that a late repetition meets it.
 pub const KEY_KEPT: Duration = Duration::from_secs(3600);
 
+fn no_body() -> Error {
+    Error::Unsupported("the body of this call is not kept any more, so it cannot be made again".to_owned())
+}
+
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> u64 {
@@ -176,7 +180,7 @@ pub trait Queue: Send + Sync + 'static {
     /// [`Error::Lost`], or the queue's.
     async fn extend(&self, ticket: &Ticket) -> Result<(), Error>;
 
-    /// The call has ended. What follows from that is accepted together with it, or before.
+    /// The call has ended. What follows from that is accepted together with it, or before. The body of one that is dead is kept with it.
     ///
     /// # Errors
     /// [`Error::Lost`], or the queue's: then it can be asked again.
@@ -193,6 +197,13 @@ pub trait Queue: Send + Sync + 'static {
     /// # Errors
     /// The queue's.
     async fn cancel(&self, id: &str, keep_until_ms: u64) -> Result<Option<Kept>, Error>;
+
+    /// Has a call wait again that was given up and is still kept. The call as it stands then, and whether that was done; `None` if there
+    /// is none.
+    ///
+    /// # Errors
+    /// The queue's; also where its body is not kept any more.
+    async fn redrive(&self, id: &str) -> Result<Option<(Kept, bool)>, Error>;
 
     /// A call.
     ///

@@ -255,6 +255,9 @@ impl Inner {
                 }
             };
             let now = now_ms();
+            if kept.progress.is() == State::Dead && call.redrives > kept.progress.redrives {
+                kept.progress.redrive(now, call.redrives);
+            }
             if kept.progress.is().is_end() {
                 // Its end was written, and whoever wrote it was gone before the message was.
                 acker.ack().await.map_err(away)?;
@@ -266,6 +269,8 @@ impl Inner {
                 return Ok(None);
             }
             kept.progress.begin(now);
+            // What is made again has its body in its message, like any other.
+            kept.call = without_body(&call);
             let value = Bytes::from(kept.encode_to_vec());
             match revision {
                 None => match store.progress.create(&call.id, value).await {
@@ -325,7 +330,8 @@ impl Inner {
 
     async fn get(&self, store: &Store, id: &str) -> Result<Option<Kept>, Error> {
         for _ in 0..2 {
-            if let Some((kept, _)) = self.entry(store, id).await? {
+            if let Some((mut kept, _)) = self.entry(store, id).await? {
+                kept.call.body.clear();
                 return Ok((!kept.progress.is_over(now_ms())).then_some(kept));
             }
             if let Some(message) = self.message(store, id).await? {
@@ -352,7 +358,7 @@ impl Inner {
                 (None, None) => return Ok(None),
             };
             if kept.progress.is().is_end() {
-                kept.answer = None;
+                (kept.answer, kept.call.body) = (None, Bytes::new());
                 return Ok(Some(kept));
             }
             let ran = kept.progress.is() == State::Running;
@@ -386,6 +392,45 @@ impl Inner {
             }
             return Ok(Some(kept));
         }
+    }
+
+    /// The message alone makes it again: whoever meets it in place of what was given up begins anew. That the table says so already is for
+    /// those who look.
+    async fn redrive(self: &Arc<Self>, store: &Store, id: &str) -> Result<Option<(Kept, bool)>, Error> {
+        let seen = |kept: Option<Kept>| kept.map(|kept| (kept, false));
+        let Some((mut kept, revision)) = self.entry(store, id).await? else {
+            return Ok(seen(self.get(store, id).await?));
+        };
+        if kept.progress.is() != State::Dead || kept.progress.is_over(now_ms()) {
+            return Ok(seen(self.get(store, id).await?));
+        }
+        if !kept.call.aside && kept.call.body_bytes > 0 && kept.call.body.is_empty() {
+            return Err(crate::no_body());
+        }
+        let times = kept.progress.redrives + 1;
+        let call = Call { redrives: times, ..kept.call.clone() };
+        self.lane(store, &call.function).await?;
+        // That of its last attempt may still be there, if its end was not heard by the server.
+        if let Some(left) = self.message(store, id).await?
+            && read::<Call>(left.payload)?.redrives < times
+        {
+            store.calls.delete_message(left.sequence).await.map_err(away)?;
+        }
+        let message = PublishMessage::build()
+            .payload(call.encode_to_vec().into())
+            .message_id(format!("{id}-{times}"))
+            .expected_last_subject_sequence(0);
+        let sent = store.jetstream.send_publish(self.subject(&call.function, id), message).await;
+        let first = match sent.map_err(away)?.await {
+            Ok(ack) => !ack.duplicate,
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => false,
+            Err(error) => return Err(away(error)),
+        };
+        kept.progress.redrive(now_ms(), times);
+        kept.call = without_body(&call);
+        // Who has begun it meanwhile has written so.
+        store.progress.update(id, kept.encode_to_vec().into(), revision).await.ok();
+        Ok(self.get(store, id).await?.map(|kept| (kept, first)))
     }
 
     async fn send(store: &Store, subject: String, id: String, body: Bytes) -> Result<(), Error> {
@@ -494,14 +539,21 @@ impl Queue for NatsQueue {
             }
         }
         let (progress, answer) = (end.progress, end.answer);
-        let ends = |kept: &mut Kept| (kept.progress, kept.answer) = (progress, answer);
+        let dead = progress.is() == State::Dead;
+        // Its message goes, and with it the body, without which it could not be made again.
+        let message = if dead { self.0.message(&store, &ticket.id).await? } else { None };
+        let body = message.map(|message| read::<Call>(message.payload)).transpose()?.map(|call| call.body);
+        let ends = |kept: &mut Kept| {
+            (kept.progress, kept.answer) = (progress, answer);
+            kept.call.body = body.unwrap_or_default();
+        };
         self.0.write(&store, ticket, ends).await?;
         let mine = self.0.held().remove(&ticket.number);
         if let Some(mine) = mine {
             // Should it be lost, whoever meets the message reads the end.
             mine.acker.ack().await.ok();
         }
-        if aside {
+        if aside && !dead {
             store.bodies.delete(&ticket.id).await.ok();
         }
         Ok(())
@@ -522,6 +574,11 @@ impl Queue for NatsQueue {
     async fn cancel(&self, id: &str, keep_until_ms: u64) -> Result<Option<Kept>, Error> {
         let store = self.0.store().await?;
         self.0.cancel(&store, id, keep_until_ms).await
+    }
+
+    async fn redrive(&self, id: &str) -> Result<Option<(Kept, bool)>, Error> {
+        let store = self.0.store().await?;
+        self.0.redrive(&store, id).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<Kept>, Error> {

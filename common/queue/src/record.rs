@@ -47,6 +47,9 @@ pub struct Call {
     /// Who submitted it, where callers are known.
     #[prost(string, tag = "15")]
     pub caller: String,
+    /// How often it had been made again when it was put here; see [`Progress::redrive`].
+    #[prost(uint32, tag = "16")]
+    pub redrives: u32,
 }
 
 /// How a call stands.
@@ -108,7 +111,18 @@ pub struct Progress {
     /// Where it went as a dead letter.
     #[prost(string, tag = "8")]
     pub dead_letter: String,
+    /// How often it was made again after it had been given up, and when it was last.
+    #[prost(uint32, tag = "9")]
+    pub redrives: u32,
+    #[prost(uint64, tag = "10")]
+    pub redriven_ms: u64,
+    /// Of its attempts so many were made before that, and do not count any more.
+    #[prost(uint32, tag = "11")]
+    pub spent: u32,
 }
+
+/// Attempts that a call which is made again keeps of those before.
+const REMEMBERED: usize = 100;
 
 impl Progress {
     /// Of a call that was just accepted.
@@ -147,6 +161,26 @@ impl Progress {
         self.is().is_end() && self.keep_until_ms <= now_ms
     }
 
+    /// It was given up, and is made again: with all its attempts and its whole age before it. The `times`th time.
+    pub fn redrive(&mut self, now_ms: u64, times: u32) {
+        let old = self.attempts.len().saturating_sub(REMEMBERED);
+        self.attempts.drain(..old);
+        *self = Self {
+            due_ms: now_ms,
+            spent: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
+            attempts: std::mem::take(&mut self.attempts),
+            redrives: times,
+            redriven_ms: now_ms,
+            ..Self::default()
+        };
+    }
+
+    /// Attempts that count, with one that has begun.
+    #[must_use]
+    pub fn counted(&self) -> u32 {
+        u32::try_from(self.attempts.len()).unwrap_or(u32::MAX).saturating_sub(self.spent)
+    }
+
     /// It is cancelled.
     pub fn cancel(&mut self, now_ms: u64, keep_until_ms: u64) {
         if let Some(open) = self.attempts.last_mut().filter(|attempt| attempt.ended_ms == 0) {
@@ -180,7 +214,7 @@ pub struct Answer {
 /// A call with all that is known of it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Kept {
-    /// Without its body.
+    /// Without its body, as far as anybody sees it.
     #[prost(message, required, tag = "1")]
     pub call: Call,
     #[prost(message, required, tag = "2")]
@@ -235,5 +269,21 @@ mod tests {
         progress.cancel(30, 40);
         assert!(!progress.attempts[1].interrupted && progress.attempts[1].ended_ms == 30);
         assert!(progress.is().is_end() && !progress.interrupt(50));
+    }
+
+    #[test]
+    fn what_is_made_again_has_all_its_attempts_before_it() {
+        let mut progress = Progress::new(&Call { due_ms: 5, ..Call::default() });
+        for time in 0..REMEMBERED as u64 + 7 {
+            progress.begin(10 + time);
+        }
+        progress.set_state(State::Dead);
+        (progress.ended_ms, progress.keep_until_ms, progress.waits) = (500, 600, 3);
+        progress.redrive(700, 1);
+        assert_eq!((progress.is(), progress.due_ms, progress.redrives), (State::Queued, 700, 1));
+        assert_eq!((progress.counted(), progress.attempts.len(), progress.waits), (0, REMEMBERED, 0));
+        assert!(!progress.is_over(10_000));
+        progress.begin(800);
+        assert_eq!(progress.counted(), 1);
     }
 }

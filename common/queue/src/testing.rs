@@ -48,6 +48,12 @@ impl Nats {
         Some(nats)
     }
 
+    /// The same as an address.
+    #[must_use]
+    pub fn address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
     /// Where it serves.
     #[must_use]
     pub fn url(&self) -> String {

@@ -115,6 +115,7 @@ pub enum Op {
     Finish { ticket: Ticket, end: End, reply: Reply<()> },
     Again { ticket: Ticket, progress: Progress, reply: Reply<()> },
     Cancel { id: String, keep_until_ms: u64, reply: Reply<Option<Kept>> },
+    Redrive { id: String, reply: Reply<Option<(Kept, bool)>> },
 }
 
 /// What becomes true with the commit, in the order of what was asked.
@@ -365,6 +366,7 @@ impl Store {
             Op::Cancel { id, keep_until_ms, reply } => {
                 tell(reply, Ok(tables.cancel(&id, now, keep_until_ms, effects)?))
             }
+            Op::Redrive { id, reply } => tell(reply, tables.redrive(&id, now, effects)?),
         })
     }
 
@@ -538,9 +540,11 @@ impl<'t> Tables<'t> {
             put(&mut self.answers, id, answer)?;
         }
         self.ended.insert((end.progress.keep_until_ms, id), ()).map_err(broken)?;
-        self.bodies.remove(id).map_err(broken)?;
-        if call.aside {
-            effects.push(Effect::DropBody(id.to_owned()));
+        if end.progress.is() != State::Dead {
+            self.bodies.remove(id).map_err(broken)?;
+            if call.aside {
+                effects.push(Effect::DropBody(id.to_owned()));
+            }
         }
         effects.push(Effect::Released(id.to_owned()));
         effects.push(Effect::Ended(id.to_owned()));
@@ -624,6 +628,33 @@ impl<'t> Tables<'t> {
         Ok(Some(Kept { call, progress, answer: None }))
     }
 
+    fn redrive(
+        &mut self,
+        id: &str,
+        now: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Result<Option<(Kept, bool)>, Error>, Error> {
+        let Some(call) = find::<Call>(&self.calls, id)? else { return Ok(Ok(None)) };
+        let mut progress = self.progress_of(&call)?;
+        if progress.is_over(now) {
+            return Ok(Ok(None));
+        }
+        let dead = progress.is() == State::Dead;
+        if dead {
+            let inline = !call.aside && call.body_bytes > 0;
+            if inline && self.bodies.get(id).map_err(broken)?.is_none() {
+                return Ok(Err(crate::no_body()));
+            }
+            self.ended.remove((progress.keep_until_ms, id)).map_err(broken)?;
+            let times = progress.redrives + 1;
+            progress.redrive(now, times);
+            put(&mut self.progress, id, &progress)?;
+            self.due.insert((call.function.as_str(), now, id), ()).map_err(broken)?;
+            effects.push(Effect::Count { function: call.function.clone(), queued: 1, running: 0 });
+        }
+        Ok(Ok(Some((Kept { call, progress, answer: None }, dead))))
+    }
+
     /// Forgets what need not be kept any more; when there is more to forget.
     fn forget(&mut self, now: u64, effects: &mut Vec<Effect>) -> Result<Option<u64>, Error> {
         let old: Result<Vec<(u64, String)>, Error> = self
@@ -637,6 +668,9 @@ impl<'t> Tables<'t> {
             self.ended.remove((until, id.as_str())).map_err(broken)?;
             if let Some(call) = find::<Call>(&self.calls, &id)? {
                 self.made.remove((call.submitted_ms, id.as_str())).map_err(broken)?;
+                if call.aside {
+                    effects.push(Effect::DropBody(id.clone()));
+                }
             }
             if find::<Answer>(&self.answers, &id)?.is_some_and(|answer| answer.aside) {
                 effects.push(Effect::DropBody(Call::answer_name(&id)));
