@@ -1,9 +1,11 @@
 //! The admin port: a small HTTP server for those who run the process.
 //!
 //! `/livez` answers as long as the process does, `/readyz` says whether it takes work and if not why, `/metrics` is for
-//! Prometheus, `/config` shows the settings in effect. Every connection carries one request and has a limit of time, and there
-//! are only so many, so that nobody can hold anything here.
+//! Prometheus, `/config` shows the settings in effect; a program that has a page for people ([`Live`]) shows it at `/`, what is on it as JSON at
+//! `/fleet`, and the same at every beat at `/events`. Every connection carries one request and has a limit of time, and there are only
+//! so many, so that nobody can hold anything here.
 
+mod live;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -26,17 +28,22 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::live::Events;
+pub use self::live::Live;
 use crate::config::kind::ADDRESS;
 use crate::config::{Key, Settings};
 use crate::lifecycle::Readiness;
-use crate::metrics::{MEDIA_TYPE, Metrics};
-use crate::tls::{Secured, Speaks, Tls};
+use crate::metrics::{Form, Metrics};
+use crate::tls::{self, Secured, Speaks, Tls};
 
 /// Connections at once; those beyond wait to be accepted.
 const CONNECTIONS: usize = 64;
 
 /// How long one connection may last, whatever its client does.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The same for one who watches the page; the browser comes back by itself.
+const WATCH: Duration = Duration::from_secs(600);
 
 /// How long to wait before accepting again when the system has no room for another connection.
 const NO_ROOM: Duration = Duration::from_millis(100);
@@ -48,12 +55,12 @@ pub const fn listen(default: &'static str) -> Key<SocketAddr> {
 }
 
 /// What is shown.
-#[derive(Debug)]
 pub struct Pages {
     pub readiness: Readiness,
     pub metrics: Metrics,
     /// The settings in effect, as JSON.
     config: Arc<ArcSwap<Bytes>>,
+    live: Option<Arc<Live>>,
 }
 
 /// Changes what the page of the settings shows.
@@ -75,7 +82,7 @@ impl Pages {
     /// These settings, and what the others say at the time.
     #[must_use]
     pub fn new(readiness: Readiness, metrics: Metrics, settings: &Settings) -> Self {
-        Self { readiness, metrics, config: Arc::new(ArcSwap::from_pointee(page(settings))) }
+        Self { readiness, metrics, config: Arc::new(ArcSwap::from_pointee(page(settings))), live: None }
     }
 
     /// The page of the settings, for those who change them.
@@ -84,8 +91,20 @@ impl Pages {
         Shown(self.config.clone())
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        const TEXT: &str = "text/plain; charset=utf-8";
+    /// And this page for people.
+    #[must_use]
+    pub fn live(self, live: Live) -> Self {
+        Self { live: Some(Arc::new(live)), ..self }
+    }
+
+    /// `open`: not only those on this machine reach the port. `stay` is told where the answer goes on for long, which it does until `stop`.
+    fn answer<B>(
+        &self,
+        request: &Request<B>,
+        open: bool,
+        stay: &CancellationToken,
+        stop: &CancellationToken,
+    ) -> Response<Either<Full<Bytes>, Events>> {
         let (status, kind, text) = match request.uri().path() {
             _ if !matches!(*request.method(), Method::GET | Method::HEAD) => {
                 (StatusCode::METHOD_NOT_ALLOWED, TEXT, "write GET\n".into())
@@ -95,19 +114,79 @@ impl Pages {
                 None => (StatusCode::OK, TEXT, "ready\n".into()),
                 Some(why) => (StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {why}\n").into()),
             },
-            "/metrics" => (StatusCode::OK, MEDIA_TYPE, self.metrics.text().into()),
-            "/config" => (StatusCode::OK, "application/json", Bytes::clone(&self.config.load())),
-            _ => (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /config\n".into()),
+            "/metrics" => {
+                let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                let form = Form::accepted(accept.unwrap_or_default());
+                (StatusCode::OK, form.media_type(), self.metrics.text_as(form).into())
+            }
+            "/config" => (StatusCode::OK, JSON, Bytes::clone(&self.config.load())),
+            path => match &self.live {
+                Some(live) if matches!(path, "/" | "/fleet" | "/events") => {
+                    return watch(live, request, open, stay, stop);
+                }
+                Some(_) => (
+                    StatusCode::NOT_FOUND,
+                    TEXT,
+                    "there are /, /fleet, /livez, /readyz, /metrics and /config\n".into(),
+                ),
+                None => {
+                    (StatusCode::NOT_FOUND, TEXT, "there are /livez, /readyz, /metrics and /config\n".into())
+                }
+            },
         };
-        let mut response = Response::new(Full::new(text));
-        *response.status_mut() = status;
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+        let mut response = whole(status, kind, text);
         if status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response
     }
 }
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+fn whole(status: StatusCode, kind: &'static str, text: Bytes) -> Response<Either<Full<Bytes>, Events>> {
+    let mut response = Response::new(Either::Left(Full::new(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// The page for people and what belongs to it.
+fn watch<B>(
+    live: &Arc<Live>,
+    request: &Request<B>,
+    open: bool,
+    stay: &CancellationToken,
+    stop: &CancellationToken,
+) -> Response<Either<Full<Bytes>, Events>> {
+    if !open && !live::is_named_from_here(request.headers()) {
+        let text = "this port is for this machine: call it localhost, or by its address\n";
+        return whole(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into());
+    }
+    let mut response = match request.uri().path() {
+        "/" => whole(StatusCode::OK, "text/html; charset=utf-8", live.page()),
+        "/fleet" => whole(StatusCode::OK, JSON, live.now()),
+        // Without a body, that would hold a place for nothing.
+        _ if *request.method() == Method::HEAD => whole(StatusCode::OK, EVENTS, Bytes::new()),
+        _ => match live.events(stop.clone()) {
+            Some(events) => {
+                stay.cancel();
+                let mut response = Response::new(Either::Right(events));
+                response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+                response
+            }
+            None => {
+                let text = "as many watch as there is room for\n";
+                whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, text.into())
+            }
+        },
+    };
+    live.guard(response.headers_mut());
+    response
+}
+
+const EVENTS: &str = "text/event-stream";
 
 /// The server. Ends with [`Admin::stop`], at once when it is dropped.
 #[derive(Debug)]
@@ -127,7 +206,8 @@ impl Admin {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (calm, now, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(accept(listener, tls, Arc::new(pages), tasks.clone(), calm.clone(), now.clone()));
+        let open = tls::open_to_others(address);
+        tasks.spawn(accept(listener, tls, Arc::new(pages), open, tasks.clone(), calm.clone(), now.clone()));
         Ok(Self { address, tasks, calm, now: now.drop_guard() })
     }
 
@@ -151,6 +231,7 @@ async fn accept(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     pages: Arc<Pages>,
+    open: bool,
     tasks: TaskTracker,
     calm: CancellationToken,
     now: CancellationToken,
@@ -169,9 +250,11 @@ async fn accept(
             };
             let (tls, pages, calm, now) = (tls.clone(), pages.clone(), calm.clone(), now.clone());
             tasks.spawn(async move {
+                let stay = CancellationToken::new();
                 tokio::select! {
                     // A client that stays longer, or leaves in between, has its own reasons.
-                    _ = tokio::time::timeout(PATIENCE, connection(stream, tls, pages, calm)) => {}
+                    _ = connection(stream, tls, pages, open, stay.clone(), calm) => {}
+                    () = patience(&stay) => {}
                     () = now.cancelled() => {}
                 }
                 drop(place);
@@ -185,19 +268,30 @@ async fn accept(
     }
 }
 
+/// Returns when a connection has lasted as long as it may.
+async fn patience(stay: &CancellationToken) {
+    tokio::time::sleep(PATIENCE).await;
+    if stay.is_cancelled() {
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
     pages: Arc<Pages>,
+    open: bool,
+    stay: CancellationToken,
     calm: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = match tls {
         Some(tls) => tls.accept(stream, Speaks::Http1).await?,
         None => Secured::plain(stream),
     };
+    let stop = calm.clone();
     let answer = service_fn(move |request: Request<Incoming>| {
-        let pages = pages.clone();
-        async move { Ok::<_, Infallible>(pages.answer(&request)) }
+        let answer = pages.answer(&request, open, &stay, &stop);
+        async move { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -14,7 +14,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::logs::writer::{Lines, Writer};
-use crate::metrics::Metrics;
+use crate::metrics::{Listed, Metrics, Read};
+
+static DROPPED: Read = Read::counter(
+    "stoker_audit_lines_dropped",
+    "Lines of the audit's file that could not be written; shown where there is such a file",
+);
+
+/// The metrics of the audit itself.
+pub static LISTED: Listed = &[&DROPPED.about];
 
 /// Refusals that are noted in one second.
 const REFUSALS: u32 = 20;
@@ -99,13 +107,7 @@ impl Audit {
     pub fn measure(&self, metrics: &Metrics) {
         if let Some((lines, _)) = &self.0.file {
             let lines = lines.clone();
-            let dropped = ("dropped", move || lines.dropped());
-            metrics.counted(
-                "stoker_audit_lines",
-                "Audit lines that could not be written",
-                &["outcome"],
-                [dropped],
-            );
+            metrics.read(&DROPPED, move || lines.dropped() as f64);
         }
     }
 

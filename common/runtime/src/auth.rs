@@ -147,6 +147,10 @@ pub struct Limit {
     pub calls_per_second: Option<f64>,
     /// Calls at once after a pause; a second's worth unless said.
     pub burst: f64,
+    /// Bytes of bodies, both ways.
+    pub bytes_per_second: Option<f64>,
+    /// Bytes after a pause; a second's worth unless said.
+    pub bytes_burst: f64,
     pub concurrent: Option<u32>,
 }
 

@@ -13,6 +13,7 @@
 mod help;
 pub mod kind;
 mod layers;
+mod reference;
 mod show;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,5 @@
-//! A gate that counts who is inside. Closing it lets nobody in any more, and waits until the last one has left.
+//! A gate that counts who is inside. Closing it lets nobody in any more, and waits until the last one has left. It can be opened again, if what it was
+//! closed for does not happen.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -48,6 +49,20 @@ impl Gate {
         self.0.closed.store(true, Ordering::SeqCst);
     }
 
+    /// Waits until nobody has come to the closed gate for as long as `quiet`, or `limit` has passed.
+    pub async fn calm(&self, quiet: Duration, limit: Duration) {
+        let calm = async {
+            // Who is turned away leaves, too.
+            while tokio::time::timeout(quiet, self.0.left.notified()).await.is_ok() {}
+        };
+        tokio::time::timeout(limit, calm).await.ok();
+    }
+
+    /// Lets people in again.
+    pub fn open(&self) {
+        self.0.closed.store(false, Ordering::SeqCst);
+    }
+
     /// Closes, and waits until all have left or `limit` has passed. Says how many are still inside.
     pub async fn close_and_wait(&self, limit: Duration) -> usize {
         self.close();
@@ -94,5 +109,22 @@ mod tests {
         tokio::task::yield_now().await;
         drop((first, second));
         assert_eq!(waiting.await.unwrap(), 0);
+        let (quiet, begun) = (Duration::from_millis(100), tokio::time::Instant::now());
+        let calm = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.calm(quiet, Duration::from_secs(1)).await }
+        });
+        for _ in 0..3 {
+            tokio::time::sleep(quiet * 3 / 4).await;
+            assert!(gate.enter().is_none());
+        }
+        calm.await.unwrap();
+        let took = begun.elapsed();
+        assert!(
+            took >= quiet * 13 / 4 && took < quiet * 4,
+            "a quiet time after the last one that came: {took:?}"
+        );
+        gate.open();
+        assert!(gate.enter().is_some());
     }
 }

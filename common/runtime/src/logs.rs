@@ -3,7 +3,10 @@
 //! Lines go through a bounded queue to a thread that writes them, so that a pipe nobody reads holds up no call. What does not
 //! fit is dropped and counted, and a line says how much that was once there is room again. Lines about a call carry its ids as
 //! the fields `call_id` and `trace_id`; in JSON the fields of an event stand at the top of its object.
+//!
+//! The same lines go to the [collector](crate::telemetry), where there is one.
 
+mod collected;
 pub(crate) mod writer;
 
 use std::io::IsTerminal as _;
@@ -15,9 +18,17 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt, reload};
 
+use self::collected::Collected;
 use self::writer::Writer;
 use crate::config::{Key, Kind, Settings, Table};
-use crate::metrics::Metrics;
+use crate::metrics::{Listed, Metrics, Read};
+use crate::telemetry::Recorder;
+
+static DROPPED: Read =
+    Read::counter("stoker_log_lines_dropped", "Lines of the log that nobody read in time, and that are lost");
+
+/// The metrics of the log itself.
+pub static LISTED: Listed = &[&DROPPED.about];
 
 static FORMAT: Key<Style> = Key::new(
     "log.format",
@@ -75,6 +86,7 @@ fn filter(text: &str) -> Result<Filter, String> {
 #[derive(Debug)]
 pub struct Logs {
     writer: Writer,
+    collected: Collected,
     filter: reload::Handle<Targets, Registry>,
 }
 
@@ -95,11 +107,18 @@ impl Logs {
             Style::Pretty => pretty(lines, terminal).boxed(),
             Style::Auto | Style::Json => json(lines).boxed(),
         };
+        let collected = Collected::default();
+        let layer = layer.and_then(collected.clone());
         let (targets, filter) = reload::Layer::new(targets);
         if tracing_subscriber::registry().with(layer.with_filter(targets)).try_init().is_err() {
             tracing::debug!("a log subscriber was installed before");
         }
-        Ok(Self { writer, filter })
+        Ok(Self { writer, collected, filter })
+    }
+
+    /// From here on lines go to the collector too.
+    pub fn collect(&self, recorder: Recorder) {
+        self.collected.start(recorder);
     }
 
     /// From here on what is logged is what these settings say.
@@ -111,8 +130,12 @@ impl Logs {
     /// Shows how many lines were dropped.
     pub fn measure(&self, metrics: &Metrics) {
         let lines = self.writer.lines();
-        let dropped = ("dropped", move || lines.dropped());
-        metrics.counted("stoker_log_lines", "Log lines that could not be written", &["outcome"], [dropped]);
+        metrics.read(&DROPPED, move || lines.dropped() as f64);
+    }
+
+    /// Waits until what was logged is written, for at most `limit`.
+    pub fn flush(&self, limit: Duration) {
+        self.writer.flush(limit);
     }
 
     /// Writes what waits, for at most `limit`.

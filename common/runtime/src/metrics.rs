@@ -1,33 +1,46 @@
-//! Numbers for Prometheus: counters, gauges and histograms with exemplars, in OpenMetrics text.
+//! Numbers for Prometheus: counters, gauges and histograms with exemplars, as text.
 //!
-//! A metric is declared once, at the start, and its handles are kept where they are used: using one is an atomic operation,
-//! for a histogram a short lock. Label values that come from outside are bounded: [`Bounded`] keeps the handles of so many
-//! functions, [`Labelled`] so many series, and all others share one that is called [`OTHER`].
+//! A metric is [defined](Def) once, as a static beside the code that counts, and listed in its crate's table: what is scraped, what
+//! `docs/metrics.md` says and what dashboards ask for all come from there. Handles of its series are kept where they are used: using one
+//! is an atomic operation or two. Label values that come from outside are bounded: [`Bounded`] gives so many functions series of
+//! their own, [`Labelled`] so many in all, and all others share one that is called [`OTHER`].
+//!
+//! The text is written here and not by a client library: those have histograms behind locks where they have exemplars, and one form each.
 
+mod bounded;
+mod define;
+pub mod etcd;
 mod process;
+mod series;
 #[cfg(test)]
 mod tests;
+mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeMetric, LabelSetEncoder, MetricEncoder,
-};
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::exemplar::HistogramWithExemplars;
-use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::{MetricType, counter, gauge};
-use prometheus_client::registry::Registry;
+pub use self::bounded::Bounded;
+pub use self::define::{About, Def, Kind, Listed, Read};
+pub use self::process::LISTED;
+use self::series::Reading;
+pub use self::series::{Counter, Entered, Gauge, Handle, Histogram, Level};
+pub use self::text::Form;
+use self::text::Writer;
+use crate::config::kind::{COUNT, TRUTH};
+use crate::config::{Key, Settings, Table};
 
-use crate::telemetry::TraceId;
+static ENABLED: Key<bool> =
+    Key::new("metrics.enabled", TRUTH, "true", "Count what /metrics shows; off, that page is empty");
+static FUNCTIONS: Key<usize> = Key::new(
+    "metrics.functions",
+    COUNT,
+    "200",
+    "Functions with numbers of their own, the busy ones; all others share one name, (other)",
+);
 
-/// The media type of [`Metrics::text`].
-pub const MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// What a program can be told of its metrics.
+pub static KEYS: Table = &[&ENABLED, &FUNCTIONS];
 
 /// The label value of all that there is no room for. No function has this name.
 pub const OTHER: &str = "(other)";
@@ -35,156 +48,138 @@ pub const OTHER: &str = "(other)";
 /// Most series of one metric.
 const MOST_SERIES: usize = 10_000;
 
-/// In seconds: a warm call takes a fraction of a millisecond, a function may take a minute.
-const TIMES: [f64; 18] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-    30.0, 60.0,
-];
-
-/// In bytes: from a small message to the largest bodies.
-const SIZES: [f64; 7] = [256.0, 1024.0, 16_384.0, 65_536.0, 1_048_576.0, 16_777_216.0, 268_435_456.0];
-
 /// All metrics of a process. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Metrics(Arc<Mutex<All>>);
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Nothing where nothing is counted.
+    all: Option<Arc<Mutex<All>>>,
+    functions: usize,
+}
 
 #[derive(Debug, Default)]
 struct All {
-    registry: Registry,
     names: BTreeSet<&'static str>,
+    families: Vec<Box<dyn Family>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { all: Some(Arc::default()), functions: 200 }
+    }
 }
 
 impl Metrics {
-    /// A counter. Its name ends in its unit if it has one; `_total` is added.
+    /// As the settings that [`KEYS`] declare say.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        let all = settings.get(&ENABLED).then(Arc::default);
+        Self { all, functions: settings.get(&FUNCTIONS) }
+    }
+
+    /// A metric without labels.
     ///
     /// # Panics
-    /// Like every declaration: if the name is taken.
+    /// Like every declaration: if it was declared before.
     #[must_use]
-    pub fn counter(&self, name: &'static str, help: &'static str) -> Counter {
-        self.labelled(name, help, &[], Counter::default).with(&[])
-    }
-
-    /// A gauge.
-    #[must_use]
-    pub fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        self.labelled(name, help, &[], Gauge::default).with(&[])
-    }
-
-    /// A histogram; `make` is [`Histogram::times`] for a name in `_seconds`, [`Histogram::sizes`] for one in `_bytes`.
-    #[must_use]
-    pub fn histogram(&self, name: &'static str, help: &'static str, make: fn() -> Histogram) -> Histogram {
-        self.labelled(name, help, &[], make).with(&[])
+    pub fn one<M: Handle>(&self, def: &'static Def<M>) -> M {
+        self.labelled(def).with(&[])
     }
 
     /// A metric with labels.
     #[must_use]
-    pub fn labelled<M: Metric>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        labels: &'static [&'static str],
-        make: fn() -> M,
-    ) -> Labelled<M> {
-        Labelled { group: self.declare(name, help, labels, BTreeMap::new()), make }
+    pub fn labelled<M: Handle>(&self, def: &'static Def<M>) -> Labelled<M> {
+        let group = self.declare(&def.about, BTreeMap::new());
+        Labelled { group, make: if self.all.is_some() { def.make } else { M::off } }
     }
 
-    /// A counter with one label, whose values are kept elsewhere and read when somebody looks.
-    pub fn counted<R: Fn() -> u64 + Send + Sync + 'static>(
+    /// A metric whose value is kept elsewhere and read when somebody looks.
+    pub fn read(&self, read: &'static Read, value: impl Fn() -> f64 + Send + Sync + 'static) {
+        self.readings(read, [(Vec::new(), value)]);
+    }
+
+    /// The same with one label, of which these are the values.
+    pub fn read_each<R: Fn() -> f64 + Send + Sync + 'static>(
         &self,
-        name: &'static str,
-        help: &'static str,
-        label: &'static [&'static str; 1],
+        read: &'static Read,
         values: impl IntoIterator<Item = (&'static str, R)>,
     ) {
+        self.readings(read, values.into_iter().map(|(value, read)| (vec![value.to_owned()], read)));
+    }
+
+    fn readings<R: Fn() -> f64 + Send + Sync + 'static>(
+        &self,
+        read: &'static Read,
+        values: impl IntoIterator<Item = (Vec<String>, R)>,
+    ) {
+        let suffix = if read.about.kind == Kind::Counter { "_total" } else { "" };
         let series =
-            values.into_iter().map(|(value, read)| (vec![value.to_owned()], Counted(Arc::new(read))));
-        self.declare(name, help, label, series.collect());
+            values.into_iter().map(|(values, read)| (values, Reading { suffix, read: Arc::new(read) }));
+        self.declare(&read.about, series.collect());
     }
 
-    /// A counter of seconds that are kept elsewhere and read when somebody looks.
-    fn seconds(
+    /// Handles for as many functions as have numbers of their own: `make` gets those of a function, `forget` gives them up.
+    #[must_use]
+    pub fn functions<T>(
         &self,
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> f64 + Send + Sync + 'static,
-    ) {
-        self.declare(name, help, &[], BTreeMap::from([(Vec::new(), Seconds(Arc::new(read)))]));
-    }
-
-    /// A gauge whose value is kept elsewhere and read when somebody looks.
-    pub fn gauged(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        read: impl Fn() -> f64 + Send + Sync + 'static,
-    ) {
-        self.declare(name, help, &[], BTreeMap::from([(Vec::new(), Gauged(Arc::new(read)))]));
+        make: impl Fn(&str) -> T + Send + Sync + 'static,
+        forget: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Bounded<T> {
+        Bounded::new(self.functions, make, forget)
     }
 
     /// What this program is, as labels of a gauge that is 1, and what the kernel says of the process.
     pub fn describe_process(&self, program: &'static str, version: &'static str) {
-        let group =
-            self.labelled("stoker_build_info", "What runs here", &["program", "version"], Gauge::default);
-        group.with(&[program, version]).set(1);
-        process::declare(self);
+        process::declare(self, program, version);
     }
 
-    /// All of them, as [`MEDIA_TYPE`].
+    /// All of them, as [`Form::OpenMetrics`].
     #[must_use]
     pub fn text(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String does not fail.
-        prometheus_client::encoding::text::encode(&mut out, &self.all().registry).ok();
-        out
+        self.text_as(Form::OpenMetrics)
     }
 
-    fn declare<M: Metric>(
-        &self,
-        name: &'static str,
-        help: &'static str,
-        labels: &'static [&'static str],
-        series: BTreeMap<Vec<String>, M>,
-    ) -> Arc<Group<M>> {
-        let group = Arc::new(Group { name, help, labels, series: RwLock::new(series) });
-        let mut all = self.all();
-        assert!(all.names.insert(name), "two metrics are called {name}");
-        all.registry.register_collector(Box::new(group.clone()));
+    /// All of them, in this form.
+    #[must_use]
+    pub fn text_as(&self, form: Form) -> String {
+        let mut writer = Writer::new(form);
+        if let Some(all) = &self.all {
+            let all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.families.iter().for_each(|family| family.write(&mut writer));
+        }
+        writer.end()
+    }
+
+    fn declare<M: Handle>(&self, about: &'static About, series: BTreeMap<Vec<String>, M>) -> Arc<Group<M>> {
+        let group = Arc::new(Group { about, series: RwLock::new(series) });
+        if let Some(all) = &self.all {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(all.names.insert(about.name), "two metrics are called {}", about.name);
+            all.families.push(Box::new(group.clone()));
+        }
         group
-    }
-
-    fn all(&self) -> std::sync::MutexGuard<'_, All> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What can be a series.
-pub trait Metric: EncodeMetric + Clone + fmt::Debug + Send + Sync + 'static {}
-
-impl<M: EncodeMetric + Clone + fmt::Debug + Send + Sync + 'static> Metric for M {}
+/// What can be written as a whole.
+trait Family: fmt::Debug + Send + Sync {
+    fn write(&self, writer: &mut Writer);
+}
 
 /// The series of one name.
 #[derive(Debug)]
 struct Group<M> {
-    name: &'static str,
-    help: &'static str,
-    labels: &'static [&'static str],
+    about: &'static About,
     series: RwLock<BTreeMap<Vec<String>, M>>,
 }
 
-impl<M: Metric> Collector for Group<M> {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+impl<M: Handle> Family for Arc<Group<M>> {
+    fn write(&self, writer: &mut Writer) {
         let series = self.series.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(kind) = series.values().next().map(EncodeMetric::metric_type) else { return Ok(()) };
-        let mut encoder = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        // Without series, too, so that who looks for a name finds it.
+        writer.family(self.about);
         for (values, metric) in series.iter() {
-            if values.is_empty() {
-                return metric.encode(encoder);
-            }
-            let labels: Vec<(&str, &str)> =
-                self.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
-            metric.encode(encoder.encode_family(&labels)?)?;
+            metric.write(&mut writer.samples(self.about, values));
         }
-        Ok(())
     }
 }
 
@@ -195,11 +190,11 @@ pub struct Labelled<M> {
     make: fn() -> M,
 }
 
-impl<M: Metric> Labelled<M> {
+impl<M: Handle> Labelled<M> {
     /// The series with these label values, in the order of the labels.
     #[must_use]
     pub fn with(&self, values: &[&str]) -> M {
-        debug_assert_eq!(values.len(), self.group.labels.len(), "labels of {}", self.group.name);
+        debug_assert_eq!(values.len(), self.group.about.labels.len(), "labels of {}", self.group.about.name);
         let mut key: Vec<String> = values.iter().map(|value| (*value).to_owned()).collect();
         let mut series = self.group.series.write().unwrap_or_else(PoisonError::into_inner);
         if series.len() >= MOST_SERIES && !series.contains_key(&key) {
@@ -207,184 +202,10 @@ impl<M: Metric> Labelled<M> {
         }
         series.entry(key).or_insert_with(self.make).clone()
     }
-}
 
-/// The handles of each of a bounded number of names, such as functions; those beyond share the ones of [`OTHER`].
-pub struct Bounded<T> {
-    most: usize,
-    make: Box<dyn Fn(&str) -> T + Send + Sync>,
-    known: RwLock<HashMap<Box<str>, Arc<T>>>,
-}
-
-impl<T> Bounded<T> {
-    /// Handles for `most` names; `make` gets them for a name, from a [`Labelled`] each.
-    pub fn new(most: usize, make: impl Fn(&str) -> T + Send + Sync + 'static) -> Self {
-        Self { most, make: Box::new(make), known: RwLock::default() }
+    /// Shows no series any more whose first label has this value.
+    pub fn forget(&self, first: &str) {
+        let mut series = self.group.series.write().unwrap_or_else(PoisonError::into_inner);
+        series.retain(|values, _| values.first().is_none_or(|value| value != first));
     }
-
-    /// The handles of a name: one short lock for all of a call's metrics.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Arc<T> {
-        {
-            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-            let full = known.len() >= self.most;
-            if let Some(handles) = known.get(name).or_else(|| known.get(OTHER).filter(|_| full)) {
-                return handles.clone();
-            }
-        }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        let name = if known.len() >= self.most && !known.contains_key(name) { OTHER } else { name };
-        known.entry(name.into()).or_insert_with(|| Arc::new((self.make)(name))).clone()
-    }
-}
-
-impl<T> fmt::Debug for Bounded<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bounded").field("most", &self.most).finish_non_exhaustive()
-    }
-}
-
-/// Counts up.
-#[derive(Debug, Clone, Default)]
-pub struct Counter(counter::Counter);
-
-impl Counter {
-    /// One more.
-    pub fn add_one(&self) {
-        self.0.inc();
-    }
-
-    /// So many more.
-    pub fn add(&self, more: u64) {
-        self.0.inc_by(more);
-    }
-}
-
-/// Goes up and down.
-#[derive(Debug, Clone, Default)]
-pub struct Gauge(gauge::Gauge);
-
-impl Gauge {
-    /// Sets it.
-    pub fn set(&self, value: i64) {
-        self.0.set(value);
-    }
-
-    /// One more, until what is returned is dropped.
-    #[must_use]
-    pub fn enter(&self) -> Entered {
-        self.0.inc();
-        Entered(self.0.clone())
-    }
-}
-
-/// Goes up and down in fractions.
-#[derive(Debug, Clone, Default)]
-pub struct Level(gauge::Gauge<f64, AtomicU64>);
-
-impl Level {
-    /// Sets it.
-    pub fn set(&self, value: f64) {
-        self.0.set(value);
-    }
-}
-
-/// Something that a [`Gauge`] counts as long as this lives.
-#[derive(Debug)]
-pub struct Entered(gauge::Gauge);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
-/// The trace that a value leads to. Written as text only when somebody looks.
-#[derive(Debug, Clone)]
-struct Exemplar(TraceId);
-
-impl EncodeLabelSet for Exemplar {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        [("trace_id", self.0.to_string())].encode(encoder)
-    }
-}
-
-/// How values are spread.
-#[derive(Debug, Clone)]
-pub struct Histogram(HistogramWithExemplars<Exemplar>);
-
-impl Histogram {
-    /// Of times in seconds.
-    #[must_use]
-    pub fn times() -> Self {
-        Self(HistogramWithExemplars::new(TIMES.into_iter()))
-    }
-
-    /// Of sizes in bytes.
-    #[must_use]
-    pub fn sizes() -> Self {
-        Self(HistogramWithExemplars::new(SIZES.into_iter()))
-    }
-
-    /// Notes a value. The trace of a call that is recorded becomes the exemplar of its bucket.
-    pub fn observe(&self, value: f64, exemplar: Option<TraceId>) {
-        let at = exemplar.is_some().then(SystemTime::now);
-        self.0.observe(value, exemplar.map(Exemplar), at);
-    }
-
-    /// Notes a time.
-    pub fn observe_time(&self, time: Duration, exemplar: Option<TraceId>) {
-        self.observe(time.as_secs_f64(), exemplar);
-    }
-}
-
-/// A counter that is kept elsewhere.
-#[derive(Clone)]
-struct Counted(Arc<dyn Fn() -> u64 + Send + Sync>);
-
-/// A counter of seconds that is kept elsewhere.
-#[derive(Clone)]
-struct Seconds(Arc<dyn Fn() -> f64 + Send + Sync>);
-
-/// A gauge that is kept elsewhere.
-#[derive(Clone)]
-struct Gauged(Arc<dyn Fn() -> f64 + Send + Sync>);
-
-/// What is read when somebody looks has nothing to show before.
-macro_rules! shown_by_name {
-    ($($reading:ident),+) => {$(
-        impl fmt::Debug for $reading {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(stringify!($reading))
-            }
-        }
-    )+};
-}
-
-shown_by_name!(Counted, Seconds, Gauged);
-
-/// How each is written, and as what.
-macro_rules! encoded {
-    ($($metric:ty, $kind:ident, $of:ident => $inner:expr;)+) => {$(
-        impl EncodeMetric for $metric {
-            fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
-                let $of = self;
-                $inner.encode(encoder)
-            }
-
-            fn metric_type(&self) -> MetricType {
-                MetricType::$kind
-            }
-        }
-    )+};
-}
-
-encoded! {
-    Counter, Counter, of => of.0;
-    Gauge, Gauge, of => of.0;
-    Level, Gauge, of => of.0;
-    Histogram, Histogram, of => of.0;
-    Counted, Counter, of => ConstCounter::new((of.0)());
-    Seconds, Counter, of => ConstCounter::new((of.0)());
-    Gauged, Gauge, of => ConstGauge::new((of.0)());
 }

@@ -127,7 +127,7 @@ fn serves_and_ends_in_order() {
     let metrics = process.ask("/metrics");
     for line in [
         "stoker_build_info{program=\"stoker-test\",version=\"1.2.3\"} 1",
-        "stoker_log_lines_total{outcome=\"dropped\"} 0",
+        "stoker_log_lines_dropped_total 0",
         "stoker_telemetry_spans_total{outcome=\"sent\"} 0",
         "process_cpu_seconds_total ",
     ] {

@@ -4,6 +4,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::config::{Outcome, Program};
+use crate::metrics::{Counter, Def};
+
+static CALLS: Def<Counter> = Def::counter("calls", "Calls");
 
 static LISTEN: Key<SocketAddr> = listen("127.0.0.1:0");
 static PROGRAM: Program = Program { name: "p", version: "1", about: "", examples: "", tables: &[&[&LISTEN]] };
@@ -12,7 +15,7 @@ async fn start() -> (Admin, Readiness) {
     let Ok(Outcome::Run(settings)) = PROGRAM.load([], []) else { panic!("there are only defaults") };
     let readiness = Readiness::new("no view of the fleet yet");
     let metrics = Metrics::default();
-    metrics.counter("calls", "Calls").add_one();
+    metrics.one(&CALLS).add_one();
     let pages = Pages::new(readiness.clone(), metrics, &settings);
     (Admin::start(settings.get(&LISTEN), pages, None).await.unwrap(), readiness)
 }
@@ -38,7 +41,10 @@ async fn pages() {
     readiness.stopping("SIGTERM");
     assert!(ask(at, "GET /readyz").await.contains("not ready: SIGTERM"));
     let metrics = ask(at, "GET /metrics").await;
-    assert!(metrics.contains(MEDIA_TYPE) && metrics.contains("calls_total 1"), "{metrics}");
+    assert!(
+        metrics.contains(Form::OpenMetrics.media_type()) && metrics.contains("calls_total 1"),
+        "{metrics}"
+    );
     let config = ask(at, "GET /config?x=y").await;
     let (_, config) = config.split_once("\r\n\r\n").unwrap();
     let config: serde_json::Value = serde_json::from_str(config).unwrap();
@@ -66,5 +72,98 @@ async fn clients_that_send_nothing_hold_neither_others_nor_the_end() {
     for mut stream in silent {
         // Closed or reset: in any case over.
         assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
+    }
+}
+
+/// A port with a page, on which is how often it was looked at.
+async fn start_with_page() -> Admin {
+    let Ok(Outcome::Run(settings)) = PROGRAM.load([], []) else { panic!("there are only defaults") };
+    let looks = std::sync::atomic::AtomicU64::new(0);
+    let live = Live::new("<style>a</style><script>b</script>", Duration::from_millis(1), move || {
+        format!("{{\"look\":{}}}", looks.fetch_add(1, std::sync::atomic::Ordering::Relaxed)).into()
+    });
+    let pages = Pages::new(Readiness::new(""), Metrics::default(), &settings).live(live);
+    Admin::start(settings.get(&LISTEN), pages, None).await.unwrap()
+}
+
+async fn open(address: SocketAddr, path: &str, host: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+/// Reads until this has come, or the end.
+async fn read_to(stream: &mut TcpStream, part: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while !text.contains(part) {
+        match stream.read(&mut buffer).await.unwrap() {
+            0 => break,
+            n => text += std::str::from_utf8(&buffer[..n]).unwrap(),
+        }
+    }
+    text
+}
+
+#[tokio::test]
+async fn a_page_runs_nothing_but_its_own_and_is_shown_to_this_machine() {
+    let admin = start_with_page().await;
+    let at = admin.address();
+    let get = async |path: &str, host: &str| read_to(&mut open(at, path, host).await, "never").await;
+    let page = get("/", "localhost:7090").await;
+    assert!(page.starts_with("HTTP/1.1 200") && page.ends_with("<script>b</script>"), "{page}");
+    for policy in [
+        "default-src 'none'",
+        // SHA-256 of `b` and of `a`.
+        "script-src 'sha256-PiPoFgA5WUoziU9lZOGxNIu9egCI1CxKy3PurtWcAJ0=';",
+        "style-src 'sha256-ypeBEsobvcr6wjGzmiPcTaeG7/gUfE5yuYB3ha/uSLs=';",
+        "frame-ancestors 'none'",
+        "nosniff",
+    ] {
+        assert!(page.contains(policy), "{policy} in {page}");
+    }
+    assert!(get("/fleet", "127.0.0.1").await.ends_with("{\"look\":0}"));
+    assert!(get("/fleet", "[::1]:80").await.starts_with("HTTP/1.1 200"));
+    for stranger in
+        ["evil.example", "evil.example:7090", "localhost.evil.example", "127.0.0.1.evil.example", "%%"]
+    {
+        let refused = get("/fleet", stranger).await;
+        assert!(!refused.contains("look") && refused.starts_with("HTTP/1.1 4"), "{stranger}: {refused}");
+    }
+    assert!(get("/livez", "evil.example").await.starts_with("HTTP/1.1 200"), "that is no secret");
+    assert!(ask(at, "HEAD /events").await.starts_with("HTTP/1.1 421"));
+}
+
+#[tokio::test]
+async fn events_go_on_until_the_end_and_have_only_so_many_viewers() {
+    let admin = start_with_page().await;
+    let at = admin.address();
+    let mut viewers = Vec::new();
+    for _ in 0..16 {
+        let mut viewer = open(at, "/events", "localhost").await;
+        let begun = read_to(&mut viewer, "}\n\n").await;
+        assert!(
+            begun.contains("content-type: text/event-stream") && begun.contains("data: {\"look\":"),
+            "{begun}"
+        );
+        viewers.push(viewer);
+    }
+    let full = read_to(&mut open(at, "/events", "localhost").await, "never").await;
+    assert!(full.starts_with("HTTP/1.1 503"), "{full}");
+    assert!(ask(at, "GET /livez").await.starts_with("HTTP/1.1 200"), "who watches is in nobody's way");
+    // One goes: another may come, once that has been noticed.
+    drop(viewers.pop());
+    loop {
+        let mut next = open(at, "/events", "localhost").await;
+        if read_to(&mut next, "\r\n").await.starts_with("HTTP/1.1 200") {
+            viewers.push(next);
+            break;
+        }
+    }
+    admin.stop(Duration::from_secs(30)).await;
+    for mut viewer in viewers {
+        let mut rest = String::new();
+        viewer.read_to_string(&mut rest).await.unwrap();
+        assert!(rest.ends_with("0\r\n\r\n"), "a whole answer: {rest:?}");
     }
 }

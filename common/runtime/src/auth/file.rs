@@ -182,7 +182,8 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>) -> Option<Issue
 }
 
 fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
-    let keys = ["identity", "app", "calls_per_second", "burst", "concurrent"];
+    let keys =
+        ["identity", "app", "calls_per_second", "burst", "bytes_per_second", "bytes_burst", "concurrent"];
     let fields = reader.map("a limit", node, &keys);
     let identity = reader.maybe(&fields, "identity", pattern);
     let app = reader.maybe(&fields, "app", pattern);
@@ -192,6 +193,12 @@ fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
     };
     let calls_per_second = reader.maybe(&fields, "calls_per_second", number);
     let burst = reader.maybe(&fields, "burst", number);
+    let size = |text: &str| match stoker_core::units::parse_size(text)? {
+        0 => Err("nothing would ever pass: write a size like 10MiB".to_owned()),
+        size => Ok(size as f64),
+    };
+    let bytes_per_second = reader.maybe(&fields, "bytes_per_second", size);
+    let bytes_burst = reader.maybe(&fields, "bytes_burst", size);
     let concurrent = reader.maybe(&fields, "concurrent", |text| match text.parse::<u32>() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("`{text}` is not a whole number from 1")),
@@ -203,12 +210,16 @@ fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
         );
         return None;
     }
-    if !fields.contains_key("calls_per_second") && !fields.contains_key("concurrent") {
-        reader.wrong(node, "a limit without `calls_per_second` and `concurrent` limits nothing");
+    if !["calls_per_second", "bytes_per_second", "concurrent"].iter().any(|key| fields.contains_key(*key)) {
+        reader.wrong(
+            node,
+            "a limit without `calls_per_second`, `bytes_per_second` and `concurrent` limits nothing",
+        );
         return None;
     }
     let burst = burst.or(calls_per_second).unwrap_or(1.0).max(1.0);
-    Some(Limit { identity, app, calls_per_second, burst, concurrent })
+    let bytes_burst = bytes_burst.or(bytes_per_second).unwrap_or(1.0);
+    Some(Limit { identity, app, calls_per_second, burst, bytes_per_second, bytes_burst, concurrent })
 }
 
 /// Files are named from where the access file is.

@@ -28,6 +28,8 @@ pub(crate) struct Lines {
 
 enum Told {
     Line(Vec<u8>),
+    /// Somebody waits until the lines before this are written.
+    Flush(SyncSender<()>),
     Stop,
 }
 
@@ -46,6 +48,15 @@ impl Writer {
 
     pub fn lines(&self) -> Lines {
         self.lines.clone()
+    }
+
+    /// Waits until what has been put is written, for at most `limit`.
+    pub fn flush(&self, limit: Duration) {
+        let (written, done) = sync_channel(1);
+        // As in `stop`.
+        if self.lines.queue.try_send(Told::Flush(written)).is_ok() {
+            done.recv_timeout(limit).ok();
+        }
     }
 
     /// Writes what waits, for at most `limit`; a thread that hangs in a write is left behind.
@@ -72,7 +83,17 @@ impl Lines {
 
 fn write(told: &Receiver<Told>, dropped: &AtomicU64, mut out: impl Write) {
     let mut said = 0;
-    while let Ok(Told::Line(line)) = told.recv() {
+    loop {
+        let line = match told.recv() {
+            Ok(Told::Line(line)) => line,
+            Ok(Told::Flush(waits)) => {
+                out.flush().ok();
+                // Who does not wait any more has dropped it.
+                waits.try_send(()).ok();
+                continue;
+            }
+            Ok(Told::Stop) | Err(_) => break,
+        };
         let lost = dropped.load(Ordering::Relaxed);
         if lost > said {
             // Without the subscriber: its queue may be full again.

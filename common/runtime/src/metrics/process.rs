@@ -1,20 +1,34 @@
-//! What the kernel says of this process, under the names that every Prometheus client uses.
+//! What runs here, and what the kernel says of the process, under the names that every Prometheus client uses.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::param::{clock_ticks_per_second, page_size};
+use rustix::process::{Resource, getrlimit};
 
-use super::Metrics;
+use super::{Def, Gauge, Listed, Metrics, Read};
 
-pub(super) fn declare(metrics: &Metrics) {
+static BUILD: Def<Gauge> = Def::gauge("stoker_build_info", "What runs here: 1, and all of it in labels")
+    .labels(&[("program", "`stoker-lb` or `stoker-runner`"), ("version", "its version")]);
+static START: Read = Read::gauge("process_start_time_seconds", "When the process started, since 1970");
+static RESIDENT: Read = Read::gauge("process_resident_memory_bytes", "Memory of the process that is in use");
+static OPEN: Read = Read::gauge("process_open_fds", "Open files and sockets of the process");
+static MOST_OPEN: Read = Read::gauge("process_max_fds", "How many files and sockets the process may open");
+static CPU: Read = Read::counter("process_cpu_seconds", "CPU time that the process used");
+
+/// The metrics of every process.
+pub static LISTED: Listed =
+    &[&BUILD.about, &START.about, &RESIDENT.about, &OPEN.about, &MOST_OPEN.about, &CPU.about];
+
+pub(super) fn declare(metrics: &Metrics, program: &'static str, version: &'static str) {
+    metrics.labelled(&BUILD).with(&[program, version]).set(1);
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    metrics.gauged("process_start_time_seconds", "When the process started", move || started);
-    metrics.gauged("process_resident_memory_bytes", "Memory that is in use", || resident().unwrap_or(0.0));
-    metrics.gauged("process_open_fds", "Open files and sockets", || {
-        fs::read_dir("/proc/self/fd").map_or(0.0, |open| open.count() as f64)
-    });
-    metrics.seconds("process_cpu_seconds", "CPU time that was used", || cpu().unwrap_or(0.0));
+    metrics.read(&START, move || started);
+    metrics.read(&RESIDENT, || resident().unwrap_or(0.0));
+    metrics.read(&OPEN, || fs::read_dir("/proc/self/fd").map_or(0.0, |open| open.count() as f64));
+    metrics
+        .read(&MOST_OPEN, || getrlimit(Resource::Nofile).current.map_or(f64::INFINITY, |most| most as f64));
+    metrics.read(&CPU, || cpu().unwrap_or(0.0));
 }
 
 fn resident() -> Option<f64> {

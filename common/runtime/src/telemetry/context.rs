@@ -68,7 +68,7 @@ fn parent(text: &str) -> Option<(TraceId, SpanId, TraceFlags)> {
 }
 
 /// Lower-case hexadecimal, as the standard has it.
-fn digits<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+pub(super) fn digits<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     /// What a digit stands for; more than a digit can for what is none.
     const VALUES: [u8; 256] = {
         let mut values = [0xff; 256];
@@ -79,6 +79,9 @@ fn digits<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
         }
         values
     };
+    if text.len() != 2 * N {
+        return None;
+    }
     let (mut out, mut seen) = ([0; N], 0);
     for (byte, pair) in out.iter_mut().zip(text.chunks_exact(2)) {
         let (high, low) = (VALUES[usize::from(pair[0])], VALUES[usize::from(pair[1])]);

@@ -1,4 +1,4 @@
-//! Spans that have ended and wait to be sent: bounded, and never waited for by those who put them in.
+//! Spans and log records that wait to be sent: bounded, and never waited for by those who put them in.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,36 +9,50 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::export::Exporter;
-use super::span::Shared;
 use super::wire;
 
-/// Most spans of one message to the collector.
-pub(super) const BATCH: usize = 2048;
-
-/// Most bytes of one: a gRPC server takes 4 MiB unless it was told otherwise.
+/// Most bytes of one message to the collector: a gRPC server takes 4 MiB unless it was told otherwise.
 const BATCH_BYTES: usize = 2 << 20;
 
-/// How long a span waits for others to fill its batch. The sender is woken once for the first span of a batch, not for each.
-const FILL: Duration = Duration::from_millis(1000);
+/// Most bytes that wait, however few they belong to.
+const BYTES: usize = 32 << 20;
 
-/// What can become of a span.
+/// What can become of a span or a record.
 pub(super) const OUTCOMES: [&str; 3] = ["sent", "dropped", "failed"];
 
+/// How much waits, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most of them that wait; those beyond are dropped.
+    pub queue: usize,
+    /// Most of them in one message.
+    pub batch: usize,
+    /// How long one waits for others to fill its batch. The sender is woken once for the first of a batch, not for each.
+    pub delay: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { queue: 8192, batch: 2048, delay: Duration::from_secs(1) }
+    }
+}
+
+/// Of spans, or of log records.
 #[derive(Debug)]
 pub(super) struct Queue {
-    limit: usize,
+    bounds: Bounds,
     waiting: Mutex<Waiting>,
-    /// There is a first span, or a whole batch.
+    /// There is a first one, or a whole batch.
     ripe: Notify,
     /// In the order of [`OUTCOMES`].
     counts: [AtomicU64; 3],
 }
 
-/// Spans as they travel, one after the other.
+/// Some of them as they travel, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub bytes: Vec<u8>,
-    pub spans: usize,
+    pub items: usize,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +61,8 @@ struct Waiting {
     whole: VecDeque<Batch>,
     open: Batch,
     /// In all of them.
-    spans: usize,
+    items: usize,
+    bytes: usize,
     /// Room for a batch that was sent: memory that is known is written faster than new.
     spare: Vec<u8>,
     /// Nobody sends any more.
@@ -55,53 +70,60 @@ struct Waiting {
 }
 
 impl Queue {
-    pub fn new(limit: usize) -> Self {
-        Self { limit, waiting: Mutex::default(), ripe: Notify::new(), counts: Default::default() }
+    pub fn new(bounds: Bounds) -> Self {
+        Self { bounds, waiting: Mutex::default(), ripe: Notify::new(), counts: Default::default() }
     }
 
-    /// Puts a span in, or drops it if there is no room.
-    pub fn push(&self, span: &[u8]) {
-        /// The field of a message that holds the spans.
-        const SPAN: u8 = 2 << 3 | 2;
+    /// Puts one in, or drops it if there is no room.
+    pub fn push(&self, item: &[u8]) {
+        /// The field of a message that holds the spans; that which holds the records of a log has the same number.
+        const ITEM: u8 = 2 << 3 | 2;
         let mut waiting = self.waiting();
-        if waiting.closed || waiting.spans >= self.limit {
+        if waiting.closed || waiting.items >= self.bounds.queue || waiting.bytes + item.len() > BYTES {
             drop(waiting);
             self.add("dropped", 1);
             return;
         }
-        let mut ripe = waiting.open.bytes.len() + span.len() > BATCH_BYTES;
+        let mut ripe = waiting.open.bytes.len() + item.len() > BATCH_BYTES;
         if ripe {
             waiting.seal();
         }
-        wire::bytes(&mut waiting.open.bytes, SPAN, span);
-        waiting.open.spans += 1;
-        waiting.spans += 1;
-        if waiting.open.spans == BATCH {
+        let before = waiting.open.bytes.len();
+        wire::bytes(&mut waiting.open.bytes, ITEM, item);
+        waiting.bytes += waiting.open.bytes.len() - before;
+        waiting.open.items += 1;
+        waiting.items += 1;
+        if waiting.open.items == self.bounds.batch {
             waiting.seal();
             ripe = true;
         }
-        let first = waiting.spans == 1;
-        ripe |= waiting.spans == self.limit;
+        let first = waiting.items == 1;
+        ripe |= waiting.items == self.bounds.queue;
         drop(waiting);
         if first || ripe {
             self.ripe.notify_one();
         }
     }
 
-    /// How many spans had this outcome.
+    /// Some had no room on their way here.
+    pub fn lost(&self, items: u64) {
+        self.add("dropped", items as usize);
+    }
+
+    /// How many had this outcome.
     pub fn count(&self, outcome: &str) -> u64 {
         let place = OUTCOMES.iter().position(|known| *known == outcome);
         place.map_or(0, |place| self.counts[place].load(Ordering::Relaxed))
     }
 
-    fn add(&self, outcome: &str, spans: usize) {
+    fn add(&self, outcome: &str, items: usize) {
         if let Some(place) = OUTCOMES.iter().position(|known| *known == outcome) {
-            self.counts[place].fetch_add(spans as u64, Ordering::Relaxed);
+            self.counts[place].fetch_add(items as u64, Ordering::Relaxed);
         }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        // Whole spans are put in and taken out, whenever the lock is free.
+        // Whole ones are put in and taken out, whenever the lock is free.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,7 +134,8 @@ impl Queue {
             waiting.seal();
         }
         let batch = waiting.whole.pop_front().unwrap_or_default();
-        waiting.spans -= batch.spans;
+        waiting.items -= batch.items;
+        waiting.bytes -= batch.bytes.len();
         batch
     }
 
@@ -131,12 +154,12 @@ impl Queue {
         drop(old);
     }
 
-    /// Waits for a whole batch, or for [`FILL`] after the first span.
+    /// Waits for a whole batch, or for the time that it may take to fill after its first.
     async fn due(&self) {
-        self.until(|waiting| waiting.spans > 0).await;
+        self.until(|waiting| waiting.items > 0).await;
         // Less than a batch is due after that time.
-        let whole = self.until(|waiting| !waiting.whole.is_empty() || waiting.spans >= self.limit);
-        tokio::time::timeout(FILL, whole).await.ok();
+        let whole = self.until(|waiting| !waiting.whole.is_empty() || waiting.items >= self.bounds.queue);
+        tokio::time::timeout(self.bounds.delay, whole).await.ok();
     }
 
     async fn until(&self, reached: impl Fn(&Waiting) -> bool) {
@@ -152,14 +175,14 @@ impl Queue {
     /// Takes no more; true if nothing waits. What came in meanwhile must be sent first.
     fn close_if_empty(&self) -> bool {
         let mut waiting = self.waiting();
-        waiting.closed = waiting.spans == 0;
+        waiting.closed = waiting.items == 0;
         waiting.closed
     }
 
     /// Takes no more and drops what waits.
     fn close(&self) {
         let left = std::mem::replace(&mut *self.waiting(), Waiting { closed: true, ..Waiting::default() });
-        self.add("dropped", left.spans);
+        self.add("dropped", left.items);
     }
 }
 
@@ -167,19 +190,18 @@ impl Waiting {
     /// Nothing more goes into the open batch.
     fn seal(&mut self) {
         let next = std::mem::take(&mut self.spare);
-        self.whole.push_back(std::mem::replace(&mut self.open, Batch { bytes: next, spans: 0 }));
+        self.whole.push_back(std::mem::replace(&mut self.open, Batch { bytes: next, items: 0 }));
     }
 }
 
 /// Sends until `calm` is cancelled and the queue is empty, or until `now` is.
 pub(super) async fn send(
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
     mut exporter: Exporter,
-    to: String,
     calm: CancellationToken,
     now: CancellationToken,
 ) {
-    let queue = &shared.queue;
+    let (queue, what, to) = (&*queue, exporter.signal().what(), exporter.to().to_owned());
     let work = async {
         let mut works = true;
         loop {
@@ -192,24 +214,24 @@ pub(super) async fn send(
                 }
             }
             let batch = queue.take();
-            let mut in_flight = InFlight { queue, failed: batch.spans, sent: 0 };
-            let spans = Arc::new(batch.bytes);
-            match exporter.export(&spans).await {
+            let mut in_flight = InFlight { queue, failed: batch.items, sent: 0 };
+            let items = Arc::new(batch.bytes);
+            match exporter.export(&items).await {
                 Ok(refused) => {
                     in_flight.sent = in_flight.failed.saturating_sub(refused);
                     in_flight.failed -= in_flight.sent;
                     if !std::mem::replace(&mut works, true) {
-                        tracing::info!(%to, "spans are sent again");
+                        tracing::info!(%to, "{what} are sent again");
                     }
                 }
                 // Said once, not for each batch.
                 Err(error) => {
                     if std::mem::replace(&mut works, false) {
-                        tracing::warn!(%to, %error, "spans cannot be sent; until they can they are lost, and counted");
+                        tracing::warn!(%to, error = error.why, "{what} cannot be sent; until they can they are lost, and counted");
                     }
                 }
             }
-            if let Some(room) = Arc::into_inner(spans) {
+            if let Some(room) = Arc::into_inner(items) {
                 queue.give_back(room);
             }
         }
@@ -221,7 +243,7 @@ pub(super) async fn send(
     queue.close();
 }
 
-/// Spans on their way: counted when that is over, also if it is cut off.
+/// A batch on its way: counted when that is over, also if it is cut off.
 struct InFlight<'q> {
     queue: &'q Queue,
     failed: usize,

@@ -1,4 +1,6 @@
-//! Which calls are traced, decided at the first door that sees them.
+//! Which calls are traced: decided at the first door that sees them, and, where it said no, once more when they are over.
+
+use std::time::Duration;
 
 use opentelemetry::trace::TraceId;
 
@@ -59,6 +61,31 @@ impl Sampling {
                 let low = bytes[8..].iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
                 low >> 1 < self.below
             }
+        }
+    }
+}
+
+/// Which calls are sent though nobody samples them, as far as this process is concerned: who has made its part of a call knows how
+/// that went, and nobody else does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Those that failed.
+    pub failed: bool,
+    /// Those that took longer.
+    pub slow: Option<Duration>,
+}
+
+impl Keep {
+    pub(super) fn any(self) -> bool {
+        self.failed || self.slow.is_some()
+    }
+
+    /// Why a call is kept, if it is.
+    pub(super) fn why(self, failed: bool, took: Duration) -> Option<&'static str> {
+        match self.slow {
+            _ if failed && self.failed => Some("failed"),
+            Some(limit) if took > limit => Some("slow"),
+            _ => None,
         }
     }
 }

@@ -3,15 +3,17 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use opentelemetry::trace::{SpanId, SpanKind, TraceId};
 use stoker_core::TraceContext;
 
 use super::clock::{self, Anchor, Clock};
 use super::context::{self, Place};
+use super::held::Held;
+use super::names::{self, Attribute, Event, Name};
 use super::queue::Queue;
-use super::sampling::Sampling;
+use super::sampling::{Keep, Sampling};
 use super::wire::{self, Fact, Facts, Head, Tail, Value};
 
 /// Most attributes, events and links of one span, each: with [`wire::MAX_TEXT`] and [`MAX_BYTES`] the bound of its memory.
@@ -54,7 +56,8 @@ fn give_back(mut room: Vec<u8>) {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub sampling: Sampling,
-    pub queue: Queue,
+    pub keep: Keep,
+    pub queue: Arc<Queue>,
     pub clock: Clock,
 }
 
@@ -79,21 +82,60 @@ impl Tracer {
 
     /// A span under the one that `parent` names, in another process; the first of a new trace if it names none. Starts at `at`.
     #[must_use]
-    pub fn start(&self, name: &'static str, kind: SpanKind, parent: &TraceContext, at: Instant) -> Span {
+    pub fn start(&self, name: Name, kind: SpanKind, parent: &TraceContext, at: Instant) -> Span {
+        self.begin(name, kind, parent, true, at)
+    }
+
+    /// The same where the span that `parent` names is one of this process, which may have ended.
+    #[must_use]
+    pub fn follow(&self, name: Name, kind: SpanKind, parent: &TraceContext, at: Instant) -> Span {
+        self.begin(name, kind, parent, false, at)
+    }
+
+    fn begin(&self, name: Name, kind: SpanKind, parent: &TraceContext, remote: bool, at: Instant) -> Span {
         let Some(shared) = &self.0 else { return Span(State::Passed(parent.clone())) };
         let above = context::read(parent);
         let trace = above.as_ref().map_or_else(clock::trace, |above| above.trace);
         let sampled = shared.sampling.takes(above.as_ref(), trace);
-        if !sampled && shared.sampling.parent_based && above.is_some() {
+        let recorded = sampled || shared.keep.any();
+        if !recorded && shared.sampling.parent_based && above.is_some() {
             return Span(State::Passed(parent.clone()));
         }
-        let (above, state) = above.map_or((None, None), |above| (Some((above.span, true)), above.state));
+        let (above, state) = above.map_or((None, None), |above| (Some((above.span, remote)), above.state));
         let own = Place { trace, span: clock::span(), sampled, state };
-        if !sampled {
+        if !recorded {
             return Span(State::Untraced(own));
         }
         let anchor = shared.clock.anchor(at);
-        Span(State::Traced(Traced::new(shared.clone(), own, above, name, kind, anchor, at)))
+        let fate = if sampled { Fate::Sent } else { Fate::Decides(Arc::default()) };
+        Span(State::Traced(Traced::new(shared.clone(), own, above, name, kind, anchor, at, fate)))
+    }
+}
+
+/// Where a span stands, for those who point to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    pub(super) trace: [u8; 16],
+    /// Unknown where only the trace is.
+    pub(super) span: Option<[u8; 8]>,
+    pub(super) sampled: bool,
+}
+
+impl Spot {
+    /// Of the span that a context names, if it does.
+    #[must_use]
+    pub fn of(context: &TraceContext) -> Option<Self> {
+        context::read(context).as_ref().map(Self::at)
+    }
+
+    fn at(place: &Place) -> Self {
+        let (trace, span) = (place.trace.to_bytes(), Some(place.span.to_bytes()));
+        Self { trace, span, sampled: place.sampled }
+    }
+
+    /// In a trace, wherever in it; the id as log lines have it.
+    pub(crate) fn in_trace(id: &str) -> Option<Self> {
+        context::digits(id.as_bytes()).map(|trace| Self { trace, span: None, sampled: false })
     }
 }
 
@@ -122,6 +164,16 @@ struct Traced {
     events: Parts,
     links: Parts,
     failed: Option<String>,
+    fate: Fate,
+}
+
+/// Where a span goes when it ends.
+#[derive(Debug, Clone)]
+enum Fate {
+    Sent,
+    /// Not sampled: with its call, which the first span of it in this process decides.
+    Waits(Arc<Held>),
+    Decides(Arc<Held>),
 }
 
 impl fmt::Debug for Traced {
@@ -151,10 +203,11 @@ impl Traced {
         shared: Arc<Shared>,
         own: Place,
         above: Option<(SpanId, bool)>,
-        name: &'static str,
+        name: Name,
         kind: SpanKind,
         anchor: Anchor,
         at: Instant,
+        fate: Fate,
     ) -> Self {
         let mut bytes = room();
         let head = Head {
@@ -162,7 +215,8 @@ impl Traced {
             span: own.span.to_bytes(),
             state: own.state.as_deref().unwrap_or_default(),
             parent: above.map(|(span, remote)| (span.to_bytes(), remote)),
-            name,
+            name: name.as_str(),
+            sampled: own.sampled,
             kind: match kind {
                 SpanKind::Internal => 1,
                 SpanKind::Server => 2,
@@ -183,6 +237,7 @@ impl Traced {
             events: Parts::default(),
             links: Parts::default(),
             failed: None,
+            fate,
         }
     }
 
@@ -191,17 +246,36 @@ impl Traced {
         if bytes.is_empty() {
             return;
         }
+        // Never before its start, however it was asked for.
+        let end = self.shared.clock.wall(self.anchor, at).max(self.start);
+        let shared = &self.shared;
+        let kept = match &self.fate {
+            Fate::Decides(_) => {
+                shared.keep.why(self.failed.is_some(), Duration::from_nanos(end - self.start))
+            }
+            Fate::Sent | Fate::Waits(_) => None,
+        };
+        if let Some(why) = kept {
+            wire::fact(&mut bytes, wire::ATTRIBUTE, names::KEPT.as_str(), Value::Text(why));
+        }
         let tail = Tail {
             start: self.start,
-            // Never before its start, however it was asked for.
-            end: self.shared.clock.wall(self.anchor, at).max(self.start),
+            end,
             dropped_attributes: self.attributes.dropped,
             dropped_events: self.events.dropped,
             dropped_links: self.links.dropped,
             failed: self.failed.as_deref(),
         };
         tail.write(&mut bytes);
-        self.shared.queue.push(&bytes);
+        match &self.fate {
+            Fate::Sent => shared.queue.push(&bytes),
+            Fate::Waits(held) => held.push(&shared.queue, &bytes),
+            Fate::Decides(held) if kept.is_some() => held.send(&shared.queue, &bytes),
+            Fate::Decides(held) => held.forget(),
+        }
+        if kept.is_some() {
+            self.fate = Fate::Sent;
+        }
         give_back(bytes);
     }
 }
@@ -217,13 +291,17 @@ impl Drop for Traced {
 impl Span {
     /// A span below this one, in this process. Starts at `at`.
     #[must_use]
-    pub fn child(&self, name: &'static str, kind: SpanKind, at: Instant) -> Span {
+    pub fn child(&self, name: Name, kind: SpanKind, at: Instant) -> Span {
         match &self.0 {
             State::Passed(context) => Span(State::Passed(context.clone())),
             State::Untraced(place) => Span(State::Untraced(place.clone())),
             State::Traced(traced) => {
                 let own = Place { span: clock::span(), ..traced.own.clone() };
                 let above = Some((traced.own.span, false));
+                let fate = match &traced.fate {
+                    Fate::Sent => Fate::Sent,
+                    Fate::Waits(held) | Fate::Decides(held) => Fate::Waits(held.clone()),
+                };
                 Span(State::Traced(Traced::new(
                     traced.shared.clone(),
                     own,
@@ -232,6 +310,7 @@ impl Span {
                     kind,
                     traced.anchor,
                     at,
+                    fate,
                 )))
             }
         }
@@ -263,10 +342,23 @@ impl Span {
         }
     }
 
-    /// The trace, if it is recorded: for exemplars, which must lead somewhere.
+    /// The trace, if it is sent: for exemplars, which must lead somewhere. Of a call that nobody samples that is known at its end.
     #[must_use]
     pub fn exemplar(&self) -> Option<TraceId> {
-        if self.is_recorded() { self.trace() } else { None }
+        match &self.0 {
+            State::Traced(Traced { own, fate: Fate::Sent, .. }) => Some(own.trace),
+            _ => None,
+        }
+    }
+
+    /// Where log lines belong that are written meanwhile; recorded or not.
+    #[must_use]
+    pub fn spot(&self) -> Option<Spot> {
+        match &self.0 {
+            State::Passed(context) => Spot::of(context),
+            State::Untraced(own) => Some(Spot::at(own)),
+            State::Traced(traced) => Some(Spot::at(&traced.own)),
+        }
     }
 
     /// It began at this moment, not when it was made.
@@ -275,10 +367,10 @@ impl Span {
     }
 
     /// Notes a fact. A name is noted once.
-    pub fn set(&mut self, name: &'static str, value: impl Fact) {
+    pub fn set(&mut self, name: Attribute, value: impl Fact) {
         self.note(|traced| {
             if traced.attributes.take(1, traced.bytes.len()) {
-                wire::fact(&mut traced.bytes, wire::ATTRIBUTE, name, value.value());
+                wire::fact(&mut traced.bytes, wire::ATTRIBUTE, name.as_str(), value.value());
             }
         });
     }
@@ -286,14 +378,15 @@ impl Span {
     /// Notes facts that were written once for many spans.
     pub fn add(&mut self, facts: &Facts) {
         self.note(|traced| {
-            if traced.attributes.take(facts.count(), traced.bytes.len()) {
+            let size = traced.bytes.len();
+            if traced.attributes.take(facts.count(), size) && traced.links.take(facts.links(), size) {
                 traced.bytes.extend_from_slice(facts.bytes());
             }
         });
     }
 
     /// Notes something that happened at a moment.
-    pub fn event(&mut self, at: Instant, name: &'static str, facts: &[(&'static str, Value<'_>)]) {
+    pub fn event(&mut self, at: Instant, name: Event, facts: &[(Attribute, Value<'_>)]) {
         self.note(|traced| {
             if traced.events.take(1, traced.bytes.len()) {
                 let facts = &facts[..facts.len().min(MAX_PARTS as usize)];

@@ -1,5 +1,10 @@
 //! What needs no collector: contexts, decisions, bounds. `tests/telemetry.rs` has one.
 
+mod amazon;
+mod kept;
+mod listed;
+
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::time::Instant;
 
@@ -8,6 +13,8 @@ use opentelemetry_proto::tonic::trace::v1::{ScopeSpans, Span as Sent, status::St
 use prost::Message as _;
 use stoker_core::{CallId, TraceContext};
 
+use super::names::{Attribute, Event, Name};
+use super::settings::Signal;
 use super::*;
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -17,23 +24,32 @@ fn given(parent: &str, state: &str) -> TraceContext {
 }
 
 fn shared(sampler: Sampler, ratio: f64, limit: usize) -> Arc<Shared> {
+    keeping(Keep::default(), sampler, ratio, limit)
+}
+
+fn keeping(keep: Keep, sampler: Sampler, ratio: f64, limit: usize) -> Arc<Shared> {
     Arc::new(Shared {
         sampling: Sampling::new(sampler, ratio),
-        queue: Queue::new(limit),
+        keep,
+        queue: Arc::new(Queue::new(Bounds { queue: limit, ..Bounds::default() })),
         clock: Clock::new(),
     })
 }
 
 /// A span that starts now.
 fn start(tracer: &Tracer, name: &'static str, parent: &TraceContext) -> Span {
-    tracer.start(name, SpanKind::Server, parent, Instant::now())
+    tracer.start(Name::of(name), SpanKind::Server, parent, Instant::now())
+}
+
+const fn a(name: &'static str) -> Attribute {
+    Attribute::of(name)
 }
 
 /// What waits, as OpenTelemetry's own messages read it.
 fn ended(shared: &Shared) -> Vec<Sent> {
     let batch = shared.queue.take();
     let spans = ScopeSpans::decode(&*batch.bytes).unwrap().spans;
-    assert_eq!(spans.len(), batch.spans);
+    assert_eq!(spans.len(), batch.items);
     spans
 }
 
@@ -116,8 +132,8 @@ fn the_same_share_of_traces_everywhere() {
 fn what_is_not_recorded_is_still_handed_on() {
     let passed = given(&format!("00-{TRACE}-b7ad6b7169203331-01"), "a=b");
     let mut off = start(&Tracer::off(), "x", &passed);
-    off.set("name", "value");
-    assert_eq!(off.child("y", SpanKind::Client, Instant::now()).context(), passed, "untouched");
+    off.set(a("name"), "value");
+    assert_eq!(off.child(Name::of("y"), SpanKind::Client, Instant::now()).context(), passed, "untouched");
     assert_eq!((off.trace().map(|t| t.to_string()), off.exemplar()), (Some(TRACE.to_owned()), None));
     assert_eq!(start(&Tracer::off(), "x", &given("", "")).context(), given("", ""));
 
@@ -130,7 +146,7 @@ fn what_is_not_recorded_is_still_handed_on() {
     );
     assert_eq!(decided.state, "a=b");
     let root = start(&tracer, "x", &given("", ""));
-    let told = root.child("y", SpanKind::Client, Instant::now()).context();
+    let told = root.child(Name::of("y"), SpanKind::Client, Instant::now()).context();
     assert!(context::read(&told).is_some_and(|told| !told.sampled), "those behind us do not decide anew");
     drop(root);
     assert!(ended(&shared).is_empty());
@@ -143,10 +159,10 @@ fn a_span_says_what_it_was_told() {
     let parent = given(&format!("00-{TRACE}-b7ad6b7169203331-01"), "a=b");
     let began = Instant::now();
     let call = CallId::new();
-    let mut span = tracer.start("one", SpanKind::Server, &parent, began);
-    span.add(&Facts::default().with("first", "shared").with("second", 2_i64));
-    span.set("text", "é");
-    span.set("empty", "");
+    let mut span = tracer.start(Name::of("one"), SpanKind::Server, &parent, began);
+    span.add(&Facts::default().with(a("first"), "shared").with(a("second"), 2_i64));
+    span.set(a("text"), "é");
+    span.set(a("empty"), "");
     for (name, number) in [
         ("least", i64::MIN),
         ("minus", -1),
@@ -155,22 +171,22 @@ fn a_span_says_what_it_was_told() {
         ("more", 128),
         ("most", i64::MAX),
     ] {
-        span.set(name, number);
+        span.set(a(name), number);
     }
-    span.set("yes", true);
-    span.set("no", false);
-    span.set("call", call);
+    span.set(a("yes"), true);
+    span.set(a("no"), false);
+    span.set(a("call"), call);
     span.event(
         began + Duration::from_secs(1),
-        "it happened",
-        &[("how", Value::Text("so")), ("often", Value::Number(300))],
+        Event::of("it happened"),
+        &[(a("how"), Value::Text("so")), (a("often"), Value::Number(300))],
     );
     span.link(&given("00-00000000000000000000000000000001-0000000000000002-00", "c=d"));
-    let mut child = span.child("two", SpanKind::Client, began + Duration::from_millis(1));
+    let mut child = span.child(Name::of("two"), SpanKind::Client, began + Duration::from_millis(1));
     child.fail("no");
     child.end_at(began + Duration::from_millis(2));
     span.end_at(began + Duration::from_millis(3));
-    span.set("late", "lost");
+    span.set(a("late"), "lost");
     drop((child, span));
     let spans = ended(&shared);
     assert_eq!(spans.len(), 2);
@@ -234,11 +250,11 @@ fn a_span_is_bounded_and_ends_once() {
     let shared = shared(Sampler::AlwaysOn, 1.0, 10);
     let mut span = start(&Tracer::new(shared.clone()), "x", &given("", ""));
     for _ in 0..100 {
-        span.set("a", 1_i64);
-        span.event(Instant::now(), "e", &[]);
+        span.set(a("a"), 1_i64);
+        span.event(Instant::now(), Event::of("e"), &[]);
         span.link(&given(&format!("00-{TRACE}-b7ad6b7169203331-01"), ""));
     }
-    span.set("text", "é".repeat(1000));
+    span.set(a("text"), "é".repeat(1000));
     span.fail("é".repeat(1000));
     // Before it began: it ends where it began.
     span.end_at(Instant::now() - Duration::from_secs(5));
@@ -257,12 +273,12 @@ fn a_span_is_bounded_and_ends_once() {
 fn long_texts_are_cut_and_a_long_span_takes_no_more() {
     let shared = shared(Sampler::AlwaysOn, 1.0, 10);
     let mut span = start(&Tracer::new(shared.clone()), "x", &given("", ""));
-    span.set("text", "é".repeat(1000));
+    span.set(a("text"), "é".repeat(1000));
     let text = "x".repeat(1024);
-    let facts = [("fact", Value::Text(&text)); 64];
-    span.event(Instant::now(), "long", &facts);
-    span.set("dropped", "it is full");
-    span.event(Instant::now(), "dropped", &[]);
+    let facts = [(a("fact"), Value::Text(&text)); 64];
+    span.event(Instant::now(), Event::of("long"), &facts);
+    span.set(a("dropped"), "it is full");
+    span.event(Instant::now(), Event::of("dropped"), &[]);
     drop(span);
     let spans = ended(&shared);
     assert_eq!(attributes(&spans[0])["text"], any_value::Value::StringValue("é".repeat(512)));
@@ -277,13 +293,13 @@ fn a_batch_is_bounded_in_bytes() {
     for _ in 0..100 {
         let mut span = start(&tracer, "x", &given("", ""));
         for _ in 0..60 {
-            span.set("long", text.as_str());
+            span.set(a("long"), text.as_str());
         }
     }
     let mut batches = Vec::new();
     while batches.iter().map(|(spans, _)| spans).sum::<usize>() < 100 {
         let batch = shared.queue.take();
-        batches.push((batch.spans, batch.bytes.len()));
+        batches.push((batch.items, batch.bytes.len()));
     }
     // Some 62 KB each, and far less than 4 MiB in what a collector gets at once.
     assert!(batches.len() == 4 && batches.iter().all(|(_, bytes)| *bytes < 3 << 20), "{batches:?}");
@@ -340,10 +356,9 @@ fn silent_collector() -> (TcpListener, Config) {
         endpoint: Some(format!("http://{}", listener.local_addr().unwrap())),
         headers: BTreeMap::from([("authorization".to_owned(), "Bearer x".to_owned())]),
         timeout: Duration::from_secs(3600),
-        queue: 3000,
+        bounds: Bounds { queue: 3000, ..Bounds::default() },
         sampler: Sampler::AlwaysOn,
-        ratio: 1.0,
-        resource: BTreeMap::new(),
+        ..Config::default()
     };
     (listener, config)
 }
@@ -364,7 +379,7 @@ async fn a_silent_collector_stops_nobody_and_every_span_is_counted() {
     let count = |outcome| shared.queue.count(outcome);
     assert_eq!(count("sent") + count("dropped") + count("failed"), MANY + 1);
     assert_eq!(count("sent"), 0);
-    assert!(count("failed") <= queue::BATCH as u64, "one batch was under way");
+    assert!(count("failed") <= Bounds::default().batch as u64, "one batch was under way");
     assert!(
         metrics.text().contains("stoker_telemetry_spans_total{outcome=\"dropped\"}"),
         "{}",
@@ -380,14 +395,19 @@ async fn what_cannot_work_is_said_at_the_start() {
     assert_eq!(error, "`not a header` is not a header that can be sent");
     config.headers.clear();
     config.endpoint = Some("https://collector:4317".to_owned());
+    config.trust.ca = Some("/nowhere/ca.pem".into());
     let error = Telemetry::start(&config).unwrap_err().to_string();
-    assert!(error.contains("asks for TLS"), "{error}");
+    assert!(error.contains("/nowhere/ca.pem"), "{error}");
+    config.trust = Trust { certificate: Some("/nowhere/own.pem".into()), ..Trust::default() };
+    let error = Telemetry::start(&config).unwrap_err().to_string();
+    assert!(error.contains("`telemetry.key`"), "{error}");
     assert!(Telemetry::off().stop(Duration::ZERO).await);
 }
 
 #[test]
 fn standard_variables_are_known() {
     use crate::config::{Outcome, Program};
+    use std::path::Path;
     static PROGRAM: Program = Program { name: "p", version: "1", about: "", examples: "", tables: &[KEYS] };
     let load = |variables: &[(&str, &str)]| {
         let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
@@ -417,4 +437,100 @@ fn standard_variables_are_known() {
     assert_eq!((told.sampler, told.ratio), (Sampler::Ratio, 0.05));
     assert_eq!(told.resource["service.name"], "edge");
     assert_eq!(told.resource["deployment.environment.name"], "test");
+    // One endpoint for all, by HTTP with a path for each.
+    let told = load(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318/otlp/"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:4318/here"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/own.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/own.key"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "100"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+    ]);
+    assert_eq!(told.protocol, Protocol::HttpProtobuf);
+    assert_eq!(told.to(Signal::Traces).as_deref(), Some("https://collector:4318/otlp/v1/traces"));
+    assert_eq!(told.to(Signal::Logs).as_deref(), Some("http://logs:4318/here"));
+    assert_eq!(told.timeout, Duration::from_millis(2500));
+    assert_eq!(told.bounds, Bounds { queue: 100, batch: 10, delay: Duration::from_millis(50) });
+    let Trust { ca, certificate, key } = &told.trust;
+    let paths = [ca, certificate, key].map(|path| path.as_deref().and_then(Path::to_str));
+    assert_eq!(paths, [Some("/ca.pem"), Some("/own.pem"), Some("/own.key")]);
+    assert_eq!(told.keep, Keep { failed: true, slow: None });
+    // Ours stand above, and a signal can be left out.
+    let told = load(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://theirs:4317"),
+        ("STOKER_TELEMETRY_ENDPOINT", "http://ours:4317"),
+        ("OTEL_TRACES_EXPORTER", "none"),
+        ("STOKER_TELEMETRY_KEEP_FAILED", "false"),
+        ("STOKER_TELEMETRY_KEEP_SLOW", "200ms"),
+        ("STOKER_TELEMETRY_TIMEOUT", "3s"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "1"),
+    ]);
+    assert_eq!((told.to(Signal::Traces), told.sends_traces()), (None, false));
+    assert_eq!(told.to(Signal::Logs).as_deref(), Some("http://ours:4317"));
+    assert_eq!(told.keep, Keep { failed: false, slow: Some(Duration::from_millis(200)) });
+    assert_eq!(told.timeout, Duration::from_secs(3));
+}
+
+#[test]
+fn facts_may_point_to_a_span() {
+    let shared = shared(Sampler::AlwaysOn, 1.0, 10);
+    let launch = given("00-00000000000000000000000000000001-0000000000000002-01", "");
+    let facts = Facts::default().with(a("x"), true).linked(&launch).linked(&given("", ""));
+    let mut span = start(&Tracer::new(shared.clone()), "x", &given("", ""));
+    span.add(&facts);
+    drop(span);
+    let spans = ended(&shared);
+    assert_eq!((spans[0].attributes.len(), spans[0].links.len()), (1, 1));
+    assert_eq!(spans[0].links[0].span_id, 2_u64.to_be_bytes());
+}
+
+#[test]
+fn lines_of_logs_are_what_they_were_told() {
+    use opentelemetry_proto::tonic::logs::v1::ScopeLogs;
+    let queue = Arc::new(Queue::new(Bounds::default()));
+    let recorder = Recorder::new(queue.clone());
+    let at = std::time::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
+    let spot = Spot::of(&given(&format!("00-{TRACE}-b7ad6b7169203331-01"), ""));
+    let labels = Labels::default().with(a("faas.name"), "a/f");
+    let own = Labels::default().with(a("faas.invocation_id"), CallId::new()).field("odd name", 7_i64);
+    recorder.put(&Record { at, severity: Severity::Warn, text: "é", spot }, &[&labels, &own]);
+    let long = "é".repeat(10_000);
+    recorder.put(&Record { at, severity: Severity::Unknown, text: &long, spot: Spot::in_trace(TRACE) }, &[]);
+    recorder.put(&Record { at, severity: Severity::Info, text: "", spot: Spot::in_trace("no") }, &[]);
+    Recorder::off().put(&Record { at, severity: Severity::Info, text: "", spot }, &[]);
+    let records = ScopeLogs::decode(&*queue.take().bytes).unwrap().log_records;
+    let [first, second, third] = &records[..] else { panic!("{records:?}") };
+    let text = |record: &opentelemetry_proto::tonic::logs::v1::LogRecord| match &record.body {
+        Some(body) => body.value.clone(),
+        None => None,
+    };
+    assert_eq!(first.time_unix_nano, 1_700_000_000_123_456_789);
+    assert!(first.observed_time_unix_nano > first.time_unix_nano);
+    assert_eq!((first.severity_number, first.severity_text.as_str()), (13, "WARN"));
+    assert_eq!(text(first), Some(any_value::Value::StringValue("é".to_owned())));
+    let names: Vec<_> = first.attributes.iter().map(|fact| fact.key.as_str()).collect();
+    assert_eq!(names, ["faas.name", "faas.invocation_id", "stoker.log.odd name"]);
+    assert_eq!((first.trace_id.len(), first.span_id.len(), first.flags), (16, 8, 1));
+    assert_eq!(text(second), Some(any_value::Value::StringValue("é".repeat(8192))));
+    assert_eq!((second.severity_number, second.trace_id.len(), second.span_id.len()), (0, 16, 0));
+    assert!(third.trace_id.is_empty());
+}
+
+#[test]
+fn a_full_queue_of_bytes_takes_no_more() {
+    let queue = Queue::new(Bounds { queue: usize::MAX, ..Bounds::default() });
+    let large = vec![0_u8; 1 << 20];
+    (0..40).for_each(|_| queue.push(&large));
+    assert!((30..33).contains(&(40 - queue.count("dropped"))), "{}", queue.count("dropped"));
+    let mut taken = 0;
+    while queue.take().items > 0 {
+        taken += 1;
+    }
+    assert!(taken > 10);
+    queue.push(&large);
+    assert_eq!(queue.take().items, 1, "there is room again");
 }

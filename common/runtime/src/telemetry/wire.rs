@@ -1,10 +1,14 @@
-//! OTLP's protobuf, as far as a span needs it: what a span is told is written at once in the form in which it travels.
+//! OTLP's protobuf, as far as a span or a line of a log needs it: what a span is told is written at once in the form in which it travels.
 //!
 //! The kit's way is a tree of values for each span, turned into a tree of messages, turned into bytes, on another thread: that
 //! costs more than the balancer's whole work on a call. Here a fact is its bytes from the beginning. What is made once for a
 //! process or a batch goes by the messages that OpenTelemetry publishes; tests read all of it with those.
 
-use stoker_core::CallId;
+use stoker_core::{CallId, TraceContext};
+
+use super::context;
+use super::names::{Attribute, Event, LOG_FIELD};
+use super::span::Spot;
 
 /// Most bytes of a text in a span; longer ones are cut.
 pub(super) const MAX_TEXT: usize = 1024;
@@ -54,18 +58,25 @@ impl Fact for CallId {
     }
 }
 
-/// Facts that many spans share, written once.
+/// Facts that many messages of a kind share, written once. `FIELD` is where that kind has its attributes.
 #[derive(Debug, Clone, Default)]
-pub struct Facts {
+pub struct Written<const FIELD: u8> {
     bytes: Vec<u8>,
     count: u32,
+    links: u32,
 }
 
-impl Facts {
+/// Facts that many spans share.
+pub type Facts = Written<ATTRIBUTE>;
+
+/// Facts that many log records share.
+pub type Labels = Written<RECORD_ATTRIBUTE>;
+
+impl<const FIELD: u8> Written<FIELD> {
     /// With one more.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl Fact) -> Self {
-        fact(&mut self.bytes, ATTRIBUTE, name, value.value());
+    pub fn with(mut self, name: Attribute, value: impl Fact) -> Self {
+        fact(&mut self.bytes, FIELD, name.as_str(), value.value());
         self.count += 1;
         self
     }
@@ -79,6 +90,38 @@ impl Facts {
     }
 }
 
+impl Labels {
+    /// With a field of a log line, which may be called anything.
+    #[must_use]
+    pub fn field(mut self, name: &str, value: impl Fact) -> Self {
+        fact(
+            &mut self.bytes,
+            RECORD_ATTRIBUTE,
+            &format!("{LOG_FIELD}{}", cut(name, MAX_TEXT)),
+            value.value(),
+        );
+        self.count += 1;
+        self
+    }
+}
+
+impl Facts {
+    /// With a pointer to a span; as before where it names none.
+    #[must_use]
+    pub fn linked(mut self, to: &TraceContext) -> Self {
+        if let Some(to) = context::read(to) {
+            let state = to.state.as_deref().unwrap_or_default();
+            link(&mut self.bytes, to.trace.to_bytes(), to.span.to_bytes(), state, to.sampled);
+            self.links += 1;
+        }
+        self
+    }
+
+    pub(super) fn links(&self) -> u32 {
+        self.links
+    }
+}
+
 // Fields of `Span`, with their kind of value.
 const TRACE: u8 = 1 << 3 | LENGTH;
 const SPAN: u8 = 2 << 3 | LENGTH;
@@ -88,7 +131,7 @@ const NAME: u8 = 5 << 3 | LENGTH;
 const KIND: u8 = 6 << 3;
 const START: u8 = 7 << 3 | EIGHT_BYTES;
 const END: u8 = 8 << 3 | EIGHT_BYTES;
-pub(super) const ATTRIBUTE: u8 = 9 << 3 | LENGTH;
+pub const ATTRIBUTE: u8 = 9 << 3 | LENGTH;
 const DROPPED_ATTRIBUTES: u8 = 10 << 3;
 const EVENT: u8 = 11 << 3 | LENGTH;
 const DROPPED_EVENTS: u8 = 12 << 3;
@@ -116,6 +159,7 @@ pub(super) struct Head<'a> {
     pub name: &'a str,
     /// As OTLP numbers them.
     pub kind: u8,
+    pub sampled: bool,
 }
 
 impl Head<'_> {
@@ -127,8 +171,7 @@ impl Head<'_> {
         ids[2..18].copy_from_slice(&self.trace);
         ids[18..20].copy_from_slice(&[SPAN, 8]);
         ids[20..].copy_from_slice(&self.span);
-        // What is not sampled is not written.
-        let mut flags = REMOTE_IS_KNOWN | 1;
+        let mut flags = REMOTE_IS_KNOWN | u32::from(self.sampled);
         out.extend_from_slice(&ids);
         if let Some((parent, remote)) = self.parent {
             bytes(out, PARENT, &parent);
@@ -177,7 +220,7 @@ impl Tail<'_> {
         }
         const MESSAGE: u8 = 2 << 3 | LENGTH;
         const FAILED: [u8; 2] = [3 << 3, 2];
-        match self.failed.map(cut) {
+        match self.failed.map(|why| cut(why, MAX_TEXT)) {
             // Some who read it want to be told that nothing is told.
             None => out.extend_from_slice(&[STATUS, 0]),
             Some(why) => {
@@ -199,7 +242,7 @@ pub(super) fn fact(out: &mut Vec<u8>, field: u8, name: &str, value: Value<'_>) {
     const TRUTH: u8 = 2 << 3;
     const NUMBER: u8 = 3 << 3;
     let value = match value {
-        Value::Text(long) => Value::Text(cut(long)),
+        Value::Text(long) => Value::Text(cut(long, MAX_TEXT)),
         value => value,
     };
     let inside = match value {
@@ -227,15 +270,15 @@ pub(super) fn fact(out: &mut Vec<u8>, field: u8, name: &str, value: Value<'_>) {
 }
 
 /// Something that happened at a moment.
-pub(super) fn event(out: &mut Vec<u8>, at: u64, name: &str, facts: &[(&str, Value<'_>)]) {
+pub(super) fn event(out: &mut Vec<u8>, at: u64, name: Event, facts: &[(Attribute, Value<'_>)]) {
     const AT: u8 = 1 << 3 | EIGHT_BYTES;
     const NAME: u8 = 2 << 3 | LENGTH;
     const FACT: u8 = 3 << 3 | LENGTH;
     let mut inside = Vec::with_capacity(128);
     inside.push(AT);
     inside.extend_from_slice(&at.to_le_bytes());
-    text(&mut inside, NAME, cut(name));
-    facts.iter().for_each(|(name, value)| fact(&mut inside, FACT, name, *value));
+    text(&mut inside, NAME, name.as_str());
+    facts.iter().for_each(|(name, value)| fact(&mut inside, FACT, name.as_str(), *value));
     bytes(out, EVENT, &inside);
 }
 
@@ -251,6 +294,55 @@ pub(super) fn link(out: &mut Vec<u8>, trace: [u8; 16], span: [u8; 8], state: &st
     inside.push(FLAGS);
     inside.extend_from_slice(&(REMOTE_IS_KNOWN | REMOTE | u32::from(sampled)).to_le_bytes());
     bytes(out, LINK, &inside);
+}
+
+// Fields of `LogRecord`.
+const RECORD_TIME: u8 = 1 << 3 | EIGHT_BYTES;
+const RECORD_SEVERITY: u8 = 2 << 3;
+const RECORD_LEVEL: u8 = 3 << 3 | LENGTH;
+const RECORD_BODY: u8 = 5 << 3 | LENGTH;
+pub const RECORD_ATTRIBUTE: u8 = 6 << 3 | LENGTH;
+const RECORD_FLAGS: u8 = 8 << 3 | FOUR_BYTES;
+const RECORD_TRACE: u8 = 9 << 3 | LENGTH;
+const RECORD_SPAN: u8 = 10 << 3 | LENGTH;
+const RECORD_SEEN: u8 = 11 << 3 | EIGHT_BYTES;
+
+/// What a line of a log is, but for its attributes.
+pub(super) struct RecordHead<'a> {
+    /// In nanoseconds since 1970.
+    pub at: u64,
+    pub seen: u64,
+    /// As OTLP numbers it, and its name; 0 for lines that have none.
+    pub severity: (u8, &'static str),
+    pub body: &'a str,
+    pub spot: Option<Spot>,
+}
+
+impl RecordHead<'_> {
+    /// Begins a record; its attributes follow.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        /// The field of a value that is text.
+        const TEXT: u8 = 1 << 3 | LENGTH;
+        out.push(RECORD_TIME);
+        out.extend_from_slice(&self.at.to_le_bytes());
+        out.push(RECORD_SEEN);
+        out.extend_from_slice(&self.seen.to_le_bytes());
+        if self.severity.0 > 0 {
+            out.extend_from_slice(&[RECORD_SEVERITY, self.severity.0]);
+            text(out, RECORD_LEVEL, self.severity.1);
+        }
+        out.push(RECORD_BODY);
+        number(out, text_length(self.body) as u64);
+        text(out, TEXT, self.body);
+        if let Some(Spot { trace, span, sampled }) = &self.spot {
+            bytes(out, RECORD_TRACE, trace);
+            if let Some(span) = span {
+                bytes(out, RECORD_SPAN, span);
+            }
+            out.push(RECORD_FLAGS);
+            out.extend_from_slice(&u32::from(*sampled).to_le_bytes());
+        }
+    }
 }
 
 /// A field of some bytes.
@@ -285,12 +377,12 @@ pub(super) fn number_length(n: u64) -> usize {
     ((64 - (n | 1).leading_zeros()) as usize).div_ceil(7)
 }
 
-/// At most [`MAX_TEXT`] of it.
-fn cut(text: &str) -> &str {
-    if text.len() <= MAX_TEXT {
+/// At most so many bytes of it.
+pub(super) fn cut(text: &str, most: usize) -> &str {
+    if text.len() <= most {
         return text;
     }
-    let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=most).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     &text[..end]
 }
 
