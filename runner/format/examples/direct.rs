@@ -18,6 +18,9 @@ use stoker_core::function::{Format, FunctionName, FunctionSpec};
 use stoker_core::{CallId, RequestHead, TraceContext};
 use stoker_format::{After, Codec, Event, Request};
 
+/// How long a function may take until it listens.
+const START: Duration = Duration::from_secs(30);
+
 /// A process of the function, and the way to it. Ends with it.
 struct Function {
     process: Child,
@@ -42,11 +45,16 @@ impl Function {
             std::fs::create_dir(&directory)?;
             let socket = directory.join("lsnr.sock");
             let listener = format!("unix:{}", socket.display());
-            let process =
+            let mut process =
                 command.env("FN_LISTENER", listener).stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+            let begun = Instant::now();
             let stream = loop {
                 match UnixStream::connect(&socket) {
                     Ok(stream) => break stream,
+                    Err(error) if process.try_wait()?.is_some() || begun.elapsed() > START => {
+                        return Err(error);
+                    }
+                    // No event tells that it listens.
                     Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 }
             };

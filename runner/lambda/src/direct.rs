@@ -45,7 +45,7 @@ impl Direct {
     /// AWS's name of the first mistake.
     pub fn read<'a>(
         get: impl Fn(&str) -> Option<&'a str>,
-        version: &str,
+        version: impl FnOnce() -> String,
     ) -> Result<Option<Self>, &'static str> {
         const NAMES: [&str; 8] = [
             "customer-headers",
@@ -82,7 +82,7 @@ impl Direct {
             Some(id) if is_request_id(id) && said.is_none_or(|said| said == id) => Some(id.to_owned()),
             Some(_) => return Err("ErrInvalidInvokeID"),
         };
-        if get("invoked-function-version").is_some_and(|asked| asked != version) {
+        if get("invoked-function-version").is_some_and(|asked| asked != version()) {
             return Err("ErrInvalidFunctionVersion");
         }
         let identity = match customer.identity.is_empty() && customer.pool.is_empty() {
@@ -132,7 +132,7 @@ mod tests {
 
     fn read(headers: &[(&str, &str)]) -> Result<Option<Direct>, &'static str> {
         let get = |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
-        Direct::read(get, "$LATEST")
+        Direct::read(get, || "$LATEST".to_owned())
     }
 
     #[test]

@@ -15,14 +15,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::cgroup::{Freezer, Leaf};
 use crate::channel::{Channel, Ends, Parked, died};
+use crate::handover::{Bequest, HandedSandbox, Inheritance};
 use crate::wire::{self, Order, Plan, Report};
 use crate::{Companion, Error, Exit, ExitCause, Process, Sandbox, Shared, Signal, Stdio, Usage, User, sys};
+
+/// What is done when the process's former program has left a sandbox.
+pub const TAKE_UP: &str = "take the sandbox up";
 
 /// How often a version 1 freezer is asked; it tells nothing by itself.
 const FREEZER_POLL: Duration = Duration::from_millis(1);
@@ -69,6 +74,21 @@ pub trait Grip: Send + Sync {
 
     /// Has written off what is left, after its end was told: where somebody else takes his time for it.
     async fn write_off(&self) {}
+
+    /// What it holds, where that is nothing but names: then the next program of this process can hold it.
+    fn hand_over(&self) -> Option<Held> {
+        None
+    }
+}
+
+/// What a sandbox holds outside its processes, by name.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Held {
+    pub leaf: Option<Leaf>,
+    /// The number of its user id.
+    pub slot: Option<u32>,
+    /// A directory of the host that it shares, and what that lies in.
+    pub directory: Option<[PathBuf; 2]>,
 }
 
 /// What a sandbox is made from, once there is an init that waits for its plan.
@@ -141,25 +161,8 @@ impl Cell {
     /// As [`crate::Driver::create`] says. Nothing is left behind.
     pub async fn build(making: Making) -> Result<Self, Error> {
         let Making { plan, inside, shared, control, pidfd, grip, owner } = making;
-        let pidfd = sys::watch(pidfd, Interest::READABLE).map_err(platform("watch the sandbox's init"))?;
         let wants_handle = plan.shared.is_some();
-        let (exit, exited) = watch::channel(None);
-        let (answer, answers) = mpsc::channel(4);
-        let inner = Arc::new(Inner {
-            control,
-            pidfd,
-            grip,
-            owner,
-            stays: plan.stays,
-            kill: Notify::new(),
-            exit: exited,
-            command: watch::Sender::new(None),
-            companions: Mutex::default(),
-            answers: tokio::sync::Mutex::new(answers),
-            counted: Mutex::default(),
-        });
-        // Ends with the sandbox.
-        tokio::spawn(keeper::keep(Arc::clone(&inner), exit, answer));
+        let inner = Inner::follow(control, pidfd, grip, owner, plan.stays)?;
         // From here on, dropping the cell ends it.
         let mut cell = Self { id: plan.id.clone(), shared, inner, parked: Mutex::default() };
         let ends = Ends::new(owner)?;
@@ -193,6 +196,32 @@ impl Cell {
         Ok(cell)
     }
 
+    /// Takes up a sandbox of the process's former program.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when a part of it was not left. Then it ends.
+    pub fn take_up(
+        handed: HandedSandbox,
+        grip: Arc<dyn Grip>,
+        init: OwnedFd,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let HandedSandbox { id, owner, control, shared, parked, watched, .. } = handed;
+        let take = || {
+            let control = Channel::new(inheritance.take(control)?)?;
+            let shared = match shared {
+                Some((directory, inside)) => Some(Shared { directory: inheritance.take(directory)?, inside }),
+                None => None,
+            };
+            let parked = parked.map(|parked| Parked::take_up(parked, inheritance)).transpose()?;
+            Ok((control, shared, parked))
+        };
+        let (control, shared, parked) = take().map_err(platform(TAKE_UP))?;
+        let inner = Inner::follow(control, init, grip, owner, false)?;
+        inner.counted().watched = watched;
+        Ok(Self { id, shared, inner, parked: Mutex::new(parked) })
+    }
+
     fn must_stay(&self) -> Result<(), Error> {
         match self.inner.stays {
             true => Ok(()),
@@ -202,6 +231,35 @@ impl Cell {
 }
 
 impl Inner {
+    /// Has a keeper look after an init from now on.
+    fn follow(
+        control: Channel,
+        init: OwnedFd,
+        grip: Arc<dyn Grip>,
+        owner: Option<User>,
+        stays: bool,
+    ) -> Result<Arc<Self>, Error> {
+        let pidfd = sys::watch(init, Interest::READABLE).map_err(platform("watch the sandbox's init"))?;
+        let (exit, exited) = watch::channel(None);
+        let (answer, answers) = mpsc::channel(4);
+        let inner = Arc::new(Self {
+            control,
+            pidfd,
+            grip,
+            owner,
+            stays,
+            kill: Notify::new(),
+            exit: exited,
+            command: watch::Sender::new(None),
+            companions: Mutex::default(),
+            answers: tokio::sync::Mutex::new(answers),
+            counted: Mutex::default(),
+        });
+        // Ends with the sandbox.
+        tokio::spawn(keeper::keep(Arc::clone(&inner), exit, answer));
+        Ok(inner)
+    }
+
     /// What a failed init said before it closed its stream.
     async fn last_words(&self) -> Option<Error> {
         match self.answers.lock().await.recv().await {
@@ -489,6 +547,37 @@ impl Sandbox for Cell {
 
     async fn usage(&self) -> Usage {
         self.inner.usage()
+    }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedSandbox, Error> {
+        let inner = &self.inner;
+        if inner.exit.borrow().is_some() {
+            return Err(platform("hand the sandbox over")(died()));
+        }
+        let held = inner.grip.hand_over().filter(|_| !inner.stays).ok_or_else(|| {
+            Error::Unsupported(
+                "a sandbox with a way out, or with more than one process of ours, is not handed over"
+                    .to_owned(),
+            )
+        })?;
+        let keep = || {
+            let shared = match &self.shared {
+                Some(Shared { directory, inside }) => Some((bequest.keep(directory)?, inside.clone())),
+                None => None,
+            };
+            let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(HandedSandbox {
+                id: self.id.clone(),
+                owner: inner.owner,
+                control: inner.control.hand_over(bequest)?,
+                init: bequest.keep(inner.pidfd.get_ref())?,
+                shared,
+                parked: parked.as_ref().map(|parked| parked.hand_over(bequest)).transpose()?,
+                watched: inner.counted().watched,
+                held,
+            })
+        };
+        keep().map_err(platform("hand the sandbox over"))
     }
 }
 

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
 
 use self::hierarchy::{Hierarchy, hierarchies};
 pub use self::leaf::Leaf;
@@ -23,7 +24,7 @@ pub const PREFIX: &str = "stoker.";
 pub const PERIOD_MICROS: u64 = 100_000;
 
 /// What the hierarchies of this machine offer to us.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
     /// Our directory in the version 2 tree.
     pub v2: Option<PathBuf>,
@@ -34,7 +35,7 @@ pub struct Base {
 }
 
 /// A controller that we use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Controller {
     Memory,
     Cpu,

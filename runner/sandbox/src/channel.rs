@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::handover::{Bequest, Inheritance, Kept};
 use crate::wire::{self, Inbox, Launch, Launched};
 use crate::{Error, Stdio, User, sys};
 
@@ -69,6 +70,17 @@ impl Channel {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Its socket, for the next program of this process. Nothing that was read is kept back.
+    ///
+    /// # Errors
+    /// `WouldBlock` while half a frame is here; as [`Bequest::keep`].
+    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Kept> {
+        if !self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "something is being said on a stream"));
+        }
+        bequest.keep(self.socket.get_ref())
     }
 
     /// Reads what has arrived, whether or not the runtime has noticed it.
@@ -143,6 +155,28 @@ pub struct Parked {
 }
 
 impl Parked {
+    /// Launch stream, STDIN, STDOUT and STDERR, for the next program of this process.
+    ///
+    /// # Errors
+    /// As [`Channel::hand_over`].
+    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<[Kept; 4]> {
+        let Stdio { stdin, stdout, stderr } = &self.stdio;
+        let launch = self.launch.hand_over(bequest)?;
+        Ok([launch, bequest.keep(stdin)?, bequest.keep(stdout)?, bequest.keep(stderr)?])
+    }
+
+    /// One that the former program has left.
+    ///
+    /// # Errors
+    /// When a part of it was not left.
+    pub fn take_up(kept: [Kept; 4], inheritance: &mut Inheritance) -> io::Result<Self> {
+        let [launch, stdin, stdout, stderr] = kept.map(|kept| inheritance.take(kept));
+        Ok(Self {
+            launch: Channel::new(launch?)?,
+            stdio: Stdio { stdin: stdin?, stdout: stdout?, stderr: stderr? },
+        })
+    }
+
     /// Waits until it is there.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 
 mod cell;
 pub mod client;
+pub mod driver;
 pub mod monitor;
 mod program;
 pub mod view;

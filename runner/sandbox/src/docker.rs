@@ -9,12 +9,12 @@
 
 mod api;
 mod config;
+mod held;
 mod skeleton;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,16 +25,15 @@ use serde_json::{Value, json};
 
 use self::api::{Api, Content, escaped, refusal};
 use self::config::Parts;
-use self::skeleton::Layer;
+use self::held::Held;
 use crate::cell::Cell;
 use crate::cgroup::Leaf;
 use crate::contained::client::Client;
-use crate::contained::monitor::{self, Daemon, Setup};
-use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{self, Door, ENTRY_LIMIT, Guest, Holder, Program, Users};
+use crate::contained::driver::{self, platform};
+use crate::contained::monitor::{self, Daemon};
+use crate::contained::view::View;
+use crate::contained::{self, Door, Holder as _, Program, Users};
 use crate::egress::{self, Gate};
-use crate::engine::{check, within};
-use crate::init::mounts::normal;
 use crate::state::State;
 use crate::wire::Plan;
 use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
@@ -43,8 +42,6 @@ use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, sp
 const RUNNER: &str = "stoker.runner";
 const STATE: &str = "stoker.state";
 const LIFE: &str = "stoker.life";
-/// Files that the daemon puts into every container, if the root has a place for them.
-const DAEMONS: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 
 /// How the driver works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,11 +96,6 @@ struct Engine {
     images: tokio::sync::Mutex<HashSet<String>>,
 }
 
-fn platform(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let step = step.into();
-    move |source| Error::Platform { step, source }
-}
-
 impl Docker {
     /// Asks the daemon what it is, and starts the monitor. In a tokio runtime.
     ///
@@ -132,58 +124,23 @@ impl Docker {
             (STATE.to_owned(), place.to_string_lossy().into_owned()),
             (LIFE.to_owned(), life),
         ]);
-        match Self::begin(&config, &state, &labels).await {
-            Ok((client, program)) => {
-                let engine = Arc::new(Engine {
-                    state,
-                    client,
-                    api,
-                    program,
-                    users: Arc::default(),
-                    gate: Gate::new(&config.egress),
-                    host_paths: config.host_paths,
-                    labels,
-                    next: AtomicU64::new(0),
-                    images: tokio::sync::Mutex::default(),
-                });
-                let description = describe(&about, &engine.gate);
-                Ok(Self { engine, description })
-            }
-            Err(error) => {
-                // Nobody else is there to do it.
-                std::fs::remove_dir_all(state.life()).ok();
-                std::fs::remove_dir_all(state.sockets()).ok();
-                std::fs::remove_file(state.record()).ok();
-                state.remove();
-                Err(error)
-            }
-        }
-    }
-
-    async fn begin(
-        config: &Config,
-        state: &State,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<(Client, Program), Error> {
-        let life = state.life();
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&life)
-            .map_err(platform(format!("make {}, for the files of containers", life.display())))?;
-        state.make_sockets()?;
-        let (spawner, directory) = (config.spawner.clone(), life.join("program"));
-        let placed = tokio::task::spawn_blocking(move || Program::place(&spawner, directory)).await;
-        let program = placed
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(platform("put our own program where containers find it"))?;
         let label = labels.get(LIFE).map(|life| format!("{LIFE}={life}")).unwrap_or_default();
-        let setup = Setup {
-            lock: state.spawner_lock(),
-            remove: vec![life, state.sockets().to_path_buf(), state.record()],
-            engine: monitor::Engine::Daemon(Daemon { socket: config.socket.clone(), label }),
-        };
-        Ok((Client::start(config.spawner.clone(), setup).await?, program))
+        let engine = monitor::Engine::Daemon(Daemon { socket: config.socket.clone(), label });
+        let (client, program) = driver::begin(&state, &config.spawner, |_| Ok(()), engine).await?;
+        let engine = Arc::new(Engine {
+            state,
+            client,
+            api,
+            program,
+            users: Arc::default(),
+            gate: Gate::new(&config.egress),
+            host_paths: config.host_paths,
+            labels,
+            next: AtomicU64::new(0),
+            images: tokio::sync::Mutex::default(),
+        });
+        let description = describe(&about, &engine.gate);
+        Ok(Self { engine, description })
     }
 
     /// The monitor's process id, for whoever watches or tests it.
@@ -220,14 +177,8 @@ impl Driver for Docker {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        check(&spec)?;
-        self.engine.gate.check(spec.network)?;
-        // On a task of its own: a caller that gives up halfway must not leave half a container.
         let engine = Arc::clone(&self.engine);
-        let made = tokio::spawn(async move { engine.build(spec).await });
-        let gone = |error| platform("create the sandbox")(io::Error::other(error));
-        let made = async { made.await.map_err(gone)? };
-        within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+        driver::create(&self.engine.gate, spec, |spec| async move { engine.build(spec).await }).await
     }
 
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
@@ -397,141 +348,4 @@ pub(crate) fn clear(daemon: &Daemon) -> Result<(), Error> {
         }
         last
     })
-}
-
-/// What one container has, here and in the daemon.
-struct Held {
-    engine: Arc<Engine>,
-    name: String,
-    directory: PathBuf,
-    door: PathBuf,
-    guest: Guest,
-    /// The function may make something at the top of the root.
-    grows: bool,
-}
-
-impl Held {
-    /// Finds out what is to be mounted, and makes what is not there yet. Blocks.
-    fn write(&self, spec: &Spec, plan: &Plan) -> Result<View, Error> {
-        let failed = || platform(format!("make the container's files in {}", self.directory.display()));
-        let make = |directory: &Path| std::fs::DirBuilder::new().mode(0o755).create(directory);
-        make(&self.directory).map_err(failed())?;
-        let mut view = View::new(spec, plan, &self.engine.host_paths, spec.writable_root)?;
-        let mut home = None;
-        if let Root::Directory(image) = &spec.root {
-            for own in ["/proc", "/dev", "/tmp"] {
-                has_mount_point(image, Path::new(own))?;
-            }
-            skeleton::add_image(&mut view, image, spec.writable_root)?;
-            home = spec.writable_root.then(|| normal(&spec.workdir)).transpose()?;
-        }
-        // Images name work directories that they do not have: engines make them. One at the top is a layer over nothing.
-        let top = home.as_deref().and_then(|home| home.components().nth(1));
-        if let (Root::Directory(image), Some(top)) = (&spec.root, top)
-            && image.join(top).symlink_metadata().is_err()
-        {
-            let nothing = self.directory.join("nothing");
-            make(&nothing).map_err(failed())?;
-            view.mounts.push(Mount::Layer { host: nothing, at: Path::new("/").join(top) });
-        }
-        lay_below_names(&mut view);
-        let owner = spec.writable_root.then_some(self.guest.user().uid);
-        self.lay_out(&view, owner, home.as_deref()).map_err(failed())?;
-        Ok(view)
-    }
-
-    fn lay_out(&self, view: &View, owner: Option<u32>, home: Option<&Path>) -> io::Result<()> {
-        for (number, mount) in view.mounts.iter().enumerate() {
-            match mount {
-                Mount::Text { content, .. } => {
-                    std::fs::write(config::text(&self.directory, number), content)?;
-                }
-                Mount::Layer { host, at } => {
-                    let layer = Layer::new(&self.directory, number);
-                    layer.make(owner)?;
-                    if let Some(below) = home.and_then(|home| home.strip_prefix(at).ok()) {
-                        make_home(host, &layer.upper, below, owner)?;
-                    }
-                }
-                Mount::Show { .. } | Mount::Cover { .. } => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Makes the work directory that an image names and does not have, in the layer over one of its directories.
-fn make_home(lower: &Path, upper: &Path, below: &Path, owner: Option<u32>) -> io::Result<()> {
-    let (mut lower, mut upper) = (lower.to_path_buf(), upper.to_path_buf());
-    let mut made = false;
-    for name in below {
-        lower.push(name);
-        upper.push(name);
-        match lower.symlink_metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => made = true,
-            Ok(found) if found.is_dir() && !made => {}
-            // A link or a file: the function's process says what it makes of it.
-            _ => return Ok(()),
-        }
-        std::fs::create_dir(&upper)?;
-        if !made {
-            // A directory in both layers has the upper one's owner and mode.
-            let found = lower.symlink_metadata()?;
-            std::fs::set_permissions(&upper, found.permissions())?;
-            std::os::unix::fs::chown(&upper, Some(found.uid()), Some(found.gid()))?;
-        }
-    }
-    if made { std::os::unix::fs::chown(&upper, owner, owner) } else { Ok(()) }
-}
-
-/// The daemon puts files of its own into `/etc`, and makes places for them: where the root's has none, it gets a layer.
-fn lay_below_names(view: &mut View) {
-    for mount in &mut view.mounts {
-        if let Mount::Show { host, at } = mount
-            && at == Path::new("/etc")
-            && DAEMONS.iter().any(|name| host.join(name).symlink_metadata().is_err())
-        {
-            *mount = Mount::Layer { host: host.clone(), at: at.clone() };
-        }
-    }
-}
-
-#[async_trait]
-impl Holder for Held {
-    fn entered(&self, init: Pid) -> io::Result<()> {
-        if !self.grows || !rustix::process::geteuid().is_root() {
-            return Ok(());
-        }
-        // The daemon's own layer, which belongs to root; nobody but our init is in the container yet.
-        let user = self.guest.user();
-        let root = format!("/proc/{}/root", init.as_raw_nonzero());
-        std::os::unix::fs::chown(root, Some(user.uid), Some(user.gid))
-    }
-
-    async fn remove(&self) {
-        if let Err(error) = remove(&self.engine.api, &self.name).await {
-            tracing::warn!(container = self.name, %error, "a container could not be removed");
-            return;
-        }
-        let (directory, door) = (self.directory.clone(), self.door.clone());
-        let removed = tokio::task::spawn_blocking(move || {
-            std::fs::remove_file(door).ok();
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        });
-        if let Err(error) = removed.await.map_err(io::Error::other).flatten() {
-            tracing::warn!(directory = %self.directory.display(), %error, "a container's files could not be removed");
-        }
-    }
-
-    async fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
-        let path = format!("/containers/{}/{}", self.name, if frozen { "pause" } else { "unpause" });
-        self.engine.api.call(Method::POST, &path, Content::Nothing).await.map(drop)
-    }
-
-    fn last_words(&self) -> String {
-        String::new()
-    }
 }

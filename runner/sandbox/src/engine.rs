@@ -4,6 +4,7 @@
 //! depends on the function, and it is the slow half of a creation, so a few are kept ready.
 
 mod holdings;
+mod upgrade;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use self::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
+use self::upgrade::Former;
 use crate::cell::{Cell, Making};
 use crate::cgroup::{Base, Controller, Limits};
 use crate::channel::Channel;
@@ -49,6 +51,18 @@ pub struct Flavour {
     pub egress: Option<Arc<Policy>>,
 }
 
+impl Flavour {
+    fn setup(&self, base: &Base, state: &State) -> Setup {
+        Setup {
+            isolate: self.isolate,
+            rootless: self.isolate && self.rootless,
+            lock: state.spawner_lock(),
+            cgroups: base.directories(),
+            remove: vec![state.life(), state.sockets().to_path_buf(), state.record()],
+        }
+    }
+}
+
 pub struct Engine {
     pub flavour: Flavour,
     pub base: Base,
@@ -57,6 +71,8 @@ pub struct Engine {
     slots: Mutex<BTreeSet<u32>>,
     next_leaf: AtomicU64,
     next_directory: AtomicU64,
+    /// What the process's former program had, until what is left over of it is removed.
+    former: Mutex<Former>,
     blanks: Mutex<Blanks>,
     filling: AtomicBool,
     home: Option<PathBuf>,
@@ -105,13 +121,7 @@ impl Engine {
         if !flavour.isolate {
             state.make_sockets()?;
         }
-        let setup = Setup {
-            isolate: flavour.isolate,
-            rootless: flavour.isolate && flavour.rootless,
-            lock: state.spawner_lock(),
-            cgroups: base.directories(),
-            remove: vec![state.life(), state.sockets().to_path_buf(), state.record()],
-        };
+        let setup = flavour.setup(&base, &state);
         let client = match Client::start(spawner, setup).await {
             Ok(client) => client,
             Err(error) => {
@@ -125,23 +135,28 @@ impl Engine {
                 return Err(error);
             }
         };
-        Ok(Arc::new(Self {
+        Ok(Self::new(flavour, base, state, client, Former::default()))
+    }
+
+    fn new(flavour: Flavour, base: Base, state: State, client: Client, former: Former) -> Arc<Self> {
+        Arc::new(Self {
             flavour,
             base,
             state,
             client,
             slots: Mutex::default(),
-            next_leaf: AtomicU64::new(0),
-            next_directory: AtomicU64::new(0),
+            next_leaf: AtomicU64::new(former.leaves),
+            next_directory: AtomicU64::new(former.directories),
+            former: Mutex::new(former),
             blanks: Mutex::default(),
             filling: AtomicBool::new(false),
             home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
-        }))
+        })
     }
 
     /// The spawner's process id.
-    pub async fn spawner(&self) -> Option<u32> {
-        self.client.pid().await
+    pub fn spawner(&self) -> Option<u32> {
+        self.client.pid()
     }
 
     /// See [`State::collect`].
@@ -150,8 +165,13 @@ impl Engine {
     /// What could not be removed.
     pub async fn collect_leftovers(self: &Arc<Self>) -> Result<Vec<String>, Error> {
         let engine = Arc::clone(self);
-        tokio::task::spawn_blocking(move || engine.state.collect()).await.map_err(|error| {
-            Error::Platform { step: "collect leftovers".to_owned(), source: std::io::Error::other(error) }
+        let collect = move || {
+            engine.remove_left_over();
+            engine.state.collect()
+        };
+        tokio::task::spawn_blocking(collect).await.map_err(|error| Error::Platform {
+            step: "collect leftovers".to_owned(),
+            source: std::io::Error::other(error),
         })?
     }
 
@@ -268,7 +288,7 @@ impl Engine {
         let shared = directory.as_mut().and_then(HostDirectory::shared);
         let Blank { control, init, leaf } = blank;
         let Init { pidfd, orphaned, parent } = init;
-        let holdings = Holdings { _slot: slot, _directory: directory };
+        let holdings = Holdings { slot, directory };
         let grip = Arc::new(Own::new(self, leaf, holdings, orphaned, parent));
         let owner = match identity {
             Identity::Mapped { user, .. } | Identity::Plain(user) => Some(User { uid: user, gid: user }),

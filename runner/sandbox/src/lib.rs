@@ -11,6 +11,7 @@
 pub mod conformance;
 pub mod docker;
 pub mod egress;
+pub mod handover;
 pub mod native;
 pub mod oci;
 pub mod process;
@@ -34,6 +35,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::oneshot;
+
+use self::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 
 /// What a driver is, and what it can do on this machine. Printed at start-up, so that nobody has to guess.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,6 +247,35 @@ pub trait Driver: Send + Sync {
     /// Ends every sandbox that is left and returns when this driver has nothing on the host any more. Nothing can be created
     /// after that.
     async fn close(&self);
+
+    /// What the program that takes this process's place needs to go on with this driver ([`select::take_up`]). Nothing may be created from
+    /// then on.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]; [`Error::Platform`] when it has just lost what holds its sandboxes.
+    fn hand_over(&self, _bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        let name = self.describe().name;
+        Err(Error::Unsupported(format!(
+            "the sandboxes of the driver {name} cannot be handed over to another program"
+        )))
+    }
+
+    /// Takes up a sandbox that the former program had of this driver. To be asked before anything is created; those that nobody takes up are
+    /// [left over](Self::collect_leftovers).
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when it is not what it was; then it ends.
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        _inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        Err(Error::Unsupported(format!(
+            "sandbox {} is none of the driver {}",
+            sandbox.id,
+            self.describe().name
+        )))
+    }
 }
 
 /// One sandbox. All methods may be called from several tasks; dropping it kills and removes it.
@@ -327,4 +359,13 @@ pub trait Sandbox: Send + Sync {
 
     /// What it used so far.
     async fn usage(&self) -> Usage;
+
+    /// What the program that takes this process's place needs to [take it up](Driver::take_up). From then on it is only to be kept; dropping it
+    /// still ends it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for one that hangs on more than descriptors; [`Error::Platform`] when it has ended.
+    fn hand_over(&self, _bequest: &mut Bequest) -> Result<HandedSandbox, Error> {
+        Err(Error::Unsupported("this sandbox cannot be handed over to another program".to_owned()))
+    }
 }

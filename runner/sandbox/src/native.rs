@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use crate::cgroup::{Base, Controller};
 use crate::egress::{self, Gate};
 use crate::engine::{Engine, Flavour};
+use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::{Description, Driver, Error, Sandbox, Spec, spawner};
 
 /// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
@@ -84,6 +85,56 @@ impl Native {
     /// [`Error::Unsupported`] where the kernel or our standing rules it out, [`Error::Platform`] when a step fails. That
     /// it comes up does not prove that sandboxes work: [`crate::select`] tries one.
     pub async fn new(config: Config) -> Result<Self, Error> {
+        let means = Means::find(&config)?;
+        let engine = Engine::start(
+            means.flavour(&config),
+            &config.name,
+            &config.state_dir,
+            config.cgroup_parent.as_deref(),
+            config.spawner,
+        )
+        .await?;
+        Ok(Self::of(engine, means))
+    }
+
+    /// The same, of the process's former program.
+    ///
+    /// # Errors
+    /// As [`Native::new`], and when that was another's; then it ends.
+    pub fn take_up(
+        config: Config,
+        handed: HandedDriver,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let means = Means::find(&config)?;
+        let flavour = means.flavour(&config);
+        let Config { name, state_dir, spawner, .. } = config;
+        let engine = Engine::take_up(flavour, &name, &state_dir, spawner, handed, inheritance)?;
+        Ok(Self::of(engine, means))
+    }
+
+    fn of(engine: Arc<Engine>, means: Means) -> Self {
+        let description = describe(means.root, means.user_namespace, means.gate.closed(), &engine.base);
+        engine.refill();
+        Self { engine, description, gate: means.gate }
+    }
+
+    /// The spawner's process id, for whoever watches or tests it.
+    pub fn spawner(&self) -> Option<u32> {
+        self.engine.spawner()
+    }
+}
+
+/// What this machine allows us.
+struct Means {
+    root: bool,
+    /// Functions get user namespaces of their own.
+    user_namespace: bool,
+    gate: Gate,
+}
+
+impl Means {
+    fn find(config: &Config) -> Result<Self, Error> {
         let root = rustix::process::geteuid().is_root();
         let privileged = rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
@@ -102,33 +153,21 @@ impl Native {
         }
         let user_namespace = user_namespace && (config.user_namespaces || !root);
         let gate = Gate::new(&config.egress);
-        let flavour = Flavour {
-            driver: "native",
-            isolate: true,
-            rootless: !root,
-            user_namespace,
-            first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
-            others: OTHERS,
-            host_paths: config.host_paths,
-            spares: config.spares,
-            egress: gate.policy().cloned(),
-        };
-        let engine = Engine::start(
-            flavour,
-            &config.name,
-            &config.state_dir,
-            config.cgroup_parent.as_deref(),
-            config.spawner,
-        )
-        .await?;
-        let description = describe(root, user_namespace, gate.closed(), &engine.base);
-        engine.refill();
-        Ok(Self { engine, description, gate })
+        Ok(Self { root, user_namespace, gate })
     }
 
-    /// The spawner's process id, for whoever watches or tests it.
-    pub async fn spawner(&self) -> Option<u32> {
-        self.engine.spawner().await
+    fn flavour(&self, config: &Config) -> Flavour {
+        Flavour {
+            driver: "native",
+            isolate: true,
+            rootless: !self.root,
+            user_namespace: self.user_namespace,
+            first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
+            others: OTHERS,
+            host_paths: config.host_paths.clone(),
+            spares: config.spares,
+            egress: self.gate.policy().cloned(),
+        }
     }
 }
 
@@ -203,5 +242,17 @@ impl Driver for Native {
 
     async fn close(&self) {
         self.engine.close().await;
+    }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        self.engine.hand_over(bequest)
+    }
+
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        self.engine.adopt(sandbox, inheritance)
     }
 }

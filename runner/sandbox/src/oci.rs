@@ -9,39 +9,33 @@
 //! kernel: sockets and pipes are handed into the container. Runtimes that put a container into a machine of its own (gVisor's runsc,
 //! Kata) take neither.
 
+mod bundle;
 mod config;
 pub(crate) mod runtime;
 
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt as _, symlink};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use rustix::process::Pid;
 
-use self::config::Parts;
-use self::runtime::{Command, Layers, Record};
+use self::bundle::Bundle;
+use self::runtime::{Command, Record};
 use crate::cell::Cell;
 use crate::cgroup::{self, Base};
 use crate::contained::client::Client;
-use crate::contained::monitor::{self, Setup};
-use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{self, Door, ENTRY_LIMIT, Guest, Holder, Program, Users};
+use crate::contained::driver::{self, platform};
+use crate::contained::{self, Door, Holder as _, Program, Users, monitor};
 use crate::egress::{self, Gate};
-use crate::engine::{check, within};
-use crate::init::mounts::normal;
 use crate::state::State;
 use crate::wire::Plan;
-use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, Network, Sandbox, Spec, native, spawner};
 
 /// Runtimes that are looked for, the fastest first.
 const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
 /// Where programs are looked for besides our own `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// As much of what a failed runtime said as an error tells.
-const LAST_WORDS: usize = 500;
 
 /// How the driver works.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,11 +91,6 @@ struct Engine {
     next: AtomicU64,
 }
 
-fn platform(step: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let step = step.into();
-    move |source| Error::Platform { step, source }
-}
-
 impl Oci {
     /// Finds the runtime, makes the cgroups and starts the monitor. In a tokio runtime.
     ///
@@ -121,61 +110,27 @@ impl Oci {
         let (cgroup, cgroups) = cgroup::place(&base, &name);
         // A death between these two lines leaves empty directories; nothing lives in them yet.
         state.write_down(cgroups.clone())?;
-        match Self::begin(&config, &state, &runtime, &cgroups).await {
-            Ok((client, program)) => {
-                let engine = Arc::new(Engine {
-                    client,
-                    program,
-                    users: Arc::default(),
-                    gate: Gate::new(&config.egress),
-                    host_paths: config.host_paths,
-                    swap: accounts_for_swap(&cgroups),
-                    cgroup,
-                    next: AtomicU64::new(0),
-                    state,
-                });
-                let description = describe(&runtime, &base, &engine.gate);
-                Ok(Self { engine, description })
+        let record = Record { runtime: runtime.clone(), cgroups: cgroups.clone() };
+        let engine = monitor::Engine::Runtime { life: state.life() };
+        let begun = driver::begin(&state, &config.spawner, |life| record.write(life), engine).await;
+        let (client, program) = begun.inspect_err(|_| {
+            for directory in &cgroups {
+                cgroup::remove_tree(directory).ok();
             }
-            Err(error) => {
-                // Nobody else is there to do it.
-                for directory in cgroups {
-                    cgroup::remove_tree(&directory).ok();
-                }
-                std::fs::remove_dir_all(state.life()).ok();
-                std::fs::remove_dir_all(state.sockets()).ok();
-                std::fs::remove_file(state.record()).ok();
-                state.remove();
-                Err(error)
-            }
-        }
-    }
-
-    async fn begin(
-        config: &Config,
-        state: &State,
-        runtime: &Path,
-        cgroups: &[PathBuf],
-    ) -> Result<(Client, Program), Error> {
-        let life = state.life();
-        let record = Record { runtime: runtime.to_path_buf(), cgroups: cgroups.to_vec() };
-        let make = |path: &Path| std::fs::DirBuilder::new().mode(0o700).create(path);
-        make(&life)
-            .and_then(|()| record.write(&life))
-            .map_err(platform(format!("make {}, for the bundles of containers", life.display())))?;
-        state.make_sockets()?;
-        let (spawner, directory) = (config.spawner.clone(), life.join("program"));
-        let placed = tokio::task::spawn_blocking(move || Program::place(&spawner, directory)).await;
-        let program = placed
-            .map_err(io::Error::other)
-            .flatten()
-            .map_err(platform("put our own program where containers find it"))?;
-        let setup = Setup {
-            lock: state.spawner_lock(),
-            remove: vec![life.clone(), state.sockets().to_path_buf(), state.record()],
-            engine: monitor::Engine::Runtime { life },
-        };
-        Ok((Client::start(config.spawner.clone(), setup).await?, program))
+        })?;
+        let engine = Arc::new(Engine {
+            client,
+            program,
+            users: Arc::default(),
+            gate: Gate::new(&config.egress),
+            host_paths: config.host_paths,
+            swap: accounts_for_swap(&cgroups),
+            cgroup,
+            next: AtomicU64::new(0),
+            state,
+        });
+        let description = describe(&runtime, &base, &engine.gate);
+        Ok(Self { engine, description })
     }
 
     /// The monitor's process id, for whoever watches or tests it.
@@ -237,14 +192,8 @@ impl Driver for Oci {
     }
 
     async fn create(&self, spec: Spec) -> Result<Box<dyn Sandbox>, Error> {
-        check(&spec)?;
-        self.engine.gate.check(spec.network)?;
-        // On a task of its own: a caller that gives up halfway must not leave half a container.
         let engine = Arc::clone(&self.engine);
-        let made = tokio::spawn(async move { engine.build(spec).await });
-        let gone = |error| platform("create the sandbox")(io::Error::other(error));
-        let made = async { made.await.map_err(gone)? };
-        within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+        driver::create(&self.engine.gate, spec, |spec| async move { engine.build(spec).await }).await
     }
 
     async fn collect_leftovers(&self) -> Result<Vec<String>, Error> {
@@ -334,175 +283,5 @@ impl Engine {
         tokio::task::spawn_blocking(move || engine.state.collect())
             .await
             .map_err(|error| platform("collect leftovers")(io::Error::other(error)))?
-    }
-}
-
-/// The directory of one container, and all that is removed with it.
-struct Bundle {
-    engine: Arc<Engine>,
-    name: String,
-    directory: PathBuf,
-    door: PathBuf,
-    guest: Guest,
-}
-
-impl Bundle {
-    fn output(&self) -> PathBuf {
-        self.directory.join("output")
-    }
-
-    /// Makes the bundle. Blocks.
-    fn write(&self, spec: &Spec, plan: &Plan) -> Result<Option<Layers>, Error> {
-        let engine = &self.engine;
-        let mut overlays = Vec::new();
-        let mut system = true;
-        let own = self.directory.join("root");
-        let mut shown = None;
-        match &spec.root {
-            Root::Directory(image) => {
-                let mut complete = !spec.writable_root;
-                let shared = spec.shared.as_deref().filter(|shared| !shared.starts_with("/tmp"));
-                for at in ["/proc", "/dev", "/tmp"].into_iter().map(Path::new).chain(shared) {
-                    complete &= has_mount_point(image, at)?;
-                }
-                system = has_mount_point(image, Path::new("/sys"))?;
-                if complete {
-                    shown = Some((image.clone(), own.clone()));
-                } else {
-                    overlays.push((image.clone(), own.clone()));
-                }
-            }
-            Root::Host => {}
-        }
-        let view = View::new(spec, plan, &engine.host_paths, !overlays.is_empty())?;
-        let layers: Vec<_> = view
-            .mounts
-            .iter()
-            .filter_map(|mount| match mount {
-                Mount::Layer { host, at } => Some((host, at)),
-                Mount::Show { .. } | Mount::Text { .. } | Mount::Cover { .. } => None,
-            })
-            .enumerate()
-            .map(|(number, (host, at))| {
-                let merged = self.directory.join(format!("merged-{number}"));
-                overlays.push((host.clone(), merged.clone()));
-                (at.clone(), merged)
-            })
-            .collect();
-        let config = config::config(&Parts {
-            spec,
-            view: &view,
-            user: self.guest.user(),
-            groups: &self.guest.groups(&spec.groups),
-            bundle: &self.directory,
-            root: &own,
-            writable: spec.writable_root && matches!(spec.root, Root::Directory(_)),
-            system,
-            layers: &layers,
-            program: &engine.program,
-            door: &self.door,
-            cgroup: &engine.cgroup.join(&self.name),
-            swap: engine.swap,
-        });
-        let directory = self.directory.join("layers");
-        self.lay_out(&view, &directory, &overlays, &config)
-            .map_err(platform(format!("make the container's bundle {}", self.directory.display())))?;
-        Ok((shown.is_some() || !overlays.is_empty()).then_some(Layers {
-            directory,
-            size: spec.tmp_size,
-            owner: spec.writable_root.then_some(self.guest.user().uid),
-            // Images name work directories that they do not have: engines make them.
-            workdir: (spec.writable_root && matches!(spec.root, Root::Directory(_)))
-                .then(|| normal(&spec.workdir))
-                .transpose()?,
-            overlays,
-            shown,
-        }))
-    }
-
-    fn lay_out(
-        &self,
-        view: &View,
-        layers: &Path,
-        overlays: &[(PathBuf, PathBuf)],
-        config: &serde_json::Value,
-    ) -> io::Result<()> {
-        let make = |path: &Path| std::fs::DirBuilder::new().mode(0o755).recursive(true).create(path);
-        let root = self.directory.join("root");
-        make(&root)?;
-        for directory in &view.directories {
-            make(&root.join(directory))?;
-        }
-        for (link, target) in &view.links {
-            symlink(target, root.join(link))?;
-        }
-        if !overlays.is_empty() {
-            make(layers)?;
-        }
-        for (_, at) in overlays {
-            make(at)?;
-        }
-        for (number, mount) in view.mounts.iter().enumerate() {
-            if let Mount::Text { content, .. } = mount {
-                std::fs::write(config::text(&self.directory, number), content)?;
-            }
-        }
-        let bytes = serde_json::to_vec(config).map_err(io::Error::other)?;
-        // Its environment may hold secrets, and the directory is not closed to everybody.
-        let mut file = std::fs::OpenOptions::new();
-        let file = file.write(true).create(true).truncate(true).mode(0o600);
-        file.open(self.directory.join("config.json"))?.write_all(&bytes)
-    }
-}
-
-#[async_trait]
-impl Holder for Bundle {
-    fn entered(&self, _init: Pid) -> io::Result<()> {
-        Ok(())
-    }
-
-    async fn remove(&self) {
-        if self.directory.exists() {
-            let command = Command {
-                arguments: vec!["delete".to_owned(), "--force".to_owned(), self.name.clone()],
-                output: self.directory.join("removal"),
-                layers: None,
-            };
-            // What the runtime does not remove, or not know of, goes with the monitor.
-            match self.engine.client.run(command).await {
-                Ok(0) => {}
-                Ok(status) => {
-                    tracing::debug!(container = self.name, status, "nothing for the runtime to remove")
-                }
-                Err(error) => {
-                    tracing::debug!(container = self.name, %error, "left for the monitor to remove");
-                    return;
-                }
-            }
-        }
-        let (directory, door) = (self.directory.clone(), self.door.clone());
-        let removed = tokio::task::spawn_blocking(move || {
-            std::fs::remove_file(door).ok();
-            match std::fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        });
-        if let Err(error) = removed.await.map_err(io::Error::other).flatten() {
-            tracing::warn!(directory = %self.directory.display(), %error, "a bundle could not be removed");
-        }
-    }
-
-    async fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
-        let what = if frozen { "frozen" } else { "thawed" };
-        Err(Error::Unsupported(format!(
-            "this container has no cgroup of its own by which it could be {what}"
-        )))
-    }
-
-    fn last_words(&self) -> String {
-        let said = std::fs::read(self.output()).unwrap_or_default();
-        let start = said.len().saturating_sub(LAST_WORDS);
-        String::from_utf8_lossy(&said[start..]).trim().to_owned()
     }
 }

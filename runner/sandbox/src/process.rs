@@ -12,6 +12,7 @@ use async_trait::async_trait;
 
 use crate::cgroup::{Base, Controller};
 use crate::engine::{Engine, Flavour};
+use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::{Description, Driver, Error, Root, Sandbox, Spec, spawner};
 
 /// How the driver works.
@@ -51,32 +52,53 @@ impl Process {
     /// # Errors
     /// [`Error::Platform`] when a step fails.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        let flavour = Flavour {
-            driver: "process",
-            isolate: false,
-            rootless: !rustix::process::geteuid().is_root(),
-            user_namespace: false,
-            first_user: 0,
-            others: 0,
-            host_paths: Vec::new(),
-            spares: 0,
-            egress: None,
-        };
         let engine = Engine::start(
-            flavour,
+            flavour(),
             &config.name,
             &config.state_dir,
             config.cgroup_parent.as_deref(),
             config.spawner,
         )
         .await?;
+        Ok(Self::of(engine))
+    }
+
+    /// The same, of the process's former program.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when that was another's; then it ends.
+    pub fn take_up(
+        config: Config,
+        handed: HandedDriver,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let Config { name, state_dir, spawner, .. } = config;
+        let engine = Engine::take_up(flavour(), &name, &state_dir, spawner, handed, inheritance)?;
+        Ok(Self::of(engine))
+    }
+
+    fn of(engine: Arc<Engine>) -> Self {
         let description = describe(&engine.base);
-        Ok(Self { engine, description })
+        Self { engine, description }
     }
 
     /// The spawner's process id, for whoever watches or tests it.
-    pub async fn spawner(&self) -> Option<u32> {
-        self.engine.spawner().await
+    pub fn spawner(&self) -> Option<u32> {
+        self.engine.spawner()
+    }
+}
+
+fn flavour() -> Flavour {
+    Flavour {
+        driver: "process",
+        isolate: false,
+        rootless: !rustix::process::geteuid().is_root(),
+        user_namespace: false,
+        first_user: 0,
+        others: 0,
+        host_paths: Vec::new(),
+        spares: 0,
+        egress: None,
     }
 }
 
@@ -139,5 +161,17 @@ impl Driver for Process {
 
     async fn close(&self) {
         self.engine.close().await;
+    }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        self.engine.hand_over(bequest)
+    }
+
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        self.engine.adopt(sandbox, inheritance)
     }
 }

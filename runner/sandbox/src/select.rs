@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::docker::{self, Docker};
+use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::native::{self, Native};
 use crate::oci::{self, Oci};
 use crate::process::{self, Process};
@@ -98,6 +99,10 @@ impl Config {
         }
     }
 
+    fn seclude(&self, driver: Arc<dyn Driver>) -> Arc<dyn Driver> {
+        if self.host_network { driver } else { Arc::new(Secluding(driver)) }
+    }
+
     /// The same with another way to start the spawner.
     #[must_use]
     pub fn with_spawner(mut self, command: spawner::Command) -> Self {
@@ -138,7 +143,7 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
     for choice in choices {
         match try_one(choice, &config, &probe).await {
             Ok(driver) => {
-                let driver = if config.host_network { driver } else { Arc::new(Secluding(driver)) };
+                let driver = config.seclude(driver);
                 let reason = match (config.choice, rejected.is_empty()) {
                     (Choice::Auto, true) => "the strongest that works here",
                     (Choice::Auto, false) => "nothing stronger works here",
@@ -152,6 +157,30 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
     }
     let all: Vec<_> = rejected.iter().map(|(name, error)| format!("{name}: {error}")).collect();
     Err(Error::Unsupported(format!("no sandbox driver works here: {}", all.join("; "))))
+}
+
+/// Goes on with the driver of the process's former program.
+///
+/// # Errors
+/// [`Error::Unsupported`] when another is asked for now; [`Error::Platform`] when it is not whole. Then it ends, with its sandboxes.
+pub fn take_up(
+    config: Config,
+    handed: HandedDriver,
+    inheritance: &mut Inheritance,
+) -> Result<Selection, Error> {
+    let choice = config.choice.name();
+    if ![handed.name(), Choice::Auto.name()].contains(&choice) {
+        return Err(Error::Unsupported(format!(
+            "{choice} is asked for, and what was left is {}",
+            handed.name()
+        )));
+    }
+    let driver: Arc<dyn Driver> = match handed.name() {
+        "native" => Arc::new(Native::take_up(config.native.clone(), handed, inheritance)?),
+        "process" => Arc::new(Process::take_up(config.process.clone(), handed, inheritance)?),
+        other => return Err(Error::Unsupported(format!("the driver {other} cannot be taken up"))),
+    };
+    Ok(Selection::new(config.seclude(driver), "handed over", Vec::new()))
 }
 
 impl Selection {
@@ -190,6 +219,18 @@ impl Driver for Secluding {
 
     async fn close(&self) {
         self.0.close().await;
+    }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        self.0.hand_over(bequest)
+    }
+
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        self.0.take_up(sandbox, inheritance)
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::handover::{Bequest, Inheritance, Kept};
 use crate::{Error, cgroup};
 
 /// The directory of one driver of one runner.
@@ -21,7 +22,7 @@ pub struct State {
     /// Directories that this life made, the outermost first.
     made: Vec<PathBuf>,
     /// Holds the name.
-    _lock: File,
+    lock: File,
     /// Tells this life of the runner from others of its name.
     incarnation: String,
     /// See [`State::sockets`].
@@ -36,6 +37,16 @@ const LONGEST: usize = 58;
 const LOCK: &str = "runner.lock";
 const SPAWNER_LOCK: &str = "spawner.lock";
 const LIVES: &str = "lives";
+
+/// A driver's directory as it is handed over: the life goes on.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    directory: PathBuf,
+    made: Vec<PathBuf>,
+    lock: Kept,
+    incarnation: String,
+    sockets: PathBuf,
+}
 
 /// What a life of a runner has outside its processes.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -91,7 +102,7 @@ impl State {
             .map_or(0, |since| since.as_nanos() as u64);
         let incarnation = format!("{now:x}-{:x}", std::process::id());
         fs::create_dir_all(directory.join(LIVES)).map_err(fail)?;
-        let mut state = Self { directory, made, _lock: lock, incarnation, sockets: PathBuf::new() };
+        let mut state = Self { directory, made, lock, incarnation, sockets: PathBuf::new() };
         state.sockets = short_enough(state.life()).unwrap_or_else(|| {
             let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
             let places = [runtime, Some("/run".into()), Some("/tmp".into())].into_iter().flatten();
@@ -104,6 +115,39 @@ impl State {
             here.unwrap_or_else(|| PathBuf::from("/tmp").join(name))
         });
         Ok(state)
+    }
+
+    /// The name, and all that is noted under it, for the next program of this process.
+    ///
+    /// # Errors
+    /// As [`Bequest::keep`].
+    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Handed> {
+        Ok(Handed {
+            directory: self.directory.clone(),
+            made: self.made.clone(),
+            lock: bequest.keep(&self.lock)?,
+            incarnation: self.incarnation.clone(),
+            sockets: self.sockets.clone(),
+        })
+    }
+
+    /// Goes on with a life.
+    ///
+    /// # Errors
+    /// When it is that of another driver, name or state directory, or its lock was not left.
+    pub fn take_up(
+        handed: Handed,
+        state_dir: &Path,
+        driver: &str,
+        name: &str,
+        inheritance: &mut Inheritance,
+    ) -> io::Result<Self> {
+        let Handed { directory, made, lock, incarnation, sockets } = handed;
+        let lock = File::from(inheritance.take(lock)?);
+        if directory != state_dir.join(driver).join(name) {
+            return Err(refused(format!("{} is the state of another runner", directory.display())));
+        }
+        Ok(Self { directory, made, lock, incarnation, sockets })
     }
 
     /// Where plain processes have the directories that they share with the runner. Within [`State::life`], unless that is so long

@@ -287,6 +287,17 @@ pub fn adopt(number: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
+/// Takes ownership of a descriptor that the process's former program has left open, and has the next one not inherit it by accident.
+///
+/// # Errors
+/// When there is none of this number.
+pub fn inherit(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: only asks the kernel to change a mark on whatever has this number.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and callers name numbers that were left to this program, once each, before it has opened any itself.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// A soft and hard limit alike.
 ///
 /// # Errors

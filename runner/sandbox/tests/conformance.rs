@@ -185,10 +185,10 @@ async fn survives_its_spawner(driver: &dyn Driver, spawner: u32, word: &str) {
 async fn a_killed_spawner_is_noticed_and_replaced() {
     let state = State::new("spawner");
     let driver = native("spawner", &state.0).await.unwrap();
-    let pid = driver.spawner().await.unwrap();
+    let pid = driver.spawner().unwrap();
     survives_its_spawner(&driver, pid, "spawner-native").await;
     let driver = process("spawner", &state.0).await.unwrap();
-    let pid = driver.spawner().await.unwrap();
+    let pid = driver.spawner().unwrap();
     survives_its_spawner(&driver, pid, "spawner-process").await;
 }
 
@@ -201,11 +201,11 @@ async fn helper() {
     let (driver, spawner): (Box<dyn Driver>, _) = if std::env::var("STOKER_TEST_DRIVER").unwrap() == "native"
     {
         let driver = native(&name, &state).await.unwrap();
-        let spawner = driver.spawner().await.unwrap();
+        let spawner = driver.spawner().unwrap();
         (Box::new(driver), spawner)
     } else {
         let driver = process(&name, &state).await.unwrap();
-        let spawner = driver.spawner().await.unwrap();
+        let spawner = driver.spawner().unwrap();
         (Box::new(driver), spawner)
     };
     let running = started(&*driver, "running", &["wait", &name]).await;
@@ -226,11 +226,11 @@ async fn busy_helper() {
     let (driver, spawner): (Arc<dyn Driver>, _) = if std::env::var("STOKER_TEST_DRIVER").unwrap() == "native"
     {
         let driver = native(&name, &state).await.unwrap();
-        let spawner = driver.spawner().await.unwrap();
+        let spawner = driver.spawner().unwrap();
         (Arc::new(driver), spawner)
     } else {
         let driver = process(&name, &state).await.unwrap();
-        let spawner = driver.spawner().await.unwrap();
+        let spawner = driver.spawner().unwrap();
         (Arc::new(driver), spawner)
     };
     // As a runner does at its start.

@@ -104,7 +104,7 @@ async fn work_directories_and_users_are_looked_for_inside() {
         symlink("etc", "/"),
         symlink("passwd", "/proc/self/environ"),
     ];
-    let image = Made::new(&[&layer]).set("WorkingDir", json!("/work/made")).set("User", json!("root"));
+    let image = Made::new(&[&layer]).set("WorkingDir", json!("/srv/made")).set("User", json!("root"));
     let source = Source::Archive(place.write("a.tar", &image.old_archive()));
     let error = place.store.prepare(&source).await.err().unwrap();
     assert_eq!(error.fault, Fault::Image, "{error}");

@@ -7,15 +7,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::hierarchy::hierarchies;
 use super::{Controller, Freezer, Limits, PERIOD_MICROS, kill_listed, listed};
 
 /// The cgroups of one sandbox.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Leaf {
     pub(super) v2: Option<PathBuf>,
     pub(super) v2_controllers: Vec<Controller>,
     pub(super) v1: Vec<(PathBuf, Vec<Controller>)>,
+    /// What a clone goes into; of no use after it.
+    #[serde(skip)]
     pub(super) handle: Option<OwnedFd>,
 }
 
@@ -43,6 +47,12 @@ impl Leaf {
             }
         }
         Ok(leaf)
+    }
+
+    /// The same, for whoever goes on with it.
+    pub fn handed_over(&self) -> Self {
+        let (v2, v2_controllers, v1) = (self.v2.clone(), self.v2_controllers.clone(), self.v1.clone());
+        Self { v2, v2_controllers, v1, handle: None }
     }
 
     /// The version 2 directory, for a clone straight into it.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use rustix::process::Resource;
 use serde_json::{Value, json};
 
 use super::skeleton::Layer;
@@ -12,6 +13,9 @@ use crate::contained::{DOOR, OOM_SCORE, PROGRAM, Program};
 use crate::init::LOCKED_MEMORY;
 use crate::init::mounts::{MASKED, MASKED_SYSTEM, PROTECTED, SHARED_SIZE, SHM_SIZE, inodes};
 use crate::{Network, Spec, User};
+
+/// Processes of one user of the host, for whom Podman has a limit: what it has itself where the kernel counts to no more.
+const PODMAN_PROCESSES: u64 = 32_768;
 
 /// What a container is made from, besides the [`Spec`].
 pub struct Parts<'a> {
@@ -43,6 +47,13 @@ pub fn config(parts: &Parts<'_>) -> Value {
     let below =
         |top: &str, names: &[&str]| names.iter().map(|name| format!("/{top}/{name}")).collect::<Vec<_>>();
     let hidden = [below("proc", MASKED), below("sys", MASKED_SYSTEM)].concat();
+    let mut limits =
+        vec![limit("nofile", spec.open_files.into()), limit("core", 0), limit("memlock", LOCKED_MEMORY)];
+    if parts.podman {
+        // Of what is not said it takes more than it has itself, which it may not everywhere. How many there may be is the cgroup's.
+        let own = rustix::process::getrlimit(Resource::Nproc).maximum.unwrap_or(u64::MAX);
+        limits.push(limit("nproc", PODMAN_PROCESSES.min(own)));
+    }
     let mut host = json!({
         "NetworkMode": if spec.network == Network::Host { "host" } else { "none" },
         "ReadonlyRootfs": !spec.writable_root,
@@ -53,11 +64,7 @@ pub fn config(parts: &Parts<'_>) -> Value {
         // Both together: none of it is swap.
         "MemorySwap": spec.memory,
         "PidsLimit": spec.pids,
-        "Ulimits": [
-            limit("nofile", spec.open_files.into()),
-            limit("core", 0),
-            limit("memlock", LOCKED_MEMORY),
-        ],
+        "Ulimits": limits,
         "OomScoreAdj": OOM_SCORE,
         // The daemon's own /dev/shm has room for any number of files: ours is among the temporary ones.
         "IpcMode": "none",

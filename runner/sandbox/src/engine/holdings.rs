@@ -10,7 +10,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 use tokio::sync::watch;
 
 use super::Engine;
-use crate::cell::Grip;
+use crate::cell::{self, Grip};
 use crate::cgroup::Leaf;
 use crate::egress::Way;
 use crate::spawner::client::Parent;
@@ -101,8 +101,8 @@ impl Drop for HostDirectory {
 
 /// Held for their drop.
 pub struct Holdings {
-    pub _slot: Option<Slot>,
-    pub _directory: Option<HostDirectory>,
+    pub slot: Option<Slot>,
+    pub directory: Option<HostDirectory>,
 }
 
 /// How a sandbox that the spawner made is held.
@@ -155,6 +155,20 @@ impl Grip for Own {
             return true;
         }
         at_once
+    }
+
+    fn hand_over(&self) -> Option<cell::Held> {
+        // A way out is connections, which have their state here.
+        if self.way().is_some() {
+            return None;
+        }
+        let held = self.held();
+        let Held { leaf, holdings } = held.as_ref()?;
+        Some(cell::Held {
+            leaf: leaf.get().map(|leaf| leaf.handed_over()),
+            slot: holdings.slot.as_ref().map(|slot| slot.number),
+            directory: holdings.directory.as_ref().map(|held| [held.parent.clone(), held.path.clone()]),
+        })
     }
 
     fn tunnel(&self, tunnel: OwnedFd) -> Result<(), Error> {

@@ -3,18 +3,23 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::{ARGUMENT, Command};
+use crate::handover::{Bequest, Inheritance, Kept};
 use crate::wire::{self, FromSpawner, Setup, ToSpawner};
 use crate::{Error, sys};
 
@@ -25,14 +30,27 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub struct Client {
     command: Command,
     setup: Setup,
-    live: tokio::sync::Mutex<Option<Arc<Live>>>,
+    live: Mutex<Option<Arc<Live>>>,
+    /// Held while another is started, or none any more.
+    starting: tokio::sync::Mutex<()>,
     /// No other is started.
     closed: AtomicBool,
+}
+
+/// A spawner as it is handed over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    socket: Kept,
+    process: Kept,
+    pid: u32,
+    /// The number of the last request: its answer may still come.
+    sequence: u64,
 }
 
 /// One spawner process.
 struct Live {
     socket: AsyncFd<OwnedFd>,
+    process: Arc<AsyncFd<OwnedFd>>,
     waiting: Mutex<Waiting>,
     gone: watch::Sender<bool>,
     /// Nobody wants it any more: its end is no surprise.
@@ -79,15 +97,64 @@ impl Client {
     /// # Errors
     /// [`Error::Platform`] when it does not come up.
     pub async fn start(command: Command, setup: Setup) -> Result<Self, Error> {
-        let (live, closed) = (tokio::sync::Mutex::new(None), AtomicBool::new(false));
-        let client = Self { command, setup, live, closed };
+        let client = Self::new(command, setup, None);
         client.live().await?;
         Ok(client)
     }
 
+    fn new(command: Command, setup: Setup, live: Option<Arc<Live>>) -> Self {
+        let (starting, closed) = (tokio::sync::Mutex::default(), AtomicBool::new(false));
+        Self { command, setup, live: Mutex::new(live), starting, closed }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The spawner, for the next program of this process. No sandbox may be asked for any more.
+    ///
+    /// # Errors
+    /// When there is none at the moment; as [`Bequest::keep`].
+    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Handed> {
+        let live = self.current().clone().filter(|live| !*live.gone.borrow());
+        let live = live.ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "it is gone"))?;
+        Ok(Handed {
+            socket: bequest.keep(live.socket.get_ref())?,
+            process: bequest.keep(live.process.get_ref())?,
+            pid: live.pid,
+            sequence: live.waiting.lock().unwrap_or_else(PoisonError::into_inner).sequence,
+        })
+    }
+
+    /// Goes on with a spawner of the process's former program; others are started by `command`.
+    ///
+    /// # Errors
+    /// When it was not left.
+    pub fn take_up(
+        command: Command,
+        setup: Setup,
+        handed: Handed,
+        inheritance: &mut Inheritance,
+    ) -> io::Result<Self> {
+        let Handed { socket, process, pid, sequence } = handed;
+        let socket = sys::watch(inheritance.take(socket)?, Interest::READABLE | Interest::WRITABLE)?;
+        let process = sys::watch(inheritance.take(process)?, Interest::READABLE)?;
+        Ok(Self::new(command, setup, Some(Live::follow(socket, Arc::new(process), pid, sequence))))
+    }
+
+    /// An init that it cloned for the process's former program.
+    ///
+    /// # Errors
+    /// When the spawner is gone by now.
+    pub fn adopt(&self, pidfd: OwnedFd) -> io::Result<Init> {
+        let live = self.current().clone();
+        let live = live.ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "the spawner is gone"))?;
+        Ok(live.init(pidfd))
+    }
+
     /// The spawner's process id.
-    pub async fn pid(&self) -> Option<u32> {
-        self.live.lock().await.as_ref().map(|live| live.pid)
+    pub fn pid(&self) -> Option<u32> {
+        self.current().as_ref().map(|live| live.pid)
     }
 
     /// Has an init cloned that listens on `control`.
@@ -131,10 +198,10 @@ impl Client {
 
     /// Ends the spawner, and returns when it has cleared everything away.
     pub async fn close(&self) {
-        let mut slot = self.live.lock().await;
+        let turn = self.starting.lock().await;
         self.closed.store(true, Ordering::Release);
-        let Some(live) = slot.take() else { return };
-        drop(slot);
+        drop(turn);
+        let Some(live) = self.current().take() else { return };
         live.closing.store(true, Ordering::Release);
         rustix::net::shutdown(live.socket.get_ref(), rustix::net::Shutdown::Both).ok();
         let mut ended = live.ended.clone();
@@ -143,11 +210,14 @@ impl Client {
     }
 
     async fn live(&self) -> Result<Arc<Live>, Error> {
-        let mut slot = self.live.lock().await;
-        if let Some(live) = &*slot
-            && !*live.gone.borrow()
-        {
-            return Ok(Arc::clone(live));
+        let stands = |live: &Arc<Live>| !*live.gone.borrow();
+        if let Some(live) = self.current().clone().filter(stands) {
+            return Ok(live);
+        }
+        let _turn = self.starting.lock().await;
+        // Somebody else may have started it meanwhile.
+        if let Some(live) = self.current().clone().filter(stands) {
+            return Ok(live);
         }
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::Platform {
@@ -159,7 +229,7 @@ impl Client {
             step: format!("start the sandbox spawner {}", self.command.program.display()),
             source,
         })?;
-        *slot = Some(Arc::clone(&live));
+        *self.current() = Some(Arc::clone(&live));
         Ok(live)
     }
 
@@ -176,8 +246,12 @@ impl Client {
             .stdout(Stdio::null())
             .stderr(Stdio::inherit());
         // Starting a process may take milliseconds; not on the runtime's threads.
-        let mut child =
+        let child =
             tokio::task::spawn_blocking(move || command.spawn()).await.map_err(io::Error::other)??;
+        let pid = child.id();
+        // Not collected before its task does: the number is its own.
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let process = Arc::new(sys::watch(process, Interest::READABLE)?);
         rustix::io::ioctl_fionbio(&ours, true)?;
         let socket = sys::watch(ours, Interest::READABLE | Interest::WRITABLE)?;
         let ready = async {
@@ -194,42 +268,56 @@ impl Client {
         let ready = tokio::time::timeout(START_LIMIT, ready).await.unwrap_or_else(|_| {
             Err(io::Error::new(io::ErrorKind::TimedOut, "an earlier one may still be clearing away"))
         });
-        match ready {
-            Ok((FromSpawner::Ready, _)) => {}
-            Ok(_) => {
-                end(child);
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it answered something else than ready",
-                ));
-            }
-            Err(error) => {
-                drop(socket);
-                child.kill()?;
-                end(child);
-                return Err(io::Error::new(
-                    error.kind(),
-                    format!("it did not come up ({error}); does its main call spawner::run_if_asked first?"),
-                ));
-            }
-        }
+        let error = match ready {
+            Ok((FromSpawner::Ready, _)) => return Ok(Live::follow(socket, process, pid, 0)),
+            Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "it does not begin with its word"),
+            Err(error) => error,
+        };
+        // Gone already is as good.
+        pidfd_send_signal(process.get_ref(), Signal::KILL).ok();
+        tokio::spawn(async move { collect(&process).await });
+        let text = format!("it did not come up ({error}); does its main call spawner::run_if_asked first?");
+        Err(io::Error::new(error.kind(), text))
+    }
+}
+
+impl Live {
+    /// Ends with the spawner, or with the driver: the last handle on the socket but the task's own closes it.
+    fn follow(
+        socket: AsyncFd<OwnedFd>,
+        process: Arc<AsyncFd<OwnedFd>>,
+        pid: u32,
+        sequence: u64,
+    ) -> Arc<Self> {
         let (ending, ended) = watch::channel(false);
-        let live = Arc::new(Live {
+        let live = Arc::new(Self {
             socket,
-            waiting: Mutex::default(),
+            process: Arc::clone(&process),
+            waiting: Mutex::new(Waiting { sequence, ..Waiting::default() }),
             gone: watch::Sender::new(false),
             closing: AtomicBool::new(false),
             ended,
-            pid: child.id(),
+            pid,
         });
-        // Ends with the spawner, or with the driver: the last handle on the socket but this task's own closes it.
-        tokio::spawn(listen(Arc::downgrade(&live), child, ending));
-        Ok(live)
+        tokio::spawn(listen(Arc::downgrade(&live), process, ending));
+        live
+    }
+
+    fn init(self: &Arc<Self>, pidfd: OwnedFd) -> Init {
+        Init { pidfd, orphaned: self.gone.subscribe(), parent: Parent(Arc::downgrade(self)) }
+    }
+}
+
+/// Waits for the end of a process, which may take as long as it clears away, and reaps it.
+async fn collect(process: &AsyncFd<OwnedFd>) {
+    // An error is that of a runtime that ends.
+    if process.readable().await.is_ok() {
+        waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
     }
 }
 
 /// Hands answers out until the spawner is gone.
-async fn listen(live: Weak<Live>, mut child: Child, ending: watch::Sender<bool>) {
+async fn listen(live: Weak<Live>, process: Arc<AsyncFd<OwnedFd>>, ending: watch::Sender<bool>) {
     // The driver may be dropped while we wait, and only its drop closes the socket: hold it only for one step at a time,
     // on a duplicate that registers for itself.
     let Some(held) = live.upgrade() else { return };
@@ -244,10 +332,7 @@ async fn listen(live: Weak<Live>, mut child: Child, ending: watch::Sender<bool>)
             let Some(live) = live.upgrade() else { break };
             let (sequence, result) = match message {
                 FromSpawner::Cloned { sequence, .. } => match descriptors.pop() {
-                    Some(pidfd) => {
-                        let (orphaned, parent) = (live.gone.subscribe(), Parent(Arc::downgrade(&live)));
-                        (sequence, Ok(Init { pidfd, orphaned, parent }))
-                    }
+                    Some(pidfd) => (sequence, Ok(live.init(pidfd))),
                     None => break,
                 },
                 FromSpawner::Failed { sequence, errno } => {
@@ -273,14 +358,8 @@ async fn listen(live: Weak<Live>, mut child: Child, ending: watch::Sender<bool>)
         }
         live.gone.send_replace(true);
     }
-    // Collects it, which may take as long as it clears away.
-    tokio::task::spawn_blocking(move || child.wait()).await.ok();
+    collect(&process).await;
     ending.send_replace(true);
-}
-
-/// Collects an ended child without holding anybody up.
-fn end(mut child: Child) {
-    tokio::task::spawn_blocking(move || child.wait());
 }
 
 impl Drop for Live {

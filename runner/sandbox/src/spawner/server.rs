@@ -38,8 +38,15 @@ struct Spawner {
 }
 
 fn serve() -> io::Result<()> {
-    // A Ctrl-C or a service manager's SIGTERM means the runner, which drains; we end when it has.
-    sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE]);
+    // A Ctrl-C, or what a service manager sends to all of a service, means the runner; we end when it has.
+    sys::ignore_signals(&[
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGPIPE,
+        libc::SIGUSR2,
+    ]);
     // Fails only for the leader of a group, which has what this is for.
     if let Err(error) = rustix::process::setsid()
         && error != rustix::io::Errno::PERM

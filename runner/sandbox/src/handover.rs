@@ -1,0 +1,206 @@
+//! What a process leaves to the program that takes its place.
+//!
+//! `execve` keeps the process: its id, its children, its locks, and every descriptor that is not marked to be closed. Only its memory and
+//! its threads go. So a runner is upgraded in place by becoming the new program, and what holds its sandboxes is never let go of:
+//! at no moment do two runners have them, or none. A [`Bequest`] gathers the descriptors that stay open, and becomes the program; an
+//! [`Inheritance`] is what that finds. Whatever was not bequeathed closes, and what hung on it ends as at any other end of a runner.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::MemfdFlags;
+use rustix::io::FdFlags;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::cell::Held;
+use crate::cgroup::Base;
+use crate::{User, spawner, state, sys};
+
+/// What spawner and inits understand. They live on as the program that they were started from, so whoever takes them up must speak as
+/// that did: raised with every change to what is said to them.
+pub const PROTOCOL: u32 = 1;
+
+/// The variable that tells a program of what it inherits: the number of a descriptor.
+const VARIABLE: &str = "STOKER_HANDOVER";
+/// The name of the file behind it, for whoever looks at `/proc`.
+const NAME: &str = "stoker-handover";
+
+/// A descriptor that stays open, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Kept(i32);
+
+/// Descriptors that are to stay open. Dropping it keeps none of them.
+#[derive(Debug, Default)]
+pub struct Bequest(Vec<OwnedFd>);
+
+/// What is written down for the program.
+#[derive(Serialize, Deserialize)]
+struct Will<T> {
+    /// Whose it is: a program that was started by that process finds the variable, too.
+    pid: u32,
+    descriptors: Vec<i32>,
+    estate: T,
+}
+
+impl Bequest {
+    /// Has a copy of this descriptor stay open.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn keep(&mut self, descriptor: impl AsFd) -> io::Result<Kept> {
+        // Away from the low numbers, which mean something to every program.
+        let copy = rustix::io::fcntl_dupfd_cloexec(descriptor, 10)?;
+        let kept = Kept(copy.as_raw_fd());
+        self.0.push(copy);
+        Ok(kept)
+    }
+
+    /// Becomes this program, which finds `estate` in its [`Inheritance`]. Nothing may be started meanwhile: it would inherit, too.
+    /// Returns only when that cannot be, and why: then nothing has changed but what SIGHUP and SIGUSR2 do, which is nothing.
+    pub fn become_program(self, program: &mut Command, estate: &impl Serialize) -> io::Error {
+        match self.write_down(estate) {
+            Ok(will) => {
+                // Until the program listens for them they would end it.
+                sys::ignore_signals(&[libc::SIGHUP, libc::SIGUSR2]);
+                program.env(VARIABLE, will.as_raw_fd().to_string()).exec()
+            }
+            Err(error) => error,
+        }
+    }
+
+    fn write_down(&self, estate: &impl Serialize) -> io::Result<OwnedFd> {
+        let will = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?;
+        let will = rustix::io::fcntl_dupfd_cloexec(will, 10)?;
+        let mut file = File::from(will);
+        let descriptors = self.0.iter().map(AsRawFd::as_raw_fd).chain([file.as_raw_fd()]).collect();
+        let text = serde_json::to_vec(&Will { pid: std::process::id(), descriptors, estate })?;
+        file.write_all(&text)?;
+        file.rewind()?;
+        for descriptor in self.0.iter().map(AsFd::as_fd).chain([file.as_fd()]) {
+            rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        }
+        Ok(file.into())
+    }
+}
+
+/// The descriptors that the process's former program has left. Those that nobody takes close with it.
+#[derive(Debug)]
+pub struct Inheritance(HashMap<i32, OwnedFd>);
+
+impl Inheritance {
+    /// What this program inherits, if it does. To be asked once, before anything is opened or started.
+    ///
+    /// # Errors
+    /// When there is something, and it cannot be understood.
+    pub fn find<T: DeserializeOwned>() -> io::Result<Option<(T, Self)>> {
+        let Some(path) = std::env::var(VARIABLE).ok().and_then(|number| {
+            let number: u32 = number.parse().ok()?;
+            Some(PathBuf::from(format!("/proc/self/fd/{number}")))
+        }) else {
+            return Ok(None);
+        };
+        // The number may be anything by now: in a program that the one that inherited has started.
+        let is_ours = |link: &Path| link.to_string_lossy().starts_with(&format!("/memfd:{NAME}"));
+        if !std::fs::read_link(&path).is_ok_and(|link| is_ours(&link)) {
+            return Ok(None);
+        }
+        let mut text = Vec::new();
+        File::open(&path)?.read_to_end(&mut text)?;
+        let will: Will<serde_json::Value> = serde_json::from_slice(&text)?;
+        if will.pid != std::process::id() {
+            return Ok(None);
+        }
+        // Before anything that can fail: what stays open by accident keeps a sandbox alive.
+        let open = |number: &i32| sys::inherit(*number).ok().map(|descriptor| (*number, descriptor));
+        let inheritance = Self(will.descriptors.iter().filter_map(open).collect());
+        let estate = serde_json::from_value(will.estate)?;
+        Ok(Some((estate, inheritance)))
+    }
+
+    /// Takes a descriptor.
+    ///
+    /// # Errors
+    /// When it was not left, or was taken before.
+    pub fn take(&mut self, kept: Kept) -> io::Result<OwnedFd> {
+        let missing =
+            || io::Error::new(io::ErrorKind::NotFound, format!("descriptor {} was not handed over", kept.0));
+        self.0.remove(&kept.0).ok_or_else(missing)
+    }
+}
+
+/// A driver as it is handed over, with what its sandboxes share.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HandedDriver {
+    pub(crate) driver: String,
+    pub(crate) state: state::Handed,
+    pub(crate) base: Base,
+    pub(crate) spawner: spawner::client::Handed,
+    /// How many names of cgroups and of shared directories were given.
+    pub(crate) leaves: u64,
+    pub(crate) directories: u64,
+}
+
+impl HandedDriver {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.driver
+    }
+}
+
+/// A sandbox as it is handed over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HandedSandbox {
+    pub(crate) id: String,
+    /// Whom the function is to the host, where that is not our own user.
+    pub(crate) owner: Option<User>,
+    pub(crate) control: Kept,
+    /// Its init.
+    pub(crate) init: Kept,
+    /// The directory shared with it, and its path inside.
+    pub(crate) shared: Option<(Kept, PathBuf)>,
+    /// Launch stream and pipes of a process that is parked.
+    pub(crate) parked: Option<[Kept; 4]>,
+    /// The most memory that its init saw.
+    pub(crate) watched: u64,
+    pub(crate) held: Held,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was kept is written down under its number, and stays what it was.
+    #[test]
+    fn a_will_names_every_descriptor_that_stays_open() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut bequest = Bequest::default();
+        let kept = [bequest.keep(&read).unwrap(), bequest.keep(&write).unwrap()];
+        assert!(kept[0] != kept[1] && kept.iter().all(|kept| kept.0 >= 10));
+        let will = bequest.write_down(&("estate", kept)).unwrap();
+        let mut text = String::new();
+        File::from(will.try_clone().unwrap()).read_to_string(&mut text).unwrap();
+        let read: Will<(String, [Kept; 2])> = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.pid, std::process::id());
+        assert_eq!(read.descriptors, [kept[0].0, kept[1].0, will.as_raw_fd()]);
+        assert_eq!(read.estate, ("estate".to_owned(), kept));
+        for descriptor in bequest.0.iter().chain([&will]) {
+            assert_eq!(rustix::io::fcntl_getfd(descriptor).unwrap(), FdFlags::empty());
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_once() {
+        let mut inheritance = Inheritance(HashMap::from([(10, File::open("/dev/null").unwrap().into())]));
+        inheritance.take(Kept(10)).unwrap();
+        assert!(inheritance.take(Kept(10)).is_err());
+        assert!(inheritance.take(Kept(11)).is_err());
+    }
+}
