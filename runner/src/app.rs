@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use stoker_core::{Incarnation, Resources, RunnerName};
 use stoker_registry::{Registration, Registry};
 use stoker_runtime::tls::{Incoming, Speaks, Tls};
+use stoker_sandbox::handover::Bequest;
 use stoker_sandbox::{Driver, egress, select, spawner};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
@@ -18,12 +19,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::container::Container;
+use crate::handover::{self, Departure, Heir, Terms, is_allowed};
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
 use crate::machine::pressure::Pressure;
 use crate::observe::Observer;
 use crate::pool::Pools;
+use crate::pool::handover::{HandedMember, HandedSince};
 use crate::report::Report;
 use crate::secrets::Secrets;
 use crate::service::Shared;
@@ -42,6 +46,12 @@ const CONTAINERS: Duration = Duration::from_secs(5);
 const REGISTRY: Duration = Duration::from_secs(3);
 const SESSIONS: Duration = Duration::from_secs(1);
 const SERVER: Duration = Duration::from_secs(1);
+/// Balancers do not say when they have heard that the runner drains, but offer it nothing any more from then on: they all have when nothing has come
+/// for this long. One that goes on is waited for only so long.
+const QUIET: Duration = Duration::from_millis(250);
+const LONG_QUIET: Duration = Duration::from_secs(2);
+/// For connections to close when the next program is about to take their place: callers wait meanwhile.
+const MOMENT: Duration = Duration::from_millis(100);
 /// For the spawner to remove what sandboxes have left; it goes on without us.
 const SANDBOXES: Duration = Duration::from_secs(3);
 
@@ -122,6 +132,11 @@ impl Config {
 pub struct Runner {
     name: RunnerName,
     address: SocketAddr,
+    /// What it was told to listen on.
+    listen: SocketAddr,
+    state_dir: PathBuf,
+    /// The listening socket, for whoever goes on with it.
+    socket: OwnedFd,
     shared: Arc<Shared>,
     known: watch::Receiver<bool>,
     stop_report: CancellationToken,
@@ -131,7 +146,7 @@ pub struct Runner {
 
 struct Parts {
     report: JoinHandle<Box<dyn Registration>>,
-    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
     driver: Arc<dyn Driver>,
 }
 
@@ -141,9 +156,30 @@ impl Runner {
     /// # Errors
     /// What could not be done, with the reason.
     pub async fn start(config: Config, registry: Arc<dyn Registry>) -> anyhow::Result<Self> {
+        Self::begin(config, registry, None).await
+    }
+
+    /// The same, in the place of the process's former program: with its socket and its idle containers.
+    ///
+    /// # Errors
+    /// As [`Runner::start`]. What cannot be taken up is no error: it ends, and is made anew when it is needed.
+    pub async fn take_up(config: Config, registry: Arc<dyn Registry>, heir: Heir) -> anyhow::Result<Self> {
+        Self::begin(config, registry, Some(heir)).await
+    }
+
+    async fn begin(
+        config: Config,
+        registry: Arc<dyn Registry>,
+        mut heir: Option<Heir>,
+    ) -> anyhow::Result<Self> {
         raise_open_files();
-        let listener =
-            TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+        let listening = || format!("listen on {}", config.listen);
+        let listener = match &mut heir {
+            Some(heir) => heir.listener().and_then(TcpListener::from_std),
+            None => TcpListener::bind(config.listen).await,
+        };
+        let listener = listener.with_context(listening)?;
+        let socket = listener.as_fd().try_clone_to_owned().with_context(listening)?;
         let address = listener.local_addr().context("ask for the address that was bound")?;
         let mut choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
             .with_spawner(config.spawner.clone());
@@ -155,18 +191,21 @@ impl Runner {
         if let Some(socket) = &config.docker_socket {
             choice.docker.socket.clone_from(socket);
         }
-        let selection = select::select(choice).await.context("choose a sandbox")?;
+        let images = Arc::new(Images::new(config.images));
+        images.clean_up().await;
+        let logs = Arc::new(Logs::collected(config.observer.recorder.clone()));
+        let cordoned = heir.as_ref().is_some_and(Heir::is_cordoned);
+        let (selection, taken) = match heir {
+            None => (select::select(choice).await.context("choose a sandbox")?, Vec::new()),
+            Some(heir) => take_up(choice, heir, &images, &logs).await.context("choose a sandbox")?,
+        };
         match selection.driver.collect_leftovers().await {
             Ok(left) if left.is_empty() => {}
             Ok(left) => tracing::info!(?left, "removed what an earlier life left behind"),
             Err(error) => tracing::warn!(%error, "an earlier life left something that could not be removed"),
         }
-        let images = Arc::new(Images::new(config.images));
-        images.clean_up().await;
         let incarnation = Incarnation::new();
-        let logs = Arc::new(Logs::default());
         let ledger = Ledger::new(config.resources);
-        let meters = config.observer.meters.clone();
         let driver = selection.driver.clone();
         let pools = Pools::new(
             ledger,
@@ -176,9 +215,17 @@ impl Runner {
             Secrets::new(config.secrets),
             incarnation,
             config.freeze_after,
-            meters,
+            config.observer.clone(),
         );
         pools.watch_memory(Pressure::listen(config.memory_news));
+        pools.watch_secrets();
+        if cordoned {
+            pools.cordon();
+        }
+        if !taken.is_empty() {
+            let containers = pools.take_up(taken);
+            tracing::info!(containers, "took over from the former program");
+        }
         let advertised = config.advertise.unwrap_or_else(|| {
             let scheme = if config.tls.is_some() { "https" } else { "http" };
             format!("{scheme}://{address}")
@@ -200,10 +247,7 @@ impl Runner {
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
         });
-        let registration = registry.register(report.now()).await.context("register")?;
-        let known = registration.known();
         let (stop_report, stop_server) = (CancellationToken::new(), CancellationToken::new());
-        let report = tokio::spawn(report.run(registration, stop_report.clone()));
         let service = Served::new(shared.clone());
         let (health_reporter, health) = tonic_health::server::health_reporter();
         health_reporter.set_serving::<Served>().await;
@@ -220,14 +264,27 @@ impl Runner {
                 .add_service(health)
                 .serve_with_incoming_shutdown(incoming, async move { over.cancelled().await }),
         );
+        // Whoever is connected already does not wait for the registry.
+        let registration = match registry.register(report.now()).await {
+            Ok(registration) => registration,
+            Err(error) => {
+                stop_server.cancel();
+                return Err(error).context("register");
+            }
+        };
+        let known = registration.known();
+        let report = tokio::spawn(report.run(registration, stop_report.clone()));
         Ok(Self {
             name: config.name,
             address,
+            listen: config.listen,
+            state_dir: config.state_dir,
+            socket,
             shared,
             known,
             stop_report,
             stop_server,
-            parts: Mutex::new(Some(Parts { report, server, driver: selection.driver })),
+            parts: Mutex::new(Some(Parts { report, server: Some(server), driver: selection.driver })),
         })
     }
 
@@ -252,12 +309,65 @@ impl Runner {
         self.known.clone().wait_for(|known| *known).await.ok();
     }
 
+    /// Makes ready to become another program, as [`crate::handover`] says; `admin` is where that is to have the admin port. Calls that are inside
+    /// may take `grace` to end.
+    ///
+    /// # Errors
+    /// Why that cannot be: then nothing has changed, and calls are taken as before.
+    pub async fn depart(&self, admin: SocketAddr, grace: Duration) -> anyhow::Result<Departure> {
+        let parts = self.parts.lock().await;
+        let driver = parts.as_ref().map(|parts| parts.driver.clone()).context("it is stopping")?;
+        drop(parts);
+        // Whether it can be at all.
+        let handed = driver.hand_over(&mut Bequest::default())?;
+        let terms = Terms::new(self.name.as_str(), self.state_dir.clone(), self.listen, &handed);
+        handover::ask(&terms).await.map_err(anyhow::Error::msg)?;
+        let pools = &self.shared.pools;
+        pools.drain();
+        self.shared.report.tell();
+        let left = pools.gate.close_and_wait(grace).await;
+        let ready = async {
+            anyhow::ensure!(left == 0, "{left} calls have not ended in {grace:?}");
+            // A call that is offered to a session that ends is lost: until every balancer has heard, they are refused.
+            pools.gate.calm(QUIET, LONG_QUIET).await;
+            let mut bequest = Bequest::default();
+            let listener = bequest.keep(&self.socket).context("keep the socket")?;
+            let driver = driver.hand_over(&mut bequest)?;
+            let leaving = pools.hand_over(&mut bequest).await;
+            anyhow::Ok((listener, driver, leaving, bequest))
+        };
+        match ready.await {
+            Ok((listener, driver, leaving, bequest)) => {
+                self.end_sessions().await;
+                let cordoned = pools.is_cordoned();
+                Ok(Departure::new(terms, listener, admin, driver, cordoned, leaving, bequest))
+            }
+            Err(error) => {
+                pools.gate.open();
+                self.shared.report.tell();
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes no connection any more, and ends those that there are: whoever comes now waits for the next program.
+    async fn end_sessions(&self) {
+        self.stop_server.cancel();
+        self.shared.over.cancel();
+        self.shared.tasks.close();
+        within("the sessions", SESSIONS, self.shared.tasks.wait()).await;
+        let server = self.parts.lock().await.as_mut().and_then(|parts| parts.server.take());
+        if let Some(server) = server {
+            within("the server", MOMENT, server).await;
+        }
+    }
+
     /// Refuses new calls and says so to everyone, waits for those inside up to `grace`, ends every container, leaves the registry,
     /// stops serving and clears away. A second call does nothing. Every step has a limit: all of it takes no longer than `grace` and
     /// [`CLOSING`].
     pub async fn stop(&self, grace: Duration) {
         let Some(parts) = self.parts.lock().await.take() else { return };
-        let Parts { report, mut server, driver } = parts;
+        let Parts { report, server, driver } = parts;
         let pools = &self.shared.pools;
         pools.drain();
         self.shared.report.tell();
@@ -279,15 +389,47 @@ impl Runner {
         self.shared.tasks.close();
         within("the sessions", SESSIONS, self.shared.tasks.wait()).await;
         self.stop_server.cancel();
-        match within("the server", SERVER, &mut server).await {
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => tracing::warn!(%error, "the server ended with an error"),
-            Some(Err(error)) => tracing::warn!(%error, "the server's task ended with an error"),
-            // Somebody has a stream open that ends with nothing, like one of health.
-            None => server.abort(),
+        if let Some(mut server) = server {
+            match within("the server", SERVER, &mut server).await {
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => tracing::warn!(%error, "the server ended with an error"),
+                Some(Err(error)) => tracing::warn!(%error, "the server's task ended with an error"),
+                // Somebody has a stream open that ends with nothing, like one of health.
+                None => server.abort(),
+            }
         }
         within("the sandboxes", SANDBOXES, driver.close()).await;
     }
+}
+
+/// The driver and the containers of the process's former program; where the driver cannot be taken up, one as at any start.
+async fn take_up(
+    choice: select::Config,
+    heir: Heir,
+    images: &Images,
+    logs: &Logs,
+) -> Result<(select::Selection, Vec<(HandedSince, Container)>), stoker_sandbox::Error> {
+    let host_network = choice.host_network;
+    let (driver, members, mut inheritance) = heir.apart();
+    let selection = match select::take_up(choice.clone(), driver, &mut inheritance) {
+        Ok(selection) => selection,
+        Err(error) => {
+            tracing::error!(%error, "what was handed over cannot be taken up, and ends");
+            drop(inheritance);
+            return Ok((select::select(choice).await?, Vec::new()));
+        }
+    };
+    let mut taken = Vec::new();
+    for (container, since) in members.into_iter().map(HandedMember::apart) {
+        if !is_allowed(&container, host_network) {
+            continue;
+        }
+        match Container::take_up(container, &*selection.driver, images, logs, &mut inheritance).await {
+            Ok(container) => taken.push((since, container)),
+            Err(why) => tracing::warn!(why, "a container that was handed over cannot be taken up, and ends"),
+        }
+    }
+    Ok((selection, taken))
 }
 
 /// One step of the end.

@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod endpoint;
+pub mod handover;
 pub mod lambda;
 mod launch;
 pub mod state;
@@ -21,7 +22,9 @@ use stoker_lambda::RuntimeApi;
 use stoker_sandbox::{Exit, ExitCause, Sandbox, Usage};
 use tokio::net::UnixStream;
 
-use crate::logs::ContainerLog;
+use crate::logs::{ContainerLog, Source};
+use crate::observe::Seen;
+use crate::secrets::Print;
 use channel::{Channel, Eye, Pipes, Unfit};
 pub use launch::launch;
 
@@ -83,7 +86,11 @@ pub struct Container {
     pub codec: Option<Codec>,
     pub log: Arc<ContainerLog>,
     pub launched: Launched,
+    /// What traces say of it.
+    pub seen: Seen,
     sandbox: Arc<dyn Sandbox>,
+    /// Of the secrets that it was launched with, where it has any.
+    secrets: Option<Print>,
     /// It may stand still: whoever wants to use it passes the gate first.
     still: AtomicBool,
     gate: tokio::sync::Mutex<bool>,
@@ -94,9 +101,11 @@ pub struct Container {
     /// Where its calls come on STDIN: there while it has none.
     pipes: Mutex<Option<Pipes>>,
     /// Its root stays while it is held; let go after the sandbox.
-    _image: Option<Image>,
+    image: Option<Image>,
     /// Kept open: a function that reads its STDIN must not see an end where its format has none.
-    _stdin: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    /// What its log is read from, for whoever goes on with that.
+    outputs: Mutex<Vec<(Source, OwnedFd)>>,
 }
 
 /// What a process was doing when it ended.
@@ -181,6 +190,11 @@ impl Container {
     pub fn used(&self) -> Option<Usage> {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         (used != Usage::default()).then_some(used)
+    }
+
+    /// Whether it was launched with these secrets.
+    pub fn was_told(&self, secrets: &[(String, String)]) -> bool {
+        self.secrets == Some(Print::of(&self.id, secrets))
     }
 
     /// Makes sure that it runs. Costs nothing for one that was not about to be frozen.

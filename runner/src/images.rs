@@ -1,5 +1,7 @@
 //! The images of this runner's functions: the store, opened when it is first needed, and what an image adds to what a function says.
 
+use std::path::Path;
+
 use stoker_core::function::{FunctionSpec, Root};
 use stoker_core::{Code, Error, ImageRef};
 use stoker_image::{Config, Fault, Image, Source, Store};
@@ -84,6 +86,17 @@ impl Images {
                 LaunchError::Platform(error.message)
             }
         })
+    }
+
+    /// A function's image as it was prepared before: with this root. `None` where that is not here any more, or another.
+    pub async fn again(&self, spec: &FunctionSpec, root: &Path) -> Option<Image> {
+        let store = self.store().await.ok()?;
+        if let Root::Image(image) = &spec.root
+            && !store.has(image)
+        {
+            return None;
+        }
+        self.prepare(spec).await.ok().flatten().filter(|image| image.root == root)
     }
 }
 

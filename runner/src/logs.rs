@@ -1,5 +1,6 @@
 //! What functions wrote: bounded rings, one a function, lines attributed to calls, and the last lines of a container for
-//! the errors that need them. Writers never wait for readers; what a reader missed is counted.
+//! the errors that need them. Writers never wait for readers; what a reader missed is counted. The same lines go to the collector of
+//! telemetry, where there is one, each with the trace of its call.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -10,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use stoker_core::error::MAX_LOG_TAIL;
 use stoker_core::function::FunctionName;
 use stoker_core::{CallId, ContainerId};
+use stoker_runtime::telemetry::{Labels, Record, Recorder, Severity, Spot, names};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::{broadcast, watch};
 
@@ -40,40 +42,59 @@ pub struct Line {
     pub text: Bytes,
     pub call: Option<CallId>,
     pub container: ContainerId,
+    /// Its number among the function's lines here, from 1.
+    pub sequence: u64,
 }
 
 /// Of all functions of this runner.
 #[derive(Debug, Default)]
 pub struct Logs {
     functions: Mutex<HashMap<FunctionName, Arc<Ring>>>,
+    recorder: Recorder,
 }
 
 impl Logs {
+    /// Whose lines go there too.
+    pub fn collected(recorder: Recorder) -> Self {
+        Self { functions: Mutex::default(), recorder }
+    }
+
     /// The ring of a function, made if there is none.
     pub fn ring(&self, function: &FunctionName) -> Arc<Ring> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        functions.entry(function.clone()).or_default().clone()
+        let made = || Arc::new(Ring::new(function.clone(), self.recorder.clone()));
+        functions.entry(function.clone()).or_insert_with(made).clone()
     }
 }
 
 /// Of one function.
 #[derive(Debug)]
 pub struct Ring {
-    lines: Mutex<(VecDeque<Arc<Line>>, usize)>,
+    function: FunctionName,
+    kept: Mutex<Kept>,
     follow: broadcast::Sender<Arc<Line>>,
+    recorder: Recorder,
 }
 
-impl Default for Ring {
-    fn default() -> Self {
-        Self { lines: Mutex::default(), follow: broadcast::channel(FOLLOW).0 }
-    }
+#[derive(Debug, Default)]
+struct Kept {
+    lines: VecDeque<Arc<Line>>,
+    bytes: usize,
+    /// Lines that ever came.
+    count: u64,
 }
 
 impl Ring {
-    fn push(&self, line: Line) {
+    fn new(function: FunctionName, recorder: Recorder) -> Self {
+        Self { function, kept: Mutex::default(), follow: broadcast::channel(FOLLOW).0, recorder }
+    }
+
+    fn push(&self, mut line: Line) {
+        let mut guard = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Kept { lines, bytes, count } = &mut *guard;
+        *count += 1;
+        line.sequence = *count;
         let line = Arc::new(line);
-        let mut guard = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let (lines, bytes) = &mut *guard;
         *bytes += line.text.len();
         lines.push_back(line.clone());
         while lines.len() > RING_LINES || *bytes > RING_BYTES {
@@ -88,8 +109,8 @@ impl Ring {
 
     /// What is kept, and what comes from then on.
     pub fn read(&self) -> (Vec<Arc<Line>>, broadcast::Receiver<Arc<Line>>) {
-        let guard = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        (guard.0.iter().cloned().collect(), self.follow.subscribe())
+        let guard = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        (guard.lines.iter().cloned().collect(), self.follow.subscribe())
     }
 }
 
@@ -98,6 +119,8 @@ impl Ring {
 pub struct ContainerLog {
     id: ContainerId,
     ring: Arc<Ring>,
+    /// What the collector is told of each line.
+    labels: Labels,
     state: Mutex<State>,
     /// Pipes that are still open.
     open: watch::Sender<usize>,
@@ -116,11 +139,18 @@ impl fmt::Debug for Tap {
     }
 }
 
+/// A call, and where it is in its trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    call: CallId,
+    spot: Option<Spot>,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    calls: Vec<CallId>,
+    calls: Vec<Owner>,
     /// The one that ended last, if it had the container to itself: what is read now was written for it.
-    last: Option<CallId>,
+    last: Option<Owner>,
     /// Several ran at once since nobody did.
     shared: bool,
     tail: VecDeque<u8>,
@@ -129,7 +159,8 @@ struct State {
 impl ContainerLog {
     pub fn new(id: ContainerId, ring: Arc<Ring>) -> Arc<Self> {
         let open = watch::Sender::new(0);
-        Arc::new(Self { id, ring, state: Mutex::default(), open, tap: Mutex::default() })
+        let labels = crate::observe::labels(&id, ring.function.as_str());
+        Arc::new(Self { id, ring, labels, state: Mutex::default(), open, tap: Mutex::default() })
     }
 
     /// From now on `tap` gets every line that is written, too, and nobody else. It must not wait.
@@ -147,21 +178,35 @@ impl ContainerLog {
         let mut state = self.state();
         state.shared |= !state.calls.is_empty();
         state.last = None;
-        state.calls.push(call);
+        state.calls.push(Owner { call, spot: None });
+    }
+
+    /// What is written for the call belongs there in its trace; asked for only where somebody collects lines.
+    pub fn traced(&self, call: CallId, spot: impl FnOnce() -> Option<Spot>) {
+        if self.ring.recorder.is_on()
+            && let Some(owner) = self.state().calls.iter_mut().find(|owner| owner.call == call)
+        {
+            owner.spot = spot();
+        }
     }
 
     /// The call is over.
     pub fn end(&self, call: CallId) {
         let mut state = self.state();
-        state.calls.retain(|c| *c != call);
+        let Some(at) = state.calls.iter().position(|owner| owner.call == call) else { return };
+        let owner = state.calls.remove(at);
         if state.calls.is_empty() {
-            state.last = (!std::mem::take(&mut state.shared)).then_some(call);
+            state.last = (!std::mem::take(&mut state.shared)).then_some(owner);
         }
     }
 
     /// A line of the runner's own about a call.
     pub fn note(&self, call: CallId, text: String) {
-        self.push(Source::Platform, text.into(), Some(call));
+        let owner = {
+            let state = self.state();
+            state.calls.iter().chain(&state.last).find(|owner| owner.call == call).copied()
+        };
+        self.push(Source::Platform, text.into(), Some(owner.unwrap_or(Owner { call, spot: None })));
     }
 
     /// The last lines.
@@ -205,7 +250,7 @@ impl ContainerLog {
         if let Some(Tap(tap)) = tap {
             tap(source, text);
         }
-        let call = {
+        let owner = {
             let mut state = self.state();
             state.tail.extend(text);
             state.tail.push_back(b'\n');
@@ -217,12 +262,40 @@ impl ContainerLog {
                 _ => None,
             }
         };
-        self.push(source, Bytes::copy_from_slice(text), call);
+        self.push(source, Bytes::copy_from_slice(text), owner);
     }
 
-    fn push(&self, source: Source, text: Bytes, call: Option<CallId>) {
+    fn push(&self, source: Source, text: Bytes, owner: Option<Owner>) {
         let (time, container) = (SystemTime::now(), self.id.clone());
-        self.ring.push(Line { time, source, text, call, container });
+        if self.ring.recorder.is_on() {
+            self.collect(time, source, &text, owner);
+        }
+        let call = owner.map(|owner| owner.call);
+        self.ring.push(Line { time, source, text, call, container, sequence: 0 });
+    }
+}
+
+impl ContainerLog {
+    /// For the collector.
+    fn collect(&self, at: SystemTime, source: Source, text: &[u8], owner: Option<Owner>) {
+        let (who, stream) = match source {
+            Source::Stdout => ("function", Some("stdout")),
+            Source::Stderr => ("function", Some("stderr")),
+            Source::Extension => ("extension", None),
+            Source::Platform => ("platform", None),
+        };
+        let mut own = Labels::default().with(names::LOG_SOURCE, who);
+        if let Some(stream) = stream {
+            own = own.with(names::LOG_STREAM, stream);
+        }
+        if let Some(Owner { call, .. }) = owner {
+            own = own.with(names::FAAS_INVOCATION, call);
+        }
+        // What a function writes says nothing of how grave it is.
+        let severity = if source == Source::Platform { Severity::Info } else { Severity::Unknown };
+        let text = String::from_utf8_lossy(text);
+        let record = Record { at, severity, text: &text, spot: owner.and_then(|owner| owner.spot) };
+        self.ring.recorder.put(&record, &[&self.labels, &own]);
     }
 }
 
@@ -261,6 +334,7 @@ mod tests {
         let (lines, _) = logs.ring(&name).read();
         let lengths: Vec<_> = lines.iter().map(|l| l.text.len()).collect();
         assert_eq!(lengths, [3, 0, MAX_LINE, 1, 4]);
+        assert_eq!(lines.iter().map(|l| l.sequence).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert!(lines.iter().all(|l| l.call == Some(call)));
         assert!(log.tail().ends_with("x\nlast\n"));
         assert!(log.tail().len() <= MAX_LOG_TAIL);

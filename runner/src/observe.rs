@@ -1,23 +1,24 @@
 //! What others may see of a runner: one trace per call, and numbers. Without a tracer and without meters nothing is made and
 //! nothing is counted.
 
+mod seen;
+
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use stoker_core::call::TraceContext;
-use stoker_core::function::FunctionName;
-use stoker_core::machine::Listed as _;
-use stoker_core::{Code, Refusal};
+use stoker_core::function::FunctionSpec;
+use stoker_core::{Code, Error, Refusal};
 use stoker_proto::status;
-use stoker_runtime::metrics::{Bounded, Counter, Gauge, Histogram, Labelled, Metrics};
-use stoker_runtime::telemetry::{Facts, Span, SpanKind, TraceId, Tracer};
+use stoker_runtime::telemetry::names::{self, Name};
+use stoker_runtime::telemetry::{Facts, Recorder, Span, SpanKind, Spot, TraceId, Tracer, Value};
 
-use crate::container::Launched;
-use crate::container::state::State;
-use crate::pool::Survey;
+use crate::container::{LaunchError, Launched};
+use crate::metrics::Meters;
+pub use seen::{Seen, labels};
 
-/// Functions with numbers of their own; those beyond share one.
-const FUNCTIONS: usize = 500;
+/// Most bytes that an exception says of what its function wrote: the last ones.
+const STACK: usize = 1024;
 
 /// Who watches a runner.
 #[derive(Debug, Clone, Default)]
@@ -25,20 +26,45 @@ pub struct Observer {
     /// Makes spans, where traces go somewhere.
     pub tracer: Option<Tracer>,
     pub meters: Option<Arc<Meters>>,
+    /// Takes what functions write, where that goes somewhere.
+    pub recorder: Recorder,
 }
 
-/// What the balancer's session is called in traces.
-const ENGAGE: &str = "stoker.runner.v1.RunnerService/Engage";
-
 /// What is the same of all calls' spans.
-static CALLS: LazyLock<Facts> =
-    LazyLock::new(|| Facts::default().with("rpc.system.name", "grpc").with("rpc.method", ENGAGE));
+static CALLS: LazyLock<Facts> = LazyLock::new(|| {
+    Facts::default().with(names::RPC_SYSTEM, "grpc").with(names::RPC_METHOD, names::ENGAGE.as_str())
+});
 
 impl Observer {
+    /// A launch that no call has been told of, as a trace of its own.
+    pub fn launched(&self, ahead: bool, launched: &Launched, seen: &Seen) {
+        if !seen.is_told() {
+            self.alone(launched.began).launched(cause(ahead), launched, seen);
+        }
+    }
+
+    /// A launch that failed, and that no call waits for.
+    pub fn launch_failed(&self, began: Instant, function: &FunctionSpec, error: &LaunchError) {
+        let mut launch = self.alone(began);
+        launch.note(|span| {
+            span.set(names::FAAS_NAME, function.name.as_str());
+            span.set(names::CAUSE, cause(true));
+        });
+        launch.launch_failed(error);
+    }
+
+    /// A launch below no call.
+    fn alone(&self, began: Instant) -> Trace {
+        let start = |tracer: &Tracer| {
+            tracer.start(names::LAUNCH, SpanKind::Internal, &TraceContext::default(), began)
+        };
+        Trace(self.tracer.as_ref().map(start))
+    }
+
     /// The span of a call on this runner, below the balancer's.
     pub fn call(&self, parent: &TraceContext, since: Instant) -> Trace {
         Trace(self.tracer.as_ref().map(|tracer| {
-            let mut span = tracer.start(ENGAGE, SpanKind::Server, parent, since);
+            let mut span = tracer.start(names::ENGAGE, SpanKind::Server, parent, since);
             span.add(&CALLS);
             span
         }))
@@ -51,16 +77,16 @@ pub struct Trace(Option<Span>);
 
 impl Trace {
     /// A span below this one. Starts now, and ends when it is dropped.
-    pub fn child(&self, name: &'static str, kind: SpanKind) -> Trace {
+    pub fn child(&self, name: Name, kind: SpanKind) -> Trace {
         self.child_since(name, kind, Instant::now())
     }
 
-    fn child_since(&self, name: &'static str, kind: SpanKind, began: Instant) -> Trace {
+    fn child_since(&self, name: Name, kind: SpanKind, began: Instant) -> Trace {
         Trace(self.0.as_ref().filter(|span| span.is_recorded()).map(|span| span.child(name, kind, began)))
     }
 
     /// Something below this one that is over: when it began, and how long it took. Says when it ended.
-    pub fn past(&self, name: &'static str, began: Instant, took: Duration) -> Instant {
+    fn past(&self, name: Name, began: Instant, took: Duration) -> Instant {
         let ended = began + took;
         self.child_since(name, SpanKind::Internal, began).note(|span| span.end_at(ended));
         ended
@@ -89,7 +115,8 @@ impl Trace {
         self.note(|span| {
             use tonic::Code as G;
             let row = status::row(code);
-            span.set("error.type", row.reason);
+            span.set(names::ERROR_TYPE, row.reason);
+            span.set(names::BLAME, code.blame().as_str());
             // What the conventions take for a failure of a server, and what is lost with its runner.
             let serious = matches!(
                 row.grpc,
@@ -106,26 +133,97 @@ impl Trace {
         });
     }
 
-    /// A launch that was done for this call, with its phases.
-    pub fn launch(&self, launched: &Launched) {
-        let mut launch = self.child_since("launch", SpanKind::Internal, launched.began);
+    /// Where lines of logs belong that are written meanwhile.
+    pub fn spot(&self) -> Option<Spot> {
+        self.0.as_ref().and_then(Span::spot)
+    }
+
+    /// A launch that was done for this call.
+    pub fn launch(&self, launched: &Launched, seen: &Seen) {
+        self.child_since(names::LAUNCH, SpanKind::Internal, launched.began).launched(
+            cause(false),
+            launched,
+            seen,
+        );
+    }
+
+    /// The span of a launch that is over, with its phases.
+    fn launched(mut self, cause: &'static str, launched: &Launched, seen: &Seen) {
         let mut at = launched.began;
         for (name, took) in [
-            ("image", launched.image),
-            ("create", launched.create),
-            ("start", launched.start),
-            ("init", launched.init),
+            (names::IMAGE, launched.image),
+            (names::CREATE, launched.create),
+            (names::START, launched.start),
+            (names::INIT, launched.init),
         ] {
             if !took.is_zero() {
-                at = launch.past(name, at, took);
+                at = self.past(name, at, took);
             }
         }
-        launch.note(|span| span.end_at(at));
+        self.note(|span| {
+            span.add(seen.facts());
+            span.set(names::CAUSE, cause);
+            span.end_at(at);
+        });
+        // What is not sent is nothing to point to.
+        seen.told(self.0.filter(|span| span.exemplar().is_some()).map(|span| span.context()));
+    }
+
+    /// The launch that it waited for, or that it is, failed.
+    pub fn launch_failed(&mut self, error: &LaunchError) {
+        let (reason, message) = match error {
+            LaunchError::Function(error) => (status::row(error.code).reason, error.message.as_str()),
+            LaunchError::Platform(text) => ("launch_failed", text.as_str()),
+            LaunchError::Impossible(text) => ("too_large", text.as_str()),
+            // Nothing is wrong with it.
+            LaunchError::Full { .. } | LaunchError::Stopping => return,
+        };
+        self.note(|span| {
+            span.set(names::ERROR_TYPE, reason);
+            if let Some(blame) = error.blame() {
+                span.set(names::BLAME, blame.as_str());
+            }
+            span.fail(message);
+        });
+    }
+
+    /// The container was thawed for this call.
+    pub fn thawed(&mut self, took: Duration, seen: &Seen) {
+        let (now, frozen) = (Instant::now(), seen.thawed());
+        self.note(|span| {
+            if let Some(frozen) = frozen {
+                span.event(frozen, names::FREEZE, &[]);
+            }
+            let micros = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
+            span.event(now, names::THAW, &[(names::THAW_TIME, Value::Number(micros))]);
+        });
+    }
+
+    /// How the function failed, in its own words where it had some.
+    pub fn exception(&mut self, error: &Error) {
+        self.note(|span| {
+            let kind = error.report.as_ref().map_or(status::row(error.code).reason, |report| &report.kind);
+            let tail = error.log_tail.len().saturating_sub(STACK);
+            let tail =
+                (tail..=error.log_tail.len()).find(|at| error.log_tail.is_char_boundary(*at)).unwrap_or(0);
+            let facts = [
+                (names::EXCEPTION_TYPE, Value::Text(kind)),
+                (names::EXCEPTION_MESSAGE, Value::Text(&error.message)),
+                (names::EXCEPTION_STACK, Value::Text(&error.log_tail[tail..])),
+            ];
+            let facts = if error.log_tail.is_empty() { &facts[..2] } else { &facts };
+            span.event(Instant::now(), names::EXCEPTION, facts);
+        });
     }
 }
 
-/// How a reason is called in numbers.
-fn refusal(reason: Refusal) -> &'static str {
+/// Why a container is launched, for spans.
+fn cause(ahead: bool) -> &'static str {
+    if ahead { "ahead" } else { "call" }
+}
+
+/// How a reason is called.
+pub fn refusal(reason: Refusal) -> &'static str {
     match reason {
         Refusal::Full => "full",
         Refusal::Draining => "draining",
@@ -134,196 +232,3 @@ fn refusal(reason: Refusal) -> &'static str {
         Refusal::LaunchFailed => "launch_failed",
     }
 }
-
-/// The numbers of a runner.
-#[derive(Debug)]
-pub struct Meters {
-    calls: Labelled<Counter>,
-    functions: Bounded<Function>,
-    execution: Histogram,
-    launch: [(&'static str, Histogram); 4],
-    containers: Vec<(State, Gauge)>,
-    amounts: Amounts,
-    refused: Vec<(Refusal, Counter)>,
-    launch_failures: [(&'static str, Counter); 2],
-    pub evictions: Counter,
-    pub reclaimed: Counter,
-    pub freezes: Counter,
-    pub thaws: Counter,
-}
-
-/// Of one function.
-#[derive(Debug)]
-struct Function {
-    name: String,
-    ok: Counter,
-    cold: Counter,
-}
-
-#[derive(Debug)]
-struct Amounts {
-    memory_total: Gauge,
-    memory_free: Gauge,
-    cpu_total: Gauge,
-    cpu_free: Gauge,
-    waiting: Gauge,
-}
-
-impl Meters {
-    /// Declares them all.
-    #[must_use]
-    pub fn new(metrics: &Metrics) -> Arc<Self> {
-        let calls = metrics.labelled(
-            "stoker_runner_calls",
-            "Calls that had their outcome here",
-            &["function", "code"],
-            Counter::default,
-        );
-        let cold = metrics.labelled(
-            "stoker_runner_cold_starts",
-            "Calls that waited for a container of their own to start",
-            &["function"],
-            Counter::default,
-        );
-        let by_function = {
-            let calls = calls.clone();
-            move |name: &str| Function {
-                name: name.to_owned(),
-                ok: calls.with(&[name, "OK"]),
-                cold: cold.with(&[name]),
-            }
-        };
-        let launch = metrics.labelled(
-            "stoker_runner_launch_seconds",
-            "The phases of a container's launch",
-            &["phase"],
-            Histogram::times,
-        );
-        let containers = metrics.labelled(
-            "stoker_runner_containers",
-            "Containers by their state",
-            &["state"],
-            Gauge::default,
-        );
-        let memory = metrics.labelled(
-            "stoker_runner_memory_bytes",
-            "Memory for functions: all of it, and what no container holds",
-            &["kind"],
-            Gauge::default,
-        );
-        let cpu = metrics.labelled(
-            "stoker_runner_cpu_millis",
-            "CPU for functions in thousandths of a core: all of it, and what no call or launch holds",
-            &["kind"],
-            Gauge::default,
-        );
-        let failures = metrics.labelled(
-            "stoker_runner_launch_failures",
-            "Launches that came to nothing, by whose fault that was",
-            &["blame"],
-            Counter::default,
-        );
-        let refused = metrics.labelled(
-            "stoker_runner_refused",
-            "Calls that were given back untouched",
-            &["reason"],
-            Counter::default,
-        );
-        Arc::new(Self {
-            calls,
-            functions: Bounded::new(FUNCTIONS, by_function),
-            execution: metrics.histogram(
-                "stoker_runner_execution_seconds",
-                "From the first byte of input to the end of the answer",
-                Histogram::times,
-            ),
-            launch: ["image", "create", "start", "init"].map(|phase| (phase, launch.with(&[phase]))),
-            containers: SHOWN.iter().map(|(state, name)| (*state, containers.with(&[name]))).collect(),
-            amounts: Amounts {
-                memory_total: memory.with(&["total"]),
-                memory_free: memory.with(&["free"]),
-                cpu_total: cpu.with(&["total"]),
-                cpu_free: cpu.with(&["free"]),
-                waiting: metrics.gauge("stoker_runner_waiting", "Calls that wait for a container"),
-            },
-            refused: Refusal::ALL.iter().map(|why| (*why, refused.with(&[refusal(*why)]))).collect(),
-            launch_failures: ["function", "platform"].map(|blame| (blame, failures.with(&[blame]))),
-            evictions: metrics.counter(
-                "stoker_runner_evictions",
-                "Idle containers that were ended to make room for others",
-            ),
-            reclaimed: metrics.counter(
-                "stoker_runner_reclaimed_bytes",
-                "Memory that frozen containers gave back while it was short",
-            ),
-            freezes: metrics.counter("stoker_runner_freezes", "Containers that were frozen"),
-            thaws: metrics.counter("stoker_runner_thaws", "Containers that were thawed for a call"),
-        })
-    }
-
-    /// A call had its outcome; `code` is none where it succeeded.
-    pub fn finished(&self, function: &FunctionName, code: Option<Code>) {
-        let function = self.functions.get(function.as_str());
-        match code {
-            None => function.ok.add_one(),
-            Some(code) => self.calls.with(&[&function.name, status::row(code).reason]).add_one(),
-        }
-    }
-
-    /// A call reached a function and was answered, or not.
-    pub fn executed(&self, took: Duration, exemplar: Option<TraceId>) {
-        self.execution.observe_time(took, exemplar);
-    }
-
-    pub fn cold_start(&self, function: &FunctionName) {
-        self.functions.get(function.as_str()).cold.add_one();
-    }
-
-    /// A container came up.
-    pub fn launched(&self, launched: &Launched) {
-        for ((_, histogram), took) in
-            self.launch.iter().zip([launched.image, launched.create, launched.start, launched.init])
-        {
-            // A container that is only prepared has not been started.
-            if !took.is_zero() {
-                histogram.observe_time(took, None);
-            }
-        }
-    }
-
-    /// A container did not come up.
-    pub fn launch_failed(&self, blame: &str) {
-        if let Some((_, counter)) = self.launch_failures.iter().find(|(name, _)| *name == blame) {
-            counter.add_one();
-        }
-    }
-
-    pub fn refused(&self, reason: Refusal) {
-        if let Some((_, counter)) = self.refused.iter().find(|(why, _)| *why == reason) {
-            counter.add_one();
-        }
-    }
-
-    /// How things are now.
-    pub fn look(&self, survey: &Survey, total: stoker_core::Resources) {
-        for (state, gauge) in &self.containers {
-            gauge.set(survey.containers.iter().filter(|other| *other == state).count() as i64);
-        }
-        let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-        self.amounts.memory_total.set(whole(total.memory));
-        self.amounts.memory_free.set(whole(survey.free.memory));
-        self.amounts.cpu_total.set(total.cpu_millis.into());
-        self.amounts.cpu_free.set(survey.free.cpu_millis.into());
-        self.amounts.waiting.set(survey.waiting.into());
-    }
-}
-
-/// States of containers that somebody may see.
-const SHOWN: [(State, &str); 6] = [
-    (State::Creating, "creating"),
-    (State::Starting, "starting"),
-    (State::Idle, "idle"),
-    (State::Busy, "busy"),
-    (State::Frozen, "frozen"),
-    (State::Stopping, "stopping"),
-];

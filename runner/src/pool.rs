@@ -17,20 +17,24 @@
 //! **Expected.** A function that is called in a rhythm slower than its idle timeout has a container launched just before its next call,
 //! where there is room for that without evicting anyone ([`stoker_policy::prewarm`]).
 //!
-//! **Minimum.** `min_containers` counts from the first call of a function here: a runner knows of no function before that. From
-//! then on that many are there, ready or busy (for `default`: prepared). They are launched when nobody waits and there is
-//! room without evicting anyone; one that ends is replaced; where a launch fails, the next call of the function has to
-//! try first. Their idle timeout does not end them. They are evicted only for a call, and only when everything else that is
-//! idle would not make room for it; they come back when there is room again. A call of another version of the same function
-//! takes the minimum over, and the old version's containers become ordinary ones.
+//! **Minimum.** Balancers say how many of a function's `min_containers` this runner shall keep ([`kept`]), ready or busy (for `default`:
+//! prepared). They are launched when nobody waits and there is room without evicting anyone; one that ends is replaced; where a launch
+//! failed it is tried again later, or by the next call. Their idle timeout does not end them. They are evicted only for a call, and only
+//! when everything else that is idle would not make room for it; they come back when there is room again.
+//!
+//! **Secrets.** Containers that were launched with values that have been replaced end: at once where they are idle, else with their calls ([`rotate`]).
 
 mod fetch;
+pub mod handover;
 mod keep;
+mod kept;
 mod launch;
 mod line;
 mod member;
 mod pressure;
+mod rotate;
 mod version;
+pub mod why;
 
 #[cfg(test)]
 mod tests;
@@ -40,7 +44,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use stoker_core::function::{Digest, FunctionName, FunctionSpec};
+use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, ContainerId, Incarnation, Refusal, Resources, Warmth};
 use stoker_policy::launch::{Admission, Full, House, Hungry, Mean, admit, cap, turn, width};
 use stoker_policy::waiting::may_claim;
@@ -51,13 +55,16 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::why::Ended;
 use crate::container::state::{Event, State};
 use crate::container::{Container, LaunchError};
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
-use crate::observe::Meters;
+use crate::metrics::Meters;
+use crate::observe::Observer;
 use crate::secrets::Secrets;
+use kept::Wishes;
 pub use line::{Asker, Lease, Ticket};
 use line::{Given, Waiter};
 use version::{Version, count};
@@ -80,6 +87,7 @@ pub struct Pools {
     /// An operator wants no calls here for now.
     cordoned: AtomicBool,
     pub meters: Option<Arc<Meters>>,
+    observer: Observer,
     driver: Arc<dyn Driver>,
     pub images: Arc<Images>,
     secrets: Secrets,
@@ -90,6 +98,8 @@ pub struct Pools {
     pub changed: Arc<Notify>,
     /// A container more is there: less memory.
     grown: Notify,
+    /// One with secrets is there that were not compared yet.
+    uncompared: Notify,
     /// Launches, keepers, ends, and launches to come.
     tasks: TaskTracker,
     /// Launches are given up.
@@ -99,8 +109,8 @@ pub struct Pools {
 #[derive(Default)]
 struct Inner {
     versions: HashMap<Digest, Version>,
-    /// Of each function, the version that had the last first call.
-    newest: HashMap<FunctionName, Digest>,
+    /// What balancers want to be kept ready.
+    wishes: Wishes,
     /// Versions with less than their minimum.
     short: BTreeSet<Digest>,
     launching: u32,
@@ -117,15 +127,24 @@ struct Inner {
 enum Action {
     Launch { digest: Digest, spec: Arc<FunctionSpec>, seq: u64, id: ContainerId, ahead: bool },
     Fetch { digest: Digest, spec: Arc<FunctionSpec> },
-    Stop { digest: Digest, seq: u64, container: Arc<Container>, grace: Duration },
+    Stop { digest: Digest, seq: u64, container: Arc<Container>, grace: Duration, why: Ended },
     Give { give: oneshot::Sender<Given>, given: Given },
 }
 
 /// What came of asking for a container.
 pub enum Acquired {
     Now(Lease),
-    Wait { ticket: Ticket, expected: Duration },
-    Refused { reason: Refusal, detail: String, retry_after: Option<Duration> },
+    Wait {
+        ticket: Ticket,
+        expected: Duration,
+    },
+    Refused {
+        reason: Refusal,
+        detail: String,
+        retry_after: Option<Duration>,
+        /// Nor would a call of any other function be let into the line.
+        line_full: bool,
+    },
 }
 
 impl Pools {
@@ -137,7 +156,7 @@ impl Pools {
         secrets: Secrets,
         incarnation: Incarnation,
         freeze_after: Duration,
-        meters: Option<Arc<Meters>>,
+        observer: Observer,
     ) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::default(),
@@ -145,7 +164,8 @@ impl Pools {
             logs,
             gate: Gate::default(),
             cordoned: AtomicBool::new(false),
-            meters,
+            meters: observer.meters.clone(),
+            observer,
             driver,
             images,
             secrets,
@@ -154,6 +174,7 @@ impl Pools {
             next: AtomicU64::new(1),
             changed: Arc::new(Notify::new()),
             grown: Notify::new(),
+            uncompared: Notify::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
@@ -201,7 +222,12 @@ impl Pools {
                 stoker_core::units::format_size(spec.memory),
                 stoker_core::units::format_cpu(spec.cpu_millis),
             );
-            return Acquired::Refused { reason: Refusal::TooLarge, detail, retry_after: None };
+            return Acquired::Refused {
+                reason: Refusal::TooLarge,
+                detail,
+                retry_after: None,
+                line_full: false,
+            };
         }
         let room = self.room(&inner, spec);
         let (waiting, launching, moves) = (inner.waiting, inner.launching, inner.moves);
@@ -222,7 +248,7 @@ impl Pools {
             Admission::Wait(expected) if stuck => {
                 let detail = "others waited in vain, and nothing has changed since".to_owned();
                 let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after };
+                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full: false };
             }
             Admission::Wait(expected) => expected,
             // Between balancers slots are shared in the line: none that has waited is kept out of it by one that fills it.
@@ -230,7 +256,7 @@ impl Pools {
                 if !stuck
                     && asker.waited
                     && expected <= remaining
-                    && may_claim(version.of(asker.balancer), waiting, self.ledger.total().slots) =>
+                    && may_claim(version.of(asker.balancer), waiting, total.slots) =>
             {
                 expected
             }
@@ -243,7 +269,8 @@ impl Pools {
                     }
                 };
                 let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after };
+                let line_full = !may_claim(0, waiting, total.slots);
+                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full };
             }
         };
         let (give, receive) = oneshot::channel();
@@ -264,7 +291,7 @@ impl Pools {
 
     fn stopped(&self) -> Acquired {
         let detail = "the runner is stopping".to_owned();
-        Acquired::Refused { reason: Refusal::Draining, detail, retry_after: None }
+        Acquired::Refused { reason: Refusal::Draining, detail, retry_after: None, line_full: false }
     }
 
     /// Of a member that was taken.
@@ -279,7 +306,7 @@ impl Pools {
     ) -> Option<Lease> {
         let member = version.members.get_mut(&seq)?;
         let container = member.container.clone()?;
-        let connection = member.connection();
+        let (connection, why) = (member.connection(), member.why);
         container.log.begin(call);
         let (touched, done) = (None, false);
         Some(Lease {
@@ -290,6 +317,7 @@ impl Pools {
             call,
             connection,
             cold,
+            why,
             fresh,
             touched,
             done,
@@ -312,8 +340,10 @@ impl Pools {
         if let Some(took) = took {
             inner.run.add(took);
         }
-        if ends {
-            actions.extend(inner.stop(lease.digest, lease.seq, Duration::ZERO));
+        if let Some(why) = ends {
+            // One that did nothing wrong may end in its own way.
+            let grace = if why == Ended::Drained { STOP_GRACE } else { Duration::ZERO };
+            actions.extend(inner.stop(lease.digest, lease.seq, grace, why));
         }
         self.pump(&mut inner, &mut actions);
         self.refill(&mut inner, lease.digest, true, &mut actions);
@@ -419,7 +449,10 @@ impl Pools {
                     let pools = self.clone();
                     self.tasks.spawn(async move { pools.fetch(digest, spec).await });
                 }
-                Action::Stop { digest, seq, container, grace } => {
+                Action::Stop { digest, seq, container, grace, why } => {
+                    if let Some(meters) = &self.meters {
+                        meters.ended(why);
+                    }
                     let pools = self.clone();
                     self.tasks.spawn(async move {
                         container.stop(grace).await;
@@ -477,6 +510,14 @@ impl Pools {
                 }
                 None => Vec::new(),
             },
+            used: match self.meters {
+                Some(_) => {
+                    let members = inner.versions.values().flat_map(|v| v.members.values());
+                    let used = members.filter_map(|m| m.container.as_ref()?.used());
+                    used.fold(0, |sum, used| sum.saturating_add(used.memory))
+                }
+                None => 0,
+            },
         }
     }
 
@@ -488,7 +529,8 @@ impl Pools {
             .filter(|(_, version)| version.waiters.is_empty())
             .flat_map(|(digest, version)| version.idle().map(|(seq, _)| (*digest, seq)))
             .collect();
-        actions.extend(unused.into_iter().filter_map(|(digest, seq)| inner.stop(digest, seq, STOP_GRACE)));
+        let stop = |(digest, seq)| inner.stop(digest, seq, STOP_GRACE, Ended::Drained);
+        actions.extend(unused.into_iter().filter_map(stop));
     }
 
     /// Whether an operator wants no calls here.
@@ -571,7 +613,8 @@ impl Pools {
             .filter(|(.., calls)| which(*calls))
             .map(|(digest, seq, _)| (digest, seq))
             .collect();
-        actions.extend(all.into_iter().filter_map(|(digest, seq)| inner.stop(digest, seq, grace)));
+        let stop = |(digest, seq)| inner.stop(digest, seq, grace, Ended::Drained);
+        actions.extend(all.into_iter().filter_map(stop));
         drop(inner);
         self.act(actions);
         self.changed.notify_one();
@@ -587,16 +630,24 @@ pub struct Survey {
     pub functions: BTreeMap<Digest, Warmth>,
     /// The state of each container, where somebody counts them.
     pub containers: Vec<State>,
+    /// Memory that containers had when they were looked at last, where somebody counts.
+    pub used: u64,
 }
 
 impl Inner {
-    /// A call of this version came: it is known from now on, with the numbers that came last.
+    /// A call of this version came: whatever failed before, it is tried again.
     fn meet(&mut self, digest: Digest, spec: &Arc<FunctionSpec>) {
+        let version = self.know(digest, spec);
+        version.failures = 0;
+        version.failing = false;
+    }
+
+    /// This version is known from now on, with the numbers that came last.
+    fn know(&mut self, digest: Digest, spec: &Arc<FunctionSpec>) -> &mut Version {
         if !self.versions.contains_key(&digest) {
             self.forget();
         }
         let version = self.versions.entry(digest).or_insert_with(|| Version::new(spec.clone()));
-        version.failing = false;
         if !Arc::ptr_eq(&version.spec, spec) {
             let before = version.minimum();
             version.spec = spec.clone();
@@ -605,19 +656,11 @@ impl Inner {
                 version.wake_keepers();
             }
         }
-        if version.newest {
-            return;
-        }
-        version.newest = true;
-        let older = self.newest.insert(spec.name.clone(), digest).filter(|older| *older != digest);
-        if let Some(older) = older.and_then(|older| self.versions.get_mut(&older)) {
-            older.newest = false;
-            older.wake_keepers();
-        }
+        version
     }
 
     /// Marks a member as ending, once. One that is still being launched has nothing to stop yet: its launch sees to it.
-    fn stop(&mut self, digest: Digest, seq: u64, grace: Duration) -> Option<Action> {
+    fn stop(&mut self, digest: Digest, seq: u64, grace: Duration, why: Ended) -> Option<Action> {
         let version = self.versions.get_mut(&digest)?;
         let member = version.members.get_mut(&seq)?;
         let container = member.container.clone()?;
@@ -626,7 +669,8 @@ impl Inner {
         }
         member.ending();
         version.ready.retain(|s| *s != seq);
-        Some(Action::Stop { digest, seq, container, grace })
+        version.left = Some(why);
+        Some(Action::Stop { digest, seq, container, grace, why })
     }
 
     /// There may be room that was not there before.
@@ -668,9 +712,8 @@ impl Inner {
     /// Versions without containers and waiters keep what was measured only for a while: as long as they are of few.
     fn forget(&mut self) {
         if self.versions.len() > REMEMBERED {
-            self.versions.retain(|_, v| !v.members.is_empty() || !v.waiters.is_empty());
+            self.versions.retain(|_, v| !v.members.is_empty() || !v.waiters.is_empty() || v.kept > 0);
             let versions = &self.versions;
-            self.newest.retain(|_, digest| versions.contains_key(digest));
             self.short.retain(|digest| versions.contains_key(digest));
         }
     }

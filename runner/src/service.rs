@@ -201,5 +201,6 @@ fn to_line(line: &Line, runner: &str) -> v1::LogLine {
         call_id: line.call.map(|c| c.to_string()).unwrap_or_default(),
         container: line.container.to_string(),
         runner: runner.to_owned(),
+        sequence: line.sequence,
     }
 }

@@ -15,7 +15,7 @@ use stoker_runtime::config::kind::{
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
 use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
-use stoker_runtime::{admin, logs, telemetry};
+use stoker_runtime::{admin, logs, metrics, telemetry};
 use stoker_sandbox::egress;
 use stoker_sandbox::select::Choice;
 
@@ -222,6 +222,7 @@ pub static PROGRAM: Program = Program {
         tls::KEYS,
         logs::KEYS,
         telemetry::KEYS,
+        metrics::KEYS,
     ],
 };
 

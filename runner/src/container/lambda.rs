@@ -4,6 +4,7 @@
 //! when everything of the start before it has ended, so that nothing that is left of that can be taken for it.
 
 mod environment;
+mod keys;
 mod words;
 
 use std::io::ErrorKind;
@@ -11,12 +12,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use stoker_core::function::FunctionSpec;
 use stoker_core::{Code, Error};
-use stoker_format::rfc3339_millis;
 use stoker_lambda::telemetry::Kind as Lines;
 use stoker_lambda::{About, Credentials, Kind, MOST_EXTENSIONS, RuntimeApi};
 use stoker_sandbox::{Companion, Exit, Sandbox, Stdio};
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::launch::{launch_error, reader};
 use super::{Container, LaunchError, Phase};
 use crate::logs::Source;
-pub use environment::{arn, environment};
+pub use environment::{arn, environment, version};
 pub use words::{complete, exited, report};
 use words::{extension_exit, extension_launch, init_error};
 
@@ -34,19 +34,12 @@ use words::{extension_exit, extension_launch, init_error};
 const PORT: u16 = 9001;
 /// Whom every function belongs to.
 pub const ACCOUNT: &str = "000000000000";
-/// The only version that a function has.
-pub const VERSION: &str = "$LATEST";
 /// Given to extensions when what they belong to is started again: AWS's.
 const RESET: Duration = Duration::from_secs(2);
 /// Hooks after a restore may take this long: AWS's.
 const RESTORE: Duration = Duration::from_secs(10);
-/// How long a function may use the keys that it was given, as it is told. They are its own, and do not end with that.
-const KEYS_LAST: Duration = Duration::from_secs(6 * 3600);
 /// Extensions of a root that has this file are not started, and may not register.
 const NO_EXTENSIONS: &str = "opt/disable-extensions-jwigqn8j";
-/// What a function that starts as from a snapshot asks for instead of finding it.
-const KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
-
 /// How a container asks for its calls.
 pub struct Asking {
     plan: Plan,
@@ -101,15 +94,14 @@ impl Plan {
             false => Kind::OnDemand,
         };
         // What a function asks for it does not find.
-        let mut taken = |name: &str| {
+        let taken = |name: &str| {
             let at = sandbox.env.iter().position(|(key, _)| key == name);
             at.map(|at| sandbox.env.swap_remove(at).1).unwrap_or_default()
         };
-        let credentials = spec.format_options.snap_start.then(|| {
-            let [access, secret, session] = KEYS.map(&mut taken);
-            let until = rfc3339_millis(SystemTime::now() + KEYS_LAST);
-            Credentials::new(access, secret, session, until)
-        });
+        let credentials = match spec.format_options.snap_start {
+            true => Some(keys::credentials(taken).map_err(LaunchError::Function)?),
+            false => None,
+        };
         // What concerns the runtime only is none of their business.
         let own = [
             "AWS_XRAY_CONTEXT_MISSING",
@@ -409,7 +401,7 @@ impl Container {
         let sandbox = Arc::downgrade(&self.sandbox);
         About {
             function: self.spec.name.function().to_owned(),
-            version: VERSION.to_owned(),
+            version: version(&self.spec),
             handler: self.spec.format_options.handler.clone(),
             account: ACCOUNT.to_owned(),
             log_stream: self.id.as_str().to_owned(),

@@ -26,7 +26,8 @@ use super::channel::Pipes;
 use super::{Container, LaunchError, Launched, Phase, endpoint};
 use crate::images::{self, Images};
 use crate::logs::{ContainerLog, Logs, Source};
-use crate::secrets::Secrets;
+use crate::observe::Seen;
+use crate::secrets::{Print, Secrets};
 
 /// Processes and threads of one container.
 const PIDS: u32 = 512;
@@ -60,6 +61,7 @@ pub async fn launch(
     };
     let found = if image.is_some() { began.elapsed() } else { Duration::ZERO };
     let secrets = secrets.resolve(&spec).await?;
+    let print = (!secrets.is_empty()).then(|| Print::of(&id, &secrets));
     let mut sandbox = sandbox_spec(&id, &spec, image.as_ref(), secrets, driver.describe())?;
     let lambda = match spec.format {
         Format::Lambda => Some(super::lambda::Plan::new(&mut sandbox, &spec, ahead).await?),
@@ -69,19 +71,22 @@ pub async fn launch(
     let log = ContainerLog::new(id.clone(), logs.ring(&spec.name));
     let none = Duration::ZERO;
     let mut container = Container {
+        seen: Seen::new(&id, &spec, driver.describe().name),
         id,
         codec: Codec::new(&spec),
         spec,
         log,
         launched: Launched { began, image: found, create: began.elapsed() - found, start: none, init: none },
         sandbox: sandbox.into(),
+        secrets: print,
         still: AtomicBool::new(false),
         gate: tokio::sync::Mutex::new(false),
         used: Mutex::default(),
         lambda: None,
         pipes: Mutex::default(),
-        _image: image,
-        _stdin: None,
+        image,
+        stdin: None,
+        outputs: Mutex::default(),
     };
     if stop.is_cancelled() {
         container.stop(Duration::ZERO).await;
@@ -110,8 +115,20 @@ impl Container {
     /// Runs the command and gives its STDIN and STDOUT. STDERR is followed from here on.
     pub(super) async fn run(&self, env: Vec<(String, String)>) -> Result<(OwnedFd, OwnedFd), LaunchError> {
         let stdio = self.sandbox.start(env).await.map_err(launch_error)?;
-        self.log.follow(Source::Stderr, reader(stdio.stderr)?);
+        self.follow(Source::Stderr, stdio.stderr)?;
         Ok((stdio.stdin, stdio.stdout))
+    }
+
+    /// Has what comes out of a pipe go to the log.
+    pub(super) fn follow(&self, source: Source, pipe: OwnedFd) -> Result<(), LaunchError> {
+        // Of one that serves once nobody takes up more than is parked.
+        if self.spec.is_hot() {
+            let copy = pipe.try_clone();
+            let copy = copy.map_err(|e| LaunchError::Platform(format!("copy a pipe: {e}")))?;
+            self.outputs().push((source, copy));
+        }
+        self.log.follow(source, reader(pipe)?);
+        Ok(())
     }
 
     /// Starts the process of one call.
@@ -134,8 +151,8 @@ impl Container {
         let listener = format!("unix:{}", shared.inside.join(endpoint::NAME).display());
         let started = Instant::now();
         let (stdin, stdout) = self.run(vec![("FN_LISTENER".to_owned(), listener)]).await?;
-        self.log.follow(Source::Stdout, reader(stdout)?);
-        (self._stdin, self.launched.start) = (Some(stdin), started.elapsed());
+        self.follow(Source::Stdout, stdout)?;
+        (self.stdin, self.launched.start) = (Some(stdin), started.elapsed());
         let began = Instant::now();
         let shared = self.sandbox.shared().ok_or_else(|| lost(&self.id))?;
         let listens = async {
@@ -260,7 +277,7 @@ pub(super) fn reader(pipe: OwnedFd) -> Result<pipe::Receiver, LaunchError> {
     pipe::Receiver::from_owned_fd(pipe).map_err(|e| LaunchError::Platform(format!("read a pipe: {e}")))
 }
 
-fn writer(pipe: OwnedFd) -> Result<pipe::Sender, LaunchError> {
+pub(super) fn writer(pipe: OwnedFd) -> Result<pipe::Sender, LaunchError> {
     pipe::Sender::from_owned_fd(pipe).map_err(|e| LaunchError::Platform(format!("write a pipe: {e}")))
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::member::Member;
+use super::why::Ended;
 use super::{Pools, STOP_GRACE};
 use crate::container::Container;
 use crate::container::channel::Eye;
@@ -31,7 +32,7 @@ enum Due {
 impl Pools {
     /// Freezes a container when it is idle, ends it when it is idle too long, notices when it ends by itself or says what nobody
     /// asked for, and looks now and then what it used. Ends with the container.
-    pub(super) async fn keep(
+    pub(super) async fn stay_with(
         self: Arc<Self>,
         digest: Digest,
         seq: u64,
@@ -42,7 +43,12 @@ impl Pools {
         let freezes = self.driver.describe().freezes && container.spec.is_hot();
         let timeout = container.spec.idle_timeout();
         let watches = container.spec.is_hot() && container.spec.format.reads_stdio();
-        let mut frozen_since = None;
+        // One that was handed over may stand still already.
+        let mut frozen_since = {
+            let inner = self.inner();
+            let member = inner.versions.get(&digest).and_then(|version| version.members.get(&seq));
+            member.filter(|member| member.state == State::Frozen).map(|member| member.since)
+        };
         let mut rested = None;
         let mut eye: Option<Eye> = None;
         let mut looked = Instant::now();
@@ -140,7 +146,7 @@ impl Pools {
             }
             // An idle timeout that is no longer than the time to freezing goes first.
             if since.elapsed() >= timeout
-                && self.end(digest, seq, STOP_GRACE, |m, surplus| idle(m) && surplus)
+                && self.end(digest, seq, (STOP_GRACE, Ended::Expired), |m, surplus| idle(m) && surplus)
             {
                 return;
             }
@@ -155,6 +161,7 @@ impl Pools {
             match frozen.await {
                 Ok(true) => {
                     frozen_since = Some(since);
+                    container.seen.froze();
                     if let Some(meters) = &self.meters {
                         meters.freezes.add_one();
                     }
@@ -163,7 +170,7 @@ impl Pools {
                 Err(error) => {
                     tracing::warn!(container = %container.id, %error, "an idle container could not be frozen");
                     // A call that took it meanwhile thaws it, or is refused.
-                    if self.end(digest, seq, Duration::ZERO, |m, _| idle(m)) {
+                    if self.end(digest, seq, (Duration::ZERO, Ended::Broken), |m, _| idle(m)) {
                         return;
                     }
                     frozen_since = Some(since);
@@ -178,10 +185,12 @@ impl Pools {
         let mut inner = self.inner();
         if let Some(version) = inner.versions.get_mut(&digest) {
             let unused = |m: &Member| m.serves() && m.fresh && m.calls == 0;
-            version.failing |= version.members.get(&seq).is_some_and(unused);
+            if version.members.get(&seq).is_some_and(unused) {
+                version.fails();
+            }
         }
         drop(inner);
-        self.end(digest, seq, Duration::ZERO, |member, _| when(member))
+        self.end(digest, seq, (Duration::ZERO, Ended::Broken), |member, _| when(member))
     }
 
     /// Ends a container if it is as `when` says, told also whether its function has more than it shall have.
@@ -189,13 +198,13 @@ impl Pools {
         self: &Arc<Self>,
         digest: Digest,
         seq: u64,
-        grace: Duration,
+        (grace, why): (Duration, Ended),
         when: impl FnOnce(&Member, bool) -> bool,
     ) -> bool {
         let mut inner = self.inner();
         let version = inner.versions.get(&digest);
         let fits = version.is_some_and(|v| v.members.get(&seq).is_some_and(|m| when(m, v.surplus() > 0)));
-        let action = if fits { inner.stop(digest, seq, grace) } else { None };
+        let action = if fits { inner.stop(digest, seq, grace, why) } else { None };
         drop(inner);
         self.act(action.into_iter().collect());
         self.changed.notify_one();

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 
 use super::member::Member;
 use super::version::Version;
+use super::why::{Cold, Ended};
 use super::{Action, EVICT_GRACE, Inner, Pools};
 use crate::container::state::{Event, State};
 use crate::container::{self, Container, LaunchError};
@@ -147,7 +148,8 @@ impl Pools {
             w.caused = true;
             w.id
         });
-        version.members.insert(seq, Member::new(standing, working, cause));
+        let why = Cold::now(version);
+        version.members.insert(seq, Member::new(standing, Some(working), cause, why));
         version.launching += 1;
         inner.launching += 1;
         let ahead = cause.is_none();
@@ -177,10 +179,7 @@ impl Pools {
         };
         for at in victims(&idle, missing).unwrap_or_default() {
             let (digest, seq) = keys[at];
-            actions.extend(inner.stop(digest, seq, EVICT_GRACE));
-            if let Some(meters) = &self.meters {
-                meters.evictions.add_one();
-            }
+            actions.extend(inner.stop(digest, seq, EVICT_GRACE, Ended::Evicted));
         }
     }
 
@@ -192,8 +191,11 @@ impl Pools {
         id: ContainerId,
         ahead: bool,
     ) {
+        if let Some(meters) = &self.meters {
+            meters.launches(ahead);
+        }
         let fetched = self.fetched(&digest);
-        let begun = Instant::now();
+        let (begun, told) = (Instant::now(), spec.clone());
         match container::launch(
             &*self.driver,
             &self.images,
@@ -216,11 +218,18 @@ impl Pools {
                 if let Some(meters) = &self.meters {
                     meters.launched(&container.launched);
                 }
+                if ahead {
+                    self.observer.launched(true, &container.launched, &container.seen);
+                }
                 self.launched(digest, seq, Arc::new(container), connection, took);
             }
             Err(error) => {
                 if let (Some(meters), Some(blame)) = (&self.meters, error.blame()) {
                     meters.launch_failed(blame.as_str());
+                }
+                // A call that caused it tells of it itself.
+                if ahead {
+                    self.observer.launch_failed(begun, &told, &error);
                 }
                 self.failed(digest, seq, error);
             }
@@ -244,6 +253,7 @@ impl Pools {
         let Some(version) = inner.versions.get_mut(&digest) else { return };
         version.launching -= 1;
         version.cold.add(took);
+        let has_secrets = !version.spec.secrets.is_empty();
         let Some(member) = version.members.get_mut(&seq) else { return };
         member.step(Event::Created);
         member.step(Event::Ready);
@@ -254,19 +264,22 @@ impl Pools {
         let (keeper, over) = (member.keeper.clone(), member.over.clone());
         version.ready.push(seq);
         if stopping {
-            actions.extend(inner.stop(digest, seq, Duration::ZERO));
+            actions.extend(inner.stop(digest, seq, Duration::ZERO, Ended::Drained));
         } else {
             if version.surplus() > 0 && version.minimum() > 0 {
                 version.wake_keepers();
             }
             let pools = self.clone();
-            self.tasks.spawn(async move { pools.keep(digest, seq, container, keeper, over).await });
+            self.tasks.spawn(async move { pools.stay_with(digest, seq, container, keeper, over).await });
             self.pump(&mut inner, &mut actions);
             self.refill(&mut inner, digest, true, &mut actions);
         }
         drop(inner);
         self.act(actions);
         self.grown.notify_one();
+        if has_secrets {
+            self.uncompared.notify_one();
+        }
     }
 
     fn failed(self: &Arc<Self>, digest: Digest, seq: u64, error: LaunchError) {
@@ -290,7 +303,7 @@ impl Version {
     /// A launch failed: the waiter that caused it, if it still waits, must be told.
     fn fail(&mut self, seq: u64) -> Option<super::Waiter> {
         self.launching -= 1;
-        self.failing = true;
+        self.fails();
         let cause = self.members.remove(&seq)?.cause?;
         let at = self.waiters.iter().position(|w| w.id == cause)?;
         self.waiters.remove(at)

@@ -9,6 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 use super::Pools;
+use super::why::Cold;
 use crate::container::{Container, LaunchError};
 
 /// Nothing has to move for at least this long before a call goes elsewhere: to be moved costs little, but more than a short call.
@@ -87,6 +88,8 @@ pub struct Lease {
     pub connection: Option<UnixStream>,
     /// The call waited for a launch, and is the first in its container.
     pub cold: bool,
+    /// Why its container was launched, where a call waited for that.
+    pub why: Cold,
     /// No call ran in its container before.
     pub fresh: bool,
     pub(super) touched: Option<Instant>,

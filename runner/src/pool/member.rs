@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::why::{Cold, Ended};
 use crate::container::state::{Event, State};
 use crate::container::{CONNECTION_IDLE, Container};
 use crate::ledger::Grant;
@@ -19,8 +20,10 @@ pub struct Member {
     pub calls: u32,
     /// No call ran in it yet.
     pub fresh: bool,
-    /// Not trusted any more; ends with its last call.
-    pub doomed: bool,
+    /// Takes no more calls and ends with its last one, for this reason.
+    pub doomed: Option<Ended>,
+    /// Its secrets were compared with those that are there.
+    pub compared: bool,
     /// When it got ready, or its last call ended.
     pub since: Instant,
     connections: Vec<(UnixStream, Instant)>,
@@ -32,6 +35,8 @@ pub struct Member {
     pub over: CancellationToken,
     /// The waiter that it was launched for.
     pub cause: Option<u64>,
+    /// Why there was none that was warm.
+    pub why: Cold,
     /// Memory and slot, for its whole life.
     _standing: Grant,
     /// CPU, while it starts or has calls.
@@ -40,22 +45,42 @@ pub struct Member {
 
 impl Member {
     /// One that is about to be launched.
-    pub fn new(standing: Grant, working: Grant, cause: Option<u64>) -> Self {
+    pub fn new(standing: Grant, working: Option<Grant>, cause: Option<u64>, why: Cold) -> Self {
         Self {
             container: None,
             state: State::Creating,
             calls: 0,
             fresh: true,
-            doomed: false,
+            doomed: None,
+            compared: false,
             since: Instant::now(),
             connections: Vec::new(),
             gave: None,
             keeper: Arc::new(Notify::new()),
             over: CancellationToken::new(),
             cause,
+            why,
             _standing: standing,
-            working: Some(working),
+            working,
         }
+    }
+
+    /// One of the process's former program, without a call.
+    pub fn taken_up(
+        standing: Grant,
+        container: Arc<Container>,
+        since: Instant,
+        fresh: bool,
+        frozen: bool,
+    ) -> Self {
+        let mut member =
+            Self { container: Some(container), fresh, since, ..Self::new(standing, None, None, Cold::First) };
+        member.step(Event::Created);
+        member.step(Event::Ready);
+        if frozen {
+            member.step(Event::Froze);
+        }
+        member
     }
 
     /// Makes a move, if its table has it.
@@ -96,6 +121,6 @@ impl Member {
 
     /// It serves, or could.
     pub fn serves(&self) -> bool {
-        matches!(self.state, State::Idle | State::Busy | State::Frozen) && !self.doomed
+        matches!(self.state, State::Idle | State::Busy | State::Frozen) && self.doomed.is_none()
     }
 }

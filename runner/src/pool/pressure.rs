@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use stoker_core::function::Digest;
 use stoker_policy::eviction::{Idle, Need, victims};
 
+use super::why::Ended;
 use super::{EVICT_GRACE, Inner, Pools};
 use crate::container::Container;
 use crate::container::state::State;
@@ -133,13 +134,10 @@ impl Pools {
         let chosen = victims(&idle, need).unwrap_or_else(|| (0..idle.len()).collect());
         for at in chosen {
             let (digest, seq) = keys[at];
-            actions.extend(inner.stop(digest, seq, EVICT_GRACE));
+            actions.extend(inner.stop(digest, seq, EVICT_GRACE, Ended::Evicted));
         }
         drop(inner);
         tracing::warn!(containers = actions.len(), bytes = missing, "memory is short: idle containers go");
-        if let Some(meters) = &self.meters {
-            meters.evictions.add(actions.len() as u64);
-        }
         self.act(actions);
     }
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 use async_trait::async_trait;
 use proptest::prelude::*;
-use stoker_core::function::Format;
+use stoker_core::function::{Format, FunctionName};
+use stoker_runtime::reload::Changed;
 use stoker_sandbox::{Description, Error, Exit, ExitCause, Sandbox, Shared, Spec, Stdio, Usage};
 use tokio::sync::watch;
 
@@ -205,7 +206,7 @@ fn specs() -> [Arc<FunctionSpec>; 4] {
     (shared.concurrency, shared.max_containers) = (3, 2);
     once.format = Format::Default;
     (large.memory, large.cpu_millis) = (192 << 20, 700);
-    (kept.min_containers, kept.cpu_millis) = (2, 400);
+    kept.cpu_millis = 400;
     [shared, once, large, kept].map(Arc::new)
 }
 
@@ -235,10 +236,22 @@ fn puppets(fails: u32) -> Puppets {
 }
 
 fn pools_of(driver: Puppets, total: Resources, freeze: Duration) -> (Arc<Ledger>, Arc<Pools>) {
+    pools_with(Secrets::default(), driver, total, freeze)
+}
+
+fn pools_with(
+    secrets: Secrets,
+    driver: Puppets,
+    total: Resources,
+    freeze: Duration,
+) -> (Arc<Ledger>, Arc<Pools>) {
     let (ledger, logs) = (Ledger::new(total), Arc::new(Logs::default()));
     let images = Arc::new(Images::new(stoker_image::Config::new("/nowhere".into())));
-    let (secrets, life) = (Secrets::default(), Incarnation(7));
-    (ledger.clone(), Pools::new(ledger, logs, Arc::new(driver), images, secrets, life, freeze, None))
+    let life = Incarnation(7);
+    (
+        ledger.clone(),
+        Pools::new(ledger, logs, Arc::new(driver), images, secrets, life, freeze, Observer::default()),
+    )
 }
 
 #[tokio::test]
@@ -283,6 +296,102 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     assert!(order[..2].contains(&2), "{order:?}");
     running.finish(true, None);
     pools.stop_all().await;
+}
+
+/// Nobody waits for it: what is to be kept and cannot be launched is tried once, and again after a while or for a call.
+#[tokio::test]
+async fn what_cannot_be_kept_is_not_tried_all_the_time() {
+    let total = Resources { memory: 640 << 20, cpu_millis: 4000, slots: 8 };
+    let (_, pools) = pools_of(puppets(1), total, Duration::from_secs(60));
+    let spec = specs()[3].clone();
+    let failures = || pools.inner().versions[&spec.digest()].failures;
+    for _ in 0..3 {
+        pools.keep(1, vec![(spec.digest(), spec.clone(), 1)], Duration::from_secs(3600));
+        while failures() == 0 {
+            pools.changed.notified().await;
+        }
+        assert_eq!(failures(), 1);
+        assert_eq!(pools.inner().launching, 0);
+    }
+    let asker = Asker { balancer: 1, waited: false };
+    let called = pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(60));
+    let Acquired::Wait { ticket, .. } = called else { panic!("there is room") };
+    assert!(ticket.wait().await.is_err());
+    pools.stop_all().await;
+}
+
+/// Nothing but a value that is another ends anything, whatever changed and whenever: idle containers at once, others with their last call.
+#[tokio::test]
+async fn containers_with_former_secrets_go_and_no_call_with_them() {
+    let total = Resources { memory: 640 << 20, cpu_millis: 4000, slots: 8 };
+    let directory = tempfile::tempdir().unwrap();
+    let mut spec = (*specs()[0]).clone();
+    (spec.concurrency, spec.max_containers, spec.idle_timeout_ms) = (2, 8, 3_600_000);
+    spec.secrets.insert("KEY".to_owned(), stoker_core::secret::SecretName::parse("key").unwrap());
+    let spec = Arc::new(spec);
+    let app = directory.path().join(spec.name.app());
+    std::fs::create_dir(&app).unwrap();
+    let write = |text: &str| std::fs::write(app.join("key"), text).unwrap();
+    write("first");
+    let secrets = Secrets::new(Some(directory.path().to_owned()));
+    let mut watch = secrets.watch().unwrap();
+    let (ledger, pools) = pools_with(secrets, puppets(0), total, Duration::from_secs(60));
+    let acquire = async || {
+        let asker = Asker { balancer: 1, waited: false };
+        match pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600)) {
+            Acquired::Now(lease) => (lease, false),
+            Acquired::Wait { ticket, .. } => {
+                (ticket.wait().await.unwrap_or_else(|_| panic!("it starts")), true)
+            }
+            Acquired::Refused { detail, .. } => panic!("{detail}"),
+        }
+    };
+    let told = async |watch: &mut crate::secrets::Watch| {
+        let mut changed = tokio::time::timeout(FORGOTTEN, watch.changed()).await.expect("it is told");
+        changed.extend(watch.quiet().await);
+        pools.compare(watch, &changed).await;
+    };
+    let there = || pools.inner().versions[&spec.digest()].members.len();
+    let idle = || pools.warmth(&spec.digest()).idle;
+    // One more call fits into it, but it was launched before anybody watched.
+    let (first, _) = acquire().await;
+    write("second");
+    assert_eq!((there(), idle()), (1, 1));
+    pools.compare(&mut watch, &Changed::default()).await;
+    assert_eq!((there(), idle()), (1, 0), "it takes no more calls, and keeps the one that it has");
+    let (second, waited) = acquire().await;
+    assert!(waited && second.container.id != first.container.id);
+    pools.compare(&mut watch, &Changed::default()).await;
+    assert_eq!((there(), idle()), (2, 1));
+    first.finish(true, None);
+    while there() > 1 {
+        pools.changed.notified().await;
+    }
+    assert_eq!(pools.inner().versions[&spec.digest()].left, Some(Ended::Drained));
+    // What is the same, or cannot be used, or is of another, ends nothing.
+    for (file, text) in [("key", "second"), ("key", "no\0text"), ("other", "third")] {
+        std::fs::write(app.join(file), text).unwrap();
+        told(&mut watch).await;
+        assert_eq!((there(), idle()), (1, 1), "{file}");
+    }
+    std::fs::remove_file(app.join("key")).unwrap();
+    write("second");
+    told(&mut watch).await;
+    second.finish(true, None);
+    assert_eq!((there(), idle()), (1, 2));
+    // Idle, it goes at once; what is to be kept is there again.
+    pools.keep(1, vec![(spec.digest(), spec.clone(), 1)], Duration::from_secs(3600));
+    write("third");
+    told(&mut watch).await;
+    let (third, _) = acquire().await;
+    pools.compare(&mut watch, &Changed::default()).await;
+    while there() > 1 {
+        pools.changed.notified().await;
+    }
+    assert_eq!(idle(), 1);
+    third.finish(true, None);
+    pools.stop_all().await;
+    assert_eq!(ledger.free(), total);
 }
 
 /// Calls in a rhythm slower than the idle timeout find a container after a few beats, though each had gone before the next call came.
@@ -378,6 +487,12 @@ proptest! {
             let (state, alive) = (driver.state.clone(), driver.alive.clone());
             let total = Resources { memory: 320 << 20, cpu_millis: 1000, slots };
             let (ledger, pools) = pools_of(driver, total, Duration::from_micros(freeze_us));
+            // Two balancers want some of them to be kept, one of them not for long.
+            let kept = specs()[3].clone();
+            for (balancer, containers, holds) in [(1, 2, 3_600_000), (2, 3, 1)] {
+                let wishes = vec![(kept.digest(), kept.clone(), containers)];
+                pools.keep(balancer, wishes, Duration::from_millis(holds));
+            }
             let tasks: Vec<_> =
                 callers.into_iter().map(|caller| tokio::spawn(run(pools.clone(), state.clone(), caller))).collect();
             // An operator who cannot decide; calls that are inside do not mind.

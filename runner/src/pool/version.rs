@@ -14,8 +14,12 @@ use stoker_policy::waiting::next_in_turn;
 use super::fetch::Picture;
 use super::line::Waiter;
 use super::member::Member;
+use super::why::Ended;
 use crate::container::state::{Event, State};
 use crate::ledger::Ledger;
+
+/// A launch that failed is made again without a call after this at the earliest, and after twice as long each time, up to five minutes.
+const REST: Duration = Duration::from_secs(10);
 
 pub struct Version {
     /// Its numbers of containers may change; the rest is what the digest stands for.
@@ -29,10 +33,13 @@ pub struct Version {
     pub served: u64,
     /// Calls that run.
     pub busy: u32,
-    /// No newer version of the function had a call: its minimum counts.
-    pub newest: bool,
-    /// Its last launch failed: none is started but for a call.
+    /// How many balancers want to be kept ready here.
+    pub kept: u32,
+    /// Its last launch failed: none is started but for a call, or after a while.
     pub failing: bool,
+    /// How often in a row that was so without a call, and when it was last.
+    pub failures: u32,
+    pub failed: Option<Instant>,
     pub frequency: Frequency,
     /// When its calls came.
     pub arrivals: Arrivals,
@@ -44,6 +51,8 @@ pub struct Version {
     pub gave_up: Option<u64>,
     /// Whether its image is here.
     pub picture: Picture,
+    /// Why the last of its containers went that has gone.
+    pub left: Option<Ended>,
 }
 
 impl Version {
@@ -56,8 +65,10 @@ impl Version {
             waiters: VecDeque::new(),
             served: 0,
             busy: 0,
-            newest: false,
+            kept: 0,
             failing: false,
+            failures: 0,
+            failed: None,
             frequency: Frequency::new(Instant::now()),
             arrivals: Arrivals::default(),
             run: Mean::default(),
@@ -65,6 +76,7 @@ impl Version {
             moves: 0,
             gave_up: None,
             picture: Picture::default(),
+            left: None,
         }
     }
 
@@ -134,10 +146,20 @@ impl Version {
 
     /// How many shall be there whether or not they are used.
     pub fn minimum(&self) -> usize {
-        match self.newest {
-            true => self.spec.min_containers.min(self.spec.max_containers) as usize,
-            false => 0,
-        }
+        self.kept.min(self.spec.max_containers) as usize
+    }
+
+    /// What it launched was no good.
+    pub fn fails(&mut self) {
+        self.failing = true;
+        self.failures = self.failures.saturating_add(1);
+        self.failed = Some(Instant::now());
+    }
+
+    /// Whether enough time has passed to try again what failed: longer each time.
+    pub fn rested(&self, now: Instant) -> bool {
+        let rest = REST * (1 << self.failures.saturating_sub(1).min(5));
+        self.failed.is_none_or(|failed| now.saturating_duration_since(failed) >= rest)
     }
 
     /// How many of them count for it. Of those that serve once, only the ones that still will.
@@ -211,25 +233,32 @@ impl Version {
         Some((seq, fresh))
     }
 
-    /// A call that [took](Self::take) `seq` is over. `true` when the member must end now.
-    pub fn give_back(&mut self, seq: u64, keep: bool, connection: Option<tokio::net::UnixStream>) -> bool {
+    /// A call that [took](Self::take) `seq` is over. Why the member must end now, if so.
+    pub fn give_back(
+        &mut self,
+        seq: u64,
+        keep: bool,
+        connection: Option<tokio::net::UnixStream>,
+    ) -> Option<Ended> {
         self.busy -= 1;
         let limit = self.per_container();
-        let Some(member) = self.members.get_mut(&seq) else { return false };
+        let member = self.members.get_mut(&seq)?;
         let full = member.calls >= limit;
         member.calls -= 1;
         if member.calls == 0 {
             member.working = None;
             member.since = Instant::now();
         }
-        member.doomed |= !keep;
-        if member.state != State::Busy {
-            return false;
+        if !keep {
+            member.doomed = Some(if self.spec.is_hot() { Ended::Broken } else { Ended::Once });
         }
-        if member.doomed {
+        if member.state != State::Busy {
+            return None;
+        }
+        if let Some(why) = member.doomed {
             self.ready.retain(|s| *s != seq);
             // Other calls in it are not to blame.
-            return member.calls == 0;
+            return (member.calls == 0).then_some(why);
         }
         member.connected(connection);
         let idle = member.calls == 0;
@@ -243,7 +272,7 @@ impl Version {
         if full || idle {
             self.ready.push(seq);
         }
-        false
+        None
     }
 
     /// Lets the keepers of idle members look again: what they may do depends on how many there are.

@@ -1,10 +1,14 @@
 //! One call, in its one task: from the offer to its one outcome.
+//!
+//! The task holds what a warm call needs. What few calls meet (a wait, a refusal, a process of its own) is held behind a pointer: every call
+//! pays for the size of its task.
 
 mod answer;
 mod converse;
 mod invoke;
 mod serve;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +18,7 @@ use stoker_core::function::{Digest, Format, FunctionSpec};
 use stoker_core::{CallId, Deadline, Error, Refusal};
 use stoker_proto::convert;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
-use stoker_runtime::telemetry::SpanKind;
+use stoker_runtime::telemetry::{SpanKind, names};
 
 use super::Shared;
 use super::line::{Line, Lost, Word};
@@ -23,6 +27,10 @@ use crate::container::LaunchError;
 use crate::observe::Trace;
 use crate::pool::{Acquired, Asker, Lease, Ticket};
 use serve::Gone;
+
+/// A wait that is over so soon is not told: the balancer could do nothing with it, and each of many calls at once would pay three frames
+/// and a way there and back.
+const UNTOLD: Duration = Duration::from_millis(5);
 
 /// What the balancer offered, checked.
 pub struct Offer {
@@ -47,6 +55,8 @@ struct Call<'a> {
     permitted: bool,
     /// A container had it.
     begun: bool,
+    /// It is refused since nobody is let into the line any more.
+    line_full: bool,
     /// What was there of the body when it first reached a container, and whether that is all.
     first: Option<(Bytes, bool)>,
 }
@@ -55,8 +65,8 @@ struct Call<'a> {
 pub async fn run(line: Arc<Line>, offer: Offer, shared: Arc<Shared>) {
     let mut trace = shared.observer.call(&offer.trace, offer.arrived);
     trace.note(|span| {
-        span.set("faas.name", offer.spec.name.as_str());
-        span.set("faas.invocation_id", offer.id);
+        span.set(names::FAAS_NAME, offer.spec.name.as_str());
+        span.set(names::FAAS_INVOCATION, offer.id);
     });
     let mut call = Call {
         line: &line,
@@ -65,11 +75,12 @@ pub async fn run(line: Arc<Line>, offer: Offer, shared: Arc<Shared>) {
         trace,
         permitted: false,
         begun: false,
+        line_full: false,
         first: None,
     };
     if let Err(Lost) = call.drive().await {
         call.trace.note(|span| span.fail("the session ended before the call"));
-        tracing::debug!(call = %offer.id, "the session ended before the call");
+        tracing::debug!(call_id = %offer.id, "the session ended before the call");
     }
 }
 
@@ -78,14 +89,14 @@ impl Call<'_> {
         let (line, offer, pools) = (self.line, self.offer, &self.shared.pools);
         // Left when the outcome has been said: a drain waits for that.
         let Some(_pass) = pools.gate.enter() else {
-            return self.refuse(Refusal::Draining, "the runner is stopping".to_owned(), None).await;
+            return Box::pin(self.refuse(Refusal::Draining, "the runner is stopping".to_owned(), None)).await;
         };
         if pools.is_cordoned() {
-            return self.refuse(Refusal::Draining, "the runner was drained".to_owned(), None).await;
+            return Box::pin(self.refuse(Refusal::Draining, "the runner was drained".to_owned(), None)).await;
         }
         let remaining = offer.deadline.remaining();
         if remaining.is_zero() {
-            return self.refuse(Refusal::Expired, "the deadline has passed".to_owned(), None).await;
+            return Box::pin(self.refuse(Refusal::Expired, "the deadline has passed".to_owned(), None)).await;
         }
         let mut timings = Timings::default();
         // Containers that turn out to be spoiled go, and the call takes another: nothing of it has reached one.
@@ -107,7 +118,7 @@ impl Call<'_> {
             };
             match gone {
                 Gone::Spoiled { fresh } => blamed |= fresh,
-                Gone::Failed(error) => return self.launch_failed(error).await,
+                Gone::Failed(error) => return Box::pin(self.launch_failed(error)).await,
             }
         }
     }
@@ -117,13 +128,17 @@ impl Call<'_> {
         let (offer, pools) = (self.offer, &self.shared.pools);
         match pools.acquire(offer.digest, &offer.spec, offer.id, offer.asker, offer.deadline.remaining()) {
             Acquired::Now(lease) => Ok(Some(lease)),
-            Acquired::Refused { reason, detail, retry_after } => {
-                self.refuse(reason, detail, retry_after).await?;
+            Acquired::Refused { reason, detail, retry_after, line_full } => {
+                self.line_full = line_full;
+                Box::pin(self.refuse(reason, detail, retry_after)).await?;
                 Ok(None)
             }
             Acquired::Wait { ticket, expected } => {
-                let lease = self.wait(ticket, expected).await?;
+                let lease = Box::pin(self.wait(ticket, expected)).await?;
                 timings.wait = offer.arrived.elapsed();
+                if let (Some(_), Some(meters)) = (&lease, &self.shared.observer.meters) {
+                    meters.waited(timings.wait, self.trace.exemplar());
+                }
                 Ok(lease)
             }
         }
@@ -132,37 +147,50 @@ impl Call<'_> {
     /// In the line, and then for the balancer's permission. `None` if the call had its outcome.
     async fn wait(&mut self, ticket: Ticket, expected: Duration) -> Result<Option<Lease>, Lost> {
         let (line, offer) = (self.line, self.offer);
-        let wait = self.trace.child("wait", SpanKind::Internal);
+        let mut wait = self.trace.child(names::WAIT, SpanKind::Internal);
         let asks = !self.permitted && !self.begun;
-        if asks {
-            let expected_wait = Some(convert::to_duration(expected));
-            let accepted = wire::Accepted { call: line.number, expected_wait };
-            line.say(Event::Accept, Frame::Accepted(accepted)).await?;
-        }
-        let given = tokio::select! {
-            given = ticket.wait() => given,
-            _ = line.cancelled() => {
-                self.refuse(Refusal::Expired, "cancelled while it waited".to_owned(), None).await?;
-                return Ok(None);
+        let mut told = false;
+        let mut quiet = pin!(tokio::time::sleep(UNTOLD));
+        let given = {
+            let mut given = pin!(ticket.wait());
+            let mut late = pin!(tokio::time::sleep_until(offer.deadline.0.into()));
+            loop {
+                if asks && !told && (expected > UNTOLD || quiet.is_elapsed()) {
+                    told = true;
+                    let expected_wait = Some(convert::to_duration(expected));
+                    let accepted = wire::Accepted { call: line.number, expected_wait };
+                    line.say(Event::Accept, Frame::Accepted(accepted)).await?;
+                }
+                tokio::select! {
+                    biased;
+                    given = &mut given => break Ok(given),
+                    () = &mut quiet, if asks && !told => {}
+                    _ = line.cancelled() => break Err("cancelled while it waited"),
+                    () = &mut late => break Err("the deadline passed while it waited"),
+                }
             }
-            () = tokio::time::sleep_until(offer.deadline.0.into()) => {
-                self.refuse(Refusal::Expired, "the deadline passed while it waited".to_owned(), None).await?;
+        };
+        let given = match given {
+            Ok(given) => given,
+            Err(why) => {
+                self.refuse(Refusal::Expired, why.to_owned(), None).await?;
                 return Ok(None);
             }
         };
         let lease = match given {
             Ok(lease) => lease,
             Err(error) => {
+                wait.launch_failed(&error);
                 drop(wait);
                 self.launch_failed(error).await?;
                 return Ok(None);
             }
         };
         if lease.cold {
-            wait.launch(&lease.container.launched);
+            wait.launch(&lease.container.launched, &lease.container.seen);
         }
         drop(wait);
-        if !asks {
+        if !told {
             return Ok(Some(lease));
         }
         line.say(Event::Ready, Frame::Ready(wire::Ready { call: line.number })).await?;
@@ -193,7 +221,7 @@ impl Call<'_> {
             meters.refused(reason);
         }
         self.trace.note(|span| {
-            span.set("stoker.refused", format!("{reason:?}"));
+            span.set(names::REFUSED, format!("{reason:?}"));
             if reason == Refusal::LaunchFailed {
                 span.fail(detail.clone());
             }
@@ -205,8 +233,9 @@ impl Call<'_> {
             retry_after: retry_after.map(convert::to_duration),
             warmth: Some(convert::to_warmth(&self.offer.digest, pools.warmth(&self.offer.digest))),
             capacity: Some(convert::to_capacity(&report.now())),
+            line_full: self.line_full,
         };
-        self.line.say(Event::Refuse, Frame::Refused(refused)).await
+        self.line.say(Event::Refuse, Frame::Refused(Box::new(refused))).await
     }
 
     async fn launch_failed(&mut self, error: LaunchError) -> Result<(), Lost> {
@@ -249,6 +278,6 @@ impl Call<'_> {
         if let Some(error) = error {
             self.trace.failed(error.code, &error.message, true);
         }
-        self.line.say(Event::Finish, Frame::Finished(finished)).await
+        self.line.say(Event::Finish, Frame::Finished(Box::new(finished))).await
     }
 }

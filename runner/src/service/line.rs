@@ -219,9 +219,9 @@ impl Line {
     }
 
     /// Makes a move of this side, and says it.
-    pub async fn say(&self, event: Event, frame: Frame) -> Result<(), Lost> {
+    pub fn say(&self, event: Event, frame: Frame) -> impl Future<Output = Result<(), Lost>> {
         self.step(event);
-        self.send(frame).await
+        self.send(frame)
     }
 
     /// Makes a move of this side that needs no frame.
@@ -247,7 +247,9 @@ impl Line {
     }
 
     pub async fn send(&self, frame: Frame) -> Result<(), Lost> {
-        self.out.send(Ok(wire::EngageResponse { frame: Some(frame) })).await.map_err(|_| Lost)
+        let room = self.out.reserve().await.map_err(|_| Lost)?;
+        room.send(Ok(wire::EngageResponse { frame: Some(frame) }));
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use stoker_core::{CallId, Deadline, RunnerState};
 use stoker_policy::placement;
 use stoker_proto::frames::Decoded;
 use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
-use stoker_proto::{MAX_DEFINED, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
+use stoker_proto::{MAX_DEFINED, MAX_KEPT, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -20,6 +20,9 @@ use super::call::{self, Offer};
 use super::line::{Line, Outbox};
 use super::state::Event;
 use crate::pool::Asker;
+
+/// What a balancer wants to be kept ready holds no longer than this without being said again.
+const KEPT_FOR: Duration = Duration::from_secs(3600);
 
 /// What the balancer sends.
 pub type Frames = Decoded<Body, wire::EngageRequest>;
@@ -90,7 +93,7 @@ impl Session {
                     let (Some(record), Some(permit)) = (news.take(), permits.next()) else { continue };
                     let draining = record.state == RunnerState::Draining;
                     let changed = wire::CapacityChanged { capacity: Some(convert::to_capacity(&record)) };
-                    permit.send(frame(engage_response::Frame::Capacity(changed)));
+                    permit.send(frame(engage_response::Frame::Capacity(Box::new(changed))));
                     if let Some(permit) = permits.next().filter(|_| draining && !drains) {
                         let reason = "the runner takes no new calls".to_owned();
                         permit.send(frame(engage_response::Frame::Draining(wire::Draining { reason })));
@@ -121,7 +124,7 @@ impl Session {
             capacity: Some(convert::to_capacity(&self.shared.report.now())),
             software: super::SOFTWARE.to_owned(),
         };
-        let sent = self.out.send(frame(engage_response::Frame::Welcome(welcome))).await;
+        let sent = self.out.send(frame(engage_response::Frame::Welcome(Box::new(welcome)))).await;
         sent.map_err(|_| Status::cancelled("the balancer left"))?;
         // One of an earlier release has only its name.
         Ok(if hello.instance == 0 { placement::key(hello.balancer.as_bytes()) } else { hello.instance })
@@ -130,7 +133,7 @@ impl Session {
     fn on(&mut self, frame: Frame) -> Result<(), Status> {
         match frame {
             Frame::Hello(_) => Err(Status::invalid_argument("a second Hello")),
-            Frame::Define(define) => self.define(define),
+            Frame::Define(define) => self.define(*define),
             Frame::Offer(offer) => self.offer(offer),
             Frame::Start(start) => self.with(start.call, |line| line.start()),
             Frame::Body(body) => self.with(body.call, |line| line.receive(body.data, body.last)),
@@ -139,7 +142,24 @@ impl Session {
                 line.cancel(cancel.reason());
                 Ok(())
             }),
+            Frame::Keep(keep) => self.keep(keep),
         }
+    }
+
+    fn keep(&self, keep: wire::Keep) -> Result<(), Status> {
+        let invalid = |text: &str| Status::invalid_argument(format!("Keep: {text}"));
+        if keep.kept.len() > MAX_KEPT {
+            return Err(invalid("it names too many functions"));
+        }
+        let wish = |kept: wire::Kept| {
+            let digest = Digest::from_slice(&kept.digest).ok_or_else(|| invalid("a digest is 32 bytes"))?;
+            let spec = self.defined.get(&digest).ok_or_else(|| invalid("a function was not defined"))?;
+            Ok((digest, spec.clone(), kept.containers))
+        };
+        let wishes = keep.kept.into_iter().map(wish).collect::<Result<Vec<_>, Status>>()?;
+        let holds = keep.holds.map(convert::duration).unwrap_or_default().min(KEPT_FOR);
+        self.shared.pools.keep(self.balancer, wishes, holds);
+        Ok(())
     }
 
     /// Frames for calls that are over are late, not wrong.
@@ -199,7 +219,7 @@ impl Session {
                     ..Default::default()
                 };
                 self.shared.tasks.spawn(async move {
-                    _ = line.say(Event::Finish, engage_response::Frame::Finished(finished)).await;
+                    _ = line.say(Event::Finish, engage_response::Frame::Finished(Box::new(finished))).await;
                 });
                 return Ok(());
             }

@@ -326,8 +326,8 @@ async fn draining_refuses_and_waits_for_what_runs() {
 async fn an_operator_drains_and_uncordons() {
     let fleet = kit::fleet(Choice::Auto, 512, 8).await;
     let (mut session, mut client) = (fleet.session().await, fleet.client().await);
-    let (spec, once, mut kept) = (python(""), shell("cat"), kit::another(1));
-    kept.min_containers = 1;
+    let (spec, once, kept) = (python(""), shell("cat"), kit::another(1));
+    session.keep(&[(&kept, 1)]).await;
     // Of each there is one idle.
     for spec in [&spec, &once, &kept] {
         session.call(spec, "echo", b"x").await;

@@ -18,7 +18,7 @@ use crate::kit::{self, AMPLE, LIMIT, python, shell};
 const ORDINARY: u32 = 64_243;
 
 /// Functions of a test that can be told from those of others.
-fn marked(mut spec: FunctionSpec, mark: &str) -> FunctionSpec {
+pub fn marked(mut spec: FunctionSpec, mark: &str) -> FunctionSpec {
     spec.command.push(mark.to_owned());
     spec
 }
@@ -77,14 +77,14 @@ fn helper_process(driver: &str, name: &str, state: &Path) -> (Child, String) {
 }
 
 /// Processes of the host that have this word among their arguments.
-fn alive(word: &str) -> usize {
+pub fn alive(word: &str) -> usize {
     let entries = std::fs::read_dir("/proc").unwrap();
     let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
     lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
 }
 
 /// Cgroups of a runner of this name.
-fn cgroups(name: &str) -> Vec<PathBuf> {
+pub fn cgroups(name: &str) -> Vec<PathBuf> {
     fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -123,7 +123,7 @@ fn lines_with(file: &str, words: &[&Path]) -> Vec<String> {
     text.lines().filter(has).map(str::to_owned).collect()
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < LIMIT, "never: {what}");

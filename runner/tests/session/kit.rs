@@ -90,6 +90,7 @@ def serve(c):
         if do == "load":
             with open(body.decode(), "rb") as big: body = str(sum(map(len, iter(lambda: big.read(1 << 20), b"")))).encode()
         if do == "trace": body = h.get("traceparent", "").encode()
+        if do == "env": body = os.environ[body.decode()].encode()
         if do == "pid": body = str(os.getpid()).encode()
         f.write(b"HTTP/1.1 200 OK\r\nX-Kit: py\r\nContent-Length: %d\r\n\r\n" % len(body) + body); f.flush()
 while True:
@@ -260,7 +261,23 @@ impl Session {
         let digest = spec.digest();
         self.defined.insert(digest);
         let function = Some(convert::to_function(spec));
-        self.say(req::Frame::Define(wire::Define { digest: digest.0.to_vec().into(), function })).await;
+        self.say(req::Frame::Define(Box::new(wire::Define { digest: digest.0.to_vec().into(), function })))
+            .await;
+    }
+
+    /// Says all that is to be kept ready from now on, for half a minute.
+    pub async fn keep(&mut self, wanted: &[(&FunctionSpec, u32)]) {
+        self.keep_for(wanted, Duration::from_secs(30)).await;
+    }
+
+    pub async fn keep_for(&mut self, wanted: &[(&FunctionSpec, u32)], holds: Duration) {
+        let mut kept = Vec::new();
+        for (spec, containers) in wanted {
+            self.define(spec).await;
+            kept.push(wire::Kept { digest: spec.digest().0.to_vec().into(), containers: *containers });
+        }
+        let holds = Some(convert::to_duration(holds));
+        self.say(req::Frame::Keep(wire::Keep { kept, holds })).await;
     }
 
     pub async fn offer(
@@ -392,12 +409,12 @@ impl Session {
                 res::Frame::Finished(finished) => {
                     let mut answer = open.remove(&call).unwrap();
                     answer.body.extend_from_slice(&finished.body);
-                    answer.finished = finished;
+                    answer.finished = *finished;
                     done.insert(call, answer);
                 }
                 res::Frame::Refused(refused) => {
                     let mut answer = open.remove(&call).unwrap();
-                    answer.refused = Some(refused);
+                    answer.refused = Some(*refused);
                     done.insert(call, answer);
                 }
                 _ => {}

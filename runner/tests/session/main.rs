@@ -9,4 +9,6 @@ mod launches;
 mod memory;
 mod pools;
 mod process;
+mod secrets;
 mod stdio;
+mod upgrade;

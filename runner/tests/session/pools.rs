@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use stoker_proto::runner::v1 as wire;
+use stoker_proto::runner::v1::{self as wire, engage_request as req};
 use stoker_runner::Config;
 use stoker_sandbox::select::Choice;
 
@@ -122,15 +122,17 @@ async fn idle_containers_make_room() {
     fleet.end().await;
 }
 
-/// `min_containers` are there from the first call on, and stay when their idle timeout has passed.
+/// What a balancer wants to be kept is there before any call, and stays when its idle timeout has passed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_minimum_is_kept() {
     let fleet = kit::fleet(Choice::Auto, 512, 8).await;
     let mut session = fleet.session().await;
     let mut spec = python("");
-    (spec.min_containers, spec.idle_timeout_ms) = (2, 1);
-    let first = session.call(&spec, "pid", b"").await;
+    spec.idle_timeout_ms = 1;
+    session.keep(&[(&spec, 2)]).await;
     session.until("two are idle", |c| warmth(c, &spec).idle == 2).await;
+    let first = session.call(&spec, "pid", b"").await;
+    assert!(!first.waited, "it was cold");
     // Another function's idle containers come and go; these stay.
     let mut other = another(1);
     other.idle_timeout_ms = 1;
@@ -141,16 +143,38 @@ async fn a_minimum_is_kept() {
     // One that ends is replaced.
     session.call(&spec, "crash", b"").await;
     session.until("two are idle again", |c| warmth(c, &spec).idle == 2 && c.in_flight == 0).await;
-    // The numbers are not part of a version: with a smaller one the surplus goes.
-    spec.min_containers = 1;
-    session.define(&spec).await;
-    session.call(&spec, "pid", b"").await;
+    // With a smaller number the surplus goes.
+    session.keep(&[(&spec, 1)]).await;
     session.until("one is left", |c| warmth(c, &spec).idle == 1).await;
-    // Nor is a version kept that a newer one of the same function has taken the place of.
+    // What is said replaces what was said before.
     let mut newer = spec.clone();
     newer.env.insert("VERSION".into(), "2".into());
-    session.call(&newer, "pid", b"").await;
+    session.keep(&[(&newer, 1)]).await;
     session.until("the old one is gone", |c| c.functions.len() == 1 && warmth(c, &newer).idle == 1).await;
+    fleet.end().await;
+}
+
+/// What a balancer wants to be kept is forgotten when it does not say it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minimum_is_not_for_ever() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    let mut session = fleet.session().await;
+    let mut spec = python("");
+    spec.idle_timeout_ms = 1;
+    session.keep(&[(&spec, 2)]).await;
+    session.until("two are idle", |c| warmth(c, &spec).idle == 2).await;
+    session.keep_for(&[(&spec, 2)], Duration::from_millis(1)).await;
+    session.until("they are gone", |c| c.functions.is_empty()).await;
+    // A session that names what it has not defined breaks the protocol.
+    let kept = vec![wire::Kept { digest: vec![7; 32].into(), containers: 1 }];
+    session.say(req::Frame::Keep(wire::Keep { kept, holds: None })).await;
+    let ended = loop {
+        match session.receive.message().await {
+            Ok(frame) => assert!(frame.is_some(), "it ended well"),
+            Err(status) => break status,
+        }
+    };
+    assert!(ended.message().contains("Keep: a function was not defined"), "{ended}");
     fleet.end().await;
 }
 
@@ -159,8 +183,8 @@ async fn a_minimum_is_kept() {
 async fn a_minimum_gives_way_to_calls_and_last() {
     let fleet = kit::fleet(Choice::Auto, 128, 8).await;
     let mut session = fleet.session().await;
-    let mut kept = another(0);
-    kept.min_containers = 1;
+    let kept = another(0);
+    session.keep(&[(&kept, 1)]).await;
     let warm = session.call(&kept, "pid", b"").await;
     for n in 1..4 {
         assert_eq!(session.call(&another(n), "pid", b"").await.code(), "OK");

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -11,13 +11,15 @@ use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::runner::v1::{self as wire, engage_response as res};
 use stoker_proto::v1;
 use stoker_registry::testing::Etcd;
+use stoker_runtime::telemetry::names;
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 
 use crate::kit::{AMPLE, LIMIT, Session, python, shell};
 
 /// A running `stoker-runner`, ended with this.
-struct Program {
-    child: Child,
+pub struct Program {
+    pub child: Child,
     lines: mpsc::Receiver<String>,
     admin: String,
     address: String,
@@ -26,9 +28,14 @@ struct Program {
 
 impl Program {
     /// Starts it and returns when it serves.
-    async fn start(etcd: &str, more: &[(&str, &str)]) -> Self {
+    pub async fn start(etcd: &str, more: &[(&str, &str)]) -> Self {
+        Self::start_as(Path::new(env!("CARGO_BIN_EXE_stoker-runner")), etcd, more).await
+    }
+
+    /// The same, by another file.
+    pub async fn start_as(program: &Path, etcd: &str, more: &[(&str, &str)]) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_stoker-runner"))
+        let mut child = Command::new(program)
             .env_clear()
             .env("STOKER_ETCD", etcd)
             .env("STOKER_NAME", format!("p{}", std::process::id()))
@@ -55,7 +62,7 @@ impl Program {
     }
 
     /// The fields of the next line of its log with this text.
-    async fn says(&mut self, text: &str) -> HashMap<String, String> {
+    pub async fn says(&mut self, text: &str) -> HashMap<String, String> {
         let mut before = Vec::new();
         loop {
             let line = tokio::time::timeout(LIMIT, self.lines.recv()).await;
@@ -69,7 +76,7 @@ impl Program {
     }
 
     /// Status and body of an admin page.
-    fn page(&self, path: &str) -> (u16, String) {
+    pub fn page(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.admin).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
@@ -79,17 +86,36 @@ impl Program {
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
-    async fn session(&self) -> Session {
-        let address = format!("http://{}", self.address);
-        Session::open(RunnerServiceClient::connect(address).await.unwrap()).await
+    pub async fn client(&self) -> RunnerServiceClient<Channel> {
+        RunnerServiceClient::connect(format!("http://{}", self.address)).await.unwrap()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub async fn session(&self) -> Session {
+        Session::open(self.client().await).await
+    }
+
+    /// The process of its spawner.
+    pub fn spawner(&self) -> Pid {
+        // Children are those of the thread that started them.
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let children =
+            threads.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+        let children: Vec<i32> = children
+            .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .collect();
+        let spawner = children.into_iter().find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"__stoker-spawner")
+        });
+        Pid::from_raw(spawner.unwrap()).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// How it ended, and what it left in its directory.
-    async fn ended(mut self) -> (ExitStatus, usize) {
+    pub async fn ended(mut self) -> (ExitStatus, usize) {
         let (status, state) = tokio::task::spawn_blocking(move || {
             let status = self.child.wait().unwrap();
             let state = std::mem::replace(&mut self.state, tempfile::tempdir().unwrap());
@@ -181,18 +207,7 @@ async fn a_lost_spawner_is_no_crash_of_the_function() {
         let once = session.offer(&shell("cat"), "", b"half", false, AMPLE).await;
         session.started(once).await;
         assert!(matches!(session.frame().await, res::Frame::Credit(_)));
-        // Children are those of the thread that started them.
-        let threads = std::fs::read_dir(format!("/proc/{}/task", program.child.id())).unwrap();
-        let children =
-            threads.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
-        let children: Vec<i32> = children
-            .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
-            .collect();
-        let spawner = children.into_iter().find(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"__stoker-spawner")
-        });
-        kill_process(Pid::from_raw(spawner.unwrap()).unwrap(), Signal::KILL).unwrap();
+        kill_process(program.spawner(), Signal::KILL).unwrap();
         for (call, answer) in session.outcomes([hot, once]).await {
             assert_eq!(answer.code(), "ERROR_CODE_RUNNER_LOST", "{sandbox} {call}: {answer:?}");
             assert!(answer.finished.error.unwrap().may_have_started);
@@ -228,7 +243,8 @@ async fn a_call_can_be_followed() {
     let Some(etcd) = Etcd::start().await else { return };
     let collector = Collector::start();
     let endpoint = collector.as_ref().map_or("http://127.0.0.1:1", |collector| &collector.endpoint);
-    let program = Program::start(&etcd.endpoint(), &[("STOKER_TELEMETRY_ENDPOINT", endpoint)]).await;
+    let settings = [("STOKER_TELEMETRY_ENDPOINT", endpoint), ("STOKER_FREEZE_AFTER", "0s")];
+    let program = Program::start(&etcd.endpoint(), &settings).await;
     let mut session = program.session().await;
     const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
     session.trace = format!("00-{TRACE}-b7ad6b7169203331-01");
@@ -242,7 +258,8 @@ async fn a_call_can_be_followed() {
     assert_eq!(session.call(&python(""), "crash", b"").await.code(), "ERROR_CODE_FUNCTION_CRASHED");
     session.trace = format!("00-{TRACE}-b7ad6b7169203331-00");
     let unsampled = session.call(&python(""), "trace", b"").await;
-    assert_eq!(unsampled.body, session.trace.as_bytes(), "who is not sampled is told so");
+    let told_so = String::from_utf8(unsampled.body).unwrap();
+    assert!(told_so.starts_with(&session.trace[..36]) && told_so.ends_with("-00"), "{told_so}");
 
     // Gauges are as new as the record that every session gets.
     session.until("it is quiet", |c| c.in_flight == 0 && c.waiting == 0).await;
@@ -252,8 +269,10 @@ async fn a_call_can_be_followed() {
         "stoker_runner_calls_total{function=\"test/python\",code=\"OK\"} 3",
         "stoker_runner_calls_total{function=\"test/python\",code=\"FUNCTION_CRASHED\"} 1",
         "stoker_runner_calls_total{function=\"test/shell\",code=\"OK\"} 1",
-        "stoker_runner_cold_starts_total{function=\"test/shell\"} 1",
-        "stoker_runner_execution_seconds_count 5",
+        "stoker_runner_cold_starts_total{function=\"test/shell\",cause=\"first\"} 1",
+        "stoker_runner_execution_seconds_count{function=\"test/python\"} 4",
+        "stoker_runner_execution_seconds_count{function=\"test/shell\"} 1",
+        "stoker_runner_launches_total{purpose=\"call\"}",
         "stoker_runner_launch_seconds_count{phase=\"create\"}",
         "stoker_runner_launch_seconds_count{phase=\"init\"}",
         "stoker_runner_launch_failures_total{blame=\"function\"} 1",
@@ -261,15 +280,27 @@ async fn a_call_can_be_followed() {
         "stoker_runner_containers{state=\"busy\"} 0",
         "stoker_runner_memory_bytes{kind=\"total\"} 536870912",
         "stoker_runner_memory_bytes{kind=\"free\"}",
-        "stoker_runner_cpu_millis{kind=\"total\"} 4000",
-        "stoker_runner_cpu_millis{kind=\"free\"}",
-        "stoker_runner_waiting 0",
-        "stoker_runner_evictions_total 0",
+        "stoker_runner_memory_bytes{kind=\"used\"}",
+        "stoker_runner_cpu_cores{kind=\"total\"} 4\n",
+        "stoker_runner_cpu_cores{kind=\"free\"}",
+        "stoker_runner_slots{kind=\"total\"}",
+        "stoker_runner_calls_waiting 0",
+        "stoker_runner_wait_seconds_count",
+        "stoker_runner_containers_ended_total{why=\"evicted\"} 0",
+        "stoker_runner_containers_ended_total{why=\"broken\"}",
+        "stoker_etcd_interrupted{part=\"registration\"} 0",
         "stoker_runner_freezes_total",
         "stoker_runner_thaws_total",
         &format!("# {{trace_id=\"{TRACE}\"}}"),
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    // Sooner or later a call finds its container frozen.
+    const THAWED: &str = "1af7651916cd43dd8448eb211c80319c";
+    session.trace = format!("00-{THAWED}-b7ad6b7169203331-01");
+    let begun = std::time::Instant::now();
+    while session.call(&python(""), "echo", b"x").await.finished.timings.unwrap().thaw_us == 0 {
+        assert!(begun.elapsed() < LIMIT, "it is never found frozen");
     }
     program.signal(Signal::TERM);
     let (status, _) = program.ended().await;
@@ -280,7 +311,32 @@ async fn a_call_can_be_followed() {
         return;
     };
     let spans = collector.received();
-    assert!(spans.iter().all(|span| span.field("Trace ID") == TRACE), "{spans:#?}");
+    // Whatever they say is listed, and so are they.
+    for line in spans.iter().flat_map(|span| &span.lines) {
+        let Some((name, value)) = line.split_once(": ") else { continue };
+        // What is said of the process stands among the lines.
+        if ["host.", "service.", "telemetry."].iter().any(|own| name.starts_with(own)) {
+            continue;
+        }
+        if ["Str(", "Int(", "Bool("].iter().any(|kind| value.starts_with(kind)) {
+            assert!(names::ATTRIBUTES.iter().any(|one| one.name == name), "{line}");
+        }
+    }
+    for span in &spans {
+        assert!(names::SPANS.iter().any(|one| one.name == span.field("Name")), "{span:#?}");
+    }
+    // What is launched ahead of calls is a trace of its own.
+    let (spans, others): (Vec<_>, Vec<_>) =
+        spans.into_iter().partition(|span| span.field("Trace ID") == TRACE);
+    let (thawed, ahead): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|span| span.field("Trace ID") == THAWED);
+    for launch in ahead.iter().filter(|span| span.field("Parent ID").is_empty()) {
+        assert_eq!((launch.field("Name"), launch.field("stoker.launch.cause")), ("launch", "Str(ahead)"));
+    }
+    let thaws = |span: &&Received| span.lines.iter().any(|line| line.contains("stoker.container.thaw"));
+    let thawed: Vec<_> = thawed.iter().filter(thaws).collect();
+    assert!(!thawed.is_empty() && thawed.iter().all(|span| span.field("Kind") == "SPAN_KIND_SERVER"));
+    assert!(thawed[0].lines.iter().any(|line| line.contains("stoker.container.freeze")), "{thawed:#?}");
     let named = |name: &str| spans.iter().filter(|span| span.field("Name") == name).collect::<Vec<_>>();
     let below = |parent: &Received, name: &str| -> Vec<&Received> {
         named(name).into_iter().filter(|span| span.field("Parent ID") == parent.field("ID")).collect()
@@ -298,9 +354,20 @@ async fn a_call_can_be_followed() {
             executions.iter().find(|span| span.field("ID") == id).unwrap_or_else(|| panic!("{told}"));
         assert_eq!(execution.field("Kind"), "SPAN_KIND_CLIENT");
         assert_eq!(execution.field("faas.coldstart"), format!("Bool({cold})"));
-        for name in ["faas.invocation_id", "faas.name", "faas.instance", "faas.max_memory", "faas.trigger"] {
+        for name in [
+            "faas.invocation_id",
+            "faas.name",
+            "faas.instance",
+            "faas.max_memory",
+            "faas.trigger",
+            "container.id",
+            "container.runtime.name",
+            "peer.service",
+        ] {
             assert!(!execution.field(name).is_empty());
         }
+        // It points to the launch of its container.
+        assert!(execution.lines.iter().any(|line| line.contains("SpanLink #0")), "{execution:#?}");
         let call = served.iter().find(|s| s.field("ID") == execution.field("Parent ID")).unwrap();
         assert_eq!(call.field("Status code"), "STATUS_CODE_UNSET");
         let waits = below(call, "wait");
@@ -317,6 +384,48 @@ async fn a_call_can_be_followed() {
     let mut types: Vec<_> = failed.iter().map(|s| s.field("error.type")).collect();
     types.sort_unstable();
     assert_eq!(types, ["Str(FUNCTION_CRASHED)", "Str(FUNCTION_INIT_FAILED)"]);
+    assert!(failed.iter().all(|s| s.field("stoker.blame") == "Str(function)"));
+    let crashed = executions.iter().find(|s| s.field("Status code") == "STATUS_CODE_ERROR").unwrap();
+    assert_eq!(crashed.field("exception.type"), "Str(FUNCTION_CRASHED)");
+    let waits = named("wait");
+    let waited = waits.iter().find(|s| s.field("Status code") == "STATUS_CODE_ERROR").unwrap();
+    assert_eq!(waited.field("error.type"), "Str(FUNCTION_INIT_FAILED)");
+}
+
+/// Lines of functions, with the place of their call in its trace, and those of the runner itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_written_is_collected() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let Some(collector) = Collector::of("logs", 21_002) else {
+        println!("left out: STOKER_TEST_TOOLS names no Python with rotel");
+        return;
+    };
+    // Without traces of its own what is written hangs on the caller's span.
+    let settings =
+        [("STOKER_TELEMETRY_ENDPOINT", collector.endpoint.as_str()), ("STOKER_TELEMETRY_TRACES", "none")];
+    let program = Program::start(&etcd.endpoint(), &settings).await;
+    let mut session = program.session().await;
+    const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+    session.trace = format!("00-{TRACE}-b7ad6b7169203331-01");
+    let answer = session.call(&shell("echo for the log >&2; echo -n x"), "", b"").await;
+    assert_eq!((answer.code(), &answer.body[..]), ("OK", &b"x"[..]), "{answer:?}");
+    program.signal(Signal::TERM);
+    let (status, _) = program.ended().await;
+    assert_eq!(status.code(), Some(0));
+    let records = collector.received();
+    let said = |text: &str| {
+        let mut found = records.iter().filter(|record| record.lines.iter().any(|line| line.contains(text)));
+        found.next().unwrap_or_else(|| panic!("{text} in {records:#?}"))
+    };
+    let (own, process) = (said("for the log"), said("source: Str(process)"));
+    assert_eq!(own.field("stoker.log.source"), "Str(function)");
+    assert_eq!(own.field("log.iostream"), "Str(stderr)");
+    assert_eq!(own.field("faas.name"), "Str(test/shell)");
+    assert!(!own.field("faas.invocation_id").is_empty() && !own.field("container.id").is_empty());
+    let all = own.lines.join("\n");
+    assert!(all.contains(TRACE) && all.contains("b7ad6b7169203331"), "{all}");
+    assert_eq!(process.service, "stoker-runner");
+    assert!(!process.field("stoker.log.target").is_empty());
 }
 
 /// An OTLP collector that is none of ours (rotel), in the Python environment that `STOKER_TEST_TOOLS` names.
@@ -328,6 +437,11 @@ struct Collector {
 
 impl Collector {
     fn start() -> Option<Self> {
+        Self::of("traces", 21_000)
+    }
+
+    /// Prints this signal; listens on this port and the one above.
+    fn of(signal: &str, port: u16) -> Option<Self> {
         let tools = std::env::var_os("STOKER_TEST_TOOLS").map(PathBuf::from)?;
         let find = "import os, rotel; print(os.path.join(os.path.dirname(rotel.__file__), 'rotel-agent'))";
         let out = Command::new(tools.join("bin/python3")).args(["-c", find]).output().ok()?;
@@ -341,11 +455,11 @@ impl Collector {
         let directory = tempfile::tempdir().unwrap();
         let mut child = Command::new(program)
             .args(["start", "--exporter", "blackhole"])
-            .args(["--debug-log", "traces", "--debug-log-verbosity", "detailed"])
+            .args(["--debug-log", signal, "--debug-log-verbosity", "detailed"])
             .arg("--pid-file")
             .arg(directory.path().join("pid"))
-            .arg(format!("--otlp-grpc-endpoint={address}:21000"))
-            .arg(format!("--otlp-http-endpoint={address}:21001"))
+            .arg(format!("--otlp-grpc-endpoint={address}:{port}"))
+            .arg(format!("--otlp-http-endpoint={address}:{}", port + 1))
             .env("NO_COLOR", "1")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -354,7 +468,7 @@ impl Collector {
         let out = BufReader::new(child.stdout.take().unwrap());
         let (send, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
-        Some(Self { child, endpoint: format!("http://{address}:21000"), lines })
+        Some(Self { child, endpoint: format!("http://{address}:{port}"), lines })
     }
 
     /// Ends it in its orderly way, and gives what it received.
@@ -364,11 +478,11 @@ impl Collector {
         let (mut spans, mut service) = (Vec::<Received>::new(), String::new());
         for line in self.lines.iter() {
             let line = line.trim().trim_start_matches("-> ").to_owned();
-            if line.starts_with("Span #") {
+            if line.starts_with("Span #") || line.starts_with("LogRecord #") {
                 spans.push(Received { service: service.clone(), lines: Vec::new() });
             } else if let Some(name) = line.strip_prefix("service.name: Str(") {
                 service = name.trim_end_matches(')').to_owned();
-            } else if let Some(span) = spans.last_mut().filter(|_| !line.starts_with("ResourceSpans")) {
+            } else if let Some(span) = spans.last_mut().filter(|_| !line.starts_with("Resource")) {
                 span.lines.push(line);
             }
         }

@@ -221,8 +221,8 @@ async fn a_function_that_is_not_ready_says_why(choice: Choice) {
 async fn one_that_ends_by_itself_is_not_started_for_ever() {
     let fleet = fleet(Choice::Auto).await;
     let mut session = fleet.session().await;
-    let mut spec = speaker(Format::Json, "exit");
-    spec.min_containers = 2;
+    let spec = speaker(Format::Json, "exit");
+    session.keep(&[(&spec, 2)]).await;
     let answer = session.tell(&spec, "echo", "x").await;
     assert_ne!(answer.code(), "OK", "{answer:?}");
     session.learn(fleet.status().await);
@@ -254,7 +254,7 @@ async fn stream(
                 got += body.data.len();
                 session.credit(call, body.data.len()).await;
             }
-            res::Frame::Finished(finished) => return (got + finished.body.len(), finished),
+            res::Frame::Finished(finished) => return (got + finished.body.len(), *finished),
             _ => {}
         }
     }

@@ -4,15 +4,27 @@ use std::path::Path;
 
 use stoker_core::function::FunctionSpec;
 
-use super::{ACCOUNT, VERSION};
+use super::ACCOUNT;
 
 /// What a function that says nothing of it is told it runs in.
 const REGION: &str = "us-east-1";
 
+/// The version that a function is: a number for callers that asked for one, or for an alias.
+pub fn version(spec: &FunctionSpec) -> String {
+    match spec.format_options.version {
+        0 => "$LATEST".to_owned(),
+        number => number.to_string(),
+    }
+}
+
 /// The ARN under which a function knows itself where its caller named none.
 pub fn arn(spec: &FunctionSpec) -> String {
     let region = spec.env.get("AWS_REGION").map_or(REGION, String::as_str);
-    format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}", spec.name.function())
+    let qualifier = match spec.format_options.version {
+        0 => String::new(),
+        number => format!(":{number}"),
+    };
+    format!("arn:aws:lambda:{region}:{ACCOUNT}:function:{}{qualifier}", spec.name.function())
 }
 
 /// Names and values.
@@ -36,7 +48,7 @@ pub fn environment(spec: &FunctionSpec, workdir: &Path, instance: &str) -> (Vari
     ]);
     let mut stays = own(vec![
         ("AWS_LAMBDA_FUNCTION_NAME", name.to_owned()),
-        ("AWS_LAMBDA_FUNCTION_VERSION", VERSION.to_owned()),
+        ("AWS_LAMBDA_FUNCTION_VERSION", version(spec)),
         ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", (spec.memory >> 20).to_string()),
         ("AWS_LAMBDA_LOG_GROUP_NAME", format!("/aws/lambda/{name}")),
         ("AWS_LAMBDA_LOG_STREAM_NAME", instance.to_owned()),

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use stoker_core::call::{CHUNK, Intent, RequestHead, TraceContext, WINDOW};
+use stoker_core::call::{CHUNK, Intent, TraceContext, WINDOW};
 use stoker_core::error::Report;
 use stoker_core::{Code, Error, ResponseHead};
 use stoker_lambda::{
     Bandwidth, Direct, Failure, Invocation, MAX_PAYLOAD, Over, Refused, Said, function_url, is_request_id,
 };
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
+use stoker_runtime::telemetry::to_amazon;
 
 use super::answer::Answer;
 use super::serve::cancelled;
@@ -67,7 +68,9 @@ impl Invoke<'_> {
                 return Ok((Err(refusal(refused)), if unusable { After::End } else { After::Keep }));
             }
         };
-        container.log.note(offer.id, format!("START RequestId: {id} Version: {}", lambda::VERSION));
+        container
+            .log
+            .note(offer.id, format!("START RequestId: {id} Version: {}", lambda::version(&offer.spec)));
         answer.started = Instant::now();
         let timeout = tokio::time::sleep_until((answer.started + limit).into());
         tokio::pin!(timeout);
@@ -210,7 +213,7 @@ impl Invoke<'_> {
         if head.intent == Intent::HttpRequest {
             return Ok(None);
         }
-        Direct::read(|name| head.headers.get(name), lambda::VERSION).map_err(|name| {
+        Direct::read(|name| head.headers.get(name), || lambda::version(&self.offer.spec)).map_err(|name| {
             let text = format!("the headers of the invoke are wrong: {name}");
             let (kind, content_type) = (name.to_owned(), String::new());
             Error::new(Code::InvalidRequest, text.clone()).report(Report {
@@ -325,8 +328,9 @@ impl Invoke<'_> {
                 burst => burst,
             },
         });
-        // A caller may have less than the function allows, not more.
+        // A caller may have less than the function allows, not more. One who takes the answer as a whole has it at once.
         let bandwidth = match (own, direct.and_then(|direct| direct.bandwidth)) {
+            _ if direct.is_some_and(|direct| !direct.streams) => None,
             (Some(own), Some(asked)) => Some(own.least(asked)),
             (own, asked) => own.or(asked),
         };
@@ -336,7 +340,7 @@ impl Invoke<'_> {
                 .unwrap_or_else(|| request_id(self.offer)),
             deadline: Some(SystemTime::now() + limit),
             arn: or(arn, &|| lambda::arn(&self.offer.spec)),
-            trace: trace_header(head, self.trace),
+            trace: to_amazon(self.trace, head.headers.get("x-amzn-trace-id").filter(|said| !said.is_empty())),
             client_context: or(by(&|d| d.client_context.clone()), &|| said("lambda-runtime-client-context")),
             identity: or(by(&|d| d.identity.clone()), &|| said("lambda-runtime-cognito-identity")),
             bandwidth,
@@ -356,7 +360,7 @@ impl Invoke<'_> {
         let content_type = content_type.as_deref().unwrap_or("application/json");
         head.headers.push("content-type", content_type.to_owned());
         if direct {
-            head.headers.push("invoked-function-version", lambda::VERSION);
+            head.headers.push("invoked-function-version", lambda::version(&self.offer.spec));
             head.headers.push("invoke-id", id.to_owned());
             head.headers.push("reservation-token", self.offer.id.to_string());
             let tenant = self.offer.head.headers.get("lambda-runtime-aws-tenant-id").unwrap_or_default();
@@ -460,21 +464,6 @@ fn failed(failure: Failure) -> Error {
         (false, _) => Error::new(Code::FunctionFailed, format!("the function failed: {told}")),
     };
     error.may_have_started().report(lambda::report(failure))
-}
-
-/// What the caller said in AWS's own header, else the trace of this call in AWS's words.
-fn trace_header(head: &RequestHead, trace: &TraceContext) -> String {
-    if let Some(said) = head.headers.get("x-amzn-trace-id") {
-        return said.to_owned();
-    }
-    // 00-{32 digits}-{16 digits}-{flags}
-    let mut parts = trace.parent.split('-').skip(1);
-    let (Some(id), Some(parent)) = (parts.next(), parts.next()) else { return String::new() };
-    if id.len() != 32 || !id.is_ascii() {
-        return String::new();
-    }
-    let sampled = u8::from(parts.next().is_some_and(|flags| flags.ends_with('1')));
-    format!("Root=1-{}-{};Parent={parent};Sampled={sampled}", &id[..8], &id[8..])
 }
 
 /// The most memory that is known of it, in MiB.

@@ -9,7 +9,7 @@ use stoker_core::{Code, Error};
 use stoker_format::{After, Codec, Request};
 use stoker_proto::convert;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
-use stoker_runtime::telemetry::SpanKind;
+use stoker_runtime::telemetry::{SpanKind, Spot, names};
 use stoker_sandbox::ExitCause;
 use tokio::net::UnixStream;
 
@@ -85,7 +85,7 @@ impl Call<'_> {
         }
         match container.open(lease.connection.take()).await {
             Ok(channel) => Ok((lease, channel)),
-            Err(unfit) => Err(self.spoiled(lease, unfit, blamed).await),
+            Err(unfit) => Err(Box::pin(self.spoiled(lease, unfit, blamed)).await),
         }
     }
 
@@ -120,22 +120,16 @@ impl Call<'_> {
 
     /// The span of the execution, whose context the function is told.
     fn execution(&self, lease: &Lease) -> Trace {
-        let (offer, mut trace) = (self.offer, self.trace.child("execution", SpanKind::Client));
+        let (offer, mut trace) = (self.offer, self.trace.child(names::EXECUTION, SpanKind::Client));
         trace.note(|span| {
-            let name = offer.spec.name.as_str();
-            span.set("faas.name", name);
-            span.set("faas.invocation_id", offer.id);
-            span.set("faas.instance", lease.container.id.as_str());
-            span.set("faas.coldstart", lease.cold);
-            span.set("faas.max_memory", i64::try_from(offer.spec.memory).unwrap_or(i64::MAX));
+            span.add(lease.container.seen.of_execution());
+            span.set(names::FAAS_INVOCATION, offer.id);
+            span.set(names::FAAS_COLDSTART, lease.cold);
             let trigger = match offer.head.intent {
                 Intent::HttpRequest => "http",
                 Intent::Invoke => "other",
             };
-            span.set("faas.trigger", trigger);
-            // Draws the function as a node of its own; by its old name for those that do not know the new one.
-            span.set("service.peer.name", name);
-            span.set("peer.service", name);
+            span.set(names::FAAS_TRIGGER, trigger);
         });
         trace
     }
@@ -143,16 +137,18 @@ impl Call<'_> {
     /// What the way to the container cost.
     fn arrived(&mut self, lease: &Lease, timings: &mut Timings) {
         let meters = self.shared.observer.meters.as_ref();
+        // Of a launch for another call, which had found a container before it was over.
+        self.shared.observer.launched(false, &lease.container.launched, &lease.container.seen);
         if lease.cold {
             let launched = lease.container.launched;
             (timings.cold, timings.image, timings.create, timings.start, timings.init) =
                 (true, launched.image, launched.create, launched.start, launched.init);
             if let Some(meters) = meters {
-                meters.cold_start(&self.offer.spec.name);
+                meters.cold_start(&self.offer.spec.name, lease.why);
             }
         }
         if !timings.thaw.is_zero() {
-            self.trace.past("thaw", Instant::now() - timings.thaw, timings.thaw);
+            self.trace.thawed(timings.thaw, &lease.container.seen);
             if let Some(meters) = meters {
                 meters.thaws.add_one();
             }
@@ -171,6 +167,8 @@ impl Call<'_> {
         let container = lease.container.clone();
         self.arrived(&lease, &mut timings);
         let mut execution = self.execution(&lease);
+        let spot = || execution.spot().or_else(|| self.trace.spot()).or_else(|| Spot::of(&offer.trace));
+        container.log.traced(offer.id, spot);
         let told = execution.context().or_else(|| self.trace.context());
         let trace = told.as_ref().unwrap_or(&offer.trace);
         // One that has not shown yet that it has come up may still have to.
@@ -192,7 +190,7 @@ impl Call<'_> {
                 let In { first, complete, .. } = input;
                 let cold = lease.cold;
                 let invoke = Invoke { line, offer, trace, first, complete, cold };
-                let (result, after) = invoke.run(&container, &mut answer).await?;
+                let (result, after) = Box::pin(invoke.run(&container, &mut answer)).await?;
                 let keep = match after {
                     invoke::After::Keep => Some(Kept::Nothing),
                     invoke::After::Again(reason) => Some(Kept::Again(reason)),
@@ -205,11 +203,11 @@ impl Call<'_> {
             Turn::Ended(ended) => ended,
             Turn::Untaken(unfit) => {
                 execution.note(|span| span.fail("the container took nothing of the call"));
-                return Ok(Some(self.spoiled(lease, unfit, blamed).await));
+                return Ok(Some(Box::pin(self.spoiled(lease, unfit, blamed)).await));
             }
             Turn::Unstarted(error) => {
                 drop(lease);
-                self.launch_failed(error).await?;
+                Box::pin(self.launch_failed(error)).await?;
                 return Ok(None);
             }
         };
@@ -217,7 +215,7 @@ impl Call<'_> {
         timings.first_byte = answer.first_byte;
         timings.execution = answer.started.elapsed();
         if let Some(meters) = &shared.observer.meters {
-            meters.executed(timings.execution, execution.exemplar());
+            meters.executed(&offer.spec.name, timings.execution, execution.exemplar());
         }
         // What we ended ourselves is no crash.
         let result = result.map_err(|error| {
@@ -229,6 +227,7 @@ impl Call<'_> {
             }
         });
         if let Err(error) = &result {
+            execution.exception(error);
             execution.failed(error.code, &error.message, false);
         }
         execution.note(|span| {
@@ -324,7 +323,7 @@ impl Call<'_> {
             Channel::Pipes(pipes) => by_pipes(&container, &talk, answer, load, pipes).await?,
             Channel::Process | Channel::Api => {
                 let env = codec.environment(request);
-                by_process(&container, &talk, answer, load, env).await?
+                Box::pin(by_process(&container, &talk, answer, load, env)).await?
             }
         };
         let exchange = talk.exchange.into_inner().unwrap_or_else(PoisonError::into_inner);
