@@ -7,7 +7,7 @@ use std::time::Duration;
 use stoker_core::error::{Code, Error, Retry};
 use tokio::sync::Notify;
 
-use crate::auth::Share;
+use crate::auth::{Meter, Share};
 use crate::directory::Entered;
 
 /// Counts the calls inside.
@@ -30,7 +30,7 @@ pub struct Admitted {
     /// Its place among those of its function.
     _of_function: Option<Entered>,
     /// Its part of what its caller may ask for.
-    _share: Option<Share>,
+    share: Option<Share>,
 }
 
 impl Admitted {
@@ -42,8 +42,13 @@ impl Admitted {
 
     /// The same, as one of its caller's too.
     pub fn sharing(mut self, share: Option<Share>) -> Self {
-        self._share = share;
+        self.share = share;
         self
+    }
+
+    /// What counts the bytes of the call's bodies, if its caller may only have so many.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.share.as_ref()?.meter()
     }
 }
 
@@ -56,7 +61,7 @@ impl Admission {
     pub fn enter(&self) -> Result<Admitted, Error> {
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
         let before = self.inside.count.fetch_add(1, Ordering::Relaxed);
-        let place = Admitted { inside: self.inside.clone(), _of_function: None, _share: None };
+        let place = Admitted { inside: self.inside.clone(), _of_function: None, share: None };
         let most = self.most.load(Ordering::Relaxed);
         if before >= most {
             drop(place);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stoker_registry::Registry;
+use stoker_runtime::admin::Live;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,6 +18,7 @@ use crate::dispatch::Dispatch;
 use crate::explain::Stories;
 use crate::fleet::Fleet;
 use crate::front::{self, Door};
+use crate::keep;
 use crate::later::{self, Later};
 use crate::link::dial::Dial;
 use crate::observe::Observer;
@@ -76,7 +78,7 @@ impl Balancer {
             Panics::new(&config.metrics),
             observer.clone(),
         );
-        Observer::measure(&config.metrics, admission.clone(), fleet.queue.clone());
+        observer.measure(&config.metrics, admission.clone(), fleet.queue.clone());
         let (fronts, tasks, links) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
         let (stops, unlink) = (Stops::default(), CancellationToken::new());
         links.spawn(fleet.clone().follow(
@@ -113,6 +115,7 @@ impl Balancer {
         let (tracker, told) = (fronts.clone(), stops.clone());
         fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, tracker, told));
         later::start(&door, &tasks, &stops);
+        links.spawn(keep::run(door.clone(), unlink.clone()));
         let (announced, ready) = watch::channel(false);
         links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
         Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, unlink })
@@ -126,6 +129,12 @@ impl Balancer {
         self.door.admission.limit(max_calls);
         self.door.guard.audit.reopen();
         self.door.guard.reload()
+    }
+
+    /// What it shows people on the admin port.
+    #[must_use]
+    pub fn page(&self) -> Live {
+        crate::page::page(self.door.clone())
     }
 
     /// Where gRPC is served.

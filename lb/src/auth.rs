@@ -17,11 +17,12 @@ use http::{Extensions, HeaderMap, HeaderValue};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_runtime::audit::{Audit, Event};
 use stoker_runtime::auth::{Access, Identity, Keeper, Secret, Unknown};
+use stoker_runtime::telemetry::Facts;
 use stoker_runtime::tls::Secured;
 use tokio_util::task::TaskTracker;
 
 use self::limits::Limiter;
-pub use self::limits::Share;
+pub use self::limits::{Meter, Share};
 pub use stoker_runtime::auth::Permission;
 pub use stoker_runtime::tls::Peer;
 
@@ -36,12 +37,17 @@ pub struct Origin {
     pub remote: String,
     /// It came by TLS.
     pub secure: bool,
+    /// What spans say of it.
+    pub facts: Facts,
 }
 
 impl Origin {
     pub fn of(stream: &Secured) -> Arc<Self> {
         let remote = stream.remote().map(|remote| remote.to_string()).unwrap_or_default();
-        Arc::new(Self { peer: stream.peer().cloned(), remote, secure: stream.is_tls() })
+        let origin =
+            Self { peer: stream.peer().cloned(), remote, secure: stream.is_tls(), ..Self::default() };
+        let facts = crate::observe::of_origin(&origin);
+        Arc::new(Self { facts, ..origin })
     }
 }
 
@@ -269,7 +275,7 @@ impl Guard {
             return Ok(None);
         }
         now.limiter.enter(now.access.limits(), caller.name(), app, Instant::now()).map_err(|wait| {
-            let text = format!("{} has had its share of calls of app `{app}` for now", caller.name());
+            let text = format!("{} has had its share of app `{app}` for now", caller.name());
             Error::new(Code::RateLimited, text).retry(Retry::After(wait))
         })
     }

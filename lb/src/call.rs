@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use stoker_core::call::{CHUNK, Deadline};
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
 use crate::admission::Admitted;
+use crate::auth::Meter;
 use crate::directory::Known;
 use crate::link::session::{Event, LinkCall};
 use crate::observe::OfferWatch;
@@ -51,6 +52,20 @@ impl Input {
         self.first.len() + self.here
     }
 
+    /// Counts what it has, and what comes.
+    pub fn count(&mut self, meter: &Meter) {
+        meter.passed(self.first.len());
+        if let Some(rest) = self.rest.take() {
+            let meter = meter.clone();
+            let counted = rest.inspect(move |piece| {
+                if let Ok(piece) = piece {
+                    meter.passed(piece.len());
+                }
+            });
+            self.rest = Some(Box::pin(counted));
+        }
+    }
+
     /// A body that is all there.
     pub fn whole(body: Bytes) -> Self {
         Self::pieces(vec![body])
@@ -80,6 +95,31 @@ pub struct Answer {
     pub end: End,
 }
 
+impl Answer {
+    /// Lets a function answer with so many bytes at most; 0: as many as it likes. A longer answer fails, as soon as its length is known.
+    pub fn limited(mut self, most: u64) -> Result<Self, Error> {
+        if most == 0 {
+            return Ok(self);
+        }
+        let named =
+            self.head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+        let named = named.and_then(|header| std::str::from_utf8(&header.value).ok()?.parse().ok());
+        let here = self.first.len() as u64;
+        if here.max(named.unwrap_or(0)) > most {
+            return Err(too_long(most));
+        }
+        if let Some(rest) = &mut self.rest {
+            rest.limit = Some(Limit { most, left: most - here });
+        }
+        Ok(self)
+    }
+}
+
+fn too_long(most: u64) -> Error {
+    let text = format!("the answer has more than {most} bytes, which is the limit of this function");
+    Error::new(Code::ResponseTooLarge, text).may_have_started()
+}
+
 /// What is known at the end of a call.
 #[derive(Debug, Clone, Default)]
 pub struct End {
@@ -95,13 +135,21 @@ pub struct Rest {
     end: End,
     /// There until the end.
     offer: Option<OfferWatch>,
-    _admitted: Admitted,
+    admitted: Admitted,
+    /// Where the function says how much may come.
+    limit: Option<Limit>,
+}
+
+/// How much may come.
+struct Limit {
+    most: u64,
+    left: u64,
 }
 
 impl Rest {
     pub fn new(call: LinkCall, runner: String, offer: OfferWatch, admitted: Admitted) -> Self {
         let end = End { timings: None, runner };
-        Self { call, done: false, end, offer: Some(offer), _admitted: admitted }
+        Self { call, done: false, end, offer: Some(offer), admitted, limit: None }
     }
 
     fn ended(&mut self, outcome: Result<(), &Error>) {
@@ -109,6 +157,24 @@ impl Rest {
         if let Some(offer) = self.offer.take() {
             offer.finished(outcome);
         }
+    }
+
+    /// A piece on its way out.
+    fn piece(&mut self, piece: Bytes) -> Result<Bytes, Error> {
+        if let Some(Limit { most, left }) = &mut self.limit {
+            match left.checked_sub(piece.len() as u64) {
+                Some(now) => *left = now,
+                None => {
+                    let error = too_long(*most);
+                    self.ended(Err(&error));
+                    return Err(error);
+                }
+            }
+        }
+        if let Some(meter) = self.admitted.meter() {
+            meter.passed(piece.len());
+        }
+        Ok(piece)
     }
 
     /// The next piece; `None` at the end.
@@ -134,7 +200,7 @@ impl Stream for Rest {
             match event {
                 Event::Body(piece) => {
                     self.call.consumed(piece.len());
-                    return Poll::Ready(Some(Ok(piece)));
+                    return Poll::Ready(Some(self.piece(piece)));
                 }
                 Event::Finished(mut finished) => {
                     self.end.timings = finished.timings;
@@ -145,8 +211,14 @@ impl Stream for Rest {
                         self.ended(Err(&error));
                         return Poll::Ready(Some(Err(error)));
                     }
-                    self.ended(Ok(()));
-                    return Poll::Ready((!finished.body.is_empty()).then(|| Ok(finished.body)));
+                    let last = self.piece(finished.body);
+                    if last.is_ok() {
+                        self.ended(Ok(()));
+                    }
+                    return Poll::Ready(last.map_or_else(
+                        |error| Some(Err(error)),
+                        |last| (!last.is_empty()).then_some(Ok(last)),
+                    ));
                 }
                 Event::Lost { reason, .. } => {
                     self.done = true;

@@ -4,6 +4,7 @@
 //! for the very next call, and what is costly (digest, id, message) is made once per version.
 
 mod gate;
+mod triggers;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,15 +12,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use stoker_core::call::RequestHead;
-use stoker_core::function::{Digest, FunctionName, FunctionSpec};
+use stoker_core::function::{Cors, Digest, Format, FunctionName, FunctionSpec};
 use stoker_policy::placement;
 use stoker_proto::{convert, v1};
 use stoker_registry::Functions;
-use stoker_registry::revisions::{Release, Revision, Split};
+use stoker_registry::revisions::{Alias, Release, Revision, Split, WHOLE};
 use stoker_runtime::telemetry::Facts;
 use tokio::sync::watch;
 
 pub use self::gate::{Entered, Gate};
+
+/// The note of a revision that names the version or the alias for which containers are kept.
+pub const PROVISIONED: &str = "aws.provisioned";
+use self::triggers::Triggers;
+pub use self::triggers::{Asked, Found, Triggered};
 
 /// A revision of a function with all that calls need of it.
 #[derive(Clone)]
@@ -29,6 +35,8 @@ pub struct Known {
     pub revision: u64,
     pub digest: Digest,
     pub digest_bytes: Bytes,
+    /// Of all that a runner is told of it, with what may change without a new version.
+    pub whole_digest: Digest,
     /// Its key for placement and queue.
     pub key: u64,
     pub id: String,
@@ -42,6 +50,8 @@ pub struct Known {
     routes: Option<Routes>,
     /// The function's, whatever the revision.
     pub gate: Arc<Gate>,
+    /// Which pages may call it.
+    pub cors: Option<Arc<Cors>>,
 }
 
 /// The revisions of a split.
@@ -62,14 +72,31 @@ impl Known {
             revision,
             digest,
             digest_bytes: Bytes::copy_from_slice(&digest.0),
+            whole_digest: spec.whole_digest(),
             key: placement::key(spec.name.as_str().as_bytes()),
             id: spec.name.id(),
             facts: crate::observe::of_function(&spec, revision),
             message: convert::to_function(&spec),
+            cors: spec.cors.clone().map(Arc::new),
             spec,
             routes: None,
             gate,
         })
+    }
+
+    /// A revision for those who ask for it by its number or by an alias. A function of AWS Lambda finds that number as its version, which
+    /// it can only in containers of its own. The numbers of containers are those of today where the newest runs the same.
+    fn named(revision: &Revision, newest: &Revision, gate: Arc<Gate>) -> Arc<Self> {
+        if revision.spec.format != Format::Lambda {
+            return Self::new(revision.spec.clone(), revision.number, gate);
+        }
+        let mut spec = FunctionSpec::clone(&revision.spec);
+        if spec.digest() == newest.spec.digest() {
+            (spec.min_containers, spec.max_containers) =
+                (newest.spec.min_containers, newest.spec.max_containers);
+        }
+        spec.format_options.version = revision.number;
+        Self::new(Arc::new(spec), revision.number, gate)
     }
 
     /// A function of which there is nothing but this spec.
@@ -102,6 +129,14 @@ impl Known {
         }
     }
 
+    /// The revisions to which calls go that are addressed to this, and of how many of [`WHOLE`].
+    pub fn serving(self: Arc<Self>) -> Vec<(Arc<Known>, u32)> {
+        let Some(Routes { split, main, other }) = &self.routes else { return vec![(self, WHOLE)] };
+        let weight = split.other.map_or(0, |(_, weight)| weight.min(WHOLE));
+        let other = other.clone().map(|other| (other, weight));
+        std::iter::once((main.clone(), WHOLE - weight)).chain(other).collect()
+    }
+
     /// All its versions that take calls now, each once.
     pub fn versions(&self) -> Vec<&Self> {
         let routes = self.routes.iter().flat_map(|routes| [Some(&*routes.main), routes.other.as_deref()]);
@@ -129,8 +164,10 @@ struct Entry {
     known: Arc<Known>,
     release: Arc<Release>,
     aliases: HashMap<String, Arc<Known>>,
-    /// Revisions that were asked for, each as itself.
-    made: Mutex<HashMap<u64, Arc<Known>>>,
+    /// Revisions to which calls go that ask for none, each as itself.
+    made: HashMap<u64, Arc<Known>>,
+    /// Revisions that were asked for.
+    named: Mutex<HashMap<u64, Arc<Known>>>,
 }
 
 impl Entry {
@@ -141,36 +178,40 @@ impl Entry {
         gate.limit(release.reserved);
         let mut made = HashMap::new();
         if let Some(before) = before {
-            let old = before.made.lock().unwrap_or_else(PoisonError::into_inner);
             let stays = |number: &u64, known: &Known| {
                 functions.revision(name, *number).is_some_and(|now| Arc::ptr_eq(&now.spec, &known.spec))
             };
-            made.extend(
-                old.iter().filter(|(n, known)| stays(n, known)).map(|(n, known)| (*n, known.clone())),
-            );
+            let stay = before.made.iter().filter(|(number, known)| stays(number, known));
+            made.extend(stay.map(|(number, known)| (*number, known.clone())));
         }
         let mut plain = |revision: &Revision| {
             let make = || Known::new(revision.spec.clone(), revision.number, gate.clone());
             made.entry(revision.number).or_insert_with(make).clone()
         };
         let here = plain(newest);
-        let mut address = |split: Split| {
-            // What is gone all the same, as only a change by hand can bring about, is served by the newest.
-            let mut find =
-                |number| functions.revision(name, number).map_or_else(|| here.clone(), |r| plain(r));
-            let main = find(split.main);
-            let other = split.other.map(|(number, _)| find(number));
-            match other {
-                None if Arc::ptr_eq(&main, &here) => here.clone(),
-                other => {
-                    Arc::new(Known { routes: Some(Routes { split, main, other }), ..Known::clone(&here) })
-                }
-            }
+        // What is gone all the same, as only a change by hand can bring about, is served by the newest.
+        let find = |number| functions.revision(name, number).unwrap_or(newest);
+        let known = release.traffic.map_or_else(|| here.clone(), |t| address(&here, t, |n| plain(find(n))));
+        let mut named = HashMap::new();
+        let mut by_name = |number| {
+            let revision = find(number);
+            let make = || Known::named(revision, newest, gate.clone());
+            named.entry(revision.number).or_insert_with(make).clone()
         };
-        let known = release.traffic.map_or_else(|| here.clone(), &mut address);
-        let aliases =
-            release.aliases.iter().map(|(name, alias)| (name.clone(), address(alias.split))).collect();
-        Self { known, release: release.clone(), aliases, made: Mutex::new(made) }
+        let alias =
+            |(name, alias): (&String, &Alias)| (name.clone(), address(&here, alias.split, &mut by_name));
+        let aliases = release.aliases.iter().map(alias).collect();
+        Self { known, release: release.clone(), aliases, made, named: Mutex::new(named) }
+    }
+}
+
+/// What leads to the revisions of a split, as its newest revision but for that.
+fn address(newest: &Arc<Known>, split: Split, mut find: impl FnMut(u64) -> Arc<Known>) -> Arc<Known> {
+    let main = find(split.main);
+    let other = split.other.map(|(number, _)| find(number));
+    match other {
+        None if Arc::ptr_eq(&main, newest) => main,
+        other => Arc::new(Known { routes: Some(Routes { split, main, other }), ..Known::clone(newest) }),
     }
 }
 
@@ -181,7 +222,8 @@ struct Index {
     /// Within its app; `None` where several apps have one of this name.
     by_short_name: HashMap<String, Option<Arc<Known>>>,
     by_id: HashMap<String, Arc<Entry>>,
-    by_trigger: HashMap<(String, String), Arc<Known>>,
+    /// By app.
+    triggers: HashMap<String, Triggers>,
 }
 
 impl Index {
@@ -195,13 +237,13 @@ impl Index {
             return Some(alias.clone());
         }
         let number: u64 = qualifier.parse().ok()?;
-        let mut made = entry.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = made.get(&number) {
+        let mut named = entry.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = named.get(&number) {
             return Some(known.clone());
         }
         let revision = self.source.as_ref()?.revision(&entry.known.spec.name, number)?;
-        let known = Known::new(revision.spec.clone(), number, entry.known.gate.clone());
-        made.insert(number, known.clone());
+        let known = Known::named(revision, &entry.release.newest, entry.known.gate.clone());
+        named.insert(number, known.clone());
         Some(known)
     }
 }
@@ -223,6 +265,11 @@ impl Directory {
         self.source.borrow().known
     }
 
+    /// Ticks when they change.
+    pub fn changes(&self) -> watch::Receiver<Arc<Functions>> {
+        self.source.clone()
+    }
+
     /// Waits until they have been.
     pub async fn read(&self) {
         // Fails only when the registry is gone with its process.
@@ -242,6 +289,17 @@ impl Directory {
     pub fn qualified(&self, name: &FunctionName, qualifier: &str) -> Option<Arc<Known>> {
         let index = self.current();
         index.qualified(index.by_name.get(name.as_str())?, qualifier)
+    }
+
+    /// As what the containers of a function are kept that it shall have at least: its version or alias for which a caller of AWS asked for
+    /// them, else itself.
+    pub fn kept(&self, known: &Arc<Known>) -> Arc<Known> {
+        let index = self.current();
+        let asked = index.by_name.get(known.spec.name.as_str()).and_then(|entry| {
+            let qualifier = entry.release.newest.notes.get(PROVISIONED)?;
+            index.qualified(entry, qualifier)
+        });
+        asked.map_or_else(|| known.clone(), |known| known.chosen(0))
     }
 
     /// `function` where no other app has one of that name, or `app.function`, as AWS Lambda's callers name it; and all that
@@ -271,9 +329,9 @@ impl Directory {
         }
     }
 
-    /// By app and path.
-    pub fn find_trigger(&self, app: &str, path: &str) -> Option<Arc<Known>> {
-        self.current().by_trigger.get(&(app.to_owned(), path.to_owned())).cloned()
+    /// By one of an app's triggers.
+    pub fn find_trigger(&self, app: &str, asked: &Asked<'_>) -> Triggered {
+        self.current().triggers.get(app).map_or(Triggered::None, |triggers| triggers.find(asked))
     }
 
     /// All, by name.
@@ -313,7 +371,7 @@ impl Directory {
             };
             let known = &entry.known;
             for trigger in wanted.live(name).flat_map(|spec| &spec.triggers) {
-                index.by_trigger.insert((name.app().to_owned(), trigger.http.clone()), known.clone());
+                index.triggers.entry(name.app().to_owned()).or_default().add(trigger, known);
             }
             index
                 .by_short_name

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use stoker_core::FunctionSpec;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Refusal, Retry};
 use stoker_policy::{placement, waiting};
@@ -62,12 +63,15 @@ struct Progress {
 
 impl Dispatch {
     /// One call, to the head of its answer. Dropping the future cancels the call.
-    pub async fn call(&self, call: Call, input: Input, watch: &mut Watch) -> Result<Answer, Error> {
+    pub async fn call(&self, call: Call, mut input: Input, watch: &mut Watch) -> Result<Answer, Error> {
         let late = |text: &str| Error::new(Code::DeadlineExceeded, text);
         if call.deadline.remaining().is_zero() {
             return Err(late("the deadline had passed before the call came in"));
         }
-        self.fits(input.first.len() as u64)?;
+        self.fits(&call.function.spec, input.first.len() as u64)?;
+        if let Some(meter) = call.admitted.meter() {
+            input.count(meter);
+        }
         let mut progress = Progress::default();
         let placing = Placing {
             call: &call,
@@ -79,7 +83,7 @@ impl Dispatch {
         };
         let placed = tokio::time::timeout_at(call.deadline.0.into(), self.place(placing)).await;
         let error = match placed {
-            Ok(Ok(placed)) => return Ok(placed.answer(call.admitted)),
+            Ok(Ok(placed)) => return placed.answer(call.admitted).limited(call.function.spec.max_response),
             Ok(Err(error)) => error,
             Err(_) if progress.may_have_started => {
                 late("the deadline passed before the function had answered").may_have_started()
@@ -90,15 +94,23 @@ impl Dispatch {
         Err(if progress.began { Error { may_have_started: true, ..error } } else { error })
     }
 
-    /// Whether a request's body of this length is taken.
-    pub fn fits(&self, len: u64) -> Result<(), Error> {
-        if len <= self.max_body {
+    /// Whether a function takes a request's body of this length.
+    pub fn fits(&self, spec: &FunctionSpec, len: u64) -> Result<(), Error> {
+        self.within(self.most(spec), len)
+    }
+
+    /// Most bytes of a request's body for a function.
+    pub fn most(&self, spec: &FunctionSpec) -> u64 {
+        if spec.max_request == 0 { self.max_body } else { self.max_body.min(spec.max_request) }
+    }
+
+    fn within(&self, most: u64, len: u64) -> Result<(), Error> {
+        if len <= most {
             return Ok(());
         }
-        Err(Error::new(
-            Code::RequestTooLarge,
-            format!("the request's body has more than {} bytes, which is the limit here", self.max_body),
-        ))
+        let whose = if most < self.max_body { "of this function" } else { "here" };
+        let text = format!("the request's body has more than {most} bytes, which is the limit {whose}");
+        Err(Error::new(Code::RequestTooLarge, text))
     }
 
     async fn place(&self, mut placing: Placing<'_>) -> Result<Placed, Error> {
@@ -110,7 +122,7 @@ impl Dispatch {
                 match self.attempt(&runner, Why::Planned(why), &mut placing).await {
                     Attempt::Answered(placed) => return Ok(placed),
                     Attempt::Failed(error) => return Err(error),
-                    Attempt::Refused | Attempt::Gone => {}
+                    Attempt::Refused | Attempt::LineFull | Attempt::Gone => {}
                 }
             }
         }
@@ -139,7 +151,8 @@ impl Dispatch {
                     return Err(error);
                 }
                 Attempt::Refused => refused = Some(turn),
-                Attempt::Gone => turn.spent(),
+                // Nobody else would be taken there either, until there is news.
+                Attempt::LineFull | Attempt::Gone => turn.spent(),
             }
             waiting.again();
             self.hope(&placing)?;
@@ -147,10 +160,10 @@ impl Dispatch {
     }
 
     /// Sends what is behind the first piece of a body, from now to the end of the call.
-    fn upload(&self, link: &LinkCall, rest: Pieces, first: usize) {
-        let (dispatch, link) = (self.clone(), link.upload());
+    fn upload(&self, link: &LinkCall, spec: &FunctionSpec, rest: Pieces, first: usize) {
+        let (dispatch, link, most) = (self.clone(), link.upload(), self.most(spec));
         self.tasks.spawn(async move {
-            let sent = upload(&dispatch, &link, rest, first);
+            let sent = upload(&dispatch, most, &link, rest, first);
             if let Err(error) = dispatch.fleet.panics.catch(sent).await {
                 // The function waits for the rest, and the caller for the function.
                 link.failed(error);
@@ -242,7 +255,7 @@ fn late_in_queue() -> Error {
     Error::new(Code::DeadlineExceeded, text)
 }
 
-fn impossible(spec: &stoker_core::FunctionSpec) -> Error {
+fn impossible(spec: &FunctionSpec) -> Error {
     let text = format!(
         "no runner of this fleet is large enough for {}, which needs {} of memory and {} of CPU",
         spec.name,
@@ -253,7 +266,7 @@ fn impossible(spec: &stoker_core::FunctionSpec) -> Error {
 }
 
 /// Sends the rest of a body. Ends with the body, or as soon as the call is over or its owner gone.
-async fn upload(dispatch: &Dispatch, upload: &Upload, mut pieces: Pieces, first: usize) {
+async fn upload(dispatch: &Dispatch, most: u64, upload: &Upload, mut pieces: Pieces, first: usize) {
     let mut sent = first as u64;
     loop {
         let next = tokio::select! {
@@ -265,7 +278,7 @@ async fn upload(dispatch: &Dispatch, upload: &Upload, mut pieces: Pieces, first:
         let next = next.map(|piece| {
             let piece = piece?;
             sent += piece.len() as u64;
-            dispatch.fits(sent)?;
+            dispatch.within(most, sent)?;
             Ok(piece)
         });
         match next {

@@ -14,7 +14,7 @@ use stoker_core::error::{Code, Error, Refusal};
 use stoker_core::ids::CallId;
 use stoker_policy::board;
 use stoker_proto::v1;
-use stoker_runtime::telemetry::{Span, TraceId};
+use stoker_runtime::telemetry::{Span, TraceId, names};
 
 use crate::directory::Known;
 use crate::fleet::Runner;
@@ -37,21 +37,28 @@ pub enum Why {
 }
 
 impl Why {
+    /// What each is called, in the order of [`Why::at`].
+    pub const LABELS: [&str; 6] = ["warm", "rank", "young", "spill", "turn", "idle"];
+
+    /// Which of the labels is its own.
+    pub fn at(self) -> usize {
+        match self {
+            Why::Planned(board::Why::Warm { .. }) => 0,
+            Why::Planned(board::Why::Rank) => 1,
+            Why::Planned(board::Why::Young) => 2,
+            Why::Planned(board::Why::Spill) => 3,
+            Why::Turn => 4,
+            Why::Idle => 5,
+        }
+    }
+
     /// The same on the span of the offer.
     pub fn note(self, span: &mut Span) {
-        let choice = match self {
-            Why::Planned(board::Why::Warm { idle, age }) => {
-                span.set("stoker.hint.idle", i64::from(idle));
-                span.set("stoker.hint.age_ms", i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-                "warm"
-            }
-            Why::Planned(board::Why::Rank) => "rank",
-            Why::Planned(board::Why::Young) => "young",
-            Why::Planned(board::Why::Spill) => "spill",
-            Why::Turn => "turn",
-            Why::Idle => "idle",
-        };
-        span.set("stoker.choice", choice);
+        if let Why::Planned(board::Why::Warm { idle, age }) = self {
+            span.set(names::HINT_IDLE, i64::from(idle));
+            span.set(names::HINT_AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        }
+        span.set(names::CHOICE, Self::LABELS[self.at()]);
     }
 }
 
@@ -158,6 +165,16 @@ impl Story {
         let coming = Arc::new(OnceLock::new());
         self.timed = Timed::Coming(coming.clone());
         coming
+    }
+
+    /// Which function it is about, if it came so far.
+    pub fn about(&self) -> Option<&Arc<Known>> {
+        self.function.as_ref()
+    }
+
+    /// Whether its own launch served it.
+    pub fn is_cold(&self) -> bool {
+        self.timings().is_some_and(|timings| timings.cold)
     }
 
     fn timings(&self) -> Option<&v1::Timings> {

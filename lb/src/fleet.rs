@@ -36,6 +36,11 @@ fn version(digest: &Digest) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
+/// What a call of a function needs, as the board knows it.
+fn wanted(function: &Known) -> board::Wanted {
+    board::Wanted { function: function.key, version: version(&function.digest), ask: function.spec.ask() }
+}
+
 /// The fleet.
 pub struct Fleet {
     runners: ArcSwap<Vec<Arc<Runner>>>,
@@ -110,17 +115,19 @@ impl Fleet {
 
     /// Who is asked for a call of `function`, in this order, and why: each by what is known when it is asked for.
     pub fn plan(&self, function: &Known) -> impl Iterator<Item = (Arc<Runner>, board::Why)> + use<> {
-        let wanted = board::Wanted {
-            function: function.key,
-            version: version(&function.digest),
-            ask: function.spec.ask(),
-        };
-        let mut plan = board::Plan::new(wanted, self.calls.fetch_add(1, Ordering::Relaxed));
+        let mut plan = board::Plan::new(wanted(function), self.calls.fetch_add(1, Ordering::Relaxed));
         let board = self.board.clone();
         std::iter::from_fn(move || {
             let mut board = board.lock().unwrap_or_else(PoisonError::into_inner);
             plan.next(&mut board, Instant::now()).map(|choice| (choice.peer, choice.why))
         })
+    }
+
+    /// Who stands first in the order of a function's runners, into `ranked`.
+    pub fn ranking(&self, function: &Known, ranked: &mut Vec<Arc<Runner>>) {
+        ranked.clear();
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        ranked.extend(board.ranking(&wanted(function)).cloned());
     }
 
     /// Calls that left without a runner so far.

@@ -17,6 +17,7 @@ use stoker_core::function::FunctionName;
 use stoker_core::ids::{CallId, is_name};
 use stoker_proto::{convert, v1};
 use stoker_registry::Registry;
+use stoker_runtime::telemetry::from_amazon;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Admitted};
@@ -60,12 +61,6 @@ impl Door {
                 }
             })
         })
-    }
-
-    /// The function behind a path of an app.
-    pub fn triggered(&self, app: &str, path: &str) -> Result<Arc<Known>, Error> {
-        let found = self.directory.find_trigger(app, path);
-        found.ok_or_else(|| self.missing(|| format!("app `{app}` has no trigger at `{path}`")))
     }
 
     fn missing(&self, text: impl FnOnce() -> String) -> Error {
@@ -167,6 +162,23 @@ pub fn trace(headers: &::http::HeaderMap) -> TraceContext {
         value.unwrap_or_default().to_owned()
     };
     carried(text("traceparent"), text("tracestate"))
+}
+
+/// The same out of a request at the HTTP door, whose caller may have said it in AWS's words, or in those of CloudEvents.
+pub fn http_trace(headers: &::http::HeaderMap) -> TraceContext {
+    let own = trace(headers);
+    if !own.parent.is_empty() {
+        return own;
+    }
+    let amazon = headers.get("x-amzn-trace-id").and_then(|value| from_amazon(value.to_str().ok()?));
+    amazon.unwrap_or_else(|| event_trace(headers))
+}
+
+/// Where an event came to be, by the extension of CloudEvents for that.
+pub fn event_trace(headers: &::http::HeaderMap) -> TraceContext {
+    let text =
+        |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    carried(text("ce-traceparent"), text("ce-tracestate"))
 }
 
 /// The health service and its switch.

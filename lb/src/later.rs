@@ -5,6 +5,7 @@
 //! functions want by the clock. A balancer keeps nothing of a call that another could not take over.
 
 mod attempt;
+mod beside;
 mod letters;
 mod schedule;
 mod window;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use stoker_core::call::{CHUNK, TraceContext};
+use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 use stoker_core::function::FunctionSpec;
 use stoker_core::ids::CallId;
@@ -30,6 +31,7 @@ pub use self::worker::start;
 use crate::call::Input;
 use crate::directory::Known;
 use crate::front::Door;
+use crate::metrics::{LATER_ATTEMPTS, LATER_ENDED, LATER_OLDEST, LATER_QUEUED, LATER_RUNNING, LATER_SUBMITS};
 use crate::observe::Watch;
 
 /// Most of an answer's body that is kept.
@@ -58,7 +60,6 @@ pub struct Submit {
     pub key: String,
     /// How long to wait first; nothing: as the function says.
     pub delay: Option<Duration>,
-    pub trace: TraceContext,
 }
 
 /// A call that is kept.
@@ -74,6 +75,7 @@ pub struct Accepted {
 pub struct Counts {
     submitted: Counter,
     repeated: Counter,
+    redriven: Counter,
     done: Counter,
     dead: Counter,
     cancelled: Counter,
@@ -93,49 +95,22 @@ struct Figures {
 
 impl Counts {
     fn new(metrics: &Metrics) -> Self {
-        let ended = metrics.labelled(
-            "stoker_lb_later_ended",
-            "Calls for later that ended here, by how",
-            &["state"],
-            Counter::default,
-        );
-        let attempts = metrics.labelled(
-            "stoker_lb_later_attempts",
-            "Starts of calls for later; an interrupted one may have run, and ran again",
-            &["outcome"],
-            Counter::default,
-        );
-        let submits = metrics.labelled(
-            "stoker_lb_later_submits",
-            "Submits of calls for later that were accepted here",
-            &["kind"],
-            Counter::default,
-        );
+        let (submits, attempts) = (metrics.labelled(&LATER_SUBMITS), metrics.labelled(&LATER_ATTEMPTS));
+        let ended = metrics.labelled(&LATER_ENDED);
         let figures = Arc::<Figures>::default();
         let shown = figures.clone();
-        metrics.gauged(
-            "stoker_lb_later_queued",
-            "Calls for later that wait, in the whole queue",
-            move || shown.queued.load(Ordering::Relaxed) as f64,
-        );
+        metrics.read(&LATER_QUEUED, move || shown.queued.load(Ordering::Relaxed) as f64);
         let shown = figures.clone();
-        metrics.gauged(
-            "stoker_lb_later_running",
-            "Calls for later that run, in the whole queue",
-            move || shown.running.load(Ordering::Relaxed) as f64,
-        );
+        metrics.read(&LATER_RUNNING, move || shown.running.load(Ordering::Relaxed) as f64);
         let shown = figures.clone();
-        metrics.gauged(
-            "stoker_lb_later_oldest_seconds",
-            "How long the call for later has been due that waits longest",
-            move || match shown.oldest_due_ms.load(Ordering::Relaxed) {
-                0 => 0.0,
-                due => now_ms().saturating_sub(due) as f64 / 1000.0,
-            },
-        );
+        metrics.read(&LATER_OLDEST, move || match shown.oldest_due_ms.load(Ordering::Relaxed) {
+            0 => 0.0,
+            due => now_ms().saturating_sub(due) as f64 / 1000.0,
+        });
         Self {
             submitted: submits.with(&["new"]),
             repeated: submits.with(&["repeated"]),
+            redriven: submits.with(&["redriven"]),
             done: ended.with(&["done"]),
             dead: ended.with(&["dead"]),
             cancelled: ended.with(&["cancelled"]),
@@ -160,6 +135,24 @@ impl Counts {
 }
 
 impl Later {
+    /// For those who watch: what there is, as the queue told last, and what was done here.
+    pub fn activity(&self) -> Option<v1::LaterActivity> {
+        self.queue.as_ref()?;
+        let Counts { submitted, done, dead, cancelled, figures, .. } = &self.counts;
+        let oldest = match figures.oldest_due_ms.load(Ordering::Relaxed) {
+            0 => None,
+            due => Some(convert::to_duration(Duration::from_millis(now_ms().saturating_sub(due)))),
+        };
+        Some(v1::LaterActivity {
+            queued: figures.queued.load(Ordering::Relaxed),
+            running: figures.running.load(Ordering::Relaxed),
+            oldest,
+            submitted: submitted.get(),
+            ended: done.get() + dead.get() + cancelled.get(),
+            dead: dead.get(),
+        })
+    }
+
     /// With the queue that this balancer has, if it has one.
     pub fn new(queue: Option<Arc<dyn Queue>>, metrics: &Metrics) -> Self {
         Self { queue, counts: Counts::new(metrics) }
@@ -182,12 +175,15 @@ impl Later {
         watch: &mut Watch,
     ) -> Result<Accepted, Error> {
         let queue = self.queue()?;
-        let Submit { function, qualifier, head, input, key, delay, trace } = submit;
+        let Submit { function, qualifier, head, mut input, key, delay } = submit;
         let spec = &function.spec;
         watch.function(&function);
         // Both are given back when the call is kept: what it costs later is not its caller's any more.
-        let _share = door.guard.enter(watch.caller(), spec.name.app())?;
-        let _admitted = door.admission.enter()?;
+        let share = door.guard.enter(watch.caller(), spec.name.app())?;
+        let admitted = door.admission.enter()?.sharing(share);
+        if let Some(meter) = admitted.meter() {
+            input.count(meter);
+        }
         let head = convert::to_request_head(convert::request_head(head)?);
         if key.len() > MAX_KEY {
             let text = format!("the idempotency key has {} bytes, at most {MAX_KEY} are allowed", key.len());
@@ -207,8 +203,10 @@ impl Later {
             self.counts.repeated.add_one();
             return Ok(Accepted { id, repeated: true });
         }
-        let body = keep(queue, &id, input, MAX_BODY.min(door.dispatch.max_body)).await?;
+        let body = keep(queue, &id, input, MAX_BODY.min(door.dispatch.most(spec))).await?;
         let now = now_ms();
+        let mut sending = watch.sends(spec.name.as_str(), &id);
+        let trace = sending.context();
         let call = Call {
             id: id.clone(),
             function: spec.name.as_str().to_owned(),
@@ -233,6 +231,7 @@ impl Later {
                 if body.aside && matches!(error, stoker_queue::Error::Full(_)) {
                     queue.drop_body(&id).await;
                 }
+                sending.fail(error.to_string());
                 return Err(failed(error));
             }
         }
@@ -282,6 +281,19 @@ impl Later {
             self.counts.cancelled.add_one();
         }
         Ok(kept)
+    }
+
+    /// Has a call wait again that was given up; whether that was done.
+    pub async fn redrive(&self, door: &Door, watch: &Watch, id: &str) -> Result<(Kept, bool), Error> {
+        let id = parsed(id)?;
+        self.get(door, watch, &id).await?;
+        let done = self.queue()?.redrive(&id).await.map_err(|error| Error::from(&error))?;
+        let redriven = done.as_ref().is_some_and(|(_, redriven)| *redriven);
+        let kept = self.known(door, watch, &id, done.map(|(kept, _)| kept))?;
+        if redriven {
+            self.counts.redriven.add_one();
+        }
+        Ok((kept, redriven))
     }
 
     /// Calls, the newest first, and whether there are more.

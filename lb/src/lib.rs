@@ -5,6 +5,7 @@
 //! is in [`fleet`]; calls without a runner wait in [`queue`]. Nothing here outlives the process: another balancer of the same
 //! fleet would decide the same.
 
+mod activity;
 mod admission;
 mod app;
 mod auth;
@@ -17,9 +18,12 @@ mod explain;
 mod fleet;
 mod front;
 mod hash;
+mod keep;
 mod later;
 mod link;
+mod metrics;
 mod observe;
+mod page;
 mod panics;
 pub mod process;
 mod queue;
@@ -29,3 +33,4 @@ pub mod settings;
 
 pub use app::Balancer;
 pub use config::{CallQueue, Config, LambdaConfig, LambdaRuntimes, Limits};
+pub use metrics::LISTED as METRICS;

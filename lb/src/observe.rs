@@ -1,32 +1,39 @@
 //! What others may see of a balancer: a span for each call with one for each offer below it, and numbers.
 //!
 //! A call is watched from its door to its end by a [`Watch`], which knows its one outcome: the one it was [ended](Watch::end) with, or
-//! that its caller went away. Where no trace is recorded, a call pays for its numbers (atomics, and a short lock for its time) and hands
+//! that its caller went away. Where no trace is recorded, a call pays for its numbers (some atomic additions, and finding those of its function) and hands
 //! its trace context on as it came.
 
+mod facts;
 mod offer;
 
-use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use stoker_core::FunctionSpec;
 use stoker_core::call::TraceContext;
-use stoker_core::capacity::Capacity;
-use stoker_core::error::{Code, Error};
+use stoker_core::error::{Blame, Code, Error};
 use stoker_core::ids::CallId;
 use stoker_core::machine::Listed as _;
 use stoker_proto::{status, v1};
-use stoker_runtime::metrics::{Counter, Entered, Gauge, Histogram, Metrics};
+use stoker_runtime::metrics::{Bounded, Counter, Entered, Gauge, Histogram, Metrics};
+use stoker_runtime::telemetry::names::{self, Name};
 use stoker_runtime::telemetry::{Facts, Span, SpanKind, Tracer};
 
+pub use self::facts::{of_function, of_origin, of_runner};
 use self::offer::OFFERED;
 pub use self::offer::{OfferWatch, Waiting};
+use crate::activity::Activity;
 use crate::admission::Admission;
 use crate::auth::Caller;
 use crate::directory::Known;
 use crate::explain::{Record, Stories, Story, What, Why};
 use crate::fleet::Runner;
 use crate::link::state::LinkState;
+use crate::metrics::{
+    CALL_DURATION, CALLS, FUNCTION_CALLS, FUNCTION_DURATION, IN_FLIGHT, OFFERS, PLACEMENTS, QUEUE_BYTES,
+    QUEUE_LEFT, QUEUE_LENGTH, QUEUE_OLDEST, QUEUE_WAIT, RUNNERS, SESSIONS, TRIES,
+};
 use crate::queue::Queue;
 
 /// Through which door a call came.
@@ -55,48 +62,6 @@ impl Door {
             Door::Later => "later",
         }
     }
-
-    /// The method of a gRPC door: also the name of its spans.
-    fn method(self) -> Option<&'static str> {
-        match self {
-            Door::Invoke => Some("stoker.v1.CallService/Invoke"),
-            Door::Stream => Some("stoker.v1.CallService/InvokeStream"),
-            Door::Session => Some("stoker.v1.CallService/Session"),
-            Door::Submit => Some("stoker.v1.CallService/Submit"),
-            Door::Later => Some("later"),
-            Door::Http => None,
-        }
-    }
-}
-
-/// What a runner's session is called in traces.
-const ENGAGE: &str = "stoker.runner.v1.RunnerService/Engage";
-
-/// What is the same of all spans of a method, in the order of [`DOORS`], and of all offers.
-static CALLS: LazyLock<[Facts; DOORS.len()]> =
-    LazyLock::new(|| DOORS.map(|door| door.method().map(rpc).unwrap_or_default()));
-static OFFERS: LazyLock<Facts> = LazyLock::new(|| rpc(ENGAGE));
-static OK: LazyLock<Facts> = LazyLock::new(|| Facts::default().with("rpc.response.status_code", "OK"));
-
-fn rpc(method: &'static str) -> Facts {
-    Facts::default().with("rpc.system.name", "grpc").with("rpc.method", method)
-}
-
-/// What spans say of a function.
-pub fn of_function(spec: &FunctionSpec, revision: u64) -> Facts {
-    Facts::default()
-        .with("faas.invoked_name", spec.name.as_str())
-        .with("faas.invoked_provider", "stoker")
-        .with("faas.version", revision.to_string().as_str())
-}
-
-/// What spans say of a runner that is asked.
-pub fn of_runner(capacity: &Capacity) -> Facts {
-    let uri = capacity.address.parse::<http::Uri>().unwrap_or_default();
-    Facts::default()
-        .with("stoker.runner", capacity.runner.as_str())
-        .with("server.address", uri.host().unwrap_or_default())
-        .with("server.port", i64::from(uri.port_u16().unwrap_or(80)))
 }
 
 /// Links by how they stand, as their gauge has them.
@@ -115,44 +80,55 @@ struct Counts {
     took: Histogram,
 }
 
+/// Faults, in the order of their values.
+const BLAMES: [Blame; 3] = [Blame::Caller, Blame::Function, Blame::Platform];
+
+/// The numbers of one function.
+struct OfFunction {
+    ok: Counter,
+    /// In the order of [`BLAMES`].
+    failed: [Counter; BLAMES.len()],
+    took: Histogram,
+}
+
 /// Makes spans and counts.
 pub struct Observer {
     tracer: Tracer,
     doors: [Counts; DOORS.len()],
     offers: [Counter; OFFERED.len()],
+    /// In the order of [`Why::LABELS`].
+    placements: [Counter; Why::LABELS.len()],
+    tries: Histogram,
+    functions: Bounded<OfFunction>,
     waited: Histogram,
+    /// Since when calls wait, by a number that grows.
+    line: Mutex<BTreeMap<u64, Instant>>,
     runners: [Gauge; STATES.len()],
     sessions: Gauge,
     /// What became of the last calls, and why.
     pub stories: Stories,
+    /// What the fleet does, for those who watch.
+    pub activity: Activity,
 }
 
 impl Observer {
     pub fn new(tracer: Tracer, metrics: &Metrics, stories: Stories) -> Arc<Self> {
-        let calls = metrics.labelled(
-            "stoker_lb_calls",
-            "Calls by door and outcome",
-            &["door", "code"],
-            Counter::default,
-        );
-        let took = metrics.labelled(
-            "stoker_lb_call_duration_seconds",
-            "From a call's arrival to the end of its answer",
-            &["door"],
-            Histogram::times,
-        );
-        let offers = metrics.labelled(
-            "stoker_lb_offers",
-            "Offers to runners by result",
-            &["result"],
-            Counter::default,
-        );
-        let runners = metrics.labelled(
-            "stoker_lb_runners",
-            "Runners by how they are linked",
-            &["state"],
-            Gauge::default,
-        );
+        let (calls, took) = (metrics.labelled(&CALLS), metrics.labelled(&CALL_DURATION));
+        let (offers, placements) = (metrics.labelled(&OFFERS), metrics.labelled(&PLACEMENTS));
+        let runners = metrics.labelled(&RUNNERS);
+        let (of_function, times) = (metrics.labelled(&FUNCTION_CALLS), metrics.labelled(&FUNCTION_DURATION));
+        let make = {
+            let (calls, times) = (of_function.clone(), times.clone());
+            move |name: &str| OfFunction {
+                ok: calls.with(&[name, "ok"]),
+                failed: BLAMES.map(|blame| calls.with(&[name, blame.as_str()])),
+                took: times.with(&[name]),
+            }
+        };
+        let forget = move |name: &str| {
+            of_function.forget(name);
+            times.forget(name);
+        };
         Arc::new(Self {
             tracer,
             doors: DOORS.map(|door| Counts {
@@ -164,36 +140,41 @@ impl Observer {
                 took: took.with(&[door.label()]),
             }),
             offers: OFFERED.map(|result| offers.with(&[result.label()])),
-            waited: metrics.histogram(
-                "stoker_lb_queue_wait_seconds",
-                "How long calls waited that had to wait for a runner with room",
-                Histogram::times,
-            ),
+            placements: Why::LABELS.map(|why| placements.with(&[why])),
+            tries: metrics.one(&TRIES),
+            functions: metrics.functions(make, forget),
+            waited: metrics.one(&QUEUE_WAIT),
+            line: Mutex::default(),
             runners: STATES.map(|(_, state)| runners.with(&[state])),
-            sessions: metrics.gauge("stoker_lb_sessions", "Sessions of clients that are open"),
+            sessions: metrics.one(&SESSIONS),
             stories,
+            activity: Activity::default(),
         })
     }
 
     /// Shows what is counted elsewhere.
-    pub fn measure<R: Clone + Send + 'static>(metrics: &Metrics, admission: Admission, queue: Queue<R>) {
-        metrics.gauged("stoker_lb_calls_in_flight", "Calls inside", move || admission.inside() as f64);
+    pub fn measure<R: Clone + Send + 'static>(
+        self: &Arc<Self>,
+        metrics: &Metrics,
+        admission: Admission,
+        queue: Queue<R>,
+    ) {
+        metrics.read(&IN_FLIGHT, move || admission.inside() as f64);
         let counted = queue.clone();
-        metrics.gauged("stoker_lb_queue_length", "Calls that wait for a runner with room", move || {
-            queue.len() as f64
+        metrics.read(&QUEUE_LENGTH, move || counted.len() as f64);
+        let counted = queue.clone();
+        metrics.read(&QUEUE_BYTES, move || counted.bytes() as f64);
+        metrics.read_each(&QUEUE_LEFT, queue.left().map(|(why, left)| (why, move || left() as f64)));
+        let this = self.clone();
+        metrics.read(&QUEUE_OLDEST, move || {
+            let since = this.line().first_key_value().map(|(_, since)| *since);
+            since.map_or(0.0, |since| since.elapsed().as_secs_f64())
         });
-        let held = counted.clone();
-        metrics.gauged(
-            "stoker_lb_queue_bytes",
-            "Bytes of bodies and heads that calls hold while they wait",
-            move || held.bytes() as f64,
-        );
-        metrics.counted(
-            "stoker_lb_queue_left",
-            "Calls that waited, or were about to, and left without a runner",
-            &["why"],
-            counted.left(),
-        );
+    }
+
+    /// Those who wait.
+    fn line(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A session of a client, as long as what is returned lives.
@@ -215,40 +196,57 @@ impl Observer {
     /// A call through a gRPC door begins.
     pub fn grpc(self: &Arc<Self>, door: Door, id: CallId, parent: &TraceContext) -> Watch {
         let began = Instant::now();
-        let span = self.tracer.start(door.method().unwrap_or_default(), SpanKind::Server, parent, began);
+        let (name, kind) = facts::span(door);
+        let span = self.tracer.start(name, kind, parent, began);
         self.watch(door, id, span, began)
     }
 
-    /// A call through the HTTP door begins.
-    pub fn http(
-        self: &Arc<Self>,
-        id: CallId,
-        method: &http::Method,
-        path: &str,
-        parent: &TraceContext,
-    ) -> Watch {
-        let (name, route) = match path {
-            _ if path.starts_with("/invoke/") => ("POST /invoke/{function}", "/invoke/{function}"),
-            _ if path.starts_with("/t/") => match *method {
-                http::Method::GET => ("GET /t/{app}/{source}", "/t/{app}/{source}"),
-                http::Method::POST => ("POST /t/{app}/{source}", "/t/{app}/{source}"),
-                _ => ("HTTP /t/{app}/{source}", "/t/{app}/{source}"),
-            },
-            _ => ("HTTP", ""),
-        };
+    /// A call of a method about calls for later begins.
+    pub fn about_later(self: &Arc<Self>, method: Name, id: CallId, parent: &TraceContext) -> Watch {
         let began = Instant::now();
-        let mut span = self.tracer.start(name, SpanKind::Server, parent, began);
-        span.set("http.request.method", method.as_str());
-        span.set("url.path", path);
-        if !route.is_empty() {
-            span.set("http.route", route);
+        let mut span = self.tracer.start(method, SpanKind::Server, parent, began);
+        span.set(names::RPC_METHOD, method.as_str());
+        self.watch(Door::Submit, id, span, began)
+    }
+
+    /// An attempt of a call for later begins, which was put into the queue in `parent`.
+    pub fn attempt(self: &Arc<Self>, id: CallId, attempt: &Attempt<'_>, parent: &TraceContext) -> Watch {
+        let mut watch = self.grpc(Door::Later, id, parent);
+        let Attempt { function, number, clock } = *attempt;
+        watch.span.set(names::MESSAGING_DESTINATION, function);
+        watch.span.set(names::MESSAGING_ID, id);
+        watch.span.set(names::ATTEMPT, i64::from(number));
+        watch.span.set(names::FAAS_TRIGGER, if clock { "timer" } else { "pubsub" });
+        watch
+    }
+
+    /// A call through the HTTP door begins.
+    pub fn http(self: &Arc<Self>, id: CallId, asked: &Asked<'_>, parent: &TraceContext) -> Watch {
+        let Asked { method, path, version, origin } = *asked;
+        let began = Instant::now();
+        let named = names::asked(method.as_str(), path);
+        let mut span = self.tracer.start(named.name, SpanKind::Server, parent, began);
+        if span.is_recorded() {
+            span.set(names::HTTP_METHOD, named.method.unwrap_or("_OTHER"));
+            if named.method.is_none() {
+                span.set(names::HTTP_METHOD_ORIGINAL, method.as_str());
+            }
+            span.set(names::URL_PATH, path);
+            if let Some(route) = named.route {
+                span.set(names::HTTP_ROUTE, route);
+            }
+            if path.starts_with("/t/") {
+                span.set(names::FAAS_TRIGGER, "http");
+            }
+            span.set(names::PROTOCOL_VERSION, if version == http::Version::HTTP_2 { "2" } else { "1.1" });
+            span.add(origin);
         }
         self.watch(Door::Http, id, span, began)
     }
 
     fn watch(self: &Arc<Self>, door: Door, id: CallId, mut span: Span, began: Instant) -> Watch {
-        span.add(&CALLS[door as usize]);
-        span.set("faas.invocation_id", id);
+        span.add(facts::of_calls(door));
+        span.set(names::FAAS_INVOCATION, id);
         Watch {
             observer: self.clone(),
             door,
@@ -263,6 +261,23 @@ impl Observer {
             story: Story::default(),
         }
     }
+}
+
+/// A request at the HTTP door, as far as spans tell of it.
+pub struct Asked<'a> {
+    pub method: &'a http::Method,
+    pub path: &'a str,
+    pub version: http::Version,
+    /// What is known of its connection: see [`of_origin`].
+    pub origin: &'a Facts,
+}
+
+/// An attempt of a call for later.
+pub struct Attempt<'a> {
+    pub function: &'a str,
+    pub number: u32,
+    /// The clock made the call, and nobody else.
+    pub clock: bool,
 }
 
 /// One call, from its door to its end. Dropped before, its caller went away.
@@ -286,7 +301,7 @@ impl Watch {
     /// Who asks. A call of nobody is let in only where nobody is asked.
     pub fn by(&mut self, caller: Caller) {
         if !caller.name().is_empty() {
-            self.span.set("enduser.id", caller.name());
+            self.span.set(names::ENDUSER, caller.name());
         }
         self.caller = caller;
     }
@@ -318,18 +333,19 @@ impl Watch {
         let (mut span, now) = (None, Instant::now());
         self.story.note(now, What::Offered { runner: runner.clone(), why });
         if self.span.is_recorded() {
-            let mut offer = self.span.child(ENGAGE, SpanKind::Client, now);
+            let mut offer = self.span.child(names::ENGAGE, SpanKind::Client, now);
             why.note(&mut offer);
-            offer.add(&OFFERS);
+            offer.add(&facts::OFFERS);
             offer.add(&function.facts);
             offer.add(&runner.facts);
             // Which of the call's offers this is: a placement after the first.
             if self.offers > 0 {
-                offer.set("stoker.offer", i64::from(self.offers) + 1);
+                offer.set(names::OFFER, i64::from(self.offers) + 1);
             }
             span = Some(offer);
         }
         self.offers += 1;
+        self.observer.placements[why.at()].add_one();
         OfferWatch { observer: self.observer.clone(), span, ended: false, times: None }
     }
 
@@ -338,11 +354,32 @@ impl Watch {
         offer.span.as_ref().unwrap_or(&self.span).context()
     }
 
+    /// The call of this id is put into the queue for later: until the span is dropped, and its attempts stand below it.
+    pub fn sends(&self, function: &str, id: &str) -> Span {
+        let mut span = self.span.child(names::SEND, SpanKind::Producer, Instant::now());
+        span.add(&facts::SENT);
+        span.set(names::MESSAGING_DESTINATION, function);
+        span.set(names::MESSAGING_ID, id);
+        span.set(names::FAAS_INVOCATION, id);
+        span
+    }
+
+    /// What it is about came to be in another trace.
+    pub fn caused_by(&mut self, event: &TraceContext) {
+        self.span.link(event);
+    }
+
     /// The call waits for a runner with room.
     pub fn waits(&self) -> Waiting {
         let began = Instant::now();
-        let span = self.span.is_recorded().then(|| self.span.child("queue", SpanKind::Internal, began));
-        Waiting { observer: self.observer.clone(), span, began, called: None }
+        let span = self.span.is_recorded().then(|| self.span.child(names::QUEUE, SpanKind::Internal, began));
+        let number = {
+            let mut line = self.observer.line();
+            let number = line.last_key_value().map_or(0, |(last, _)| last + 1);
+            line.insert(number, began);
+            number
+        };
+        Waiting { observer: self.observer.clone(), span, began, called: None, number }
     }
 
     /// Something happened to it that tells why it goes where it goes.
@@ -377,14 +414,8 @@ impl Watch {
     }
 
     fn count(&mut self, outcome: Result<(), &Error>) {
-        let counts = &self.observer.doors[self.door as usize];
-        match outcome {
-            Ok(()) => counts.ok.add_one(),
-            Err(error) => counts.failed[error.code as usize].add_one(),
-        }
         let now = Instant::now();
         let took = now.saturating_duration_since(self.began);
-        counts.took.observe_time(took, self.span.exemplar());
         if let Err(error) = outcome
             && matches!(error.code, Code::RunnerLost | Code::Internal)
         {
@@ -395,6 +426,8 @@ impl Watch {
             self.tell(outcome);
             self.span.end_at(now);
         }
+        // Only now it is known of every call whether its trace is there.
+        self.add(outcome, took);
         self.observer.stories.keep(Record {
             id: self.id,
             door: self.door.label(),
@@ -406,20 +439,51 @@ impl Watch {
         });
     }
 
+    /// Adds it to all numbers.
+    fn add(&self, outcome: Result<(), &Error>, took: Duration) {
+        let (observer, exemplar) = (&self.observer, self.span.exemplar());
+        let counts = &observer.doors[self.door as usize];
+        match outcome {
+            Ok(()) => counts.ok.add_one(),
+            Err(error) => counts.failed[error.code as usize].add_one(),
+        }
+        counts.took.observe_time(took, exemplar);
+        if self.offers > 0 {
+            observer.tries.observe_count(self.offers.into());
+        }
+        // What only keeps a call for later is none yet.
+        if self.door == Door::Submit {
+            return;
+        }
+        let (failed, cold) = (outcome.err().map(Error::blame), self.story.is_cold());
+        observer.activity.total.count(took, failed, cold);
+        let Some(function) = self.story.about() else { return };
+        function.gate.tally.count(took, failed, cold);
+        observer.functions.with(function.spec.name.as_str(), |of| {
+            match failed {
+                None => of.ok.add_one(),
+                Some(blame) => of.failed[blame as usize].add_one(),
+            }
+            of.took.observe_time(took, exemplar);
+        });
+    }
+
     /// Says the outcome in the span. A server's span failed only where the server is to blame: what the caller did wrong is no failure of it.
     fn tell(&mut self, outcome: Result<(), &Error>) {
         let row = outcome.err().map(|error| (status::row(error.code), error));
-        if let Some((row, _)) = &row {
-            self.span.set("error.type", row.reason);
+        if let Some((row, error)) = &row {
+            self.span.set(names::ERROR_TYPE, row.reason);
+            self.span.set(names::BLAME, error.blame().as_str());
         }
         if self.offers > 1 {
-            self.span.set("stoker.offers", i64::from(self.offers));
+            self.span.set(names::OFFERS, i64::from(self.offers));
         }
-        let failed = if self.door.method().is_some() {
+        let failed = if self.door != Door::Http {
             let code = row.as_ref().map_or(tonic::Code::Ok, |(row, _)| row.grpc);
             match code {
-                tonic::Code::Ok => self.span.add(&OK),
-                code => self.span.set("rpc.response.status_code", grpc_name(code)),
+                _ if self.door == Door::Later => {}
+                tonic::Code::Ok => self.span.add(&facts::OK),
+                code => self.span.set(names::RPC_STATUS, facts::grpc_name(code)),
             }
             use tonic::Code as G;
             matches!(
@@ -433,7 +497,7 @@ impl Watch {
             )
         } else {
             let status = row.as_ref().map_or(self.http_status, |(row, _)| row.http);
-            self.span.set("http.response.status_code", i64::from(status));
+            self.span.set(names::HTTP_STATUS, i64::from(status));
             status >= 500
         };
         if let Some((_, error)) = row
@@ -449,30 +513,6 @@ impl Drop for Watch {
         if !self.ended {
             self.count(Err(&Error::new(Code::Cancelled, String::new())));
         }
-    }
-}
-
-/// A status code's name on the wire.
-fn grpc_name(code: tonic::Code) -> &'static str {
-    use tonic::Code as G;
-    match code {
-        G::Ok => "OK",
-        G::Cancelled => "CANCELLED",
-        G::Unknown => "UNKNOWN",
-        G::InvalidArgument => "INVALID_ARGUMENT",
-        G::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        G::NotFound => "NOT_FOUND",
-        G::AlreadyExists => "ALREADY_EXISTS",
-        G::PermissionDenied => "PERMISSION_DENIED",
-        G::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        G::FailedPrecondition => "FAILED_PRECONDITION",
-        G::Aborted => "ABORTED",
-        G::OutOfRange => "OUT_OF_RANGE",
-        G::Unimplemented => "UNIMPLEMENTED",
-        G::Internal => "INTERNAL",
-        G::Unavailable => "UNAVAILABLE",
-        G::DataLoss => "DATA_LOSS",
-        G::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -498,7 +538,9 @@ mod tests {
         let watch = observer.grpc(Door::Session, CallId::new(), &context);
         assert_eq!(watch.span.context(), context);
         drop(watch);
-        observer.http(CallId::new(), &http::Method::GET, "/", &context).end(Ok(()));
+        let (method, version) = (&http::Method::GET, http::Version::HTTP_11);
+        let asked = Asked { method, path: "/", version, origin: &Facts::default() };
+        observer.http(CallId::new(), &asked, &context).end(Ok(()));
         let text = metrics.text();
         for line in [
             "stoker_lb_calls_total{door=\"session\",code=\"CANCELLED\"} 1",

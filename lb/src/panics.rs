@@ -3,11 +3,14 @@
 //! What runs many calls (a client's session, a link to a runner) and what a call depends on (the task that sends its body) is
 //! guarded as well: nobody waits for something that will not come.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
 use stoker_core::error::{Code, Error};
 use stoker_runtime::metrics::{Counter, Metrics};
+
+use crate::metrics::PANICS;
 
 /// Catches and counts them.
 #[derive(Clone)]
@@ -15,9 +18,7 @@ pub struct Panics(Counter);
 
 impl Panics {
     pub fn new(metrics: &Metrics) -> Self {
-        Self(
-            metrics.counter("stoker_lb_panics", "Panics that were caught: each is a mistake in the balancer"),
-        )
+        Self(metrics.one(&PANICS))
     }
 
     /// Runs something that may panic. What it shares with others it leaves as sound as any error would: locks are held over no code
@@ -25,22 +26,28 @@ impl Panics {
     ///
     /// # Errors
     /// It panicked.
-    pub async fn catch<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
-            self.0.add_one();
-            let said = panic.downcast_ref::<&str>().copied();
-            let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            tracing::error!(said = said.unwrap_or_default(), "the balancer panicked: please report this");
-            Error::new(Code::Internal, "the balancer made a mistake; its log says more").may_have_started()
-        })
+    pub fn catch<T>(&self, work: impl Future<Output = T>) -> impl Future<Output = Result<T, Error>> {
+        // No `async fn`: that would hold the work three times, as what it was given and as what each step made of it.
+        AssertUnwindSafe(work).catch_unwind().map(|done| done.map_err(|panic| self.caught(&*panic)))
     }
 
     /// The same for a call, which has an outcome of its own.
     ///
     /// # Errors
     /// The call's own, or that it panicked.
-    pub async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        self.catch(call).await.and_then(|outcome| outcome)
+    pub fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> impl Future<Output = Result<T, Error>> {
+        self.catch(call).map(|outcome| outcome.and_then(|outcome| outcome))
+    }
+
+    fn caught(&self, panic: &(dyn Any + Send)) -> Error {
+        self.0.add_one();
+        let said = panic.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(said = said.unwrap_or_default(), "the balancer panicked: please report this");
+        Error::new(Code::Internal, "the balancer made a mistake; its log says more").may_have_started()
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stoker_registry::{EtcdRegistry, Registry};
+use stoker_registry::{EtcdRegistry, etcd};
 use stoker_runtime::admin::{Admin, Pages, Shown};
 use stoker_runtime::audit::{self, Audit};
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
-use stoker_runtime::metrics::Metrics;
+use stoker_runtime::metrics::{self, Metrics};
 use stoker_runtime::reload::{Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
@@ -39,16 +39,18 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
-    let registry: Arc<dyn Registry> = match EtcdRegistry::connect(plan.etcd) {
-        Ok(registry) => Arc::new(registry),
+    let registry = match EtcdRegistry::connect(plan.etcd) {
+        Ok(registry) => registry,
         Err(wrong) => return Ok(PROGRAM.refuse(&Etcd::wrong(settings, wrong))),
     };
     let telemetry = Telemetry::start(&plan.telemetry).context("cannot start to send traces")?;
     let (metrics, readiness) =
-        (Metrics::default(), Readiness::new("waiting for the first view of the fleet in etcd"));
+        (Metrics::new(settings), Readiness::new("waiting for the first view of the fleet in etcd"));
     metrics.describe_process(PROGRAM.name, PROGRAM.version);
     logs.measure(&metrics);
     telemetry.measure(&metrics);
+    measure_etcd(&metrics, &registry);
+    logs.collect(telemetry.recorder());
     let (audit, keeper) = match &plan.audit {
         None => (Audit::into_log(), None),
         Some(path) => {
@@ -63,8 +65,8 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     let files = tls.iter().flat_map(|tls| tls.files()).chain(access.as_deref());
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
     let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), audit, ..plan.balancer };
-    let balancer = Balancer::start(config, registry).await?;
-    let pages = Pages::new(readiness.clone(), metrics, settings);
+    let balancer = Balancer::start(config, Arc::new(registry)).await?;
+    let pages = Pages::new(readiness.clone(), metrics, settings).live(balancer.page());
     let shown = pages.shown();
     let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
@@ -104,6 +106,22 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
         audit::Keeper::stop(keeper, FLUSH);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Shows how things stand with etcd.
+fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
+    let figures = registry.figures();
+    let parts = [etcd::Part::Fleet, etcd::Part::Functions, etcd::Part::Apps].map(|part| {
+        let figures = figures.clone();
+        let read = move || metrics::etcd::Part {
+            interruptions: figures.interruptions(part),
+            interrupted: figures.is_interrupted(part),
+            revision: (part != etcd::Part::Registration).then(|| figures.revision(part)),
+        };
+        (part.as_str(), read)
+    });
+    let answered = figures.clone();
+    metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
 }
 
 /// Takes up what changed while the balancer serves: certificates and the access file when their files change, settings at SIGHUP.

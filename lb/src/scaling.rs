@@ -16,6 +16,7 @@ use stoker_runtime::metrics::{Labelled, Level, Metrics};
 use tokio_util::sync::CancellationToken;
 
 use crate::fleet::{Fleet, Lane};
+use crate::metrics::{ZONE_DESIRED, ZONE_RUNNERS, ZONE_UNSERVED, ZONE_USED};
 
 /// How often it looks.
 const BEAT: Duration = Duration::from_secs(1);
@@ -33,21 +34,11 @@ struct Shown {
 
 impl Shown {
     fn new(metrics: &Metrics) -> Self {
-        let gauge = |name, help| metrics.labelled(name, help, &["zone"], Level::default);
         Self {
-            runners: gauge("stoker_lb_zone_runners", "Runners of a zone that take calls"),
-            used: gauge(
-                "stoker_lb_zone_used_runners",
-                "Runners' worth that work holds in a zone, smoothed; the same on every balancer",
-            ),
-            unserved: gauge(
-                "stoker_lb_zone_unserved_runners",
-                "Runners' worth that calls want which wait in this balancer or were refused by it, smoothed",
-            ),
-            desired: gauge(
-                "stoker_lb_zone_desired_runners",
-                "Runners that a zone should have, as this balancer alone sees it",
-            ),
+            runners: metrics.labelled(&ZONE_RUNNERS),
+            used: metrics.labelled(&ZONE_USED),
+            unserved: metrics.labelled(&ZONE_UNSERVED),
+            desired: metrics.labelled(&ZONE_DESIRED),
         }
     }
 

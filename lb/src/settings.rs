@@ -13,7 +13,7 @@ use stoker_runtime::config::kind::{ADDRESS, COUNT, DURATION, PATH, SIZE, TEXT};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
 use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
-use stoker_runtime::{logs, telemetry};
+use stoker_runtime::{logs, metrics, telemetry};
 
 use self::later::Place;
 use crate::config::{Config, LambdaConfig, LambdaRuntimes, Limits};
@@ -165,6 +165,7 @@ pub static PROGRAM: Program = Program {
         &[&LATER_QUEUE, &LATER_LEASE, &LATER_NATS_USER, &LATER_NATS_PASSWORD, &LATER_NATS_CA, &LATER_NATS_REPLICAS],
         logs::KEYS,
         telemetry::KEYS,
+        metrics::KEYS,
     ],
 };
 

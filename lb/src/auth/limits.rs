@@ -1,4 +1,7 @@
-//! How much each may ask for: calls a second by a bucket of tokens, and calls at once by counting them.
+//! How much each may ask for: calls a second by a bucket of tokens, calls at once by counting them, and bytes of bodies a second.
+//!
+//! How many bytes a call has is known when they have passed. So bytes are paid for as they pass, on credit: a call that is let in may go to its end, and
+//! no other is let in until what it took is paid off.
 //!
 //! A limit that is for many names has a measure for each. There are only so many: those that are full and unused make room, and when none is, further
 //! names share one, so that inventing names wins nothing.
@@ -26,6 +29,8 @@ pub struct Limiter {
 
 struct Measure {
     tokens: f64,
+    /// Below nothing there is a debt.
+    bytes: f64,
     at: Instant,
     running: u32,
 }
@@ -33,7 +38,35 @@ struct Measure {
 /// The part of a call that runs; given back when dropped.
 pub struct Share {
     limiter: Arc<Limiter>,
+    /// Those that count calls at once.
     of: Vec<u64>,
+    meter: Option<Meter>,
+}
+
+impl Share {
+    /// What counts the bytes of the call's bodies, if they are limited.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.meter.as_ref()
+    }
+}
+
+/// Counts bytes of one call.
+#[derive(Clone)]
+pub struct Meter {
+    limiter: Arc<Limiter>,
+    of: Arc<[u64]>,
+}
+
+impl Meter {
+    /// So many bytes have passed.
+    pub fn passed(&self, bytes: usize) {
+        let mut measures = self.limiter.lock();
+        for key in &*self.of {
+            if let Some(measure) = measures.get_mut(key) {
+                measure.bytes -= bytes as f64;
+            }
+        }
+    }
 }
 
 impl Drop for Share {
@@ -76,27 +109,42 @@ impl Limiter {
             let names = (limit.identity.as_ref().map(|_| identity), limit.app.as_ref().map(|_| app));
             let mut key = self.hasher.hash_one((at, names));
             if !measures.contains_key(&key) && measures.len() >= MEASURES {
-                measures.retain(|_, measure| measure.running > 0 || now.duration_since(measure.at) < IDLE);
+                measures.retain(|_, measure| {
+                    measure.running > 0 || measure.bytes < 0.0 || now.duration_since(measure.at) < IDLE
+                });
                 if measures.len() >= MEASURES {
                     key = self.hasher.hash_one(at);
                 }
             }
-            let measure = measures.entry(key).or_insert(Measure { tokens: limit.burst, at: now, running: 0 });
+            let measure = measures.entry(key).or_insert(Measure {
+                tokens: limit.burst,
+                bytes: limit.bytes_burst,
+                at: now,
+                running: 0,
+            });
+            let passed = now.saturating_duration_since(measure.at).as_secs_f64();
+            measure.at = now;
+            if let Some(rate) = limit.bytes_per_second {
+                measure.bytes = (measure.bytes + passed * rate).min(limit.bytes_burst);
+            }
             if let Some(rate) = limit.calls_per_second {
-                let passed = now.saturating_duration_since(measure.at).as_secs_f64();
                 measure.tokens = (measure.tokens + passed * rate).min(limit.burst);
                 if measure.tokens < 1.0 {
-                    measure.at = now;
                     return Err(Duration::from_secs_f64((1.0 - measure.tokens) / rate));
                 }
             }
-            measure.at = now;
+            if let Some(rate) = limit.bytes_per_second
+                && measure.bytes <= 0.0
+            {
+                // One byte more than the debt, so that whoever comes then is let in.
+                return Err(Duration::from_secs_f64((1.0 - measure.bytes) / rate));
+            }
             if limit.concurrent.is_some_and(|most| measure.running >= most) {
                 return Err(SOON);
             }
             fitting.push((key, limit));
         }
-        let mut of = Vec::new();
+        let (mut of, mut metered) = (Vec::new(), Vec::new());
         for (key, limit) in fitting {
             let Some(measure) = measures.get_mut(&key) else { continue };
             if limit.calls_per_second.is_some() {
@@ -106,9 +154,14 @@ impl Limiter {
                 measure.running += 1;
                 of.push(key);
             }
+            if limit.bytes_per_second.is_some() {
+                metered.push(key);
+            }
         }
         drop(measures);
-        Ok((!of.is_empty()).then(|| Share { limiter: self.clone(), of }))
+        let meter = (!metered.is_empty()).then(|| Meter { limiter: self.clone(), of: metered.into() });
+        let held = meter.is_some() || !of.is_empty();
+        Ok(held.then(|| Share { limiter: self.clone(), of, meter }))
     }
 }
 
@@ -165,6 +218,49 @@ mod tests {
         let _third = limiter.enter(&limits, "a", "x", now).expect("refusals took nothing of the other limit");
         assert!(limiter.enter(&limits, "b", "x", now).is_err(), "the app has had its three");
         assert!(limiter.enter(&limits, "b", "y", now).is_ok(), "another app has its own");
+    }
+
+    #[test]
+    fn bytes_are_paid_for_as_they_pass_and_debts_by_waiting() {
+        let limits = limits("limits: [{app: '*', bytes_per_second: 1000, bytes_burst: 5000}]");
+        let limiter = Arc::new(Limiter::default());
+        let begin = Instant::now();
+        let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
+        let enter = |app: &str, seconds: f64| limiter.enter(&limits, "a", app, at(seconds));
+        let call = enter("x", 0.0).ok().flatten().unwrap();
+        call.meter().unwrap().passed(4000);
+        let second = enter("x", 0.0).ok().flatten().unwrap();
+        second.meter().unwrap().passed(4000);
+        let wait = enter("x", 0.0).err().unwrap();
+        assert_eq!(wait, Duration::from_secs_f64(3.001), "3000 bytes of debt");
+        assert!(enter("y", 0.0).is_ok(), "another app has its own");
+        // What is under way goes on, and is paid for too.
+        call.meter().unwrap().passed(1000);
+        drop((call, second));
+        assert!(enter("x", 3.5).is_err());
+        assert!(enter("x", 4.1).is_ok());
+        // A long rest gives no more than the burst.
+        let rested = enter("x", 1000.0).ok().flatten().unwrap();
+        rested.meter().unwrap().passed(5001);
+        assert!(enter("x", 1000.0).is_err());
+    }
+
+    #[test]
+    fn over_time_no_more_passes_than_what_is_allowed_and_one_call() {
+        // Calls of any size, as often as they are let in.
+        let limits = limits("limits: [{app: a, bytes_per_second: 1000, bytes_burst: 1000}]");
+        let limiter = Arc::new(Limiter::default());
+        let begin = Instant::now();
+        let (mut seed, mut total) = (7_u64, 0);
+        for step in 0..10_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let size = (seed >> 33) as usize % 3000;
+            if let Ok(share) = limiter.enter(&limits, "", "a", begin + Duration::from_millis(step * 10)) {
+                share.unwrap().meter().unwrap().passed(size);
+                total += size;
+            }
+        }
+        assert!((98_000..=104_000).contains(&total), "{total} in 100 seconds");
     }
 
     #[test]

@@ -1,10 +1,13 @@
-//! How many calls of one function this balancer lets in at once, where somebody has said so.
+//! What a function has here whatever its revision: how many of its calls are let in at once, where somebody has said so, and what became of
+//! those that ended.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use stoker_core::error::{Code, Error, Retry};
+
+use crate::activity::Tally;
 
 /// No limit.
 const OPEN: u32 = u32::MAX;
@@ -14,11 +17,12 @@ pub struct Gate {
     limit: AtomicU32,
     /// Counted also while there is no limit: one that is set later holds at once.
     inside: AtomicU32,
+    pub tally: Tally,
 }
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { limit: AtomicU32::new(OPEN), inside: AtomicU32::new(0) }
+        Self { limit: AtomicU32::new(OPEN), inside: AtomicU32::new(0), tally: Tally::default() }
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Attempt {
     Failed(Error),
     /// No byte of it reached the function there.
     Refused,
+    /// The same, and so it would go with every other call.
+    LineFull,
     /// The runner went away, and the call may go elsewhere.
     Gone,
 }
@@ -198,7 +200,7 @@ impl Dispatch {
         let at = places.at[which as usize].as_mut()?;
         let runner = at.runner.clone();
         match event {
-            Event::Refused { reason, detail } => {
+            Event::Refused { reason, detail, line_full } => {
                 let At { offer, .. } = places.take(which)?;
                 tracing::debug!(
                     call_id = %placing.watch.id(), trace_id = placing.watch.trace(), runner = runner.name, ?reason, detail,
@@ -216,7 +218,7 @@ impl Dispatch {
                     placing.ruled_out.push((runner, reason, detail));
                 }
                 if which == Which::First {
-                    places.fate = Attempt::Refused;
+                    places.fate = if line_full { Attempt::LineFull } else { Attempt::Refused };
                 }
                 None
             }
@@ -315,7 +317,7 @@ impl Dispatch {
             && let Some(rest) = placing.input.rest.take()
         {
             placing.replayable = false;
-            self.upload(&at.link, rest, placing.input.first.len());
+            self.upload(&at.link, &placing.call.function.spec, rest, placing.input.first.len());
         }
     }
 }
@@ -337,6 +339,9 @@ impl Placed {
             Placed::Done { finished, runner } => {
                 let head = finished.head.unwrap_or(v1::ResponseHead { status: 200, headers: Vec::new() });
                 let end = End { timings: finished.timings, runner };
+                if let Some(meter) = admitted.meter() {
+                    meter.passed(finished.body.len());
+                }
                 Answer { head, first: finished.body, rest: None, end }
             }
         }

@@ -1,6 +1,6 @@
 //! One runner: what it says of itself, its links, and what of it goes onto the board.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -27,7 +27,7 @@ pub struct Runner {
     pub address: String,
     /// What spans say of it.
     pub facts: Facts,
-    pub(super) seat: Seat,
+    pub seat: Seat,
     /// Where all runners are, and what this balancer saw of them.
     board: Arc<Mutex<Board<Arc<Runner>>>>,
     capacity: ArcSwap<(Capacity, Instant)>,
@@ -36,6 +36,8 @@ pub struct Runner {
     in_flight: Arc<AtomicU32>,
     /// Those of them that stand in its line.
     in_line: Arc<AtomicU32>,
+    /// Calls of ours that ended there.
+    calls: AtomicU64,
     standing: watch::Sender<Standing>,
 }
 
@@ -126,6 +128,7 @@ impl Runner {
             turn: AtomicUsize::new(0),
             in_flight: Arc::default(),
             in_line: Arc::default(),
+            calls: AtomicU64::new(0),
             standing: watch::Sender::new(Standing::Listed),
         }
     }
@@ -247,8 +250,14 @@ impl Runner {
         }
     }
 
+    /// Calls of ours that ended there.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
     /// A call ended there, and this is how warm its function is now.
     pub fn ended(&self, warmth: Option<&v1::Warmth>) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let mut board = self.board();
         board.freed(self.seat);
         self.warm(&mut board, warmth, Instant::now());
@@ -283,6 +292,17 @@ impl Runner {
     pub fn may_take(&self, function: &Known) -> bool {
         self.lanes.iter().any(Lane::is_open)
             && placement::eligible(&self.capacity.load().0, &function.spec.ask())
+    }
+
+    /// Whether containers are worth keeping there: it takes calls, or a balancer that has just started has not tried it yet.
+    pub fn may_keep(&self) -> bool {
+        let untried = |lane: &Lane| {
+            let (state, reason) = &*lane.status();
+            // Later attempts know why the one before failed.
+            *state == LinkState::Connecting && reason.is_empty()
+        };
+        self.capacity.load().0.state == RunnerState::Ready
+            && self.lanes.iter().any(|lane| lane.is_open() || untried(lane))
     }
 
     /// Whether the registry lists it now.

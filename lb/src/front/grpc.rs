@@ -180,7 +180,7 @@ async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
             let frames = session::open(door, caller, Decoded::request(body, MESSAGE));
             Ok(Body::new(Encoded::answer(frames)))
         }
-        "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "ListCalls" => {
+        "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
             return later::answer(&door, Request::from_parts(parts, body)).await;
         }
         _ => {

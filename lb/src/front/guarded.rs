@@ -167,6 +167,16 @@ impl<S: FleetService> FleetService for Guarded<S> {
         self.service.watch_fleet(request).await
     }
 
+    type WatchActivityStream = S::WatchActivityStream;
+
+    async fn watch_activity(
+        &self,
+        request: Request<v1::WatchActivityRequest>,
+    ) -> Answer<Self::WatchActivityStream> {
+        self.allow_fleet(&Caller::of(request.extensions()), Permission::Observe)?;
+        self.service.watch_activity(request).await
+    }
+
     async fn drain_runner(
         &self,
         request: Request<v1::DrainRunnerRequest>,

@@ -1,10 +1,12 @@
 //! HTTP for clients: Fn's direct invocation, its HTTP triggers and its [control] plane, CloudEvents ([events]), what [mless] has, and what AWS [lambda] has.
 
 mod control;
+mod cors;
 mod events;
 mod lambda;
 mod later;
 mod mless;
+mod triggers;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -25,11 +27,10 @@ use stoker_core::ids::CallId;
 use stoker_proto::{status, v1};
 
 pub use self::lambda::{Config as LambdaConfig, Lambda, Runtimes};
-use super::{Door, trace};
+use super::{Door, http_trace};
 use crate::auth::{CHALLENGE, Origin};
 use crate::call::{Input, Pieces, Rest};
-use crate::directory::Known;
-use crate::observe::Watch;
+use crate::observe::{Asked, Watch};
 
 /// What Fn's clients read the call's id from.
 const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
@@ -62,9 +63,25 @@ impl hyper::service::Service<Request<Incoming>> for Served {
         let (door, origin) = (self.door.clone(), self.origin.clone());
         Box::pin(async move {
             let id = CallId::new();
-            let trace = trace(request.headers());
-            let mut watch = door.observer.http(id, request.method(), request.uri().path(), &trace);
+            let trace = http_trace(request.headers());
+            let asked = Asked {
+                method: request.method(),
+                path: request.uri().path(),
+                version: request.version(),
+                origin: &origin.facts,
+            };
+            let mut watch = door.observer.http(id, &asked, &trace);
             let way = Way::of(request.uri().path());
+            let routed =
+                (way == Way::Fn).then(|| triggers::route(&door, &request, request.method().as_str()));
+            let cors = routed.as_ref().and_then(|routed| routed.as_ref().ok()?.cors.clone());
+            let page = cors.map(|cors| cors::Page::new(cors, request.headers()));
+            // Nobody shows who they are with it.
+            if way == Way::Fn
+                && let Some((page, permitted)) = triggers::preflight(&door, &request)
+            {
+                return Ok(permission(&page, permitted, id, watch));
+            }
             if !door.guard.is_open() {
                 match door.guard.identify(request.headers_mut(), &origin).await {
                     Ok(caller) => {
@@ -76,7 +93,11 @@ impl hyper::service::Service<Request<Incoming>> for Served {
                         return Ok(match way {
                             Way::Mless => mless::failure(&error, id),
                             Way::Lambda => lambda::failure(error, id),
-                            Way::Fn | Way::Control | Way::Event => failure(&error, id),
+                            Way::Fn | Way::Control | Way::Event => {
+                                let mut failure = failure(&error, id);
+                                page.iter().for_each(|page| page.tell(failure.headers_mut()));
+                                failure
+                            }
                         });
                     }
                 }
@@ -86,11 +107,19 @@ impl hyper::service::Service<Request<Incoming>> for Served {
                 Way::Control => return Ok(control::serve(door, id, request, watch, origin.secure).await),
                 Way::Fn | Way::Mless | Way::Event => {}
             }
+            let mut allow = None;
             let handled = async {
+                let look = || triggers::route(&door, &request, request.method().as_str());
                 match way {
                     Way::Mless => mless::handle(&door, id, request, &mut watch).await,
                     Way::Event => events::handle(&door, id, request, &mut watch).await,
-                    _ => handle(&door, id, request, &mut watch).await,
+                    _ => match routed.unwrap_or_else(look) {
+                        Ok(route) => handle(&door, id, request, route, &mut watch).await,
+                        Err(nowhere) => {
+                            allow = nowhere.allow;
+                            Err(nowhere.error)
+                        }
+                    },
                 }
             };
             let mut answer = match door.dispatch.fleet.panics.call(handled).await {
@@ -103,10 +132,15 @@ impl hyper::service::Service<Request<Incoming>> for Served {
                         _ => failure(&error, id),
                     };
                     ran(failure.headers_mut(), revision);
+                    if let Some(allow) = allow {
+                        failure.headers_mut().insert(ALLOW, allow);
+                    }
+                    page.iter().for_each(|page| page.tell(failure.headers_mut()));
                     return Ok(failure);
                 }
             };
             ran(answer.headers_mut(), watch.revision());
+            page.iter().for_each(|page| page.tell(answer.headers_mut()));
             watch.http_status(answer.status().as_u16());
             answer.body_mut().watched(watch);
             Ok(answer)
@@ -136,12 +170,6 @@ impl Way {
     }
 }
 
-/// What a path leads to.
-enum Route {
-    Invoke(Arc<Known>),
-    Trigger(Arc<Known>),
-}
-
 /// A path as Fn's router sees it: escapes are resolved before anything is compared, so that an escaped slash is a slash.
 fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
     let mut parts = path.split('%');
@@ -163,33 +191,15 @@ fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
     Ok(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn route(door: &Door, path: &str) -> Result<Route, Error> {
-    let none = || {
-        Error::new(
-            Code::NotFound,
-            "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id}, /invoke (mless), /ce/{app}/{fn} or /t/{app}/{path}",
-        )
-    };
-    if let Some(function) = path.strip_prefix("/invoke/") {
-        return door.find(function).map(Route::Invoke);
-    }
-    let trigger = path.strip_prefix("/t/").ok_or_else(none)?;
-    let (app, source) = trigger.split_once('/').unwrap_or((trigger, ""));
-    door.triggered(app, &format!("/{source}")).map(Route::Trigger)
-}
-
 async fn handle(
     door: &Door,
     id: CallId,
     request: Request<Incoming>,
+    route: triggers::Route,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     let (parts, body) = request.into_parts();
-    let route = route(door, &decoded(parts.uri.path())?)?;
-    let (function, intent) = match &route {
-        Route::Invoke(function) => (function.clone(), v1::Intent::Invoke),
-        Route::Trigger(function) => (function.clone(), v1::Intent::HttpRequest),
-    };
+    let (function, intent) = (route.known.clone(), route.intent);
     if intent == v1::Intent::Invoke {
         if parts.method == Method::OPTIONS {
             return Ok(allowed(StatusCode::NO_CONTENT, id));
@@ -199,18 +209,21 @@ async fn handle(
             return Err(error);
         }
     }
+    let mut headers = request_headers(&parts.headers);
+    route.tell(&mut headers);
     let head = v1::RequestHead {
         intent: intent.into(),
         method: parts.method.as_str().to_owned(),
         url: url(&parts.uri, &parts.headers),
-        headers: request_headers(&parts.headers),
+        headers,
     };
     let length = body.size_hint().exact();
-    door.dispatch.fits(length.unwrap_or_default())?;
+    door.dispatch.fits(&function.spec, length.unwrap_or_default())?;
     if intent == v1::Intent::Invoke && later::is_asked(&parts.headers) {
         let qualifier = super::later::qualifier(&decoded(parts.uri.path())?);
         return later::submit(door, id, function, qualifier, &parts, head, body, watch).await;
     }
+    let format = function.spec.format;
     let call = door.admit(id, function, head, None, watch)?;
     let small = length.is_some_and(|length| length <= CHUNK as u64);
     let input = if body.is_end_stream() {
@@ -230,6 +243,10 @@ async fn handle(
         .unwrap_or(StatusCode::OK);
     response_headers(response.headers_mut(), answer.head.headers);
     response.headers_mut().insert(CALL_ID, header(&id.to_string()));
+    if lambda::direct::is_told(format, &parts, response.headers()) {
+        lambda::direct::announce(response.headers_mut());
+        response.body_mut().trailers = Some(lambda::direct::ending(Ok(())));
+    }
     Ok(response)
 }
 
@@ -358,6 +375,32 @@ fn header(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
+/// The answer to a page that asked whether it may.
+fn permission(
+    page: &cors::Page,
+    permitted: Result<HeaderMap, Error>,
+    id: CallId,
+    mut watch: Watch,
+) -> Response<AnswerBody> {
+    match permitted {
+        Ok(headers) => {
+            watch.http_status(StatusCode::NO_CONTENT.as_u16());
+            watch.end(Ok(()));
+            let mut response = Response::new(AnswerBody::whole(Bytes::new()));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            *response.headers_mut() = headers;
+            response.headers_mut().insert(CALL_ID, header(&id.to_string()));
+            response
+        }
+        Err(error) => {
+            watch.end(Err(&error));
+            let mut failure = failure(&error, id);
+            page.tell(failure.headers_mut());
+            failure
+        }
+    }
+}
+
 fn allowed(status: StatusCode, id: CallId) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::whole(Bytes::new()));
     *response.status_mut() = status;
@@ -387,6 +430,10 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CALL_ID, header(&id.to_string()));
+    let kind = error.report.as_ref().filter(|report| !report.kind.is_empty());
+    if let Some(kind) = kind.and_then(|report| HeaderValue::from_str(&report.kind).ok()) {
+        headers.insert(lambda::direct::ERROR_TYPE, kind);
+    }
     if error.code == Code::MethodNotAllowed {
         headers.insert(ALLOW, ALLOWED);
     }
@@ -420,6 +467,8 @@ pub struct AnswerBody {
     watch: Option<Watch>,
     /// Where the pieces go out as events of a stream.
     events: Option<Box<lambda::stream::Events>>,
+    /// Where the end is told by trailers: how it is if nothing happens.
+    trailers: Option<HeaderMap>,
 }
 
 impl AnswerBody {
@@ -428,7 +477,7 @@ impl AnswerBody {
     }
 
     fn new(first: Bytes, rest: Option<Rest>) -> Self {
-        Self { first, rest, last: Bytes::new(), watch: None, events: None }
+        Self { first, rest, last: Bytes::new(), watch: None, events: None, trailers: None }
     }
 
     /// The call ends where its answer does.
@@ -467,10 +516,11 @@ impl Body for AnswerBody {
                     Some(Err(error)) => {
                         this.rest = None;
                         this.ended(Err(&error));
-                        match &mut this.events {
-                            // The stream of events has words for it.
-                            Some(events) => events.fail(&error),
-                            None => return Poll::Ready(Some(Err(error))),
+                        match (&mut this.events, &mut this.trailers) {
+                            // The stream of events has words for it, and so have trailers.
+                            (Some(events), _) => events.fail(&error),
+                            (_, Some(trailers)) => *trailers = lambda::direct::ending(Err(&error)),
+                            (None, None) => return Poll::Ready(Some(Err(error))),
                         }
                         continue;
                     }
@@ -485,6 +535,8 @@ impl Body for AnswerBody {
                     true => continue,
                     false => return Poll::Ready(None),
                 }
+            } else if let Some(trailers) = this.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
             } else {
                 let last = std::mem::take(&mut this.last);
                 return Poll::Ready((!last.is_empty()).then(|| Ok(Frame::data(last))));
@@ -497,12 +549,13 @@ impl Body for AnswerBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_empty() && self.rest.is_none() && self.last.is_empty() && self.events.is_none()
+        let said = self.first.is_empty() && self.rest.is_none() && self.last.is_empty();
+        said && self.events.is_none() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (&self.rest, &self.events) {
-            (None, None) => SizeHint::with_exact((self.first.len() + self.last.len()) as u64),
+        match (&self.rest, &self.events, &self.trailers) {
+            (None, None, None) => SizeHint::with_exact((self.first.len() + self.last.len()) as u64),
             _ => SizeHint::default(),
         }
     }

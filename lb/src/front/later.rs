@@ -11,6 +11,7 @@ use stoker_core::ids::CallId;
 use stoker_proto::{MAX_MESSAGE, status, v1};
 use stoker_queue::{Attempt, Filter, Kept, State, now_ms};
 use stoker_runtime::auth::Permission;
+use stoker_runtime::telemetry::names::{self, Name};
 use tonic::Status;
 use tonic::body::Body;
 use tonic_prost::ProstCodec;
@@ -20,7 +21,7 @@ use super::{Door, trace};
 use crate::auth::Caller;
 use crate::call::Input;
 use crate::later::Submit;
-use crate::observe::{Door as Way, Watch};
+use crate::observe::Watch;
 
 /// Room for a head beside a body of the largest size.
 const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
@@ -33,11 +34,12 @@ const MOST_LISTED: u32 = 1000;
 pub async fn answer(door: &Arc<Door>, request: Request<Body>) -> Response<Body> {
     let method = request.uri().path().rsplit_once('/').map_or("", |(_, method)| method);
     match method {
-        "Submit" => unary(door, request, submit).await,
-        "GetCall" => unary(door, request, get).await,
-        "WaitCall" => unary(door, request, wait).await,
-        "CancelCall" => unary(door, request, cancel).await,
-        "ListCalls" => unary(door, request, list).await,
+        "Submit" => unary(door, names::SUBMIT, request, submit).await,
+        "GetCall" => unary(door, names::GET_CALL, request, get).await,
+        "WaitCall" => unary(door, names::WAIT_CALL, request, wait).await,
+        "CancelCall" => unary(door, names::CANCEL_CALL, request, cancel).await,
+        "RedriveCall" => unary(door, names::REDRIVE_CALL, request, redrive).await,
+        "ListCalls" => unary(door, names::LIST_CALLS, request, list).await,
         other => Status::unimplemented(format!("there is no method {other:?}")).into_http(),
     }
 }
@@ -54,6 +56,7 @@ type Answering<'a, A> = Pin<Box<dyn Future<Output = Result<A, Error>> + Send + '
 
 struct Method<F> {
     door: Arc<Door>,
+    name: Name,
     work: F,
 }
 
@@ -67,12 +70,12 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<A>, Status>> + Send>>;
 
     fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
-        let (door, work) = (self.door.clone(), self.work.clone());
+        let (door, name, work) = (self.door.clone(), self.name, self.work.clone());
         Box::pin(async move {
             let (metadata, extensions, message) = request.into_parts();
             let headers = metadata.into_headers();
             let id = CallId::new();
-            let mut watch = door.observer.grpc(Way::Submit, id, &trace(&headers));
+            let mut watch = door.observer.about_later(name, id, &trace(&headers));
             watch.by(Caller::of(&extensions));
             let panics = door.dispatch.fleet.panics.clone();
             let mut ask = Ask { door, headers, id, watch };
@@ -92,7 +95,7 @@ async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A,
     tokio::time::timeout(limit, work).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-async fn unary<F, Q, A>(door: &Arc<Door>, request: Request<Body>, work: F) -> Response<Body>
+async fn unary<F, Q, A>(door: &Arc<Door>, name: Name, request: Request<Body>, work: F) -> Response<Body>
 where
     F: for<'a> Fn(&'a mut Ask, Q) -> Answering<'a, A> + Clone + Send + 'static,
     Q: prost::Message + Default + Send + 'static,
@@ -100,7 +103,7 @@ where
 {
     let codec = ProstCodec::<A, Q>::default();
     let mut server = tonic::server::Grpc::new(codec).max_decoding_message_size(MESSAGE);
-    server.unary(Method { door: door.clone(), work }, request).await
+    server.unary(Method { door: door.clone(), name, work }, request).await
 }
 
 fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::SubmitResponse> {
@@ -132,7 +135,6 @@ fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::Submit
             input: Input::pieces(vec![message.body]),
             key: message.idempotency_key,
             delay,
-            trace: trace(&ask.headers),
         };
         let accepted = ask.door.later.submit(&ask.door, ask.id, submit, &mut ask.watch).await?;
         Ok(v1::SubmitResponse { call_id: accepted.id, repeated: accepted.repeated })
@@ -180,6 +182,13 @@ fn cancel(ask: &mut Ask, message: v1::CancelCallRequest) -> Answering<'_, v1::Ca
     Box::pin(async move {
         let kept = ask.door.later.cancel(&ask.door, &ask.watch, &message.call_id).await?;
         Ok(v1::CancelCallResponse { call: Some(describe(&kept)) })
+    })
+}
+
+fn redrive(ask: &mut Ask, message: v1::RedriveCallRequest) -> Answering<'_, v1::RedriveCallResponse> {
+    Box::pin(async move {
+        let (kept, redriven) = ask.door.later.redrive(&ask.door, &ask.watch, &message.call_id).await?;
+        Ok(v1::RedriveCallResponse { call: Some(describe(&kept)), redriven })
     })
 }
 
@@ -252,6 +261,7 @@ fn describe(kept: &Kept) -> v1::CallDescription {
         origin: call.origin.clone(),
         kept_until: time(progress.keep_until_ms),
         dead_letter: progress.dead_letter.clone(),
+        redrives: progress.redrives,
     }
 }
 

@@ -1,6 +1,8 @@
 //! gRPC for operators: functions and fleet.
 
+mod activity;
 pub mod images;
+mod logs;
 mod revisions;
 
 use std::collections::{BTreeSet, HashSet};
@@ -8,10 +10,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::stream::SelectAll;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::Stream;
 use stoker_core::error::{Blame, Code, Error, Retry};
-use stoker_core::ids::{CallId, Incarnation, is_name};
+use stoker_core::ids::{CallId, is_name};
 use stoker_proto::runner::v1 as wire;
 use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::v1::fleet_service_server::FleetService;
@@ -19,7 +20,6 @@ use stoker_proto::v1::function_service_server::FunctionService;
 use stoker_proto::{convert, status, v1};
 use stoker_registry::Applied;
 use stoker_registry::revisions::Wish;
-use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -165,6 +165,11 @@ impl FunctionService for Operators {
                             format!("functions[{at}].name"),
                             format!("`{}` is there twice", spec.name),
                         );
+                    }
+                    if spec.format_options.version > 0 {
+                        wrong += 1;
+                        let text = "version is what a revision gets, and is not applied";
+                        details.add_bad_request_violation(format!("functions[{at}].format_options"), text);
                     }
                     specs.push(spec);
                 }
@@ -334,6 +339,15 @@ impl FleetService for Operators {
         Ok(Response::new(Box::pin(stream)))
     }
 
+    type WatchActivityStream = Pin<Box<dyn Stream<Item = Result<v1::WatchActivityResponse, Status>> + Send>>;
+
+    async fn watch_activity(
+        &self,
+        request: Request<v1::WatchActivityRequest>,
+    ) -> Result<Response<Self::WatchActivityStream>, Status> {
+        Ok(Response::new(Box::pin(activity::stream(self.0.clone(), request.into_inner())?)))
+    }
+
     async fn drain_runner(
         &self,
         request: Request<v1::DrainRunnerRequest>,
@@ -385,89 +399,6 @@ impl FleetService for Operators {
     ) -> Result<Response<Self::StreamLogsStream>, Status> {
         let request = request.into_inner();
         let known = self.find(&request.function)?;
-        if !request.call_id.is_empty() && CallId::parse(&request.call_id).is_none() {
-            return Err(fail(&Error::new(Code::InvalidRequest, "call_id: that is not the id of a call")));
-        }
-        let mut logs = Logs {
-            ask: wire::StreamLogsRequest {
-                app: known.spec.name.app().to_owned(),
-                function: known.spec.name.function().to_owned(),
-                call_id: request.call_id,
-                follow: request.follow,
-            },
-            changes: self.0.dispatch.fleet.changes(),
-            heard: HashSet::new(),
-            open: SelectAll::new(),
-            door: self.0.clone(),
-        };
-        logs.listen();
-        let stream = futures_util::stream::unfold(logs, |mut logs| async move {
-            let next = logs.next().await?;
-            Some((Ok(next), logs))
-        });
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(Box::pin(logs::stream(self.0.clone(), &known, request)?)))
     }
-}
-
-/// What functions write on all runners: each at its own pace, and the end of one, or its loss, ends only its own part.
-struct Logs {
-    ask: wire::StreamLogsRequest,
-    changes: watch::Receiver<u64>,
-    /// Lives of runners that were asked. None is asked twice: it would say again what it said before.
-    heard: HashSet<(String, Incarnation)>,
-    open: SelectAll<Pin<Box<dyn Stream<Item = v1::StreamLogsResponse> + Send>>>,
-    door: Arc<Door>,
-}
-
-impl Logs {
-    /// Asks those that were not asked yet.
-    fn listen(&mut self) {
-        for runner in self.door.dispatch.fleet.runners().iter() {
-            let Some(channel) = runner.channel() else { continue };
-            if self.heard.insert((runner.name.clone(), runner.capacity().0.incarnation)) {
-                let logs = runner_logs(runner.name.clone(), channel, self.ask.clone());
-                self.open.push(Box::pin(logs));
-            }
-        }
-    }
-
-    /// The next lines; one who follows waits for them, and for runners that come.
-    async fn next(&mut self) -> Option<v1::StreamLogsResponse> {
-        while self.ask.follow || !self.open.is_empty() {
-            tokio::select! {
-                () = self.door.stopping.cancelled() => return None,
-                lines = self.open.next(), if !self.open.is_empty() => if lines.is_some() {
-                    return lines;
-                },
-                changed = self.changes.changed(), if self.ask.follow => {
-                    changed.ok()?;
-                    self.listen();
-                }
-            }
-        }
-        None
-    }
-}
-
-fn runner_logs(
-    runner: String,
-    channel: Channel,
-    ask: wire::StreamLogsRequest,
-) -> impl Stream<Item = v1::StreamLogsResponse> + Send {
-    let opened = async move {
-        match RunnerServiceClient::new(channel).stream_logs(ask).await {
-            Ok(response) => response.into_inner().left_stream(),
-            Err(status) => futures_util::stream::iter([Err(status)]).right_stream(),
-        }
-    };
-    futures_util::stream::once(opened).flatten().filter_map(move |message| {
-        let kept = match message {
-            Ok(message) => Some(v1::StreamLogsResponse { lines: message.lines, dropped: message.dropped }),
-            Err(status) => {
-                tracing::warn!(runner, %status, "the logs of a runner broke off");
-                None
-            }
-        };
-        std::future::ready(kept)
-    })
 }

@@ -302,7 +302,7 @@ async fn one(
         ..v1::SessionFinished::default()
     });
     let finished = v1::SessionFinished { call_id: id.to_string(), revision, ..finished };
-    send(out, number, Out::Finished(finished));
+    send(out, number, Out::Finished(Box::new(finished)));
     number
 }
 

@@ -1,6 +1,6 @@
 //! One attempt of a call for later, and what becomes of the call: it is done, it is made again after a while, or it is given up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use stoker_core::backoff::{Backoff, split_mix};
@@ -17,7 +17,7 @@ use stoker_queue::{Answer, Call, End, INLINE, Progress, State, Taken, Ticket, no
 use super::worker::{Cancel, Maker};
 use super::{MAX_ANSWER, input, keep_until, letters};
 use crate::auth::Caller;
-use crate::observe::{Door as Way, Watch};
+use crate::observe::{Attempt, Watch};
 
 /// A call that could not be started is tried again after so long, and twice that, up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -40,6 +40,8 @@ pub enum Start {
     Made {
         waited: Duration,
         cold: bool,
+        /// Outside its function, without what it waited.
+        way: Duration,
     },
     NoRoom,
     /// Nothing that says anything of the fleet.
@@ -51,6 +53,7 @@ enum Outcome {
     Succeeded {
         answer: Answer,
         runner: String,
+        took: Duration,
     },
     Failed(Error),
     /// It surely did not start.
@@ -81,8 +84,12 @@ pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
     };
     let (outcome, spec) = attempt.await;
     let start = match &outcome {
-        Outcome::Succeeded { answer, .. } => match &answer.timings {
-            Some(t) => Start::Made { waited: Duration::from_micros(t.wait_us), cold: t.cold },
+        Outcome::Succeeded { answer, took, .. } => match &answer.timings {
+            Some(t) => {
+                let waited = Duration::from_micros(t.wait_us);
+                let way = took.saturating_sub(waited + Duration::from_micros(t.execution_us));
+                Start::Made { waited, cold: t.cold, way }
+            }
             None => Start::Unknown,
         },
         Outcome::NotStarted(_) => Start::NoRoom,
@@ -119,11 +126,11 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
     };
     let spec = Some(function.spec.clone());
     let policy = &function.spec.later;
-    if let Some(over) = too_old(policy, call, now_ms()) {
+    if let Some(over) = too_old(policy, call, &taken.progress, now_ms()) {
         return (Outcome::Hopeless(over), spec);
     }
-    let before = taken.progress.attempts.len().saturating_sub(1);
-    if before >= policy.max_attempts as usize {
+    let before = taken.progress.counted().saturating_sub(1);
+    if before >= policy.max_attempts {
         // The last of them was cut off, so nobody has said yet that it was the last.
         let text = format!("all of its {before} attempts failed or were interrupted");
         return (Outcome::Hopeless(Error::new(Code::RunnerLost, text).may_have_started()), spec);
@@ -132,11 +139,14 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
         return (Outcome::Hopeless(Error::new(Code::Internal, "its id is none")), spec);
     };
     let trace = TraceContext { parent: call.trace_parent.clone(), state: call.trace_state.clone() };
-    let mut watch = maker.door.observer.grpc(Way::Later, id, &trace);
+    let clock = call.origin == "schedule";
+    let attempt = Attempt { function: &call.function, number: before + 1, clock };
+    let mut watch = maker.door.observer.attempt(id, &attempt, &trace);
     watch.by(Caller::platform());
     let answered = answer(maker, call, id, function, &mut watch).await;
     watch.end(answered.as_ref().map(|_| ()));
-    (answered.map_or_else(sort, |(answer, runner)| Outcome::Succeeded { answer, runner }), spec)
+    let succeeded = |(answer, runner, took)| Outcome::Succeeded { answer, runner, took };
+    (answered.map_or_else(sort, succeeded), spec)
 }
 
 /// What an error means for the call.
@@ -153,8 +163,9 @@ fn sort(error: Error) -> Outcome {
     }
 }
 
-fn too_old(policy: &Policy, call: &Call, now: u64) -> Option<Error> {
-    (now > call.due_ms.saturating_add(policy.max_age_ms)).then(|| {
+fn too_old(policy: &Policy, call: &Call, progress: &Progress, now: u64) -> Option<Error> {
+    let since = call.due_ms.max(progress.redriven_ms);
+    (now > since.saturating_add(policy.max_age_ms)).then(|| {
         let age = format_duration(Duration::from_millis(policy.max_age_ms));
         Error::new(Code::DeadlineExceeded, format!("it has been due for longer than its max_age, {age}"))
     })
@@ -166,9 +177,11 @@ async fn answer(
     id: CallId,
     function: std::sync::Arc<crate::directory::Known>,
     watch: &mut Watch,
-) -> Result<(Answer, String), Error> {
+) -> Result<(Answer, String, Duration), Error> {
     let head = call.head.clone().unwrap_or_default();
     let input = input(&maker.queue, call).await?;
+    let _inside = maker.enter();
+    let began = Instant::now();
     let admitted = maker.door.admit(id, function, head, None, watch)?;
     let mut answer = maker.door.dispatch.call(admitted, input, watch).await?;
     let mut end = answer.end;
@@ -185,6 +198,7 @@ async fn answer(
         }
         end = rest.end();
     }
+    let took = began.elapsed();
     if answer.head.status >= 400 {
         let said = String::from_utf8_lossy(&body[..body.len().min(SAID)]).into_owned();
         let text = format!("the function answered with status {}", answer.head.status);
@@ -199,7 +213,7 @@ async fn answer(
         ..Answer::default()
     };
     if dropped {
-        return Ok((kept, end.runner));
+        return Ok((kept, end.runner, took));
     }
     let body = body.freeze();
     if body.len() > INLINE {
@@ -211,7 +225,7 @@ async fn answer(
     } else {
         kept.body = body;
     }
-    Ok((kept, end.runner))
+    Ok((kept, end.runner, took))
 }
 
 /// Tells the queue what became of the call, until it has taken it.
@@ -221,7 +235,7 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
     let policy = spec.map_or(&default, |spec| &spec.later);
     match outcome {
         Outcome::Lost => {}
-        Outcome::Succeeded { answer, runner } => {
+        Outcome::Succeeded { answer, runner, .. } => {
             maker.counts.succeeded.add_one();
             let mut progress = closed(progress, None, runner, false);
             progress.set_state(State::Done);
@@ -234,10 +248,10 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
         }
         Outcome::Failed(error) => {
             maker.counts.failed.add_one();
-            let made = progress.attempts.len() as u32;
+            let made = progress.counted();
             let mut progress = closed(progress, Some(&error), String::new(), false);
             let due = now_ms().saturating_add(policy.backoff(made + 1, seed(&call)).as_millis() as u64);
-            let late = too_old(policy, &call, due);
+            let late = too_old(policy, &call, &progress, due);
             if made >= policy.max_attempts || late.is_some() {
                 return give_up(maker, call, progress, &ticket, error, spec).await;
             }
@@ -253,7 +267,7 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
             let step = progress.waits.min(16) as usize - 1;
             let wait = Backoff::new(FIRST_WAIT, LONGEST_WAIT, seed(&call)).nth(step).unwrap_or(LONGEST_WAIT);
             let due = now_ms().saturating_add(wait.as_millis() as u64);
-            if too_old(policy, &call, now_ms()).is_some() {
+            if too_old(policy, &call, &progress, now_ms()).is_some() {
                 return give_up(maker, call, progress, &ticket, error, spec).await;
             }
             progress.set_state(State::Queued);
@@ -409,7 +423,11 @@ mod tests {
     fn age_counts_from_when_a_call_was_due() {
         let call = Call { submitted_ms: 0, due_ms: 1_000_000, ..Call::default() };
         let policy = Policy { max_age_ms: 5_000, ..Policy::default() };
-        assert!(too_old(&policy, &call, 1_005_000).is_none());
-        assert!(too_old(&policy, &call, 1_005_001).is_some_and(|error| error.message.contains("5s")));
+        let mut progress = Progress::new(&call);
+        assert!(too_old(&policy, &call, &progress, 1_005_000).is_none());
+        let over = too_old(&policy, &call, &progress, 1_005_001);
+        assert!(over.is_some_and(|error| error.message.contains("5s")));
+        progress.redrive(2_000_000, 1);
+        assert!(too_old(&policy, &call, &progress, 2_005_000).is_none());
     }
 }

@@ -61,7 +61,7 @@ async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target
     if call.hops >= HOPS {
         return Err(format!("it is the {HOPS}th in a row"));
     }
-    let id = derived_id("dead letter", &target.to_string(), &call.id);
+    let id = derived_id("dead letter", &target.to_string(), &life(call, progress));
     let function = match target {
         Target::Function(function) => function,
         Target::Subject(subject) => {
@@ -107,8 +107,17 @@ async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target
         key: String::new(),
         origin: format!("dead letter of {}", call.id),
         hops: call.hops + 1,
+        redrives: 0,
         ..call.clone()
     }))
+}
+
+/// The call, and each time that it was made again: every end has letters of its own.
+fn life(call: &Call, progress: &Progress) -> String {
+    match progress.redrives {
+        0 => call.id.clone(),
+        times => format!("{}-{times}", call.id),
+    }
 }
 
 /// What became of a call, in JSON.
@@ -123,7 +132,7 @@ fn report(
         tracing::warn!(call_id = call.id, "no report is made of it: it is the {HOPS}th in a row");
         return None;
     }
-    let id = derived_id("report", &target.to_string(), &call.id);
+    let id = derived_id("report", &target.to_string(), &life(call, progress));
     let record = record(call, progress, answer);
     let function = match target {
         Target::Subject(subject) => return Some(message(subject, id, &record)),

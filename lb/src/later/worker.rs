@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use stoker_core::backoff::Backoff;
 use stoker_queue::Queue;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attempt::{self, Feedback};
+use super::beside::Beside;
 use super::window::Window;
 use super::{Counts, schedule};
 use crate::front::Door;
@@ -45,6 +47,7 @@ pub fn start(door: &Arc<Door>, tasks: &TaskTracker, stops: &Stops) {
         counts,
         tasks: tasks.clone(),
         stops: stops.clone(),
+        inside: Arc::default(),
     };
     tasks.spawn(maker.clone().run());
     tasks.spawn(schedule::run(door.clone(), queue.clone(), stops.calm.clone()));
@@ -59,6 +62,17 @@ pub struct Maker {
     pub counts: Counts,
     pub tasks: TaskTracker,
     pub stops: Stops,
+    /// Calls that it has among those in this balancer.
+    inside: Arc<AtomicUsize>,
+}
+
+/// One of those.
+pub struct Inside(Arc<AtomicUsize>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn measure(maker: Maker) {
@@ -84,15 +98,27 @@ struct Lane {
     window: Window,
 }
 
-#[derive(Default)]
 struct Lanes {
     all: HashMap<String, Lane>,
     running: usize,
     /// Where the next round begins.
     turn: usize,
+    beside: Beside,
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self { all: HashMap::new(), running: 0, turn: 0, beside: Beside::new(MOST / 4) }
+    }
 }
 
 impl Maker {
+    /// Counts a call among those in this balancer that nobody waits for.
+    pub fn enter(&self) -> Inside {
+        self.inside.fetch_add(1, Ordering::Relaxed);
+        Inside(self.inside.clone())
+    }
+
     async fn run(self) {
         let mut known = self.door.dispatch.fleet.known();
         let ready = async {
@@ -122,12 +148,17 @@ impl Maker {
             news.mark_unchanged();
             waiting.mark_unchanged();
             fleet.mark_unchanged();
-            let mut pause = None;
+            let (mut pause, mut quiet) = (None, None);
             if *waiting.borrow() == 0 && !self.door.dispatch.fleet.runners().is_empty() {
                 match self.fill(&mut lanes, &cancels, &tell).await {
-                    Ok(0) => failures = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0),
-                    // Others may have something by now.
-                    Ok(_) => continue,
+                    Ok(taken) => {
+                        failures = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0);
+                        if taken > 0 {
+                            // Others may have something by now.
+                            continue;
+                        }
+                        quiet = lanes.beside.until();
+                    }
                     Err(error) => {
                         pause = failures.next();
                         tracing::warn!(%error, ?pause, "calls for later cannot be taken");
@@ -146,6 +177,8 @@ impl Maker {
                 _ = waiting.changed(), if held_up => {}
                 _ = fleet.changed(), if lanes.running == 0 && pause.is_none() => {}
                 () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
+                // Nobody may be waiting for answers by then.
+                () = async { if let Some(at) = quiet { tokio::time::sleep_until(at.into()).await } }, if quiet.is_some() => {}
                 () = &mut listening => return,
                 () = self.stops.calm.cancelled() => return,
             }
@@ -160,9 +193,9 @@ impl Maker {
         tell: &mpsc::Sender<Feedback>,
     ) -> Result<usize, stoker_queue::Error> {
         let due = self.queue.lanes();
-        // Calls that somebody waits for come first: beside them only a part is used.
-        let synchronous = self.door.admission.inside() > lanes.running;
-        let most = if synchronous { MOST / 4 } else { MOST };
+        // Calls that somebody waits for come first.
+        let callers = self.door.admission.inside().saturating_sub(self.inside.load(Ordering::Relaxed));
+        let most = lanes.beside.most(callers, Instant::now()).unwrap_or(MOST);
         let wanted = lanes.share(&due, most);
         let mut taken = 0;
         for part in wanted.chunks(TAKES) {
@@ -227,7 +260,12 @@ impl Lanes {
         let Some(lane) = self.all.get_mut(&feedback.function) else { return };
         lane.running = lane.running.saturating_sub(1);
         match feedback.start {
-            attempt::Start::Made { waited, cold } => lane.window.started(waited, cold),
+            attempt::Start::Made { waited, cold, way } => {
+                lane.window.started(waited, cold);
+                if !cold {
+                    self.beside.made(way);
+                }
+            }
             attempt::Start::NoRoom => lane.window.refused(),
             attempt::Start::Unknown => {}
         }
@@ -296,7 +334,8 @@ mod tests {
     }
 
     fn ok(function: &str) -> Feedback {
-        Feedback { function: function.into(), start: Start::Made { waited: Duration::ZERO, cold: false } }
+        let start = Start::Made { waited: Duration::ZERO, cold: false, way: Duration::ZERO };
+        Feedback { function: function.into(), start }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use super::outbox::Outbox;
 use super::state::{CallEvent, CallState};
 use crate::call::Call;
+use crate::directory::Known;
 use crate::fleet::InFlight;
 use crate::hash::{QuickMap, QuickSet};
 
@@ -32,6 +33,8 @@ pub enum Event {
     Refused {
         reason: Refusal,
         detail: String,
+        /// Nor would a call of any other function be taken into the line there.
+        line_full: bool,
     },
     /// It waits there, by the runner's guess so long.
     Accepted {
@@ -123,6 +126,7 @@ fn wake(wakers: [Option<Waker>; 3]) {
 #[derive(Default)]
 struct Table {
     calls: QuickMap<u64, Arc<Inbox>>,
+    /// By all that a runner is told of them: what changes without a new version is told again.
     defined: QuickSet<Digest>,
     last: u64,
     closed: bool,
@@ -202,24 +206,13 @@ impl Session {
             cancelled: false,
         })));
         let mut table = self.table();
-        let known = table.defined.contains(&function.digest);
-        if table.closed || (!known && table.defined.len() >= MAX_DEFINED) {
+        // Under the lock: numbers grow in the order of the frames, and a definition precedes its first use.
+        if table.closed || !self.define(&mut table, function) {
             return None;
         }
         table.last += 1;
         let number = table.last;
         table.calls.insert(number, inbox.clone());
-        // Still under the lock: numbers grow in the order of the frames, and a definition precedes its first use.
-        if !known {
-            table.defined.insert(function.digest);
-            if table.defined.len() >= table.renew_at {
-                self.worn.notify_one();
-            }
-            self.send(wire::engage_request::Frame::Define(wire::Define {
-                digest: function.digest_bytes.clone(),
-                function: Some(function.message.clone()),
-            }));
-        }
         self.send(wire::engage_request::Frame::Offer(wire::Offer {
             call: number,
             call_id: Bytes::copy_from_slice(call.id.as_bytes()),
@@ -241,6 +234,43 @@ impl Session {
         })
     }
 
+    /// Defines a function's version unless it is already; `false` where no more can be.
+    fn define(&self, table: &mut Table, function: &Known) -> bool {
+        if table.defined.contains(&function.whole_digest) {
+            return true;
+        }
+        if table.defined.len() >= MAX_DEFINED {
+            return false;
+        }
+        table.defined.insert(function.whole_digest);
+        if table.defined.len() >= table.renew_at {
+            self.worn.notify_one();
+        }
+        self.send(wire::engage_request::Frame::Define(Box::new(wire::Define {
+            digest: function.digest_bytes.clone(),
+            function: Some(function.message.clone()),
+        })));
+        true
+    }
+
+    /// Says all that is to be kept ready there; `false` if the session is over. What cannot be defined any more is left out: a session
+    /// with so much on it is followed by another.
+    pub fn keep(&self, wanted: &[(Arc<Known>, u32)], holds: Duration) -> bool {
+        let mut table = self.table();
+        if table.closed {
+            return false;
+        }
+        let mut kept = Vec::with_capacity(wanted.len());
+        for (function, containers) in wanted {
+            if self.define(&mut table, function) {
+                kept.push(wire::Kept { digest: function.digest_bytes.clone(), containers: *containers });
+            }
+        }
+        let holds = Some(convert::to_duration(holds));
+        self.send(wire::engage_request::Frame::Keep(wire::Keep { kept, holds }));
+        true
+    }
+
     fn send(&self, frame: wire::engage_request::Frame) {
         self.out.push(wire::EngageRequest { frame: Some(frame) });
     }
@@ -250,7 +280,8 @@ impl Session {
         use wire::engage_response::Frame as F;
         match frame {
             F::Refused(f) => {
-                let event = Event::Refused { reason: convert::refusal(f.reason), detail: f.detail };
+                let (reason, line_full) = (convert::refusal(f.reason), f.line_full);
+                let event = Event::Refused { reason, detail: f.detail, line_full };
                 self.apply(f.call, CallEvent::Refused, |slot| {
                     slot.push(event);
                     Ok(())
@@ -291,7 +322,7 @@ impl Session {
             }),
             F::Finished(f) => self.apply(f.call, CallEvent::Finished, |slot| {
                 slot.take(f.body.len())?;
-                slot.push(Event::Finished(Box::new(f)));
+                slot.push(Event::Finished(f));
                 Ok(())
             }),
             F::Welcome(_) => Err(Violation("a second Welcome".to_owned())),
@@ -542,7 +573,6 @@ mod tests {
     use wire::engage_response::Frame as F;
 
     use crate::admission::Admission;
-    use crate::directory::Known;
     use crate::link::outbox::outbox;
 
     fn call() -> Call {
@@ -568,14 +598,14 @@ mod tests {
         (0u8..8, 0u64..6, size).prop_map(|(kind, call, size)| {
             let data = Bytes::from(vec![0; size]);
             match kind {
-                0 => F::Refused(wire::Refused { call, ..Default::default() }),
+                0 => F::Refused(Box::new(wire::Refused { call, ..Default::default() })),
                 1 => F::Accepted(wire::Accepted { call, expected_wait: None }),
                 2 => F::Ready(wire::Ready { call }),
                 3 => F::Started(wire::Started { call, container: String::new() }),
                 4 => F::Head(wire::Head { call, head: None }),
                 5 => F::Body(wire::Body { call, data, last: false }),
                 6 => F::Credit(wire::Credit { call, bytes: u32::MAX }),
-                _ => F::Finished(wire::Finished { call, body: data, ..Default::default() }),
+                _ => F::Finished(Box::new(wire::Finished { call, body: data, ..Default::default() })),
             }
         })
     }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use stoker_core::error::{Error, Refusal};
 use stoker_proto::{status, v1};
-use stoker_runtime::telemetry::{Span, Value};
+use stoker_runtime::telemetry::{Span, Value, names};
 
-use super::{OK, Observer};
+use super::Observer;
+use super::facts::OK;
 
 /// What can become of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ impl OfferWatch {
     pub fn accepted(&mut self, expected: Option<Duration>) {
         if let Some(span) = &mut self.span {
             let millis = expected.map_or(0, |wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
-            span.event(Instant::now(), "accepted", &[("stoker.expected_wait_ms", Value::Number(millis))]);
+            span.event(Instant::now(), names::ACCEPTED, &[(names::EXPECTED_WAIT, Value::Number(millis))]);
         }
     }
 
@@ -74,7 +75,7 @@ impl OfferWatch {
         self.ended = true;
         self.count(Offered::Moved);
         if let Some(span) = &mut self.span {
-            span.set("stoker.moved", true);
+            span.set(names::MOVED, true);
         }
     }
 
@@ -107,6 +108,9 @@ impl OfferWatch {
                 }
             }
             Err(error) => {
+                if let Some(span) = &mut self.span {
+                    span.set(names::BLAME, error.blame().as_str());
+                }
                 self.end(Offered::Finished, || (status::row(error.code).reason, error.message.clone()));
             }
         }
@@ -117,7 +121,7 @@ impl OfferWatch {
         self.count(result);
         if let Some(span) = &mut self.span {
             let (kind, text) = why();
-            span.set("error.type", kind);
+            span.set(names::ERROR_TYPE, kind);
             span.fail(text);
         }
     }
@@ -134,7 +138,7 @@ impl Drop for OfferWatch {
         if !self.ended {
             self.count(Offered::Abandoned);
             if let Some(span) = &mut self.span {
-                span.set("error.type", Offered::Abandoned.label());
+                span.set(names::ERROR_TYPE, Offered::Abandoned.label());
                 span.fail("the call was over before the runner had answered");
             }
         }
@@ -148,6 +152,8 @@ pub struct Waiting {
     pub(super) began: Instant,
     /// When it was called last, unless it waits again.
     pub(super) called: Option<Instant>,
+    /// By which those who watch know it.
+    pub(super) number: u64,
 }
 
 impl Waiting {
@@ -165,6 +171,7 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let ended = self.called.unwrap_or_else(Instant::now);
+        self.observer.line().remove(&self.number);
         let exemplar = self.span.as_ref().and_then(Span::exemplar);
         self.observer.waited.observe_time(ended.saturating_duration_since(self.began), exemplar);
         if let Some(span) = &mut self.span {

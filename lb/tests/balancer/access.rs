@@ -354,6 +354,26 @@ async fn one_who_has_had_its_share_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn one_who_has_sent_more_than_its_share_of_bytes_pays_it_off_first() {
+    let site = Site::new("limits:\n  - {app: a, bytes_per_second: 10, bytes_burst: 1500}\n");
+    let stage = guarded(site.config(), &site, echo()).await;
+    let send = |size: usize| {
+        let request =
+            v1::InvokeRequest { function: "a/f".into(), body: vec![b'x'; size].into(), ..Default::default() };
+        let request = with(&site.caller, request);
+        async { stage.client().await.invoke(request).await }
+    };
+    // The answer is as long as the request.
+    send(500).await.expect("within its share");
+    send(1000).await.expect("it is let in while anything is left");
+    let (code, error) = reason(&send(0).await.expect_err("it has a debt"));
+    assert_eq!((code, error.code), (Code::ResourceExhausted, stoker_core::Code::RateLimited));
+    // 1,500 bytes of debt, ten a second.
+    assert!(matches!(error.retry, Retry::After(wait) if wait > Duration::from_secs(100)), "{error:?}");
+    invoke(&stage, &site.operator, "a/f").await.expect_err("the app's share is everybody's");
+}
+
+#[tokio::test]
 async fn anybody_may_what_is_for_anybody_and_its_headers_are_the_functions() {
     let site = Site::new("anybody: {invoke: [a]}\n");
     let (tell, mut offers) = mpsc::channel(4);

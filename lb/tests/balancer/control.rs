@@ -86,6 +86,29 @@ async fn a_client_of_fns_api_alone_has_all_it_needs() {
     assert_eq!(variables(&stage)[0], pair("LEVEL", "app"));
     assert_eq!(ok(&stage, &format!("GET {line}"), Value::Null).await, changed);
 
+    // What a trigger asks for besides its path is an annotation of ours, and a pattern a path like any other.
+    let rules = json!({"methods": ["GET"], "cors": {"origins": ["*"]}});
+    let made = json!({"app_id": id(&app), "fn_id": id(&function), "name": "items", "type": "http", "source": "/cart/{item}",
+        "annotations": {"stoker/http": rules, "mine": 1}});
+    let special = ok(&stage, "POST /v2/triggers", made.clone()).await;
+    assert_eq!(
+        (&special["annotations"]["stoker/http"], &special["annotations"]["mine"]),
+        (&rules, &json!(1))
+    );
+    let answer = stage.http("GET /t/shop/cart/7 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(ask(&stage, "POST /t/shop/cart/7", "").await.0, 405);
+    let line = format!("/v2/triggers/{}", id(&special));
+    assert_eq!(ok(&stage, &format!("GET {line}"), Value::Null).await, special);
+    let open = ok(&stage, &format!("PUT {line}"), json!({"annotations": {"stoker/http": null}})).await;
+    assert_eq!((open["annotations"].get("stoker/http"), &open["annotations"]["mine"]), (None, &json!(1)));
+    assert_eq!(ask(&stage, "POST /t/shop/cart/7", "").await.0, 200);
+    let mut wrong = made;
+    (wrong["name"], wrong["source"]) = (json!("wrong"), json!("/wrong"));
+    wrong["annotations"]["stoker/http"] = json!({"method": "GET"});
+    let (status, said) = ask(&stage, "POST /v2/triggers", &wrong.to_string()).await;
+    assert!(status == 400 && said["message"].to_string().contains("none of methods"), "{said}");
+
     let line = format!("/v2/triggers/{}", id(&trigger));
     let moved = ok(&stage, &format!("PUT {line}"), json!({"name": "other", "source": "/basket"})).await;
     assert_eq!((id(&moved), &moved["name"]), (id(&trigger), &json!("other")));

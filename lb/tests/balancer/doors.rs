@@ -76,7 +76,7 @@ fn mirror(tell: mpsc::Sender<wire::Offer>) -> Play {
                 let head = Some(v1::ResponseHead { status: 418, headers });
                 let done = wire::Finished { call: offer.call, head, ..Default::default() };
                 tell.send(offer).await.expect("the test reads");
-                s.send(Out::Finished(done)).await;
+                s.send(Out::Finished(Box::new(done))).await;
             }
         }
     })

@@ -15,8 +15,13 @@ fn answering() -> Play {
             headers.push(v1::Header { name: "content-type".into(), value: "application/json".into() });
             let body = json!(String::from_utf8_lossy(&offer.body)).to_string().into();
             let head = Some(v1::ResponseHead { status, headers });
-            s.send(Out::Finished(wire::Finished { call: offer.call, head, body, ..Default::default() }))
-                .await;
+            s.send(Out::Finished(Box::new(wire::Finished {
+                call: offer.call,
+                head,
+                body,
+                ..Default::default()
+            })))
+            .await;
         }
     })
 }

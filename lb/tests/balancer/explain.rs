@@ -20,8 +20,13 @@ async fn a_refused_call_tells_who_refused_it() {
         while let Some(offer) = s.offer().await {
             let detail = "no slot".to_owned();
             let reason = wire::RefusalReason::Full.into();
-            s.send(Out::Refused(wire::Refused { call: offer.call, reason, detail, ..Default::default() }))
-                .await;
+            s.send(Out::Refused(Box::new(wire::Refused {
+                call: offer.call,
+                reason,
+                detail,
+                ..Default::default()
+            })))
+            .await;
         }
     });
     let stage = stage(config(), vec![picky.clone(), picky, echo()]).await;
@@ -71,7 +76,13 @@ async fn a_cold_call_and_its_place_in_line() {
             assert!(matches!(s.next().await, Some(In::Start(_))));
             let timings =
                 Some(v1::Timings { cold: true, wait_us: 6_000, init_us: 5_000, ..Default::default() });
-            s.send(Out::Finished(wire::Finished { call, head: ok(), timings, ..Default::default() })).await;
+            s.send(Out::Finished(Box::new(wire::Finished {
+                call,
+                head: ok(),
+                timings,
+                ..Default::default()
+            })))
+            .await;
         }
     });
     let stage = stage(config(), vec![cold]).await;
@@ -108,7 +119,7 @@ async fn a_zone_that_works_wants_runners() {
             in_flight: 8,
             ..Default::default()
         };
-        s.send(Out::Capacity(wire::CapacityChanged { capacity: Some(capacity) })).await;
+        s.send(Out::Capacity(Box::new(wire::CapacityChanged { capacity: Some(capacity) }))).await;
         while s.next().await.is_some() {}
     });
     let metrics = Metrics::default();
@@ -124,7 +135,7 @@ async fn a_zone_that_works_wants_runners() {
         }
     }
     let text = metrics.text();
-    for line in ["stoker_lb_zone_runners{zone=\"a\"} 1.0", "stoker_lb_zone_desired_runners{zone=\"a\"} 2.0"] {
+    for line in ["stoker_lb_zone_runners{zone=\"a\"} 1\n", "stoker_lb_zone_desired_runners{zone=\"a\"} 2\n"] {
         assert!(text.contains(line), "{line} in {text}");
     }
     assert!(text.contains("stoker_lb_zone_unserved_runners{zone=\"a\"}"), "{text}");

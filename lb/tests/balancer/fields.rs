@@ -187,7 +187,7 @@ async fn functions() {
         ..Default::default()
     };
     let long = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    let trigger = |path: &str| vec![v1::Trigger { http: path.into() }];
+    let trigger = |path: &str| vec![v1::Trigger { http: path.into(), ..Default::default() }];
     type Spoil = Box<dyn Fn(&mut v1::Function)>;
     let spoil = |spoil: fn(&mut v1::Function)| Box::new(spoil) as Spoil;
     let cases: Vec<(Spoil, &str)> = vec![
@@ -209,14 +209,17 @@ async fn functions() {
         (Box::new(move |f| f.idle_timeout = long(i64::MAX)), "idle_timeout"),
         (spoil(|f| f.concurrency = 4), "concurrency"),
         (spoil(|f| f.concurrency = u32::MAX), "concurrency"),
-        (spoil(|f| (f.min_containers, f.max_containers) = (5, 4)), "min_containers"),
+        (spoil(|f| f.min_containers = u32::MAX), "min_containers"),
         (spoil(|f| f.max_containers = u32::MAX), "max_containers"),
         (spoil(|f| f.network = "some".into()), "network"),
         (spoil(|f| _ = f.env.insert("A=B".into(), String::new())), "env"),
         (spoil(|f| _ = f.env.insert("A".into(), "x".repeat(200_000))), "env"),
         (Box::new(move |f| f.triggers = trigger("no-slash")), "triggers"),
         (Box::new(move |f| f.triggers = trigger("/a?b")), "triggers"),
-        (spoil(|f| f.triggers = vec![v1::Trigger { http: "/x".into() }; 65]), "triggers"),
+        (
+            spoil(|f| f.triggers = vec![v1::Trigger { http: "/x".into(), ..Default::default() }; 65]),
+            "triggers",
+        ),
     ];
     for (spoil, field) in cases {
         let mut bad = good();
@@ -260,6 +263,7 @@ async fn logs() {
         let ask = v1::StreamLogsRequest { function: function.into(), ..Default::default() };
         check(&client.stream_logs(ask).await.expect_err(function), Code::InvalidArgument, "function");
     }
-    let ask = v1::StreamLogsRequest { function: "a/f".into(), call_id: "nonsense".into(), follow: false };
+    let ask =
+        v1::StreamLogsRequest { function: "a/f".into(), call_id: "nonsense".into(), ..Default::default() };
     check(&client.stream_logs(ask).await.expect_err("no id"), Code::InvalidArgument, "call_id");
 }

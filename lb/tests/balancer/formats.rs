@@ -18,11 +18,11 @@ fn teller(
             let mut defined = Vec::new();
             while let Some(frame) = s.next().await {
                 match frame {
-                    In::Define(define) => defined.push(define),
+                    In::Define(define) => defined.push(*define),
                     In::Offer(offer) => {
                         let finished = answer(&offer);
                         tell.send((std::mem::take(&mut defined), offer)).await.expect("the test reads");
-                        s.send(Out::Finished(finished)).await;
+                        s.send(Out::Finished(Box::new(finished))).await;
                     }
                     other => panic!("{other:?} where an offer was due"),
                 }
@@ -174,13 +174,13 @@ async fn an_error_for_a_proxy_is_a_text_whatever_it_is() {
         while let Some(offer) = s.offer().await {
             let call = offer.call;
             if offer.body == "\"status\"" {
-                s.send(Out::Finished(finished(call, 418, "tea"))).await;
+                s.send(Out::Finished(Box::new(finished(call, 418, "tea")))).await;
                 continue;
             }
             let error =
                 stoker_core::Error::new(stoker_core::Code::FunctionFailed, r#"{"errorMessage":"no"}"#);
             let error = Some(convert::to_call_error(&error));
-            s.send(Out::Finished(wire::Finished { call, error, ..Default::default() })).await;
+            s.send(Out::Finished(Box::new(wire::Finished { call, error, ..Default::default() }))).await;
         }
     });
     let stage = stage(config(), vec![failing]).await;

@@ -53,7 +53,7 @@ fn actor(tell: mpsc::Sender<wire::Offer>) -> Play {
                 let call = offer.call;
                 let fail = |error: Error| {
                     let error = Some(convert::to_call_error(&error));
-                    Out::Finished(wire::Finished { call, error, ..Default::default() })
+                    Out::Finished(Box::new(wire::Finished { call, error, ..Default::default() }))
                 };
                 let report = |body: &'static str| Report {
                     kind: "T".into(),
@@ -74,8 +74,13 @@ fn actor(tell: mpsc::Sender<wire::Offer>) -> Play {
                     b"\"status\"" => {
                         let head = Some(v1::ResponseHead { status: 418, headers: Vec::new() });
                         let body = Bytes::from_static(b"tea");
-                        s.send(Out::Finished(wire::Finished { call, head, body, ..Default::default() }))
-                            .await;
+                        s.send(Out::Finished(Box::new(wire::Finished {
+                            call,
+                            head,
+                            body,
+                            ..Default::default()
+                        })))
+                        .await;
                     }
                     b"\"pieces\"" | b"\"broken\"" => {
                         s.send(Out::Head(wire::Head { call, head: ok() })).await;

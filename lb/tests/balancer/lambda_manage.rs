@@ -12,13 +12,14 @@ fn spec(app: &str, name: &str) -> FunctionSpec {
     FunctionSpec::new(FunctionName::new(app, name).expect("a name"), vec!["/bin/true".into()], "/".into())
 }
 
-/// Runs a script of a kit.
-async fn run(program: &Path, script: &str, arguments: &[&str]) {
+/// Runs a script of a kit; gives what it said.
+async fn run(program: &Path, script: &str, arguments: &[&str]) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdks").join(script);
     let out = tokio::process::Command::new(program).arg(script).args(arguments).output().await;
     let out = out.expect("it runs");
     let (said, complained) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.ends_with("done\n"), "{said}\n{complained}");
+    said.into_owned()
 }
 
 /// A balancer that keeps code.
@@ -54,21 +55,64 @@ async fn the_javascript_sdk_manages_functions() {
     run(Path::new("node"), "javascript_manager.mjs", &[&kit, &zip, &endpoint]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn boto3_is_let_in_by_its_signature() {
-    let Some(python) = installed("aws", "python/bin/python") else { return };
-    let directory = tempfile::tempdir().expect("a directory");
-    let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
-    std::fs::write(directory.path().join("secret"), secret).expect("it can be written");
-    let access = "access_keys:\n  - {name: caller, id: AKIDCALLER, secret_file: secret, invoke: [b], manage: [b], observe: [b]}\n";
-    let file = directory.path().join("access.yaml");
+const KEY: &str = "AKIDCALLER";
+const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+
+/// A balancer that asks who is there, and lets one key in.
+async fn guarded(directory: &Path) -> (Stage, String) {
+    std::fs::write(directory.join("secret"), SECRET).expect("it can be written");
+    let access = format!(
+        "access_keys:\n  - {{name: caller, id: {KEY}, secret_file: secret, invoke: [b], manage: [b], observe: [b]}}\n"
+    );
+    let file = directory.join("access.yaml");
     std::fs::write(&file, access).expect("it can be written");
     let config = Config { access: Some(file), ..config() };
     // Nobody is let in who could see when the runner is linked; calls wait for it.
     let stage = set(config, vec![(1, echo())]).await;
     stage.registry.apply_functions(vec![spec("b", "only")]).await.expect("valid");
     let endpoint = format!("http://{}", stage.balancer.http_address());
-    run(&python, "boto3_signed.py", &[&endpoint, "AKIDCALLER", secret]).await;
+    (stage, endpoint)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_is_let_in_by_its_signature() {
+    let Some(python) = installed("aws", "python/bin/python") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_stage, endpoint) = guarded(directory.path()).await;
+    run(&python, "boto3_signed.py", &[&endpoint, KEY, SECRET]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_javascript_sdk_is_let_in_by_its_signature() {
+    let Some(kit) = installed_node() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_stage, endpoint) = guarded(directory.path()).await;
+    let kit = kit.to_string_lossy().into_owned();
+    run(Path::new("node"), "javascript_signed.mjs", &[&kit, &endpoint, KEY, SECRET]).await;
+}
+
+/// Calls that boto3 leaves behind are kept on a disk and made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_leaves_calls_behind() {
+    let Some(python) = installed("aws", "python/bin/python") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let queue =
+        stoker_queue::disk::Config { reserve: 0, ..stoker_queue::disk::Config::new(directory.path()) };
+    let stage = stage(Config { later: stoker_lb::CallQueue::Disk(queue), ..config() }, vec![echo()]).await;
+    stage.registry.apply_functions(vec![spec("b", "only")]).await.expect("valid");
+    let endpoint = format!("http://{}", stage.balancer.http_address());
+    let said = run(&python, "boto3_events.py", &[&endpoint]).await;
+    let ids: Vec<String> =
+        said.lines().filter(|line| line.contains('-')).map(|id| id.replace('-', "")).collect();
+    let mut bodies = Vec::new();
+    for id in &ids {
+        let mut request = Request::new(v1::WaitCallRequest { call_id: id.clone() });
+        request.set_timeout(Duration::from_secs(60));
+        let ended = stage.client().await.wait_call(request).await.expect("it ends").into_inner();
+        assert_eq!(ended.call.expect("a call").state(), v1::CallState::Done);
+        bodies.push(ended.body);
+    }
+    assert_eq!(bodies, ["{\"a\": 1}", "{}", "{\"old\": 1}"]);
 }
 
 #[tokio::test]
@@ -109,7 +153,7 @@ async fn one_function_is_that_of_the_emulator() {
                 };
                 let error = Error::new(code, "x").may_have_started().report(report);
                 let error = Some(convert::to_call_error(&error));
-                Out::Finished(wire::Finished { call, error, ..Default::default() })
+                Out::Finished(Box::new(wire::Finished { call, error, ..Default::default() }))
             };
             match &offer.body[..] {
                 b"\"raise\"" => s.send(fail(Why::FunctionFailed, "E", r#"{"errorMessage":"own"}"#)).await,

@@ -55,11 +55,11 @@ fn moody(cancelled: mpsc::Sender<u64>) -> Play {
                     In::Offer(offer) if offer.body.starts_with(b"fail") => {
                         let error = stoker_core::Error::new(stoker_core::Code::FunctionFailed, "it will not")
                             .may_have_started();
-                        s.send(Out::Finished(wire::Finished {
+                        s.send(Out::Finished(Box::new(wire::Finished {
                             call: offer.call,
                             error: Some(convert::to_call_error(&error)),
                             ..Default::default()
-                        }))
+                        })))
                         .await;
                     }
                     In::Offer(offer) => s.finish(offer.call, offer.body).await,
@@ -206,6 +206,62 @@ async fn what_fails_is_made_again_and_then_given_up_with_its_reason() {
     let report = wait(&stage, &report.expect("a report").call_id).await;
     let report: serde_json::Value = serde_json::from_slice(&report.body).expect("JSON");
     assert_eq!((&report["state"], &report["response"]["body"]), (&"done".into(), &"fine".into()));
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_made_again_when_somebody_asks() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let fails = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let moody = fails.clone();
+    let moody = play(move |mut s| {
+        let fails = moody.clone();
+        async move {
+            while let Some(offer) = s.offer().await {
+                let fails = fails.load(std::sync::atomic::Ordering::Relaxed);
+                let error =
+                    stoker_core::Error::new(stoker_core::Code::FunctionFailed, "not yet").may_have_started();
+                let error = fails.then(|| convert::to_call_error(&error));
+                let head = if fails { None } else { ok() };
+                let body = if fails { Bytes::new() } else { offer.body };
+                s.send(Out::Finished(Box::new(wire::Finished {
+                    call: offer.call,
+                    head,
+                    body,
+                    error,
+                    ..Default::default()
+                })))
+                .await;
+            }
+        }
+    });
+    let stage = stage(with_queue(directory.path()), vec![moody]).await;
+    apply(&stage, "g", Later { max_attempts: 2, backoff_ms: 1, ..Later::default() }).await;
+    let redrive = async |id: &str| {
+        let request = v1::RedriveCallRequest { call_id: id.into() };
+        stage.client().await.redrive_call(request).await.expect("it is known").into_inner()
+    };
+    // One body with its call, one aside.
+    for body in ["small".to_owned(), "large ".repeat(60_000)] {
+        fails.store(true, std::sync::atomic::Ordering::Relaxed);
+        let id = submitted(&stage, submit("a/g", &body)).await;
+        let call = wait(&stage, &id).await.call.expect("a call");
+        assert_eq!((call.state(), call.attempts.len(), call.redrives), (CallState::Dead, 2, 0));
+        // As often as it may, and then it is given up again.
+        assert!(redrive(&id).await.redriven);
+        let call = wait(&stage, &id).await.call.expect("a call");
+        assert_eq!((call.state(), call.attempts.len(), call.redrives), (CallState::Dead, 4, 1));
+        fails.store(false, std::sync::atomic::Ordering::Relaxed);
+        assert!(redrive(&id).await.redriven);
+        let done = wait(&stage, &id).await;
+        let call = done.call.expect("a call");
+        assert_eq!((call.state(), call.attempts.len(), call.redrives), (CallState::Done, 5, 2));
+        // Of a large one the script answers with what came with the offer, which may be nothing; without it there were no offer.
+        match body.as_str() {
+            "small" => assert_eq!(done.body, "small"),
+            large => assert!(large.as_bytes().starts_with(&done.body)),
+        }
+        assert!(!redrive(&id).await.redriven, "what is done stays done");
+    }
 }
 
 #[tokio::test]

@@ -24,3 +24,4 @@ mod sessions;
 mod stage;
 mod streams;
 mod traces;
+mod triggers;

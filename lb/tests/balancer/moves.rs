@@ -65,8 +65,14 @@ impl Directed {
     async fn finish(&self, call: u64, body: &'static str, idle: &wire::Offer) {
         let warmth = Some(v1::Warmth { digest: idle.digest.clone(), idle: 1, ..Default::default() });
         let body = Bytes::from_static(body.as_bytes());
-        self.say(Out::Finished(wire::Finished { call, head: ok(), body, warmth, ..Default::default() }))
-            .await;
+        self.say(Out::Finished(Box::new(wire::Finished {
+            call,
+            head: ok(),
+            body,
+            warmth,
+            ..Default::default()
+        })))
+        .await;
     }
 
     /// A container of the offer's function is idle.
@@ -80,7 +86,7 @@ impl Directed {
         let total = Some(v1::Resources { memory: 1024 * MIB, cpu_millis: 4000, slots: 8 });
         let capacity =
             v1::Capacity { runner: format!("r{n}"), sequence, total, functions, ..Default::default() };
-        self.say(Out::Capacity(wire::CapacityChanged { capacity: Some(capacity) })).await;
+        self.say(Out::Capacity(Box::new(wire::CapacityChanged { capacity: Some(capacity) }))).await;
     }
 
     async fn expect_leave(&mut self, call: u64) {
@@ -165,7 +171,7 @@ async fn it_is_not_started_here_while_it_may_start_there() {
     assert!(two.runners[first].heard.try_recv().is_err(), "it was told to start, and may have started there");
     let refused =
         wire::Refused { call: second.call, reason: wire::RefusalReason::Full.into(), ..Default::default() };
-    two.runners[other].say(Out::Refused(refused)).await;
+    two.runners[other].say(Out::Refused(Box::new(refused))).await;
     two.runners[first].expect_start(offer.call).await;
     two.runners[first].finish(offer.call, "here", &offer).await;
     assert_eq!(answered(answer).await.runner, format!("r{first}"));
@@ -194,7 +200,7 @@ async fn a_place_that_is_lost_leaves_the_other() {
     let second = two.runners[other].offer().await;
     let refused =
         wire::Refused { call: offer.call, reason: wire::RefusalReason::Full.into(), ..Default::default() };
-    two.runners[first].say(Out::Refused(refused)).await;
+    two.runners[first].say(Out::Refused(Box::new(refused))).await;
     two.runners[other].accept(second.call).await;
     two.runners[other].say(Out::Ready(wire::Ready { call: second.call })).await;
     two.runners[other].expect_start(second.call).await;
@@ -216,7 +222,7 @@ async fn an_answer_elsewhere_frees_one_for_who_waits() {
     if at == first {
         let refused = wire::RefusalReason::Full.into();
         let refused = wire::Refused { call: running.call, reason: refused, ..Default::default() };
-        two.runners[first].say(Out::Refused(refused)).await;
+        two.runners[first].say(Out::Refused(Box::new(refused))).await;
     }
     let running = if at == first { two.runners[other].offer().await } else { running };
     two.runners[other].finish(running.call, "first", &offer).await;

@@ -13,7 +13,11 @@ fn any_frame(seed: &mut u64, newest: u64) -> Option<Out> {
     let call = below(seed, newest + 2);
     let data = Bytes::from(vec![1; below(seed, 100) as usize]);
     Some(match below(seed, 12) {
-        0 => Out::Refused(wire::Refused { call, reason: below(seed, 9) as i32, ..Default::default() }),
+        0 => Out::Refused(Box::new(wire::Refused {
+            call,
+            reason: below(seed, 9) as i32,
+            ..Default::default()
+        })),
         1 => Out::Accepted(wire::Accepted { call, expected_wait: None }),
         2 => Out::Ready(wire::Ready { call }),
         3 => Out::Started(wire::Started { call, container: "c".into() }),
@@ -23,16 +27,16 @@ fn any_frame(seed: &mut u64, newest: u64) -> Option<Out> {
         }),
         5 => Out::Body(wire::Body { call, data, last: below(seed, 2) == 0 }),
         6 => Out::Credit(wire::Credit { call, bytes: split_mix(seed) as u32 }),
-        7 => Out::Finished(wire::Finished { call, body: data, ..Default::default() }),
-        8 => Out::Finished(wire::Finished {
+        7 => Out::Finished(Box::new(wire::Finished { call, body: data, ..Default::default() })),
+        8 => Out::Finished(Box::new(wire::Finished {
             call,
             error: Some(v1::CallError { code: below(seed, 99) as i32, ..Default::default() }),
             ..Default::default()
-        }),
-        9 => Out::Capacity(wire::CapacityChanged {
+        })),
+        9 => Out::Capacity(Box::new(wire::CapacityChanged {
             capacity: Some(v1::Capacity { runner: "r0".into(), ..Default::default() }),
-        }),
-        10 => Out::Capacity(wire::CapacityChanged::default()),
+        })),
+        10 => Out::Capacity(Box::default()),
         _ => return None,
     })
 }

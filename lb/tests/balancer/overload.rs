@@ -14,7 +14,7 @@ async fn a_waiting_call_is_woken_by_capacity() {
         let functions = vec![warmth];
         let capacity =
             v1::Capacity { runner: "r0".into(), sequence: 9, total, functions, ..Default::default() };
-        s.send(Out::Capacity(wire::CapacityChanged { capacity: Some(capacity) })).await;
+        s.send(Out::Capacity(Box::new(wire::CapacityChanged { capacity: Some(capacity) }))).await;
         let offer = s.offer().await.expect("a second offer");
         s.finish(offer.call, "at last").await;
         s.next().await;
@@ -217,4 +217,52 @@ async fn who_frees_up_is_asked_and_nobody_else() {
         let asked: Vec<_> = offers().iter().zip(&before).map(|(now, before)| now - before).collect();
         assert_eq!((asked.iter().sum::<usize>(), asked[at]), (1, 1), "{asked:?}");
     }
+}
+
+#[tokio::test]
+async fn a_runner_whose_line_is_full_is_asked_for_one_function_and_not_for_all() {
+    let (end, ends) = mpsc::channel::<()>(1);
+    let (tell, mut told) = mpsc::channel(1);
+    let (ends, asked) = (Arc::new(tokio::sync::Mutex::new(ends)), Arc::<AtomicUsize>::default());
+    let counted = asked.clone();
+    let full = play(move |mut s| {
+        let (ends, tell, asked) = (ends.clone(), tell.clone(), counted.clone());
+        async move {
+            let mut ends = ends.lock().await;
+            let inside = s.offer().await.expect("the first");
+            tell.send(()).await.expect("the test waits");
+            loop {
+                tokio::select! {
+                    offer = s.offer() => {
+                        let Some(wire::Offer { call, .. }) = offer else { return };
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        let reason = wire::RefusalReason::Full.into();
+                        let refused = wire::Refused { call, reason, line_full: true, ..Default::default() };
+                        s.send(Out::Refused(Box::new(refused))).await;
+                    }
+                    Some(()) = ends.recv() => s.finish(inside.call, "first").await,
+                }
+            }
+        }
+    });
+    let stage = Arc::new(stage(config(), vec![full]).await);
+    let call = |function: &'static str| {
+        let stage = stage.clone();
+        tokio::spawn(async move { stage.invoke(function, "x").await })
+    };
+    let first = call("a/f");
+    told.recv().await.expect("it is inside");
+    let others = [call("a/f"), call("a/again")];
+    stage.queued(2).await;
+    let before = asked.load(Ordering::SeqCst);
+    end.send(()).await.expect("it is read");
+    assert_eq!(first.await.expect("no panic").expect("served").body, "first");
+    while asked.load(Ordering::SeqCst) == before {
+        stage.waiting().await;
+    }
+    // It stands in its line again, and in the same moment the turn would have gone on.
+    stage.queued(2).await;
+    assert_eq!(asked.load(Ordering::SeqCst) - before, 1);
+    others.iter().for_each(|call| call.abort());
+    stage.queued(0).await;
 }

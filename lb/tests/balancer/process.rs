@@ -181,7 +181,12 @@ fn it_serves_its_pages_without_etcd_and_ends_when_told() {
     let metrics = balancer.page("/metrics");
     for name in [
         "stoker_lb_calls_total{door=\"http\",code=\"OK\"} 0",
-        "stoker_lb_call_duration_seconds_bucket{le=\"0.0001\",door=\"invoke\"} 0",
+        "stoker_lb_call_duration_seconds_bucket{door=\"invoke\",le=\"0.0001\"} 0",
+        "stoker_lb_placements_total{why=\"warm\"} 0",
+        "stoker_lb_placement_tries_count 0",
+        "stoker_lb_queue_oldest_seconds 0",
+        "stoker_etcd_interrupted{part=\"fleet\"}",
+        "stoker_etcd_last_answer_timestamp_seconds 0",
         "stoker_lb_calls_in_flight 0",
         "stoker_lb_queue_length 0",
         "stoker_lb_queue_wait_seconds_count 0",

@@ -63,8 +63,13 @@ async fn what_a_runner_cannot_run_it_says_why() {
         while let Some(offer) = s.offer().await {
             let detail = "this sandbox has no egress".to_owned();
             let reason = wire::RefusalReason::TooLarge.into();
-            s.send(Out::Refused(wire::Refused { call: offer.call, reason, detail, ..Default::default() }))
-                .await;
+            s.send(Out::Refused(Box::new(wire::Refused {
+                call: offer.call,
+                reason,
+                detail,
+                ..Default::default()
+            })))
+            .await;
         }
     });
     let stage = stage(config(), vec![unfit]).await;
@@ -311,13 +316,16 @@ async fn every_violation_is_named_and_ends_the_session() {
     let head = Out::Head(wire::Head { call: 1, head: ok() });
     let body = |data: Bytes| Out::Body(wire::Body { call: 1, data, last: false });
     for (frames, text) in [
-        (vec![Out::Welcome(wire::Welcome::default())], "a second Welcome"),
+        (vec![Out::Welcome(Box::default())], "a second Welcome"),
         (vec![Out::Ready(wire::Ready { call: 1 })], "Ready is not allowed in state Offered"),
         (vec![Out::Started(wire::Started { call: 7, container: String::new() })], "never offered"),
         (vec![head.clone(), head.clone()], "Head is not allowed in state Answering"),
         (vec![body(Bytes::from_static(b"x"))], "Body is not allowed"),
         (vec![head.clone(), body(large.clone())], "a piece of 65537 bytes"),
-        (vec![Out::Finished(wire::Finished { call: 1, body: large, ..Default::default() })], "65537"),
+        (
+            vec![Out::Finished(Box::new(wire::Finished { call: 1, body: large, ..Default::default() }))],
+            "65537",
+        ),
     ] {
         let wrong = play(move |mut s| {
             let frames = frames.clone();
@@ -344,7 +352,8 @@ async fn an_error_of_the_function_stays_one() {
             let error = stoker_core::Error::new(stoker_core::Code::FunctionCrashed, "exit code 3")
                 .log_tail("Traceback".into());
             let error = Some(convert::to_call_error(&error));
-            s.send(Out::Finished(wire::Finished { call: offer.call, error, ..Default::default() })).await;
+            s.send(Out::Finished(Box::new(wire::Finished { call: offer.call, error, ..Default::default() })))
+                .await;
         }
     });
     let stage = stage(config(), vec![failing]).await;

@@ -215,3 +215,53 @@ async fn what_is_reserved_is_a_limit_for_every_door() {
     change(&stage, Change::Reserve(Some(0))).await;
     assert_eq!(stage.invoke("b/f", "").await.expect_err("none").code(), Code::ResourceExhausted);
 }
+
+/// Answers with the number of the version that it was told, and of the containers that it shall have at least.
+fn numbers() -> Play {
+    play(|mut s| async move {
+        let mut told = std::collections::HashMap::new();
+        while let Some(frame) = s.next().await {
+            match frame {
+                In::Define(define) => {
+                    let spec = convert::function(define.function.expect("a function")).expect("valid");
+                    assert_eq!(define.digest, spec.digest().0[..]);
+                    let numbers = format!("{} {}", spec.format_options.version, spec.min_containers);
+                    told.insert(define.digest, numbers);
+                }
+                In::Offer(offer) => s.finish(offer.call, told[&offer.digest].clone()).await,
+                _ => {}
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_function_of_lambda_is_told_its_version_and_runners_what_changes_without_one() {
+    let stage = stage(config(), vec![numbers()]).await;
+    let lambda = |min| FunctionSpec { format: stoker_core::Format::Lambda, min_containers: min, ..spec(1) };
+    stage.registry.apply_functions(vec![lambda(0)]).await.expect("valid");
+    let live = Change::SetAlias {
+        name: "live".into(),
+        split: Split { main: 1, other: None },
+        description: String::new(),
+        expect: None,
+    };
+    change(&stage, live).await;
+    for (function, told) in [("b/f", "0 0"), ("b/f:1", "1 0"), ("b/f:live", "1 0")] {
+        assert_eq!(ran(&stage, function).await, (told.to_owned(), 1), "{function}");
+    }
+    // The next revision runs the same, with other numbers of containers: runners hear of them.
+    stage.registry.apply_functions(vec![lambda(2)]).await.expect("valid");
+    for (function, told, revision) in
+        [("b/f", "0 2", 2), ("b/f:2", "2 2", 2), ("b/f:1", "1 2", 1), ("b/f:live", "1 2", 1)]
+    {
+        assert_eq!(ran(&stage, function).await, (told.to_owned(), revision), "{function}");
+    }
+    // Nobody can apply a number.
+    let functions = FunctionServiceClient::new(stage.channel().await);
+    let mut numbered = convert::to_function(&lambda(0));
+    numbered.format_options = Some(v1::FormatOptions { version: 7, ..Default::default() });
+    let request = v1::ApplyFunctionsRequest { functions: vec![numbered], ..Default::default() };
+    let refused = functions.clone().apply_functions(request).await.expect_err("it has a number");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}

@@ -59,17 +59,22 @@ impl Script {
     }
 
     pub async fn finish(&self, call: u64, body: impl Into<Bytes>) {
-        self.send(Out::Finished(wire::Finished {
+        self.send(Out::Finished(Box::new(wire::Finished {
             call,
             head: ok(),
             body: body.into(),
             ..Default::default()
-        }))
+        })))
         .await;
     }
 
     pub async fn refuse(&self, call: u64, reason: wire::RefusalReason) {
-        self.send(Out::Refused(wire::Refused { call, reason: reason.into(), ..Default::default() })).await;
+        self.send(Out::Refused(Box::new(wire::Refused {
+            call,
+            reason: reason.into(),
+            ..Default::default()
+        })))
+        .await;
     }
 }
 
@@ -108,7 +113,7 @@ impl Actor {
             let said = if state == RunnerState::Draining {
                 Out::Draining(wire::Draining { reason: "told to".into() })
             } else {
-                Out::Capacity(wire::CapacityChanged { capacity: Some(capacity.clone()) })
+                Out::Capacity(Box::new(wire::CapacityChanged { capacity: Some(capacity.clone()) }))
             };
             out.send(Ok(wire::EngageResponse { frame: Some(said) })).await.ok();
         }
@@ -132,7 +137,9 @@ impl RunnerService for Actor {
         tokio::spawn(async move {
             assert!(matches!(script.next().await, Some(In::Hello(hello)) if hello.version == 1));
             let capacity = Some(convert::to_capacity(&record));
-            script.send(Out::Welcome(wire::Welcome { version, capacity, software: "script".into() })).await;
+            script
+                .send(Out::Welcome(Box::new(wire::Welcome { version, capacity, software: "script".into() })))
+                .await;
             play(script).await;
         });
         Ok(Response::new(ReceiverStream::new(frames)))
@@ -220,7 +227,7 @@ pub async fn set(config: Config, plays: Vec<(u32, Play)>) -> Stage {
         FunctionSpec::new(FunctionName::new("a", name).expect("a name"), vec!["/bin/true".into()], "/".into())
     };
     let mut first = spec("f");
-    first.triggers.push(stoker_core::function::Trigger { http: "/hello/x".into() });
+    first.triggers.push(stoker_core::function::Trigger::new("/hello/x"));
     let again = FunctionSpec { idempotent: true, ..spec("again") };
     let large = FunctionSpec { memory: 1 << 39, ..spec("large") };
     registry.apply_functions(vec![first, again, large]).await.expect("the functions are valid");
@@ -419,7 +426,7 @@ pub fn streaming_echo() -> Play {
                 _ => return,
             }
         }
-        s.send(Out::Finished(wire::Finished { call, ..Default::default() })).await;
+        s.send(Out::Finished(Box::new(wire::Finished { call, ..Default::default() }))).await;
         s.next().await;
     })
 }

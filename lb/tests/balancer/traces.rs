@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use stoker_runtime::metrics::Metrics;
-use stoker_runtime::telemetry::{Config as Sending, Sampler, Telemetry};
+use stoker_runtime::telemetry::{Config as Sending, Keep, Telemetry, names};
 
 use crate::stage::*;
 
@@ -39,6 +39,11 @@ struct Traced {
 }
 
 async fn traced(config: Config, plays: Vec<Play>) -> Traced {
+    traced_keeping(Keep::default(), config, plays).await
+}
+
+/// The same, where some calls are sent though nobody samples them.
+async fn traced_keeping(keep: Keep, config: Config, plays: Vec<Play>) -> Traced {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let (send, spans) = mpsc::channel(1000);
@@ -50,12 +55,11 @@ async fn traced(config: Config, plays: Vec<Play>) -> Traced {
     );
     let telemetry = Telemetry::start(&Sending {
         endpoint: Some(endpoint),
-        headers: Default::default(),
+        logs: false,
         timeout: Duration::from_secs(30),
-        queue: 8192,
-        sampler: Sampler::ParentOrRatio,
-        ratio: 1.0,
+        keep,
         resource: [("service.name".to_owned(), "stoker-lb".to_owned())].into(),
+        ..Sending::default()
     })
     .expect("it starts");
     let metrics = Metrics::default();
@@ -70,10 +74,33 @@ impl Traced {
         assert!(self.telemetry.stop(Duration::from_secs(60)).await, "all of it was sent");
         let mut spans = Vec::new();
         while let Ok(span) = self.spans.try_recv() {
+            documented(&span);
             spans.push(span);
         }
         (spans, self.metrics.text())
     }
+}
+
+/// What a span says is said where the list of names has it.
+fn documented(span: &Span) {
+    let on = |name: &str| {
+        let one = names::ATTRIBUTES.iter().find(|one| one.name == name);
+        one.unwrap_or_else(|| panic!("{name} is not listed")).on
+    };
+    let (service, method) = span.name.rsplit_once('/').unwrap_or(("", &span.name));
+    for attribute in &span.attributes {
+        let on = on(&attribute.key);
+        let fits = match span.kind() {
+            SpanKind::Client => on.contains("Engage (stoker-lb)") || on.contains("CallService, Engage"),
+            SpanKind::Server if service == "stoker.v1.CallService" => on.contains("CallService"),
+            SpanKind::Server => on.contains("HTTP"),
+            _ => on.contains(method),
+        };
+        assert!(fits || on.starts_with("any"), "{} on {}: {on}", attribute.key, span.name);
+    }
+    let listed = names::SPANS.iter().any(|one| one.name == span.name)
+        || names::ROUTES.iter().any(|(_, route)| span.name.ends_with(route.path));
+    assert!(listed, "{} is not listed", span.name);
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -118,16 +145,16 @@ fn telling(
 }
 
 fn finished(offer: &wire::Offer) -> Out {
-    Out::Finished(wire::Finished { call: offer.call, head: ok(), ..Default::default() })
+    Out::Finished(Box::new(wire::Finished { call: offer.call, head: ok(), ..Default::default() }))
 }
 
 fn refused(offer: &wire::Offer) -> Out {
-    Out::Refused(wire::Refused {
+    Out::Refused(Box::new(wire::Refused {
         call: offer.call,
         reason: wire::RefusalReason::Draining.into(),
         detail: "on its way out".into(),
         ..Default::default()
-    })
+    }))
 }
 
 #[tokio::test]
@@ -188,8 +215,20 @@ async fn one_trace_from_the_client_to_the_runner_by_every_door() {
     let names: Vec<_> = servers.iter().map(|span| span.name.as_str()).collect();
     assert_eq!(
         names,
-        ["stoker.v1.CallService/Invoke", "HTTP /t/{app}/{source}", "stoker.v1.CallService/Session"]
+        ["stoker.v1.CallService/Invoke", "PUT /t/{app}/{source}", "stoker.v1.CallService/Session"]
     );
+    for (name, value) in [
+        ("http.request.method", "PUT"),
+        ("http.route", "/t/{app}/{source}"),
+        ("url.path", "/t/a/hello/x"),
+        ("url.scheme", "http"),
+        ("network.peer.address", "127.0.0.1"),
+        ("network.protocol.version", "1.1"),
+        ("faas.trigger", "http"),
+    ] {
+        assert_eq!(attribute(servers[1], name), value, "{name}");
+    }
+    assert_eq!(attribute(servers[0], "rpc.method"), "stoker.v1.CallService/Invoke");
 }
 
 #[tokio::test]
@@ -250,11 +289,11 @@ async fn failures_are_those_of_whom_they_blame() {
     let (tell, mut offers) = mpsc::channel(16);
     let failing = telling(tell, |offer| {
         let error = stoker_core::Error::new(stoker_core::Code::FunctionFailed, "it says no");
-        Out::Finished(wire::Finished {
+        Out::Finished(Box::new(wire::Finished {
             call: offer.call,
             error: Some(convert::to_call_error(&error)),
             ..Default::default()
-        })
+        }))
     });
     let traced = traced(config(), vec![failing]).await;
     traced.stage.invoke("a/f", "x").await.expect_err("it fails");
@@ -265,9 +304,21 @@ async fn failures_are_those_of_whom_they_blame() {
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     let (spans, metrics) = traced.received().await;
     let (servers, clients) = (of_kind(&spans, SpanKind::Server), of_kind(&spans, SpanKind::Client));
-    let told: Vec<_> = servers.iter().map(|span| (attribute(span, "error.type"), failed(span))).collect();
-    let told: Vec<_> = told.iter().map(|(kind, failed)| (kind.as_str(), *failed)).collect();
-    assert_eq!(told, [("FUNCTION_FAILED", true), ("NOT_FOUND", false), ("NOT_FOUND", false)]);
+    let told: Vec<_> = servers
+        .iter()
+        .map(|span| (attribute(span, "error.type"), attribute(span, "stoker.blame"), failed(span)))
+        .collect();
+    let told: Vec<_> =
+        told.iter().map(|(kind, blame, failed)| (kind.as_str(), blame.as_str(), *failed)).collect();
+    assert_eq!(
+        told,
+        [
+            ("FUNCTION_FAILED", "function", true),
+            ("NOT_FOUND", "caller", false),
+            ("NOT_FOUND", "caller", false)
+        ]
+    );
+    assert_eq!(attribute(clients[0], "stoker.blame"), "function");
     assert_eq!((clients.len(), failed(clients[0])), (1, true));
     assert_eq!(attribute(servers[0], "rpc.response.status_code"), "UNKNOWN");
     assert_eq!(attribute(servers[2], "http.response.status_code"), "404");
@@ -293,4 +344,106 @@ async fn what_nobody_samples_passes_on_as_it_came() {
     let (spans, metrics) = traced.received().await;
     assert!(spans.is_empty(), "{spans:#?}");
     assert!(metrics.contains("stoker_lb_calls_total{door=\"invoke\",code=\"OK\"} 1"), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_call_that_fails_is_sent_though_nobody_sampled_it() {
+    let (tell, mut offers) = mpsc::channel(16);
+    let play = telling(tell, |offer| {
+        if offer.body != "fail" {
+            return finished(offer);
+        }
+        let error = stoker_core::Error::new(stoker_core::Code::FunctionFailed, "it says no");
+        let error = Some(convert::to_call_error(&error));
+        Out::Finished(Box::new(wire::Finished { call: offer.call, error, ..Default::default() }))
+    });
+    let keep = Keep { failed: true, slow: None };
+    let traced = traced_keeping(keep, config(), vec![play]).await;
+    let unsampled = format!("{}00", &PARENT[..53]);
+    for body in ["well", "fail"] {
+        let mut ask = Request::new(v1::InvokeRequest {
+            function: "a/f".into(),
+            body: body.into(),
+            ..Default::default()
+        });
+        ask.metadata_mut().insert("traceparent", unsampled.parse().expect("a value"));
+        let answer = traced.stage.client().await.invoke(ask).await;
+        assert_eq!(answer.is_ok(), body == "well");
+    }
+    let told = [offers.recv().await, offers.recv().await].map(|offer| offer.expect("an offer").traceparent);
+    assert!(told.iter().all(|told| told.starts_with(&PARENT[..36]) && told.ends_with("-00")), "{told:?}");
+    let (spans, metrics) = traced.received().await;
+    let (servers, clients) = (of_kind(&spans, SpanKind::Server), of_kind(&spans, SpanKind::Client));
+    assert_eq!((servers.len(), clients.len(), spans.len()), (1, 1, 2), "{spans:#?}");
+    assert_eq!(attribute(servers[0], "stoker.kept"), "failed");
+    assert_eq!(told[1], format!("00-{TRACE}-{}-00", hex(&clients[0].span_id)));
+    assert!(failed(servers[0]) && servers[0].flags & 1 == 0);
+    assert!(metrics.contains(&format!("trace_id=\"{TRACE}\"")), "its number leads there: {metrics}");
+}
+
+#[tokio::test]
+async fn what_others_say_of_a_trace_is_continued() {
+    let (tell, mut offers) = mpsc::channel(16);
+    let traced = traced(config(), vec![telling(tell, finished)]).await;
+    let amazon = "Root=1-0af76519-16cd43dd8448eb211c80319c;Parent=b7ad6b7169203331;Sampled=1";
+    let event = "ce-specversion: 1.0\r\nce-id: 1\r\nce-source: s\r\nce-type: t";
+    let other = "00-00000000000000000000000000000007-0000000000000007-01";
+    for (path, headers) in [
+        ("/invoke/a/f", format!("x-amzn-trace-id: {amazon}")),
+        // Who says both means the first.
+        ("/invoke/a/f", format!("traceparent: {PARENT}\r\nx-amzn-trace-id: Root=1-0-0;Parent=1")),
+        ("/ce/a/f", format!("{event}\r\nce-traceparent: {PARENT}")),
+        ("/ce/a/f", format!("{event}\r\ntraceparent: {PARENT}\r\nce-traceparent: {other}")),
+    ] {
+        let ask = format!("POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n\r\n");
+        let answer = traced.stage.http(&ask).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        let told = offers.recv().await.expect("an offer").traceparent;
+        assert!(told.starts_with(&PARENT[..36]) && told.ends_with("-01"), "{headers}: {told}");
+    }
+    let (spans, _) = traced.received().await;
+    let servers = of_kind(&spans, SpanKind::Server);
+    assert!(servers.iter().all(|span| hex(&span.parent_span_id) == "b7ad6b7169203331"), "{servers:#?}");
+    let links: Vec<_> =
+        servers.iter().map(|span| span.links.iter().map(|l| hex(&l.trace_id)).collect::<Vec<_>>()).collect();
+    let none: Vec<String> = Vec::new();
+    assert_eq!(links, [none.clone(), none.clone(), none, vec![format!("{:032x}", 7)]]);
+}
+
+#[tokio::test]
+async fn a_call_for_later_is_one_trace_with_its_attempts() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (tell, mut offers) = mpsc::channel(16);
+    let queue =
+        stoker_queue::disk::Config { reserve: 0, ..stoker_queue::disk::Config::new(directory.path()) };
+    let config = Config { later: stoker_lb::CallQueue::Disk(queue), ..config() };
+    let traced = traced(config, vec![telling(tell, finished)]).await;
+    let mut client = traced.stage.client().await;
+    let mut ask = Request::new(v1::SubmitRequest { function: "a/f".into(), ..Default::default() });
+    ask.metadata_mut().insert("traceparent", PARENT.parse().expect("a value"));
+    let id = client.submit(ask).await.expect("it is accepted").into_inner().call_id;
+    let offer = offers.recv().await.expect("an offer");
+    let mut ask = Request::new(v1::WaitCallRequest { call_id: id.clone() });
+    ask.set_timeout(Duration::from_secs(60));
+    client.wait_call(ask).await.expect("it ends");
+    let (spans, _) = traced.received().await;
+    let of = |kind| of_kind(&spans, kind);
+    let submit =
+        of(SpanKind::Server).into_iter().find(|span| hex(&span.parent_span_id) == "b7ad6b7169203331");
+    let submit = submit.expect("the submit");
+    let (sends, makes, asks) = (of(SpanKind::Producer), of(SpanKind::Consumer), of(SpanKind::Client));
+    let ([send], [make], [ask]) = (&sends[..], &makes[..], &asks[..]) else { panic!("{spans:#?}") };
+    assert_eq!((send.name.as_str(), make.name.as_str()), ("send", "process"));
+    for (below, above) in [(*send, submit), (*make, *send), (*ask, *make)] {
+        assert_eq!((hex(&below.trace_id).as_str(), &below.parent_span_id), (TRACE, &above.span_id));
+    }
+    assert_eq!(offer.traceparent, format!("00-{TRACE}-{}-01", hex(&ask.span_id)));
+    for span in [send, make] {
+        assert_eq!(attribute(span, "messaging.message.id"), id);
+        assert_eq!(attribute(span, "messaging.destination.name"), "a/f");
+    }
+    assert_eq!(
+        (attribute(make, "stoker.attempt").as_str(), attribute(make, "faas.trigger").as_str()),
+        ("1", "pubsub")
+    );
 }

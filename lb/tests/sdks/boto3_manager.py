@@ -8,7 +8,7 @@ import zipfile
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ParamValidationError
 
 client = boto3.client(
     "lambda",
@@ -122,6 +122,33 @@ client.delete_function(FunctionName="made", Qualifier="1")
 refused("ResourceNotFoundException", client.get_function, FunctionName="made", Qualifier="1")
 client.delete_alias(FunctionName="made", Name="live")
 refused("ResourceNotFoundException", client.get_alias, FunctionName="made", Name="live")
+
+# What becomes of its events.
+refused("ResourceNotFoundException", client.get_function_event_invoke_config, FunctionName="made")
+only = "arn:aws:lambda:us-east-1:012345678912:function:only"
+asked = dict(
+    MaximumRetryAttempts=1, MaximumEventAgeInSeconds=60, DestinationConfig={"OnSuccess": {}, "OnFailure": {"Destination": only}}
+)
+config = client.put_function_event_invoke_config(FunctionName="made", **asked)
+assert asked.items() <= config.items() and config["FunctionArn"].endswith(":function:made:$LATEST"), config
+changed = client.update_function_event_invoke_config(FunctionName="made", MaximumRetryAttempts=0)
+assert {**asked, "MaximumRetryAttempts": 0}.items() <= changed.items(), changed
+listed = client.list_function_event_invoke_configs(FunctionName="made")["FunctionEventInvokeConfigs"]
+assert [one["MaximumRetryAttempts"] for one in listed] == [0], listed
+for wrong in [
+    dict(MaximumEventAgeInSeconds=59),
+    dict(DestinationConfig={"OnFailure": {"Destination": "arn:aws:sqs:us-east-1:012345678912:queue"}}),
+    dict(DestinationConfig={"OnFailure": {"Destination": only + "-gone"}}),
+    dict(DestinationConfig={"OnSuccess": {"Destination": only.replace("only", "made")}}),
+]:
+    try:
+        client.put_function_event_invoke_config(FunctionName="made", **wrong)
+        raise AssertionError(f"{wrong} was not refused")
+    except (ClientError, ParamValidationError):
+        pass
+client.delete_function_event_invoke_config(FunctionName="made")
+refused("ResourceNotFoundException", client.get_function_event_invoke_config, FunctionName="made")
+assert client.list_function_event_invoke_configs(FunctionName="made")["FunctionEventInvokeConfigs"] == []
 
 # Its limits and its tags.
 assert client.put_function_concurrency(FunctionName="made", ReservedConcurrentExecutions=0)["ReservedConcurrentExecutions"] == 0

@@ -17,15 +17,19 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
+use stoker_core::call::TraceContext;
 use stoker_core::error::{Code, Error};
-use stoker_core::function::Format;
+use stoker_core::function::{CloudEvents, Format, FunctionSpec};
 use stoker_core::ids::CallId;
 use stoker_proto::{status, v1};
+use stoker_runtime::telemetry::Facts;
 
+use super::triggers::escaped;
 use super::{AnswerBody, CALL_ID, Door, header, request_headers, response_headers, url};
 use crate::call::{Answer, Input};
 use crate::directory::Known;
-use crate::observe::Watch;
+use crate::front::{carried, event_trace, http_trace};
+use crate::observe::{Asked, Watch};
 
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
@@ -97,6 +101,9 @@ pub async fn handle(
     let (headers, body) = match mode {
         Mode::Binary => {
             binary(&parts.headers)?;
+            if parts.headers.contains_key("traceparent") {
+                watch.caused_by(&event_trace(&parts.headers));
+            }
             match function.spec.format {
                 Format::Lambda | Format::Mless => {
                     in_json(in_structured(&parts.headers, &body), &parts.headers)
@@ -104,7 +111,11 @@ pub async fn handle(
                 _ => (request_headers(&parts.headers), body),
             }
         }
-        Mode::Structured => shaped(function.spec.format, event(&body)?, &parts.headers)?,
+        Mode::Structured => {
+            let event = event(&body)?;
+            watch.caused_by(&told_trace(&event));
+            shaped(&function.spec, event, &parts.headers)?
+        }
         Mode::Batch => {
             drop(place);
             return batch(door, id, &function, &parts, &body, watch).await;
@@ -131,13 +142,18 @@ fn head(parts: &http::request::Parts, headers: Vec<v1::Header>) -> v1::RequestHe
 
 /// An event in JSON as functions of a format get it, with what else the request has.
 fn shaped(
-    format: Format,
+    spec: &FunctionSpec,
     event: Map<String, Value>,
     besides: &HeaderMap,
 ) -> Result<(Vec<v1::Header>, Bytes), Error> {
-    match format {
-        Format::CloudEvent | Format::Lambda | Format::Mless => Ok(in_json(event.into(), besides)),
-        _ => {
+    let whole = match spec.format {
+        // One that speaks an older version gets an event of its own around the data.
+        Format::CloudEvent => spec.format_options.cloudevents == CloudEvents::V1_0,
+        format => matches!(format, Format::Lambda | Format::Mless),
+    };
+    match whole {
+        true => Ok(in_json(event.into(), besides)),
+        false => {
             let (mut headers, body) = in_binary(event)?;
             headers.extend(others(besides));
             Ok((headers, body))
@@ -246,15 +262,7 @@ fn attribute(name: &str, value: Value) -> Result<String, Error> {
         Value::Bool(_) | Value::Number(_) => value.to_string(),
         _ => return Err(no_event(format!("`{name}` is neither a text nor a number nor true or false"))),
     };
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii_graphic() && !matches!(c, '"' | '%') {
-            escaped.push(c);
-            continue;
-        }
-        c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escaped.push_str(&format!("%{byte:02X}")));
-    }
-    Ok(escaped)
+    Ok(escaped(&text))
 }
 
 /// What a request has besides its event.
@@ -262,6 +270,12 @@ fn others(headers: &HeaderMap) -> impl Iterator<Item = v1::Header> {
     let others = request_headers(headers).into_iter();
     others
         .filter(|header| !header.name.eq_ignore_ascii_case("content-type") && !header.name.starts_with("ce-"))
+}
+
+/// Where an event came to be, by its own attributes.
+fn told_trace(event: &Map<String, Value>) -> TraceContext {
+    let text = |name: &str| event.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    carried(text("traceparent"), text("tracestate"))
 }
 
 /// As many calls as there are events; what became of each, in their order.
@@ -285,13 +299,19 @@ async fn batch(
     let events = events.collect::<Result<Vec<_>, _>>()?;
     let caller = watch.caller().clone();
     watch.function(function);
-    let trace = super::trace(&parts.headers);
+    let trace = http_trace(&parts.headers);
     let calls = events.into_iter().map(|event| {
         let name = |key: &str| event.get(key).cloned().unwrap_or_default();
         let (event_id, source) = (name("id"), name("source"));
-        let (id, caller, trace) = (CallId::new(), caller.clone(), &trace);
+        let (id, caller, came) = (CallId::new(), caller.clone(), told_trace(&event));
+        let trace = if trace.parent.is_empty() { &came } else { &trace }.clone();
         async move {
-            let mut watch = door.observer.http(id, &parts.method, parts.uri.path(), trace);
+            let (path, version, origin) = (parts.uri.path(), parts.version, &Facts::default());
+            let asked = Asked { method: &parts.method, path, version, origin };
+            let mut watch = door.observer.http(id, &asked, &trace);
+            if trace != came {
+                watch.caused_by(&came);
+            }
             watch.by(caller);
             let done = one(door, id, function.clone(), parts, event, &mut watch).await;
             watch.end(done.as_ref().map(|_| ()));
@@ -330,7 +350,7 @@ async fn one(
     event: Map<String, Value>,
     watch: &mut Watch,
 ) -> Result<(StatusCode, Option<Value>), Error> {
-    let (headers, body) = shaped(function.spec.format, event, &parts.headers)?;
+    let (headers, body) = shaped(&function.spec, event, &parts.headers)?;
     let call = door.admit(id, function, head(parts, headers), None, watch)?;
     let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
     let status = status_of(answer.head.status);
@@ -356,12 +376,21 @@ async fn answered(answer: Answer) -> Result<Option<Value>, Error> {
     Ok(Some(in_structured(&headers, &body)))
 }
 
+/// What a header says: UTF-8, or, as it is where kits escape nothing, Latin-1.
+fn text(value: &HeaderValue) -> String {
+    match std::str::from_utf8(value.as_bytes()) {
+        Ok(text) => text.to_owned(),
+        Err(_) => value.as_bytes().iter().copied().map(char::from).collect(),
+    }
+}
+
 /// An event out of headers and a body.
 fn in_structured(headers: &HeaderMap, body: &[u8]) -> Value {
     let mut event = BTreeMap::new();
     for (name, value) in headers {
-        if let (Some(name), Ok(value)) = (name.as_str().strip_prefix("ce-"), value.to_str()) {
-            let value = super::decoded(value).map_or_else(|_| value.to_owned(), std::borrow::Cow::into_owned);
+        if let Some(name) = name.as_str().strip_prefix("ce-") {
+            let value = text(value);
+            let value = super::decoded(&value).map_or_else(|_| value.clone(), std::borrow::Cow::into_owned);
             event.insert(name.to_owned(), Value::from(value));
         }
     }

@@ -6,7 +6,9 @@
 
 mod change;
 mod code;
+pub mod direct;
 mod emulator;
+mod events;
 mod functions;
 mod invoke;
 mod limits;
@@ -298,6 +300,21 @@ async fn managed(
         }
         ("DELETE", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
             limits::unprovision(door, target(name)?).await.and(done)
+        }
+        ("PUT", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
+            ok(events::put(door, target(name)?, body, caller).await?)
+        }
+        ("POST", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
+            ok(events::update(door, target(name)?, body, caller).await?)
+        }
+        ("GET", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
+            ok(events::get(door, &target(name)?)?)
+        }
+        ("GET", ["2019-09-25", "functions", name, "event-invoke-config", "list"]) => {
+            ok(events::list(door, &target(name)?))
+        }
+        ("DELETE", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
+            events::delete(door, target(name)?).await.and(done)
         }
         ("GET", ["2017-03-31", "tags", name]) => ok(limits::tags(door, &target(name)?)),
         ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),

@@ -13,7 +13,7 @@ use stoker_core::ids::CallId;
 use stoker_core::units::parse_duration;
 use stoker_proto::v1;
 
-use super::{AnswerBody, CALL_ID, Door, begin, header, pieces, trace};
+use super::{AnswerBody, CALL_ID, Door, begin, header, pieces};
 use crate::call::Input;
 use crate::directory::Known;
 use crate::later::Submit;
@@ -67,8 +67,7 @@ pub async fn submit(
             true => Input::whole(Bytes::new()),
             false => begin(pieces(body), small).await?,
         };
-        let submit =
-            Submit { function, qualifier, head, input, key: text(KEY)?, delay, trace: trace(&parts.headers) };
+        let submit = Submit { function, qualifier, head, input, key: text(KEY)?, delay };
         door.later.submit(door, id, submit, watch).await
     };
     let accepted = tokio::time::timeout(BODY, submit).await;

@@ -64,7 +64,7 @@ pub async fn handle(
             return Err(Error::new(Code::InvalidRequest, text));
         }
     };
-    door.dispatch.fits(asked.event.len() as u64)?;
+    door.dispatch.fits(&function.spec, asked.event.len() as u64)?;
     let head = v1::RequestHead {
         intent: v1::Intent::Invoke.into(),
         method: "POST".to_owned(),

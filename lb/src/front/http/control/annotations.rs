@@ -37,6 +37,12 @@ fn given(object: &Map<String, Value>) -> Result<Vec<(String, Option<Value>)>, Re
     Ok(given)
 }
 
+/// Whether a request deletes a key.
+pub fn deletes(object: &Map<String, Value>, key: &str) -> bool {
+    let value = object.get("annotations").and_then(|all| all.get(key));
+    value.is_some_and(|value| value.is_null() || value == "")
+}
+
 /// Those of a new object: there is nothing to delete yet.
 pub fn new(object: &Map<String, Value>) -> Result<BTreeMap<String, Value>, Refused> {
     let mut all = BTreeMap::new();

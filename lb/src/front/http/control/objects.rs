@@ -19,6 +19,9 @@ const NOTE: &str = "fn";
 const INVOKE: &str = "fnproject.io/fn/invokeEndpoint";
 const ENDPOINT: &str = "fnproject.io/trigger/httpEndpoint";
 
+/// What a trigger asks for besides its path: an extension, in the place that Fn has for such.
+pub const RULES: &str = "stoker/http";
+
 /// What Fn knows of a function besides its spec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -44,6 +47,16 @@ pub struct Named {
     pub annotations: BTreeMap<String, Value>,
     pub created_ms: u64,
     pub updated_ms: u64,
+    /// What it asks for besides its path, which Fn does not know: the spec's.
+    #[serde(skip)]
+    pub rules: Trigger,
+}
+
+impl Named {
+    /// As the spec has it.
+    pub fn trigger(&self) -> Trigger {
+        Trigger { http: self.source.clone(), ..self.rules.clone() }
+    }
 }
 
 /// A function as this API sees it.
@@ -70,12 +83,13 @@ impl Function {
         });
         // The paths are the spec's; what is known of them besides is kept as long as they are there.
         let mut known = std::mem::take(&mut facts.triggers);
-        for Trigger { http } in &newest.spec.triggers {
-            let at = known.iter().position(|trigger| trigger.source == *http);
-            facts.triggers.push(at.map_or_else(
-                || unnamed(&newest.spec.name, http, newest.created_ms),
-                |at| known.swap_remove(at),
-            ));
+        for trigger in &newest.spec.triggers {
+            let at = known.iter().position(|named| named.source == trigger.http);
+            let named = at.map_or_else(
+                || unnamed(&newest.spec.name, trigger, newest.created_ms),
+                |at| known.remove(at),
+            );
+            facts.triggers.push(Named { rules: trigger.clone(), ..named });
         }
         Self { spec: newest.spec.clone(), facts, revision: newest.number, ours }
     }
@@ -87,8 +101,7 @@ impl Function {
     /// The wish that makes it what it is now, over the revision that was read; 0: a new one.
     pub fn wish(&self, app: &App) -> Result<Wish, Refused> {
         let mut spec = FunctionSpec::clone(&self.spec);
-        spec.triggers =
-            self.facts.triggers.iter().map(|trigger| Trigger { http: trigger.source.clone() }).collect();
+        spec.triggers = self.facts.triggers.iter().map(Named::trigger).collect();
         spec.env = app.config.clone();
         spec.env.extend(self.facts.config.clone());
         spec.check().map_err(|problems| {
@@ -104,17 +117,42 @@ impl Function {
 }
 
 /// What there is of a trigger that nobody named.
-fn unnamed(function: &FunctionName, source: &str, created_ms: u64) -> Named {
+fn unnamed(function: &FunctionName, trigger: &Trigger, created_ms: u64) -> Named {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
-    let name: String = source.trim_matches('/').chars().map(plain).take(255).collect();
-    let name = if name.is_empty() { function.function().to_owned() } else { name };
-    let (id, source) = (trigger_id(function.app(), source), source.to_owned());
-    Named { id, name, source, annotations: BTreeMap::new(), created_ms, updated_ms: created_ms }
+    let path = trigger.http.trim_matches('/');
+    let of = if path.is_empty() { function.function() } else { path };
+    let all = std::iter::once(of).chain(trigger.methods.iter().chain(&trigger.hosts).map(String::as_str));
+    let name = all.collect::<Vec<_>>().join("-").chars().map(plain).take(255).collect();
+    let id = trigger_id(function.app(), trigger);
+    Named { id, name, source: trigger.http.clone(), created_ms, updated_ms: created_ms, ..Named::default() }
 }
 
-/// The id of the trigger that has this path first.
-pub fn trigger_id(app: &str, source: &str) -> String {
-    opaque_id("trigger", &format!("{app}{source}"))
+/// The id of the trigger that takes these requests first.
+pub fn trigger_id(app: &str, trigger: &Trigger) -> String {
+    let (path, all) = (&trigger.http, trigger.to_string());
+    // By its path alone where that is all, as it was before there were rules.
+    let text = if all == *path { format!("{app}{path}") } else { format!("{app}{path}\n{all}") };
+    opaque_id("trigger", &text)
+}
+
+/// What a trigger asks for besides its path, as an annotation's value; nothing where that is nothing.
+fn rules(trigger: &Trigger) -> Option<Value> {
+    let mut rules = serde_json::to_value(trigger).ok().filter(|_| !trigger.is_plain())?;
+    rules.as_object_mut()?.remove("http");
+    Some(rules)
+}
+
+/// Takes the rules of a trigger out of its annotations.
+pub fn take_rules(annotations: &mut BTreeMap<String, Value>) -> Result<Option<Trigger>, Refused> {
+    let Some(mut rules) = annotations.remove(RULES) else { return Ok(None) };
+    let said = |why: &str| wrong(format!("the annotation {RULES}: {why}"));
+    let object = rules.as_object_mut().ok_or_else(|| said("it is no object"))?;
+    let known = ["methods", "hosts", "headers", "query", "cors"];
+    if let Some(key) = object.keys().find(|key| !known.contains(&key.as_str())) {
+        return Err(said(&format!("{key:?} is none of {}", known.join(", "))));
+    }
+    object.insert("http".to_owned(), "/".into());
+    serde_json::from_value(rules).map(Some).map_err(|why| said(&why.to_string()))
 }
 
 fn time(ms: u64) -> String {
@@ -173,6 +211,7 @@ impl Asked<'_> {
         let mut annotations = trigger.annotations.clone();
         let endpoint = format!("{}/t/{}{}", self.base, function.app(), trigger.source);
         annotations.insert(ENDPOINT.to_owned(), endpoint.into());
+        annotations.extend(rules(&trigger.rules).map(|rules| (RULES.to_owned(), rules)));
         json!({
             "id": trigger.id,
             "name": trigger.name,
@@ -196,13 +235,13 @@ mod tests {
         let name = FunctionName::new("shop", "cart").unwrap();
         let mut spec = FunctionSpec::new(name.clone(), vec!["true".into()], "/".into());
         spec.env.insert("KEY".into(), "value".into());
-        spec.triggers = ["/", "/a/b c"].map(|http| Trigger { http: http.into() }).into();
+        spec.triggers = ["/", "/a/b c"].map(Trigger::new).into();
         let function = Function::of(&Release::first(spec));
         assert!(!function.ours);
         assert_eq!(function.facts.config["KEY"], "value");
         let names: Vec<_> = function.facts.triggers.iter().map(|trigger| trigger.name.as_str()).collect();
         assert_eq!(names, ["cart", "a-b-c"]);
-        assert_eq!(function.facts.triggers[0].id, trigger_id("shop", "/"));
+        assert_eq!(function.facts.triggers[0].id, trigger_id("shop", &Trigger::new("/")));
     }
 
     #[test]
@@ -216,6 +255,7 @@ mod tests {
             id: "x".into(),
             name: "n".into(),
             source: "/s".into(),
+            rules: Trigger { methods: vec!["GET".into()], ..Trigger::new("/s") },
             ..Named::default()
         });
         let app = App { config: [("APP".to_owned(), "2".to_owned())].into(), ..App::default() };

@@ -2,12 +2,13 @@
 
 use http::StatusCode;
 use serde_json::{Map, Value};
+use stoker_core::function::Trigger;
 use stoker_core::ids::{MAX_NAME, is_name};
 use stoker_runtime::auth::Permission;
 
 use super::apps::missing as no_app;
 use super::fns::missing as no_fn;
-use super::objects::{Function, Named, trigger_id};
+use super::objects::{Function, Named, RULES, take_rules, trigger_id};
 use super::{Answer, Asked, Refused, annotations, conflict, now_ms, text, wrong};
 
 fn missing() -> Refused {
@@ -62,18 +63,23 @@ impl Asked<'_> {
             return Err(wrong("Trigger Type Not Supported"));
         }
         let source = sourced(text(&object, "source")?.ok_or_else(|| wrong("Missing Trigger Source"))?)?;
-        let annotations = annotations::new(&object)?;
-        apart(function.facts.triggers.iter(), name, source)?;
+        let mut annotations = annotations::new(&object)?;
+        let rules = take_rules(&mut annotations)?.unwrap_or_default();
         let now = now_ms();
-        let (id, name, source) = (trigger_id(&app, source), name.to_owned(), source.to_owned());
-        function.facts.triggers.push(Named {
-            id,
-            name,
-            source,
+        let mut trigger = Named {
+            id: String::new(),
+            name: name.to_owned(),
+            source: source.to_owned(),
             annotations,
             created_ms: now,
             updated_ms: now,
-        });
+            rules,
+        };
+        apart(function.facts.triggers.iter(), &trigger)?;
+        trigger.id = trigger_id(&app, &trigger.trigger());
+        // What it is shown with.
+        trigger.rules = trigger.trigger();
+        function.facts.triggers.push(trigger);
         let at = function.facts.triggers.len() - 1;
         let written = self.write_trigger(function, at).await;
         self.note("create_trigger", &app, &written);
@@ -104,8 +110,14 @@ impl Asked<'_> {
             sourced(source)?.clone_into(&mut trigger.source);
         }
         trigger.annotations = annotations::merged(trigger.annotations, &object)?;
+        match take_rules(&mut trigger.annotations)? {
+            Some(rules) => trigger.rules = rules,
+            None if annotations::deletes(&object, RULES) => trigger.rules = Trigger::default(),
+            None => {}
+        }
+        trigger.rules = trigger.trigger();
         let others = function.facts.triggers.iter().enumerate().filter(|(other, _)| *other != at);
-        apart(others.map(|(_, other)| other), &trigger.name, &trigger.source)?;
+        apart(others.map(|(_, other)| other), &trigger)?;
         if trigger != before {
             trigger.updated_ms = now_ms().max(before.updated_ms + 1);
         }
@@ -133,15 +145,12 @@ impl Asked<'_> {
 }
 
 /// Those of one function differ in both; that no other function has the path is for the registry to say.
-fn apart<'a>(
-    mut others: impl Iterator<Item = &'a Named> + Clone,
-    name: &str,
-    source: &str,
-) -> Result<(), Refused> {
-    if others.clone().any(|other| other.name == name) {
+fn apart<'a>(mut others: impl Iterator<Item = &'a Named> + Clone, trigger: &Named) -> Result<(), Refused> {
+    if others.clone().any(|other| other.name == trigger.name) {
         return Err(conflict("Trigger already exists"));
     }
-    if others.any(|other| other.source == source) {
+    let this = trigger.trigger();
+    if others.any(|other| other.trigger().conflicts(&this)) {
         return Err(conflict("Trigger with the same type and source exists on this app"));
     }
     Ok(())

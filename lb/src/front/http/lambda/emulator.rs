@@ -69,7 +69,8 @@ async fn handle(
     let known = door.find(name)?;
     let target =
         Target { name: known.spec.name.function().to_owned(), qualifier: None, known: known.clone() };
-    let headers = invoke::told(&parts, &target, &context);
+    let mut headers = invoke::told(&parts, &target, &context);
+    headers.extend(invoke::buffered(&known.spec));
     let place = door.admission.enter()?;
     let event = super::whole(body, LARGEST_EVENT, SLOWEST).await.map_err(|refused| refused.error)?;
     let head = invoke::head(id, &parts, headers);

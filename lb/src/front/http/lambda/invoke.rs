@@ -14,6 +14,7 @@ use http::request::Parts;
 use serde_json::{Value, json};
 use stoker_core::error::{Blame, Code, Error, Report, Retry};
 use stoker_core::ids::CallId;
+use stoker_core::{Format, FunctionSpec};
 use stoker_proto::runner::v1::StreamLogsRequest;
 use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::{status, v1};
@@ -27,7 +28,6 @@ use super::{
 use crate::admission::Admitted;
 use crate::call::{Answer, Input};
 use crate::directory::Known;
-use crate::front::trace;
 use crate::later::Submit;
 use crate::observe::Watch;
 
@@ -97,6 +97,11 @@ impl Asked {
         Ok(Self { target, headers, tail, kind })
     }
 
+    /// Asks for the answer as a whole.
+    fn as_a_whole(&mut self) {
+        self.headers.extend(buffered(&self.target.known.spec));
+    }
+
     /// Places the call and follows it to the head of its answer.
     async fn call(
         self,
@@ -144,6 +149,13 @@ pub fn told(parts: &Parts, target: &Target, context: &[u8]) -> Vec<v1::Header> {
     own.map(|(name, value)| v1::Header { name: name.to_owned(), value }).collect()
 }
 
+/// Says that the answer is wanted as a whole, of a function that may stream: what is waited for to its end is not slowed down on the way, and
+/// what is too large for that is not sent here to be counted.
+pub fn buffered(spec: &FunctionSpec) -> Option<v1::Header> {
+    let (name, value) = ("invokeresponsemode".to_owned(), Bytes::from_static(b"Buffered"));
+    (spec.format == Format::Lambda).then_some(v1::Header { name, value })
+}
+
 /// The head of a call.
 pub fn head(id: CallId, parts: &Parts, mut headers: Vec<v1::Header>) -> v1::RequestHead {
     let request_id = request_id(id).into();
@@ -176,7 +188,7 @@ pub async fn invoke(
     parts: &Parts,
     place: Admitted,
     event: Bytes,
-    asked: Asked,
+    mut asked: Asked,
     watch: &mut Watch,
     trail: &mut Trail,
 ) -> Result<Response<AnswerBody>, Refused> {
@@ -188,7 +200,7 @@ pub async fn invoke(
             drop(place);
             return later(door, id, parts, event, asked, watch).await;
         }
-        Kind::Now => {}
+        Kind::Now => asked.as_a_whole(),
     }
     let (function, tail) = (asked.target.known.clone(), asked.tail);
     let mut ran_on = String::new();
@@ -225,7 +237,6 @@ async fn later(
         input: Input::whole(checked(event)?),
         key: String::new(),
         delay: None,
-        trace: trace(&parts.headers),
     };
     door.later.submit(door, id, submit, watch).await.map_err(|error| match (error.code, error.retry) {
         // Where nothing is kept, nothing will be at the next attempt either, which kits make by themselves.

@@ -12,6 +12,7 @@ use stoker_registry::revisions::{Change, Expect, Revision, Wish};
 
 use super::change::fields;
 use super::{Refused, Target, arn, queries, query};
+use crate::directory::PROVISIONED;
 use crate::front::Door;
 
 /// Calls at once of an account, as AWS has it where nobody asked for more. Nothing here holds them back.
@@ -62,7 +63,12 @@ fn shared(door: &Door, target: &Target) -> Result<std::sync::Arc<Revision>, Refu
     let newest = release.map(|release| release.newest.clone());
     let newest =
         newest.ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(&target.name, None))))?;
-    if target.known.versions().iter().any(|version| version.digest == newest.spec.digest()) {
+    let split = target.known.split();
+    let runs = |number| {
+        let revision = functions.revision(&target.known.spec.name, number);
+        revision.is_some_and(|revision| revision.spec.digest() == newest.spec.digest())
+    };
+    if runs(split.main) || split.other.is_some_and(|(number, _)| runs(number)) {
         return Ok(newest);
     }
     let text = "provisioned concurrency is kept for what the newest revision runs, and this is another";
@@ -94,8 +100,12 @@ async fn keep(door: &Door, target: &Target, containers: u32) -> Result<(), Refus
     let mut spec = FunctionSpec::clone(&newest.spec);
     spec.min_containers = containers;
     spec.max_containers = spec.max_containers.max(containers);
-    let wish =
-        Wish { spec, notes: Some(newest.notes.clone()), hold: false, expect: Expect::Newest(newest.number) };
+    let mut notes = newest.notes.clone();
+    match target.qualifier.clone().filter(|_| containers > 0) {
+        Some(qualifier) => notes.insert(PROVISIONED.to_owned(), qualifier),
+        None => notes.remove(PROVISIONED),
+    };
+    let wish = Wish { spec, notes: Some(notes), hold: false, expect: Expect::Newest(newest.number) };
     door.registry.apply(vec![wish]).await?;
     Ok(())
 }
