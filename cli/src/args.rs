@@ -136,6 +136,8 @@ pub enum Command {
     Uncordon(Uncordon),
     /// Show what a function wrote.
     Logs(Logs),
+    /// Watch the fleet: runners, functions, rates, latencies, cold starts, queues.
+    Top(Top),
     /// Tell why a call went where it went: who was asked, who refused, what it waited for, why it was cold.
     Explain(Explain),
     /// Load a function and show percentiles, throughput and cold starts.
@@ -258,6 +260,9 @@ pub struct Up {
     /// Where HTTP is served.
     #[arg(long, default_value = "127.0.0.1:7080", value_parser = address, value_name = "ADDRESS")]
     pub http: SocketAddr,
+    /// Where the page of the fleet is, and /metrics of its balancer [default: 127.0.0.1:7090, beside another gRPC address any free port].
+    #[arg(long, value_parser = address, value_name = "ADDRESS")]
+    pub admin: Option<SocketAddr>,
     /// Where images of functions are kept over a restart, a directory in it for each runner [default: nowhere].
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
@@ -482,6 +487,26 @@ pub enum CallsCommand {
         #[arg(value_name = "CALL")]
         id: String,
     },
+    /// Make calls again that were given up, with all their attempts and their whole age before them.
+    #[command(after_help = "\
+Examples:
+  stoker calls redrive 0196f3c8a0b17c3e9d1f2a3b4c5d6e7f
+  stoker calls redrive --function demo/hello                all of its calls that were given up
+
+What went to a `dead_letter` goes there again if it is given up again.")]
+    Redrive {
+        #[arg(value_name = "CALL", required_unless_present = "function")]
+        ids: Vec<String>,
+        /// All of this function that were given up, and are still known.
+        #[arg(
+            long,
+            default_value = "",
+            hide_default_value = true,
+            value_name = "APP/FN",
+            conflicts_with = "ids"
+        )]
+        function: String,
+    },
 }
 
 /// How a call for later stands.
@@ -509,7 +534,14 @@ pub struct Explain {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  stoker logs demo/hello\n  stoker logs demo/hello --follow")]
+#[command(after_help = "\
+Examples:
+  stoker logs demo/hello
+  stoker logs demo/hello --follow --tail 10 --source stderr
+  stoker logs demo/hello --since 10m -o json | jq -r .text
+
+A runner keeps the last 1,000 lines of a function, at most 512 KiB. With --follow the command goes on when the balancer goes away, and
+when runners come and go; lines that were lost are counted. Ctrl-C ends it.")]
 pub struct Logs {
     /// APP/FN, or the function's id.
     #[arg(value_name = "APP/FN")]
@@ -520,6 +552,82 @@ pub struct Logs {
     /// Only of this call.
     #[arg(long, default_value = "", value_name = "ID")]
     pub call: String,
+    /// Only what was written since: how long ago, like 10m, or a moment, like 2026-11-21T09:30:00Z.
+    #[arg(long, value_parser = crate::logs::since, value_name = "TIME")]
+    pub since: Option<crate::logs::Since>,
+    /// Begin with the last lines of those that are kept [default: all].
+    #[arg(long, short = 'n', value_name = "LINES")]
+    pub tail: Option<usize>,
+    /// Only what came from there; may stand several times.
+    #[arg(long = "source", value_enum, value_name = "SOURCE")]
+    pub sources: Vec<LogSource>,
+}
+
+/// Where a line came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogSource {
+    Stdout,
+    Stderr,
+    /// Stoker itself, about the function's containers.
+    Stoker,
+    /// A process beside the function's own.
+    Extension,
+}
+
+impl From<LogSource> for stoker_proto::v1::LogSource {
+    fn from(source: LogSource) -> Self {
+        match source {
+            LogSource::Stdout => Self::Stdout,
+            LogSource::Stderr => Self::Stderr,
+            LogSource::Stoker => Self::Platform,
+            LogSource::Extension => Self::Extension,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stoker top
+  stoker top --server http://lb1:7070,http://lb2:7070        all calls of a fleet with two balancers
+  stoker top --once --sort errors
+  stoker top -o json --interval 5s | jq .calls.per_second
+
+A balancer knows the calls that came in through it: name all of them. Keys are listed under ? on the screen.")]
+pub struct Top {
+    /// How often it is looked, from 250ms to 1m.
+    #[arg(long, short, default_value = "1s", value_parser = beat, value_name = "TIME")]
+    pub interval: Duration,
+    /// Write one picture to STDOUT and end.
+    #[arg(long)]
+    pub once: bool,
+    /// Only functions with this in their name.
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub filter: String,
+    /// By what functions are sorted.
+    #[arg(long, value_enum, default_value_t = TopSort::Calls)]
+    pub sort: TopSort,
+}
+
+/// The columns of functions, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TopSort {
+    Name,
+    Calls,
+    P50,
+    P99,
+    Cold,
+    Errors,
+    Running,
+    Waiting,
+    Idle,
+    Runners,
+}
+
+fn beat(text: &str) -> Result<Duration, String> {
+    let beat = parse_duration(text)?;
+    let fits = (Duration::from_millis(250)..=Duration::from_secs(60)).contains(&beat);
+    fits.then_some(beat).ok_or_else(|| "write 250ms to 1m".to_owned())
 }
 
 #[derive(Debug, Args)]
@@ -650,6 +758,8 @@ pub enum Door {
     Invoke,
     /// An HTTP request each, on kept connections.
     Http,
+    /// A call for later each: measured is how long it takes until it is kept.
+    Submit,
 }
 
 /// A part of the calls, in ten-thousandths.

@@ -96,6 +96,7 @@ enum Way {
     Session(Connection),
     Invoke(Connection),
     Http(doors::Target),
+    Submit(Connection),
 }
 
 impl Way {
@@ -105,15 +106,16 @@ impl Way {
         }
         Ok(match args.door {
             Door::Session => Self::Session(Connection::open(&common.server).await?),
-            Door::Invoke if args.size > stoker_proto::MAX_MESSAGE => {
+            Door::Invoke | Door::Submit if args.size > stoker_proto::MAX_MESSAGE => {
                 let most = output::human_size(stoker_proto::MAX_MESSAGE as u64);
                 return Err(Failure::usage(
-                    format!("Invoke carries at most {most} in one message"),
+                    format!("this door carries at most {most} in one message"),
                     "send less with --size, or take --door session or http, which stream",
                 ));
             }
             Door::Invoke => Self::Invoke(Connection::open(&common.server).await?),
             Door::Http => Self::Http(doors::Target::balancer(&args.http, &args.function)?),
+            Door::Submit => Self::Submit(Connection::open(&common.server).await?),
         })
     }
 
@@ -122,6 +124,7 @@ impl Way {
             Self::Session(connection) => doors::session(connection.clone(), load).await,
             Self::Invoke(connection) => doors::invoke(connection.clone(), load).await,
             Self::Http(target) => doors::http(target, load).await,
+            Self::Submit(connection) => doors::submit(connection.clone(), load).await,
         }
     }
 
@@ -130,6 +133,7 @@ impl Way {
             Self::Session(_) => "session",
             Self::Invoke(_) => "invoke",
             Self::Http(target) => target.name(),
+            Self::Submit(_) => "submit",
         }
     }
 }

@@ -53,6 +53,7 @@ pub async fn run(args: Calls, common: &Common) -> Result<(), Failure> {
         Some(CallsCommand::Get { id }) => get(id, common).await,
         Some(CallsCommand::Wait { id, timeout }) => wait(id, timeout, common).await,
         Some(CallsCommand::Cancel { id }) => cancel(id, common).await,
+        Some(CallsCommand::Redrive { ids, function }) => redrive(ids, function, common).await,
     }
 }
 
@@ -142,6 +143,48 @@ async fn cancel(id: String, common: &Common) -> Result<(), Failure> {
     }
 }
 
+/// How many of a function are made again at once: as many as one list tells of.
+const AT_ONCE: u32 = 1000;
+
+async fn redrive(mut ids: Vec<String>, function: String, common: &Common) -> Result<(), Failure> {
+    let mut calls = client::calls(Connection::open(&common.server).await?);
+    let mut more = false;
+    if !function.is_empty() {
+        let request = v1::ListCallsRequest { function, state: CallState::Dead.into(), limit: AT_ONCE };
+        let listed = calls.list_calls(request).await.map_err(refused)?.into_inner();
+        more = listed.more;
+        ids = listed.calls.into_iter().map(|call| call.call_id).collect();
+    }
+    let mut told = Vec::new();
+    for id in ids {
+        let done = calls.redrive_call(v1::RedriveCallRequest { call_id: id }).await.map_err(refused)?;
+        let v1::RedriveCallResponse { call, redriven } = done.into_inner();
+        let call = call.unwrap_or_default();
+        if common.output == Output::Table {
+            let what = if redriven { "waits again" } else { "was not given up: it is" };
+            let is = if redriven { "" } else { state(&call) };
+            output::print(format!("{} {what} {is}", call.call_id).trim_end())?;
+            output::print("\n")?;
+        }
+        told.push((call, redriven));
+    }
+    if common.output == Output::Json {
+        let of = |(call, redriven): &(v1::CallDescription, bool)| {
+            let mut record = record(call);
+            record["redriven"] = (*redriven).into();
+            record
+        };
+        return output::print_json(&json!({"calls": told.iter().map(of).collect::<Vec<_>>(), "more": more}));
+    }
+    if told.is_empty() {
+        output::say("No call of this function was given up.\n");
+    }
+    if more {
+        output::say("There are more: run it again.\n");
+    }
+    Ok(())
+}
+
 /// What is not found is a call here, and no function.
 fn refused(status: tonic::Status) -> Failure {
     let error = stoker_proto::status::from_status(&status);
@@ -208,6 +251,7 @@ fn describe(call: &v1::CallDescription) -> String {
         ("key", call.idempotency_key.clone()),
         ("made by", call.origin.clone()),
         ("dead letter", call.dead_letter.clone()),
+        ("made again", if call.redrives == 0 { String::new() } else { format!("{} times", call.redrives) }),
     ];
     for attempt in &call.attempts {
         let outcome = match (&attempt.error, attempt.interrupted, &attempt.ended) {
@@ -247,7 +291,7 @@ fn record(call: &v1::CallDescription) -> Value {
         "ended_ms": ms(call.ended.as_ref()), "kept_until_ms": ms(call.kept_until.as_ref()),
         "attempts": attempts.collect::<Vec<_>>(), "error": call.error.as_ref().map(error),
         "request_body_bytes": call.body_bytes, "idempotency_key": call.idempotency_key,
-        "origin": call.origin, "dead_letter": call.dead_letter,
+        "origin": call.origin, "dead_letter": call.dead_letter, "redrives": call.redrives,
     })
 }
 

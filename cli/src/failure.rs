@@ -76,6 +76,11 @@ impl Failure {
         Self { quiet: true, ..Self::usage("nobody reads what is written", "") }
     }
 
+    /// Whose fault it is.
+    pub fn blame(&self) -> Blame {
+        self.error.blame()
+    }
+
     /// What happened.
     pub fn what(&self) -> &str {
         &self.error.message

@@ -5,13 +5,14 @@
 //! so that a file works wherever it is called from.
 
 mod later;
+mod triggers;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
-use stoker_core::function::{CloudEvents, FormatOptions, Network, Problem, Root, Trigger};
+use stoker_core::function::{CloudEvents, FormatOptions, Network, Problem, Root};
 use stoker_core::image::ImageRef;
 use stoker_core::machine::Listed as _;
 use stoker_core::secret::SecretName;
@@ -23,7 +24,7 @@ use stoker_runtime::config::words::{nearest, written};
 const TOP_KEYS: [&str; 2] = ["app", "functions"];
 
 /// Keys of one function.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 28] = [
     "name",
     "image",
     "credentials",
@@ -47,6 +48,9 @@ const KEYS: [&str; 25] = [
     "env",
     "idempotent",
     "triggers",
+    "cors",
+    "max_request",
+    "max_response",
     "async",
     "schedules",
 ];
@@ -116,11 +120,11 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<FunctionSpec>, Vec<Mistake>> {
     if mistakes.is_empty() { Ok(specs) } else { Err(mistakes) }
 }
 
-/// What must be unique over all files: `app/name` and `app/path` of triggers, with the place that had it first.
+/// What must be unique over all files: names, and what triggers take, with the place that had it first.
 #[derive(Debug, Default)]
 struct Known {
     names: BTreeMap<String, String>,
-    triggers: BTreeMap<(String, String), String>,
+    triggers: triggers::Claims,
 }
 
 fn parse(file: &Path, text: &str, known: &mut Known, mistakes: &mut Vec<Mistake>) -> Vec<FunctionSpec> {
@@ -312,6 +316,9 @@ impl Reader<'_> {
         field!("env", environment, |s: &mut FunctionSpec, v| (s.env, s.secrets) = v);
         field!("idempotent", truth, |s: &mut FunctionSpec, v| s.idempotent = v);
         field!("triggers", triggers, |s: &mut FunctionSpec, v| s.triggers = v);
+        field!("cors", cors, |s: &mut FunctionSpec, v| s.cors = Some(v));
+        field!("max_request", size, |s: &mut FunctionSpec, v| s.max_request = v);
+        field!("max_response", size, |s: &mut FunctionSpec, v| s.max_response = v);
         field!("async", later, |s: &mut FunctionSpec, v| s.later = v);
         field!("schedules", schedules, |s: &mut FunctionSpec, v| s.schedules = v);
         if !roots.is_empty() && !fields.contains_key("workdir") {
@@ -335,22 +342,7 @@ impl Reader<'_> {
             }
         }
         if let Some(node) = fields.get("triggers") {
-            for (n, trigger) in spec.triggers.iter().enumerate() {
-                let at = match &node.data {
-                    YamlData::Sequence(list) => list.get(n).unwrap_or(node).span.start,
-                    _ => node.span.start,
-                };
-                let key = (spec.name.app().to_owned(), trigger.http.clone());
-                if let Some(first) = known.triggers.get(&key) {
-                    let text = format!(
-                        "`{}` is a trigger already, at {first}: a path leads to one function",
-                        trigger.http
-                    );
-                    self.wrong(at, text);
-                } else {
-                    known.triggers.insert(key, self.place(at));
-                }
-            }
+            self.unclaimed(spec, node, known);
         }
     }
 
@@ -557,46 +549,6 @@ impl Reader<'_> {
         };
         let text = self.text(value, "secret")?;
         SecretName::parse(&text).map_err(|why| self.wrong(value.span.start, why)).ok()
-    }
-
-    fn triggers(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Trigger>> {
-        let YamlData::Sequence(list) = &node.data else {
-            self.wrong(
-                node.span.start,
-                format!("`{key}` must be a list like [{{http: /hello}}], not {}", kind(node)),
-            );
-            return None;
-        };
-        let mut all = Some(Vec::new());
-        for item in list {
-            let YamlData::Mapping(map) = &item.data else {
-                self.wrong(
-                    item.span.start,
-                    format!("a trigger must be like {{http: /hello}}, not {}", kind(item)),
-                );
-                all = None;
-                continue;
-            };
-            let mut http = None;
-            for (name, value) in map {
-                match name.data.as_str() {
-                    Some("http") => http = Some(self.text(value, "http")),
-                    _ => self.unknown(name, &["http"], "a trigger"),
-                }
-            }
-            match http {
-                Some(Some(http)) => all.iter_mut().for_each(|all| all.push(Trigger { http: http.clone() })),
-                Some(None) => all = None,
-                None => {
-                    self.wrong(
-                        item.span.start,
-                        "a trigger must have `http` with a path, like {http: /hello}",
-                    );
-                    all = None;
-                }
-            }
-        }
-        all
     }
 }
 

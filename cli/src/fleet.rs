@@ -17,6 +17,10 @@ use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use stoker_core::{Resources, RunnerName};
 use stoker_registry::Registry;
+use stoker_runtime::admin::{Admin, Pages};
+use stoker_runtime::config::Settings;
+use stoker_runtime::lifecycle::Readiness;
+use stoker_runtime::metrics::Metrics;
 use stoker_sandbox::select::Choice;
 use tokio::sync::oneshot;
 
@@ -27,6 +31,9 @@ use crate::failure::Failure;
 pub struct Plan {
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    pub admin: SocketAddr,
+    /// What the admin port shows as the settings in effect.
+    pub settings: Arc<Settings>,
     /// One for each runner, unique on this machine.
     pub runners: Vec<RunnerName>,
     /// What each of them offers.
@@ -60,6 +67,7 @@ pub struct Fleet {
     runners: Vec<Member>,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    pub admin: SocketAddr,
     /// The driver in use and why, as the runners tell it.
     pub sandbox: String,
 }
@@ -86,7 +94,9 @@ impl Fleet {
             None => balancer(&plan, registry).await,
         };
         match started {
-            Ok((balancer, (grpc, http))) => Ok(Self { balancer, runners, grpc, http, sandbox }),
+            Ok((balancer, Addresses { grpc, http, admin })) => {
+                Ok(Self { balancer, runners, grpc, http, admin, sandbox })
+            }
             Err(failure) => {
                 join_all(runners.into_iter().map(Member::stop)).await;
                 Err(failure)
@@ -200,32 +210,50 @@ async fn runner(
     Member::start(name.to_string(), serve).await
 }
 
-async fn balancer(
-    plan: &Plan,
-    registry: Arc<dyn Registry>,
-) -> Result<(Member, (SocketAddr, SocketAddr)), Failure> {
+/// Where a balancer serves.
+struct Addresses {
+    grpc: SocketAddr,
+    http: SocketAddr,
+    admin: SocketAddr,
+}
+
+async fn balancer(plan: &Plan, registry: Arc<dyn Registry>) -> Result<(Member, Addresses), Failure> {
+    let metrics = Metrics::default();
     let config = stoker_lb::Config {
         name: "balancer".to_owned(),
         grpc: plan.grpc,
         http: plan.http,
         later: stoker_lb::CallQueue::Disk(stoker_queue::disk::Config::new(&plan.queue)),
         lambda: stoker_lb::LambdaConfig { code: Some(plan.code.clone()), ..Default::default() },
+        metrics: metrics.clone(),
         ..stoker_lb::Config::default()
     };
-    let grace = plan.grace;
-    let serve =
-        async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| match stoker_lb::Balancer::start(
-            config, registry,
-        )
-        .await
-        {
-            Ok(balancer) => {
-                balancer.ready().await;
-                _ = ready.send(Ok((balancer.grpc_address(), balancer.http_address())));
+    let (grace, admin, settings) = (plan.grace, plan.admin, plan.settings.clone());
+    let serve = async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| {
+        let balancer = match stoker_lb::Balancer::start(config, registry).await {
+            Ok(balancer) => balancer,
+            Err(error) => {
+                _ = ready.send(Err(error));
+                return;
+            }
+        };
+        balancer.ready().await;
+        let readiness = Readiness::new("starting");
+        readiness.ready();
+        let pages = Pages::new(readiness, metrics, &settings).live(balancer.page());
+        match Admin::start(admin, pages, None).await {
+            Ok(admin) => {
+                let (grpc, http) = (balancer.grpc_address(), balancer.http_address());
+                _ = ready.send(Ok(Addresses { grpc, http, admin: admin.address() }));
                 _ = stop.await;
                 balancer.stop(grace).await;
+                admin.stop(Duration::ZERO).await;
             }
-            Err(error) => _ = ready.send(Err(error)),
-        };
+            Err(error) => {
+                _ = ready.send(Err(anyhow::anyhow!("cannot listen on {admin} for the page: {error}")));
+                balancer.stop(Duration::ZERO).await;
+            }
+        }
+    };
     Member::start("balancer".to_owned(), serve).await
 }

@@ -132,6 +132,27 @@ pub async fn list(args: Functions, common: &Common) -> Result<(), Failure> {
     output::print(&output::table(&header, rows.collect()))
 }
 
+/// Where it answers, and to what.
+fn trigger(app: &str, trigger: &v1::Trigger) -> String {
+    let mut text = format!("/t/{app}{}", trigger.http);
+    let mut with = |what: &str, all: Vec<String>| {
+        if !all.is_empty() {
+            text += &format!("  {what} {}", all.join(", "));
+        }
+    };
+    let pairs = |all: &std::collections::HashMap<String, String>| {
+        let mut all: Vec<_> = all.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        all.sort();
+        all
+    };
+    with("by", trigger.methods.clone());
+    with("at", trigger.hosts.clone());
+    with("with the headers", pairs(&trigger.headers));
+    with("with", pairs(&trigger.query));
+    with("for pages of", trigger.cors.iter().flat_map(|cors| cors.origins.clone()).collect());
+    text
+}
+
 pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
     let mut client = client::functions(&common.server).await?;
     let answer = client.get_function(v1::GetFunctionRequest { function: args.function }).await?.into_inner();
@@ -160,7 +181,10 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
         ("init timeout", time(f.init_timeout)),
         ("idle timeout", time(f.idle_timeout)),
         ("calls at once", format!("{} in one container", f.concurrency)),
-        ("containers", format!("{} to {} on a runner", f.min_containers, f.max_containers)),
+        (
+            "containers",
+            format!("at least {} in the fleet, at most {} on a runner", f.min_containers, f.max_containers),
+        ),
         (
             "now",
             format!("{} idle, {} busy, {} waiting", description.idle, description.busy, description.waiting),
@@ -168,7 +192,12 @@ pub async fn describe(args: Function, common: &Common) -> Result<(), Failure> {
         ("network", f.network),
         ("idempotent", f.idempotent.to_string()),
     ];
-    rows.extend(f.triggers.iter().map(|t| ("trigger", format!("/t/{}{}", f.app, t.http))));
+    rows.extend(f.triggers.iter().map(|t| ("trigger", trigger(&f.app, t))));
+    let cors = |cors: &v1::Cors| ("cors", format!("pages of {}", cors.origins.join(", ")));
+    rows.extend(f.cors.as_ref().map(cors));
+    for (what, most) in [("largest request", f.max_request), ("largest answer", f.max_response)] {
+        rows.extend((most > 0).then(|| (what, format_size(most))));
+    }
     rows.extend(f.schedules.iter().map(|s| ("schedule", s.cron.clone())));
     if let Some(later) = &f.later {
         rows.push(("async attempts", later.max_attempts.to_string()));

@@ -19,6 +19,7 @@ mod output;
 mod rollout;
 mod runners;
 mod simulate;
+mod top;
 mod up;
 
 use std::process::ExitCode;
@@ -26,6 +27,9 @@ use std::process::ExitCode;
 use args::{Cli, Command, Output};
 use clap::{CommandFactory as _, Parser as _};
 use failure::Failure;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     // Before any thread, parser or runtime: the sandboxes' spawner is this very program, started again.
@@ -79,6 +83,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Uncordon(args) => client::block_on(drain::uncordon(args, &common)),
         Command::Explain(args) => client::block_on(explain::run(args, &common)),
         Command::Logs(args) => client::block_on(logs::run(args, &common)),
+        Command::Top(args) => client::block_on(top::run(args, &common)),
         Command::Bench(args) => client::block_on(bench::run(args, &common)),
         Command::Certs(args) => certs::certs(args, &common),
         Command::Token(args) => certs::token(args, &common),

@@ -18,11 +18,11 @@ pub struct Style {
 
 impl Style {
     pub fn stdout() -> Self {
-        Self { on: wanted() && std::io::stdout().is_terminal() }
+        Self { on: colours() && std::io::stdout().is_terminal() }
     }
 
     pub fn stderr() -> Self {
-        Self { on: wanted() && std::io::stderr().is_terminal() }
+        Self { on: colours() && std::io::stderr().is_terminal() }
     }
 
     #[cfg(test)]
@@ -47,7 +47,8 @@ impl Style {
     }
 }
 
-fn wanted() -> bool {
+/// Whether colours are wanted.
+pub fn colours() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
@@ -185,6 +186,21 @@ fn later(l: &v1::Later) -> Value {
     })
 }
 
+fn trigger(trigger: &v1::Trigger) -> Value {
+    json!({
+        "http": trigger.http, "methods": trigger.methods, "hosts": trigger.hosts,
+        "headers": std::collections::BTreeMap::from_iter(&trigger.headers),
+        "query": std::collections::BTreeMap::from_iter(&trigger.query), "cors": trigger.cors.as_ref().map(cors),
+    })
+}
+
+fn cors(cors: &v1::Cors) -> Value {
+    json!({
+        "origins": cors.origins, "methods": cors.methods, "headers": cors.headers, "expose": cors.expose,
+        "credentials": cors.credentials, "max_age_s": cors.max_age,
+    })
+}
+
 /// Everything known of a function.
 pub fn function(description: &v1::FunctionDescription) -> Value {
     let f = description.function.clone().unwrap_or_default();
@@ -199,7 +215,8 @@ pub fn function(description: &v1::FunctionDescription) -> Value {
         "init_timeout_ms": ms(f.init_timeout), "idle_timeout_ms": ms(f.idle_timeout),
         "concurrency": f.concurrency, "min_containers": f.min_containers, "max_containers": f.max_containers,
         "network": f.network, "env": std::collections::BTreeMap::from_iter(f.env), "secrets": std::collections::BTreeMap::from_iter(f.secrets), "idempotent": f.idempotent,
-        "triggers": f.triggers.iter().map(|t| json!({"http": t.http})).collect::<Vec<_>>(),
+        "triggers": f.triggers.iter().map(trigger).collect::<Vec<_>>(), "cors": f.cors.as_ref().map(cors),
+        "max_request": f.max_request, "max_response": f.max_response,
         "async": f.later.as_ref().map(later),
         "schedules": f.schedules.iter().map(|s| json!({"cron": s.cron, "body": s.body})).collect::<Vec<_>>(),
         "containers": {"idle": description.idle, "busy": description.busy, "waiting": description.waiting},

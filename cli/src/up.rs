@@ -17,7 +17,7 @@ use serde_json::json;
 use stoker_core::{FunctionSpec, Resources, RunnerName};
 use stoker_registry::{EtcdRegistry, MemoryRegistry, Registry, etcd};
 use stoker_runner::machine::Machine;
-use stoker_runtime::config::{Outcome, Program, Table};
+use stoker_runtime::config::{Outcome, Program, Settings, Table};
 use stoker_runtime::logs::{self, Logs};
 use stoker_runtime::tls;
 
@@ -32,6 +32,9 @@ use crate::{client, functions, output};
 /// The gRPC port that `stoker` looks for when it is told nothing.
 const DEFAULT_GRPC_PORT: u16 = 7070;
 
+/// The admin port beside it.
+const DEFAULT_ADMIN_PORT: u16 = 7090;
+
 /// An etcd that does not answer for so long when a fleet starts is not there.
 const ETCD_LIMIT: Duration = Duration::from_secs(10);
 
@@ -45,17 +48,20 @@ const SLOW_START: Duration = Duration::from_secs(3);
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 pub fn run(args: Up, common: &Common) -> Result<(), Failure> {
-    let log = log(args.verbose)?;
-    let result = prepare(args, common);
+    let (log, settings) = log(args.verbose)?;
+    let result = prepare(args, common, settings);
     log.stop(LAST_LINES);
     result
 }
 
-fn prepare(args: Up, common: &Common) -> Result<(), Failure> {
+fn prepare(args: Up, common: &Common, settings: Settings) -> Result<(), Failure> {
     // What can be wrong is found before anything is started.
     let specs = functions::read(&args.functions)?;
-    let addresses =
-        [(args.grpc, "--grpc", "run programs on this machine"), (args.http, "--http", "call every function")];
+    let addresses = [
+        (args.grpc, "--grpc", "run programs on this machine"),
+        (args.http, "--http", "call every function"),
+        (admin(&args), "--admin", "see which functions there are and how they are called"),
+    ];
     for (address, flag, what) in addresses {
         free(address, flag)?;
         if tls::open_to_others(address) {
@@ -69,7 +75,7 @@ fn prepare(args: Up, common: &Common) -> Result<(), Failure> {
     // Until all that is in them has ended.
     let places = Places::take(args.state.as_deref(), (args.grpc.port() == 0).then_some(name.as_str()))?;
     let name = places.name().unwrap_or(&name).to_owned();
-    let plan = plan(&args, &name, &places)?;
+    let plan = plan(&args, &name, &places, settings)?;
     let registry = registry(&args, &places)?;
     places.clear_queue(&name)?;
     let result = client::runtime()?.block_on(serve(args, common, plan, registry, specs));
@@ -107,6 +113,7 @@ async fn serve(
     match common.output {
         Output::Json => tell(output::print_json(&json!({
             "grpc": server, "http": format!("http://{}", reachable(fleet.http)),
+            "admin": format!("http://{}", reachable(fleet.admin)),
             "runners": args.runners, "sandbox": fleet.sandbox, "memory": resources.memory,
             "cpu_millis": resources.cpu_millis,
             "functions": all.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(),
@@ -189,6 +196,12 @@ fn exposed(address: SocketAddr, flag: &str, what: &str) -> String {
     )
 }
 
+/// Where the page is.
+fn admin(args: &Up) -> SocketAddr {
+    let port = if args.grpc.port() == DEFAULT_GRPC_PORT { DEFAULT_ADMIN_PORT } else { 0 };
+    args.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+}
+
 /// What to call to get there: an address that means "all of this machine's" leads nowhere by itself.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
@@ -213,6 +226,7 @@ fn introduce(
     let (grpc, http) = (reachable(fleet.grpc), reachable(fleet.http));
     text += &line("gRPC", format!("http://{grpc}"));
     text += &line("HTTP", format!("http://{http}"));
+    text += &line("page", format!("http://{}/", reachable(fleet.admin)));
     text += &line(
         "fleet",
         format!(
@@ -250,8 +264,13 @@ fn introduce(
         let server = if grpc == default { String::new() } else { format!(" --server http://{grpc}") };
         text += &format!("  stoker call {name} --data {data}{server}\n");
         text += &format!("  curl -d {data} http://{http}/invoke/{name}\n");
-        let with_trigger = runnable().find(|spec| !spec.triggers.is_empty());
-        if let Some((spec, trigger)) = with_trigger.and_then(|s| Some((s, s.triggers.first()?))) {
+        // One that anything can call.
+        let callable = |trigger: &&stoker_core::function::Trigger| {
+            trigger.is_plain() && !trigger.http.contains(['{', '*'])
+        };
+        let with_trigger = runnable().find(|spec| spec.triggers.iter().any(|trigger| callable(&trigger)));
+        if let Some((spec, trigger)) = with_trigger.and_then(|s| Some((s, s.triggers.iter().find(callable)?)))
+        {
             let data = functions::quoted(Sample::of(spec).body);
             text += &format!("  curl -d {data} http://{http}/t/{}{}\n", spec.name.app(), trigger.http);
         }
@@ -330,7 +349,7 @@ fn name(args: &Up) -> String {
     format!("{host}-{name}")
 }
 
-fn plan(args: &Up, name: &str, places: &Places) -> Result<Plan, Failure> {
+fn plan(args: &Up, name: &str, places: &Places, settings: Settings) -> Result<Plan, Failure> {
     let machine = Machine::look();
     let count = u64::from(args.runners);
     let memory = args.memory.unwrap_or(machine.spare_memory() / count);
@@ -353,6 +372,8 @@ fn plan(args: &Up, name: &str, places: &Places) -> Result<Plan, Failure> {
     Ok(Plan {
         grpc: args.grpc,
         http: args.http,
+        admin: admin(args),
+        settings: Arc::new(settings),
         runners,
         resources: Resources { memory, cpu_millis, slots },
         sandbox: args.sandbox,
@@ -373,8 +394,8 @@ fn plan(args: &Up, name: &str, places: &Places) -> Result<Plan, Failure> {
     })
 }
 
-/// The log, for people: warnings, and more with -v. The variables of the servers' logs mean the same here.
-fn log(verbose: u8) -> Result<Logs, Failure> {
+/// The log, for people: warnings, and more with -v; and the settings that say so. The variables of the servers' logs mean the same here.
+fn log(verbose: u8) -> Result<(Logs, Settings), Failure> {
     let program = Program {
         name: "stoker",
         version: env!("CARGO_PKG_VERSION"),
@@ -400,7 +421,9 @@ fn log(verbose: u8) -> Result<Logs, Failure> {
         Ok(Outcome::Say(_)) => unreachable!("nothing asks for it"),
         Err(mistakes) => return Err(Failure::usage(mistakes.to_string().trim_end(), "correct the variable")),
     };
-    Logs::start(&settings).map_err(|error| Failure::platform(format!("cannot start the log: {error}"), ""))
+    let logs = Logs::start(&settings);
+    let logs = logs.map_err(|error| Failure::platform(format!("cannot start the log: {error}"), ""))?;
+    Ok((logs, settings))
 }
 
 #[cfg(test)]

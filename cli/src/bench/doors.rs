@@ -199,6 +199,31 @@ pub async fn invoke(connection: Connection, load: &Load) -> Result<(), Failure> 
     try_join_all(callers).await.map(drop)
 }
 
+/// A call for later after the other, by each caller, on one connection. Nobody waits for their ends.
+pub async fn submit(connection: Connection, load: &Load) -> Result<(), Failure> {
+    let callers = (0..load.concurrency).map(|_| {
+        let mut client = client::calls(connection.clone());
+        async move {
+            loop {
+                let began = Instant::now();
+                let request = v1::SubmitRequest {
+                    function: load.function.clone(),
+                    body: load.body.clone(),
+                    ..Default::default()
+                };
+                match client.submit(request).await {
+                    Ok(_) => load.success(began, 0, None),
+                    Err(refused) => load.error(status::from_status(&refused)),
+                }
+                if goes_on(load).await.is_none() {
+                    return Ok::<_, Failure>(());
+                }
+            }
+        }
+    });
+    try_join_all(callers).await.map(drop)
+}
+
 /// Rests; `None` when the run is over.
 async fn goes_on(load: &Load) -> Option<()> {
     if load.over() {

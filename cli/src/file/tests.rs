@@ -1,6 +1,7 @@
 //! A good file in full, and a table of bad ones.
 
 use super::*;
+use stoker_core::function::{Cors, Trigger};
 
 fn read(text: &str) -> Result<Vec<FunctionSpec>, Vec<String>> {
     let mut mistakes = Vec::new();
@@ -35,7 +36,14 @@ functions:
     network: egress
     env: {GREETING: hi, VERSION: 1.10, NOTHING: , ON: yes}
     idempotent: true
-    triggers: [{http: /hello}, {http: /hi}]
+    triggers:
+      - http: /hello
+      - {http: "/users/{id}", methods: [GET, PUT], hosts: shop.example, headers: {X-Kind: a}, query: {v: 1}}
+      - http: /static/*
+        cors: {origins: [https://shop.example], methods: PUT, headers: [X-A], expose: X-B, credentials: true, max_age: 10m}
+    cors: {origins: "*"}
+    max_request: 1MiB
+    max_response: 2MiB
   - name: other
     rootfs: /r
     command: [x]
@@ -52,7 +60,25 @@ functions:
     assert_eq!((hello.network, hello.idempotent), (Network::Egress, true));
     let env: Vec<_> = hello.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(env, ["GREETING=hi", "NOTHING=", "ON=yes", "VERSION=1.10"]);
-    assert_eq!(hello.triggers.len(), 2);
+    let special = Trigger {
+        methods: vec!["GET".into(), "PUT".into()],
+        hosts: vec!["shop.example".into()],
+        headers: [("x-kind".to_owned(), "a".to_owned())].into(),
+        query: [("v".to_owned(), "1".to_owned())].into(),
+        ..Trigger::new("/users/{id}")
+    };
+    assert_eq!(hello.triggers[..2], [Trigger::new("/hello"), special]);
+    let cors = Cors {
+        origins: vec!["https://shop.example".into()],
+        methods: vec!["PUT".into()],
+        headers: vec!["x-a".into()],
+        expose: vec!["x-b".into()],
+        credentials: true,
+        max_age: 600,
+    };
+    assert_eq!(hello.triggers[2].cors, Some(cors));
+    assert_eq!(hello.cors.as_ref().map(Cors::is_for_all), Some(true));
+    assert_eq!((hello.max_request, hello.max_response), (1 << 20, 2 << 20));
     let other = &specs[1];
     assert_eq!(other.root, Root::Rootfs("/r".into()));
     assert_eq!((other.workdir.as_path(), other.cpu_millis), (Path::new("/"), 2000));
@@ -101,7 +127,7 @@ fn bad_files() {
         (function("timeout: 1.5s"), &["5:14: `timeout`: `1.5s` is not a duration"]),
         (function("concurrency: 4"), &["5:18: `concurrency` format default takes one call at a time"]),
         (function("concurrency: many"), &["5:18: `concurrency`: `many` is not a whole number"]),
-        (function("min_containers: 100"), &["5:21: `min_containers` 100 is more than max_containers"]),
+        (function("min_containers: 100001"), &["5:21: `min_containers` 100001 is not between 0 and 100000"]),
         (
             function("format: http-strem"),
             &["5:13: `format`: `http-strem` is not a format: did you mean `http-stream`?"],
@@ -137,8 +163,26 @@ fn bad_files() {
         ),
         (
             function("triggers: [{http: /x}, {http: /x}]"),
-            &["5:28: `/x` is a trigger already, at /f/functions.yaml:5:16"],
+            &["5:15: `triggers` /x takes the same requests as /x, and neither is more special"],
         ),
+        (
+            "app: d\nfunctions:\n- {name: a, command: [x], triggers: [{http: \"/u/{id}\"}]}\n\
+             - {name: b, command: [x], triggers: [{http: /u/x}, {http: \"/u/{name}\"}]}"
+                .into(),
+            &[
+                "4:52: `/u/{name}` is a trigger already, at /f/functions.yaml:3:38 as `/u/{id}`, and neither is more special",
+            ],
+        ),
+        (
+            function("triggers: [{http: /x, methods: get}]"),
+            &["\"get\" is not a method in upper case, like GET"],
+        ),
+        (function("triggers: [{http: /x, cors: {origin: a}}]"), &["did you mean `origins`?"]),
+        (
+            function("cors: {origins: \"*\", credentials: true}"),
+            &["5:11: `cors` credentials with the origin \"*\" would let every site act"],
+        ),
+        (function("max_request: 5"), &["5:18: `max_request`: `5` has no unit: write it like 5MiB"]),
         (function("name: b"), &["5:5: is not YAML: duplicated key"]),
         (
             "app: d\nfunctions:\n- {name: a, command: [x]}\n- {name: a, command: [x]}".into(),

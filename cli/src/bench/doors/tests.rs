@@ -62,6 +62,13 @@ impl CallService for Echo {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn redrive_call(
+        &self,
+        _: Request<v1::RedriveCallRequest>,
+    ) -> Result<Response<v1::RedriveCallResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn list_calls(
         &self,
         _: Request<v1::ListCallsRequest>,
@@ -96,7 +103,7 @@ impl CallService for Echo {
                 };
                 let frame = if complete {
                     let body = open.remove(&call).expect("it was there").into();
-                    Receive::Finished(v1::SessionFinished { body, ..Default::default() })
+                    Receive::Finished(Box::new(v1::SessionFinished { body, ..Default::default() }))
                 } else {
                     Receive::Credit(v1::SessionCredit { bytes: WINDOW })
                 };
