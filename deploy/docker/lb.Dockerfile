@@ -1,6 +1,8 @@
 # The balancer. From the repository's root: docker build -f deploy/docker/lb.Dockerfile -t stoker-lb .
 # For other processors: docker buildx build --platform linux/amd64,linux/arm64 …
-FROM rust:1.95-bookworm AS build
+# Another image with Rust can stand here, such as a mirror's.
+ARG BUILD_IMAGE=rust:1.95-bookworm
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p stoker-lb --bin stoker-lb

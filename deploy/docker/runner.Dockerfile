@@ -1,12 +1,14 @@
 # The runner. From the repository's root: docker build -f deploy/docker/runner.Dockerfile -t stoker-runner .
 #
 # Functions without a root directory of their own see this image's files, so what they need (Python, Node, …) is installed here.
-FROM rust:1.95-bookworm AS build
+ARG BUILD_IMAGE=rust:1.95-bookworm
+ARG BASE_IMAGE=debian:bookworm-slim
+FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked -p stoker-runner --bin stoker-runner
 
-FROM debian:bookworm-slim
+FROM ${BASE_IMAGE}
 ARG FUNCTION_PACKAGES="python3"
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ${FUNCTION_PACKAGES} \
