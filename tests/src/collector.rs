@@ -1,5 +1,6 @@
 //! A collector of traces that is none of ours: rotel receives spans by OTLP and prints them.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -129,4 +130,24 @@ impl Span {
     pub fn kind(&self) -> &str {
         self.field("Kind")
     }
+}
+
+/// Who calls whom, how often, as Tempo's generator finds it: a client's span and the server's that is its child, in two services; and a client's
+/// span without such a child that names its peer, which becomes a node of its own.
+#[must_use]
+pub fn service_graph(spans: &[Span]) -> BTreeMap<(String, String), usize> {
+    let mut graph = BTreeMap::new();
+    for client in spans.iter().filter(|span| span.kind() == "SPAN_KIND_CLIENT") {
+        let mut servers = spans.iter().filter(|span| span.kind() == "SPAN_KIND_SERVER");
+        let server = servers.find(|span| span.trace() == client.trace() && span.parent() == client.id());
+        let peer = ["service.peer.name", "peer.service"]
+            .map(|name| client.field(name))
+            .into_iter()
+            .find(|p| !p.is_empty());
+        let peer = peer.map(|peer| peer.trim_start_matches("Str(").trim_end_matches(')').to_owned());
+        if let Some(to) = server.map(|server| server.service.clone()).or(peer) {
+            *graph.entry((client.service.clone(), to)).or_default() += 1;
+        }
+    }
+    graph
 }

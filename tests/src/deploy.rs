@@ -97,7 +97,9 @@ fn expressions(node: &Value, place: &str, found: &mut Vec<(String, String)>) {
         Value::Object(map) => {
             let title = map.get("title").or(map.get("alert")).or(map.get("record")).and_then(Value::as_str);
             let place = title.map_or_else(|| place.to_owned(), |title| format!("{place}, {title}"));
-            if let Some(Value::String(query)) = map.get("expr") {
+            // Logs are asked for in another language.
+            let of_metrics = map.get("datasource").is_none_or(|source| source["type"] == "prometheus");
+            if let Some(Value::String(query)) = map.get("expr").filter(|_| of_metrics) {
                 found.push((place.clone(), query.clone()));
             }
             map.values().for_each(|value| expressions(value, &place, found));

@@ -285,7 +285,7 @@ impl Fleet {
     /// Everything that a function writes from now on, and what it wrote so far.
     pub async fn log(&self, function: &FunctionSpec) -> Log {
         let request =
-            StreamLogsRequest { function: function.name.to_string(), call_id: String::new(), follow: true };
+            StreamLogsRequest { function: function.name.to_string(), follow: true, ..Default::default() };
         Log(self.clients.fleet().stream_logs(request).await.unwrap().into_inner())
     }
 

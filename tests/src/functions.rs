@@ -84,7 +84,7 @@ impl Change for FunctionSpec {
     }
 
     fn with_trigger(mut self, path: &str) -> Self {
-        self.triggers.push(Trigger { http: path.to_owned() });
+        self.triggers.push(Trigger::new(path));
         self
     }
 

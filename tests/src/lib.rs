@@ -6,13 +6,16 @@
 pub mod calls;
 pub mod cluster;
 pub mod collector;
+pub mod dashboards;
 pub mod deploy;
+pub mod disk;
 pub mod fleet;
 pub mod functions;
 pub mod left;
 pub mod member;
 pub mod middlebox;
 pub mod net;
+pub mod prometheus;
 pub mod proxy;
 pub mod raw;
 pub mod schema;

@@ -123,6 +123,11 @@ impl Server {
         assert_eq!(status.signal(), Some(libc::SIGKILL), "{}:\n{}", self.name, self.tail());
     }
 
+    /// SIGUSR2: a runner becomes the program that its file is now.
+    pub fn upgrade(&self) {
+        kill_process(self.pid, Signal::USR2).unwrap();
+    }
+
     /// SIGTERM; [`Server::ended`] waits for what comes of it.
     pub fn terminate(&self) {
         kill_process(self.pid, Signal::TERM).unwrap();

@@ -6,6 +6,7 @@
 mod balancers;
 mod changes;
 mod drains;
+mod kept;
 mod network;
 mod registry;
 mod runners;
@@ -13,6 +14,7 @@ mod secure;
 mod seeing;
 mod shape;
 mod tls;
+mod upgrades;
 
 use stoker_tests::cluster::load::{Attempt, Sums};
 

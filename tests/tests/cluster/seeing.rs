@@ -175,7 +175,7 @@ async fn numbers_are_right_and_everything_that_deploy_uses_is_there() {
         sum(&runner, "stoker_runner_calls_total", "code=OK,function=t/counted"),
         20.0,
     );
-    is("cold starts", sum(&runner, "stoker_runner_cold_starts_total", "function=t/counted"), 1.0);
+    is("cold starts", sum(&runner, "stoker_runner_cold_starts_total", "cause=first,function=t/counted"), 1.0);
     is("memory", value(&runner, "stoker_runner_memory_bytes{kind=total}"), f64::from(512 << 20));
     for scrape in [&balancer, &runner] {
         assert!(value(scrape, "process_resident_memory_bytes{}") > 0.0);
@@ -205,6 +205,10 @@ async fn evictions_are_counted() {
         clients.probe(function, "echo").await;
     }
     let runner = scrape(&cluster, cluster.runners[0].admin).await.unwrap();
-    assert!(value(&runner, "stoker_runner_evictions_total{}") >= 2.0, "{:#}", runner["series"]);
+    assert!(
+        value(&runner, "stoker_runner_containers_ended_total{why=evicted}") >= 2.0,
+        "{:#}",
+        runner["series"]
+    );
     cluster.end().await;
 }

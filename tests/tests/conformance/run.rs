@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::columns::{Column, Driver};
-use crate::rows::ROWS;
+use crate::rows::rows;
 use crate::table::{Body, Content, Flow, Needs, Next, Outcome, PLAIN, Row};
 
 /// Rows that run at once.
@@ -40,7 +40,7 @@ pub async fn column(column: Column, driver: Driver, test: &str) {
     let fleet = Arc::new(fleet);
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut running = JoinSet::new();
-    let mut rows: Vec<_> = ROWS.iter().collect();
+    let mut rows: Vec<_> = rows().collect();
     // Those that wait for their time to be over first: the others run meanwhile.
     rows.sort_by_key(|row| row.setting.timeout_ms);
     for row in rows {

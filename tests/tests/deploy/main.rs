@@ -3,13 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod alerts;
 mod chart;
+mod dashboards;
+mod debian;
+mod docker;
+mod live;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use stoker_tests::{deploy, program};
 
 /// What a checker says; `None` where it is not installed.
@@ -51,86 +56,6 @@ fn prometheus_takes_its_configuration_and_rules() {
             return;
         };
         is_content(&output);
-    }
-}
-
-#[test]
-fn every_query_can_be_parsed() {
-    // promtool reads queries only as rules. What Grafana puts in for its variables is put in here.
-    let rules: Vec<Value> = deploy::queries()
-        .into_iter()
-        .enumerate()
-        .map(|(n, (_, query))| json!({"record": format!("query:{n}"), "expr": query.replace("$__rate_interval", "1m")}))
-        .collect();
-    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
-    // JSON is YAML.
-    serde_json::to_writer(&file, &json!({"groups": [{"name": "queries", "rules": rules}]})).unwrap();
-    if let Some(output) = checked(Command::new("promtool").args(["check", "rules"]).arg(file.path())) {
-        is_content(&output);
-    }
-    let broken = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
-    let rules = json!([{"record": "query:broken", "expr": "sum(rate(stoker_lb_calls_total[1m])"}]);
-    serde_json::to_writer(&broken, &json!({"groups": [{"name": "queries", "rules": rules}]})).unwrap();
-    if let Some(output) = checked(Command::new("promtool").args(["check", "rules"]).arg(broken.path())) {
-        assert!(!output.status.success(), "the checker takes anything");
-    }
-}
-
-#[test]
-fn panels_and_their_data_sources_fit_together() {
-    let sources = deploy::yaml(&deploy::path("compose/grafana/provisioning/datasources/stoker.yaml"));
-    let uids: Vec<&str> =
-        sources["datasources"].as_array().unwrap().iter().filter_map(|s| s["uid"].as_str()).collect();
-    let text = deploy::text(&deploy::path("compose/grafana/dashboards/stoker.json"));
-    let dashboard: Value = serde_json::from_str(&text).unwrap();
-    let panels = dashboard["panels"].as_array().unwrap();
-    let mut ids: Vec<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
-    ids.sort_unstable();
-    ids.dedup();
-    assert_eq!(ids.len(), panels.len(), "two panels have one id");
-    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
-        let title = &panel["title"];
-        assert!(
-            uids.contains(&panel["datasource"]["uid"].as_str().unwrap()),
-            "{title}: {}",
-            panel["datasource"]
-        );
-        let targets = panel["targets"].as_array().unwrap();
-        assert!(!targets.is_empty(), "{title} asks for nothing");
-        let place = |key: &str| panel["gridPos"][key].as_u64().unwrap();
-        assert!(place("x") + place("w") <= 24, "{title} is beside the page");
-    }
-}
-
-#[test]
-fn the_dashboard_is_of_the_types_that_grafana_publishes() {
-    let kit = std::env::var_os("STOKER_TEST_KITS").map(|kits| PathBuf::from(kits).join("grafana"));
-    let compiler = |kit: &Path| kit.join("node_modules/.bin/tsc");
-    let Some(kit) = kit.filter(|kit| compiler(kit).is_file()) else {
-        println!("left out: STOKER_TEST_KITS has no Grafana schema");
-        return;
-    };
-    let check = |dashboard: &str| {
-        // Beside the types, where the compiler looks for them.
-        let directory = tempfile::tempdir_in(&kit).unwrap();
-        let program = format!(
-            "import type {{ Dashboard }} from '@grafana/schema';\nexport const dashboard = {} satisfies Dashboard;\n",
-            dashboard.trim()
-        );
-        std::fs::write(directory.path().join("check.ts"), program).unwrap();
-        let options =
-            ["--noEmit", "--strict", "--skipLibCheck", "--module", "esnext", "--moduleResolution", "bundler"];
-        let mut command = Command::new(compiler(&kit));
-        checked(command.args(options).args(["--target", "es2022", "check.ts"]).current_dir(directory.path()))
-    };
-    let text = deploy::text(&deploy::path("compose/grafana/dashboards/stoker.json"));
-    if let Some(output) = check(&text) {
-        is_content(&output);
-    }
-    let mut wrong: Value = serde_json::from_str(&text).unwrap();
-    wrong["schemaVersion"] = json!("forty-one");
-    if let Some(output) = check(&wrong.to_string()) {
-        assert!(!output.status.success(), "the checker takes anything");
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Up {
     _stdout: Lines<BufReader<ChildStdout>>,
     pub grpc: String,
     pub http: String,
+    /// The page of the fleet.
+    pub page: String,
     /// What it said until it served.
     said: String,
     /// Its temporary directory, functions file and state.
@@ -81,8 +83,8 @@ impl Up {
                 said.lines().find_map(|line| line.trim().strip_prefix(key)).expect("it says its addresses");
             line.trim().to_owned()
         };
-        let (grpc, http) = (address("gRPC"), address("HTTP"));
-        Self { child, _stdout: lines, grpc, http, said, directory: Some(directory), family: Vec::new() }
+        let (grpc, http, page) = (address("gRPC"), address("HTTP"), address("page"));
+        Self { child, _stdout: lines, grpc, http, page, said, directory: Some(directory), family: Vec::new() }
     }
 
     pub fn directory(&self) -> &Path {
@@ -101,7 +103,7 @@ impl Up {
     }
 
     /// A command against this fleet.
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = stoker();
         command.args(args).env("STOKER_SERVER", &self.grpc).current_dir(self.directory());
         command.env("STOKER_HTTP", &self.http);

@@ -12,7 +12,7 @@ use stoker_tests::fleet::{Fleet, Plan};
 use stoker_tests::functions::{Change as _, function, probe};
 
 /// Where `scripts/test` put the kits: `STOKER_TEST_KITS`, or beside the build.
-fn kits() -> PathBuf {
+pub fn kits() -> PathBuf {
     match std::env::var_os("STOKER_TEST_KITS") {
         Some(directory) => directory.into(),
         None => stoker_tests::program("probe").parent().unwrap().parent().unwrap().join("test-kits"),

@@ -6,15 +6,20 @@
 mod clients;
 mod command;
 mod containers;
+mod events;
 mod explain;
+mod follow;
 mod hostile;
 mod images;
 mod kits;
 mod lost_runner;
 mod misbehaving;
 mod overload;
+mod page;
+mod relay;
 mod revisions;
 mod sharing;
+mod top;
 
 use std::sync::OnceLock;
 

@@ -1,15 +1,13 @@
 //! Disks that are full.
 
-use std::fs::File;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::mount::{MountFlags, mount};
 use stoker_core::error::{Blame, Code};
 use stoker_proto::{convert, v1};
 use stoker_tests::calls::{Call, Door};
 use stoker_tests::cluster::Plan;
 use stoker_tests::cluster::load::Work;
+use stoker_tests::disk::{Full, mounted};
 use stoker_tests::functions::{Change as _, probe};
 use stoker_tests::left::{self, Ending};
 use stoker_tests::net;
@@ -17,43 +15,13 @@ use stoker_tests::within;
 
 use crate::{all_answered, only_the_lost_failed};
 
-/// A small disk, mounted where only the test and what it starts sees it.
-fn disk(directory: &Path, options: &str) -> PathBuf {
-    let options = std::ffi::CString::new(options).unwrap();
-    mount("tmpfs", directory, "tmpfs", MountFlags::empty(), Some(options.as_c_str())).unwrap();
-    directory.to_owned()
-}
-
-/// Takes everything that is left: names of files as well as their bytes.
-struct Full(Vec<PathBuf>);
-
-impl Full {
-    fn fill(disk: &Path) -> Self {
-        let mut files = vec![disk.join("filler")];
-        let mut file = File::create(&files[0]).expect("there is room for a name");
-        while file.write_all(&[1; 4096]).is_ok() {}
-        for n in 0.. {
-            let path = disk.join(format!("filler-{n}"));
-            if File::create(&path).is_err() {
-                return Self(files);
-            }
-            files.push(path);
-        }
-        unreachable!("a disk has an end");
-    }
-
-    fn free(self) {
-        self.0.iter().for_each(|path| std::fs::remove_file(path).unwrap());
-    }
-}
-
 #[test]
 fn a_runner_whose_disk_is_full_serves_on_and_starts_again() {
     net::run(async |_| {
         let functions = (0..12).map(|n| probe(&format!("f{n}"))).chain([probe("warm")]);
         let Some(mut cluster) = Plan::new(1, 0).room(16).start(functions).await else { return };
         let directory = tempfile::tempdir().unwrap();
-        let disk = disk(directory.path(), "size=4m,nr_inodes=400");
+        let disk = mounted(directory.path(), "size=4m,nr_inodes=400");
         cluster.add_runner_with([("STATE", disk.display().to_string())]).await;
         cluster.until_all_ready().await;
         let load = cluster.load(Work::of("warm").word("sleep:2").clients(2));
@@ -102,7 +70,7 @@ fn an_etcd_whose_disk_is_full_stops_changes_and_no_call() {
     net::run(async |_| {
         let directory = tempfile::tempdir().unwrap();
         // etcd takes 64 MiB for its log ahead, twice.
-        let disk = disk(directory.path(), "size=200m,nr_inodes=400");
+        let disk = mounted(directory.path(), "size=200m,nr_inodes=400");
         let plan = Plan::new(2, 2).etcd_in(&disk);
         let Some(mut cluster) = plan.start([probe("once"), probe("cold")]).await else { return };
         let load = cluster.load(Work::of("once").word("sleep:2"));

@@ -26,7 +26,7 @@ struct Lines {
 impl Lines {
     async fn of(fleet: &Fleet, function: &FunctionSpec) -> Self {
         let request =
-            StreamLogsRequest { function: function.name.to_string(), call_id: String::new(), follow: true };
+            StreamLogsRequest { function: function.name.to_string(), follow: true, ..Default::default() };
         let stream = fleet.clients.fleet().stream_logs(request).await.unwrap().into_inner();
         Self { stream, read: std::collections::VecDeque::new() }
     }

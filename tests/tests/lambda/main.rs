@@ -6,6 +6,7 @@
 mod extensions;
 mod kits;
 mod lifecycle;
+mod versions;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -118,8 +119,12 @@ impl Drop for Fifo {
 
 /// Waits until the log of this call has all that belongs there, each line with its id.
 async fn writes(fleet: &Fleet, function: &FunctionSpec, call: &str) {
-    let request =
-        StreamLogsRequest { function: function.name.to_string(), call_id: call.to_owned(), follow: true };
+    let request = StreamLogsRequest {
+        function: function.name.to_string(),
+        call_id: call.to_owned(),
+        follow: true,
+        ..Default::default()
+    };
     let mut log = fleet.clients.fleet().stream_logs(request).await.unwrap().into_inner();
     let mut missing: Vec<_> =
         ["START RequestId: ", "printed ", "complained ", "END RequestId: ", "REPORT RequestId: "].into();

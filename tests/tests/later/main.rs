@@ -4,6 +4,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod room;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use stoker_core::later::Later;
 use stoker_proto::v1;
 use stoker_queue::testing::Nats;
 use stoker_tests::calls::Clients;
+use stoker_tests::cluster::cut::{Fault, Wire};
 use stoker_tests::cluster::{Cluster, Plan};
 use stoker_tests::functions::probe;
 use stoker_tests::within;
@@ -106,14 +109,30 @@ async fn check(cluster: &mut Cluster, ids: &HashMap<String, String>) -> usize {
     twice
 }
 
-/// One fault of a kind: something dies, and starts again.
-async fn fault(cluster: &mut Cluster, nats: Option<&mut Nats>, kind: u64, seed: &mut u64) {
+/// A queue that is a server of its own, and the wire by which balancers reach it.
+struct Away {
+    nats: Nats,
+    wire: Wire,
+}
+
+/// Kinds of faults.
+const KINDS: u64 = 4;
+
+/// One fault of a kind: something dies, and starts again, or nothing is heard of it for a while.
+async fn fault(cluster: &mut Cluster, away: Option<&mut Away>, kind: u64, seed: &mut u64) {
     let choice = split_mix(seed);
-    match (kind % 3, nats) {
-        (0, Some(nats)) => {
+    match (kind % KINDS, away) {
+        (0, Some(away)) => {
             println!("nats-server is killed");
-            nats.kill();
-            nats.start_again().await;
+            away.nats.kill();
+            away.nats.start_again().await;
+        }
+        (3, Some(away)) => {
+            println!("nothing passes between balancers and nats-server");
+            // By the name that our clients have there. Longer than a lease, so that calls are given to others.
+            away.wire.fault("stoker", Fault::Silence);
+            tokio::time::sleep(Duration::from_millis(3000)).await;
+            away.wire.fault("stoker", Fault::None);
         }
         (0 | 1, _) => {
             let n = (choice >> 8) as usize % cluster.balancers.len();
@@ -134,7 +153,7 @@ async fn fault(cluster: &mut Cluster, nats: Option<&mut Nats>, kind: u64, seed: 
     }
 }
 
-async fn rounds(mut cluster: Cluster, mut nats: Option<Nats>) {
+async fn rounds(mut cluster: Cluster, mut away: Option<Away>) {
     cluster.apply(work()).await;
     let mut ids = HashMap::new();
     for round in SEEDS {
@@ -152,8 +171,8 @@ async fn rounds(mut cluster: Cluster, mut nats: Option<Nats>) {
         let dies = async {
             // Each kind, in an order that is drawn.
             let first = split_mix(&mut faults);
-            for kind in 0..3 {
-                fault(&mut cluster, nats.as_mut(), first % 3 + kind, &mut faults).await;
+            for kind in 0..KINDS {
+                fault(&mut cluster, away.as_mut(), first % KINDS + kind, &mut faults).await;
             }
         };
         let (accepted, ()) = tokio::join!(submits, dies);
@@ -182,7 +201,9 @@ async fn nothing_accepted_is_lost_on_one_disk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_accepted_is_lost_in_a_cluster_with_nats() {
     let Some(nats) = Nats::start().await else { return };
-    let plan = Plan::new(2, 2).set("LATER_QUEUE", &nats.url()).set("LATER_LEASE", "2s");
+    let wire = Wire::to(nats.address()).await;
+    let url = format!("nats://{}", wire.address);
+    let plan = Plan::new(2, 2).set("LATER_QUEUE", &url).set("LATER_LEASE", "2s");
     let Some(cluster) = plan.start([]).await else { return };
-    rounds(cluster, Some(nats)).await;
+    rounds(cluster, Some(Away { nats, wire })).await;
 }
