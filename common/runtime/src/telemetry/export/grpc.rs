@@ -84,8 +84,11 @@ fn told(status: &Status) -> String {
     }
 }
 
-/// Whether OTLP says to try again.
+/// Whether OTLP says to try again. What has a cause was not said by the collector: the connection broke.
 fn is_passing(why: &Status) -> bool {
+    if std::error::Error::source(why).is_some() {
+        return true;
+    }
     use Code::{Aborted, Cancelled, DataLoss, DeadlineExceeded, OutOfRange, ResourceExhausted, Unavailable};
     match why.code() {
         Cancelled | DeadlineExceeded | Aborted | OutOfRange | Unavailable | DataLoss => true,
