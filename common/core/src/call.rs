@@ -16,6 +16,9 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Most headers.
 pub const MAX_HEADERS: usize = 256;
 
+/// Most bytes of names and values of what follows a body.
+pub const MAX_TRAILER_BYTES: usize = 16 * 1024;
+
 /// A header. Names compare without regard to case; values are bytes without CR, LF and NUL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -53,6 +56,18 @@ impl Headers {
     /// # Errors
     /// A sentence that names the header and what is wrong with it, and whether it is a matter of size.
     pub fn check(&self) -> Result<(), HeaderProblem> {
+        self.check_up_to(MAX_HEADER_BYTES)
+    }
+
+    /// The same of what follows a body.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_trailers(&self) -> Result<(), HeaderProblem> {
+        self.check_up_to(MAX_TRAILER_BYTES)
+    }
+
+    fn check_up_to(&self, most: usize) -> Result<(), HeaderProblem> {
         if self.0.len() > MAX_HEADERS {
             return Err(HeaderProblem::TooLarge(format!(
                 "{} headers, at most {MAX_HEADERS} are allowed",
@@ -60,13 +75,13 @@ impl Headers {
             )));
         }
         let size = self.size();
-        if size > MAX_HEADER_BYTES {
+        if size > most {
             return Err(HeaderProblem::TooLarge(format!(
-                "headers of {size} bytes, at most {MAX_HEADER_BYTES} are allowed"
+                "headers of {size} bytes, at most {most} are allowed"
             )));
         }
         for header in &self.0 {
-            if header.name.is_empty() || !header.name.bytes().all(is_token) {
+            if !is_header_name(&header.name) {
                 return Err(HeaderProblem::Invalid(format!("{:?} is not a header name", header.name)));
             }
             if header.value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)) {
@@ -107,8 +122,61 @@ pub fn is_hop_by_hop(name: &str) -> bool {
     NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop))
 }
 
-fn is_token(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
+/// Whether a field may follow a body (RFC 9110, section 6.5.1). None that says how the message is to be read, where it goes, who sends it or how it
+/// is to be treated: whoever needs to know that has acted by then. And none of the platform's own words.
+#[must_use]
+pub fn may_trail(name: &str) -> bool {
+    const NAMES: [&str; 26] = [
+        "age",
+        "authorization",
+        "cache-control",
+        "content-encoding",
+        "content-length",
+        "content-range",
+        "content-type",
+        "cookie",
+        "date",
+        "expires",
+        "host",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "location",
+        "max-forwards",
+        "pragma",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "traceparent",
+        "tracestate",
+        "vary",
+        "www-authenticate",
+    ];
+    const OURS: [&str; 4] = ["access-control-", "fn-", "fn_", "stoker-"];
+    let begins = |with: &str| name.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    !is_hop_by_hop(name)
+        && !NAMES.iter().any(|other| name.eq_ignore_ascii_case(other))
+        && !OURS.iter().any(|ours| begins(ours))
+}
+
+/// Whether a value of `TE` says that its sender reads what follows a body.
+#[must_use]
+pub fn reads_trailers(te: &[u8]) -> bool {
+    te.split(|b| *b == b',').any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+/// The names in a value of `Trailer`.
+pub fn announced(trailer: &[u8]) -> impl Iterator<Item = &str> {
+    let text = std::str::from_utf8(trailer).unwrap_or_default();
+    text.split(',').map(str::trim).filter(|name| is_header_name(name))
+}
+
+/// Whether a header can have this name.
+#[must_use]
+pub fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// Through which kind of door a call came: formats tell functions so.
@@ -216,6 +284,23 @@ mod tests {
         let mut large = Headers::default();
         large.push("a", vec![b'x'; MAX_HEADER_BYTES]);
         assert!(matches!(large.check(), Err(HeaderProblem::TooLarge(_))));
+    }
+
+    #[test]
+    fn what_may_follow_a_body() {
+        for name in ["x-sum", "Server-Timing", "ETag", "digest", "grpc-status"] {
+            assert!(may_trail(name), "{name}");
+        }
+        for name in
+            ["Content-Length", "TE", "set-cookie", "Host", "Fn-Call-Id", "fn_x", "Stoker-Revision", "Trailer"]
+        {
+            assert!(!may_trail(name), "{name}");
+        }
+        assert_eq!(announced(b"X-Sum, a b,, Md5").collect::<Vec<_>>(), ["X-Sum", "Md5"]);
+        assert!(reads_trailers(b"gzip, Trailers") && !reads_trailers(b"gzip"));
+        let mut long = Headers::default();
+        long.push("x", vec![b'x'; MAX_TRAILER_BYTES]);
+        assert!(long.check().is_ok() && long.check_trailers().is_err());
     }
 
     #[test]

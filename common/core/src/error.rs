@@ -21,7 +21,7 @@ pub enum Blame {
 impl Blame {
     /// `caller`, `function`, `platform`.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Blame::Caller => "caller",
             Blame::Function => "function",

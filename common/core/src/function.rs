@@ -509,17 +509,24 @@ impl FunctionSpec {
     /// schedules, what is said of asynchronous calls and the numbers of containers may change without a new version.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let mut same = self.clone();
-        same.triggers.clear();
-        same.cors = None;
-        (same.max_request, same.max_response) = (0, 0);
-        same.min_containers = 0;
-        same.max_containers = 0;
-        same.idempotent = false;
-        same.later = Later::default();
-        same.schedules.clear();
+        let same = Self { min_containers: 0, max_containers: 0, ..self.for_runners() };
         let text = serde_json::to_vec(&same).expect("a spec has only string keys");
         Digest(Sha256::digest(text).into())
+    }
+
+    /// What runners are told of it: nothing of what balancers alone act upon.
+    #[must_use]
+    pub fn for_runners(&self) -> Self {
+        Self {
+            triggers: Vec::new(),
+            cors: None,
+            max_request: 0,
+            max_response: 0,
+            idempotent: false,
+            later: Later::default(),
+            schedules: Vec::new(),
+            ..self.clone()
+        }
     }
 
     /// Names all of it, with what may change without a new version.
@@ -759,6 +766,7 @@ mod tests {
         };
         assert_eq!(base, with(|s| s.triggers.push(Trigger::new("/x"))));
         assert_eq!(base, with(|s| s.max_containers = 3));
+        assert_eq!(hello().for_runners().digest(), base);
         assert_ne!(base, with(|s| s.memory += 1));
         assert_ne!(base, with(|s| s.format_options.cold = true));
         assert_ne!(base, with(|s| *s = s.in_cloudevents()));
