@@ -97,6 +97,24 @@ pub fn to_response_head(head: ResponseHead) -> v1::ResponseHead {
     v1::ResponseHead { status: head.status.into(), headers: to_headers(head.headers) }
 }
 
+/// What follows a body.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn trailers(list: Vec<v1::Header>) -> Result<Headers, String> {
+    let trailers = headers(list);
+    match trailers.check_trailers() {
+        Ok(()) => Ok(trailers),
+        Err(HeaderProblem::Invalid(text) | HeaderProblem::TooLarge(text)) => Err(format!("trailers: {text}")),
+    }
+}
+
+/// What follows a body, for the wire.
+#[must_use]
+pub fn to_trailers(trailers: Headers) -> Vec<v1::Header> {
+    to_headers(trailers)
+}
+
 fn headers(list: Vec<v1::Header>) -> Headers {
     Headers(list.into_iter().map(|h| Header { name: h.name, value: h.value }).collect())
 }
