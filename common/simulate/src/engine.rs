@@ -12,9 +12,10 @@ use std::time::Instant;
 
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::board::Plan;
+use stoker_policy::keeping::PATIENCE;
 use stoker_policy::placement::key;
 
-use self::balancer::{Balancer, Link, Turn};
+use self::balancer::{Balancer, Kept, Link, Turn};
 use self::events::{Entry, Event};
 use self::node::{Act, Node, Start};
 use self::rivals::{Known, Listing, Rival};
@@ -108,6 +109,8 @@ struct Run<'a> {
     free: Vec<u32>,
     next: usize,
     silent_until: Micros,
+    /// Balancers will look once more at who keeps what.
+    looks: bool,
     random: Random,
     launches: Random,
     meter: Meter,
@@ -145,6 +148,7 @@ pub fn run(scenario: &Scenario, trace: &Trace) -> Report {
         free: Vec::new(),
         next: 0,
         silent_until: 0,
+        looks: false,
         random: Random::new(scenario.seed, 21),
         launches: Random::new(scenario.seed, 22),
         meter: Meter::new(scenario, trace),
@@ -161,6 +165,7 @@ impl Run<'_> {
                 self.list(node);
             }
         }
+        self.keep();
         for (nth, (at, _)) in (0u32..).zip(&self.scenario.changes) {
             self.at(*at, Event::Change { nth });
         }
@@ -221,6 +226,9 @@ impl Run<'_> {
         match event {
             Event::Arrive => self.arrive(),
             Event::Offered { call, stamp } if self.is(call, stamp) => self.offered(call),
+            Event::Second { call, stamp, node, life } if self.is(call, stamp) => {
+                self.second(call, node, self.lives(node, life));
+            }
             Event::Refused { call, stamp, idle, closed } if self.is(call, stamp) => {
                 self.refused(call, Some(idle), closed);
             }
@@ -250,9 +258,9 @@ impl Run<'_> {
                 }
                 self.acts(node);
             }
-            Event::Launched { node, life, function, ahead, took } if self.lives(node, life) => {
+            Event::Launched { node, life, function, start, took } if self.lives(node, life) => {
                 self.meter.idle(node, &self.nodes[node as usize], self.now);
-                self.nodes[node as usize].launched(function, ahead, took, self.now, &self.rules);
+                self.nodes[node as usize].launched(function, start, took, self.now, &self.rules);
                 self.acts(node);
             }
             Event::Expire { node, life, function, container } if self.lives(node, life) => {
@@ -282,7 +290,14 @@ impl Run<'_> {
                 }
                 self.after(self.scenario.report, Event::Report);
             }
-            Event::Listed { node } => self.list(node),
+            Event::Listed { node } => {
+                self.list(node);
+                self.keep();
+            }
+            Event::Keep => {
+                self.looks = false;
+                self.keep();
+            }
             Event::Change { nth } => self.change(nth),
             Event::Back { node } => {
                 self.nodes[node as usize].alive = true;
@@ -304,11 +319,11 @@ impl Run<'_> {
         let life = self.nodes[node as usize].life;
         for act in acts.drain(..) {
             match act {
-                Act::Launch { function, ahead } => {
+                Act::Launch { function, start } => {
                     let median = self.trace.functions[function as usize].cold as f64;
                     let took = self.launches.log_normal(median, 0.2) as Micros;
                     self.meter.launched();
-                    self.after(took, Event::Launched { node, life, function, ahead, took });
+                    self.after(took, Event::Launched { node, life, function, start, took });
                 }
                 Act::Give { call, start } => {
                     self.left_line(call);
@@ -344,6 +359,32 @@ impl Run<'_> {
         }
     }
 
+    /// Every balancer decides which runners keep how many containers ready, and says so.
+    fn keep(&mut self) {
+        let wanted = self.scenario.min_containers;
+        if wanted == 0 || self.scenario.placer != Placer::Stoker {
+            return;
+        }
+        for at in 0..self.balancers.len() {
+            let now = self.rules.instant(self.now);
+            for Kept { node, function, containers } in
+                self.balancers[at].keep(wanted, &self.keys, &self.asks, &self.nodes, now)
+            {
+                if !self.nodes[node as usize].alive {
+                    continue;
+                }
+                let ask = self.asks[function as usize];
+                self.nodes[node as usize].keep(at, function, ask, containers, self.now, &self.rules);
+            }
+        }
+        (0..self.nodes.len() as u32).for_each(|node| self.acts(node));
+        // A runner that cannot is passed over after a while.
+        if !self.looks && self.nodes.iter().any(Node::is_short) {
+            self.looks = true;
+            self.after(micros(PATIENCE), Event::Keep);
+        }
+    }
+
     /// A function's warmth is news.
     fn changed(&mut self, node: u32, function: u32) {
         if self.scenario.placer != Placer::Stoker {
@@ -373,8 +414,12 @@ impl Run<'_> {
                 let idle = self.nodes[node as usize].idle(*function);
                 balancer.board.said(link.seat(), self.keys[*function as usize], idle, now);
             }
-            balancer.room(node, room);
+            let given = balancer.room(node, room);
             self.called(at);
+            let mut cpu = room.cpu_millis;
+            for function in changed.iter().filter(|_| !given) {
+                cpu = self.idle(at, *function, node, self.nodes[node as usize].idle(*function), cpu);
+            }
         }
         changed.clear();
         // What changed while the news was told is the next news.
@@ -445,5 +490,6 @@ impl Run<'_> {
                 }
             }
         }
+        self.keep();
     }
 }

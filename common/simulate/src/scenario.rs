@@ -119,6 +119,8 @@ pub struct Scenario {
     pub report: Micros,
     /// Idle containers end after this long.
     pub idle_timeout: Micros,
+    /// Containers that every function shall have over the whole fleet, called or not.
+    pub min_containers: u32,
     /// Containers are launched before calls that are expected.
     pub prewarms: bool,
     /// Calls that no runner took leave after this long.
@@ -144,6 +146,7 @@ impl Default for Scenario {
             hop: 300,
             report: SECOND,
             idle_timeout: 600 * SECOND,
+            min_containers: 0,
             prewarms: true,
             max_wait: 60 * SECOND,
             warm_up: 0.25,

@@ -5,7 +5,8 @@ use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 use crate::scenario::Scenario;
 use crate::trace::{Trace, micros};
 
-/// A change: `runners=+3`, `memory=/2`, `cpu=*2`, `load=*1.5`, `balancers=8`, `idle-timeout=30s`.
+/// A change: `runners=+3`, `memory=/2`, `cpu=*2`, `load=*1.5`, `balancers=8`, `idle-timeout=30s`,
+/// `min-containers=1`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WhatIf {
     text: String,
@@ -21,6 +22,7 @@ enum What {
     Balancers,
     Load,
     IdleTimeout,
+    MinContainers,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,7 +38,7 @@ impl WhatIf {
     /// # Errors
     /// Says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let all = "runners, memory, cpu, balancers, load or idle-timeout";
+        let all = "runners, memory, cpu, balancers, load, idle-timeout or min-containers";
         let (what, how) =
             text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=CHANGE; KEY is {all}"))?;
         let what = match what {
@@ -46,6 +48,7 @@ impl WhatIf {
             "balancers" => What::Balancers,
             "load" => What::Load,
             "idle-timeout" => What::IdleTimeout,
+            "min-containers" => What::MinContainers,
             _ => return Err(format!("`{what}` cannot be changed; {all} can")),
         };
         let value = |text: &str| -> Result<f64, String> {
@@ -53,7 +56,7 @@ impl WhatIf {
                 What::Memory => parse_size(text).map(|bytes| bytes as f64),
                 What::Cpu => parse_cpu(text).map(f64::from),
                 What::IdleTimeout => parse_duration(text).map(|time| micros(time) as f64),
-                What::Runners | What::Balancers | What::Load => number(text),
+                What::Runners | What::Balancers | What::Load | What::MinContainers => number(text),
             }
         };
         let how = match how.as_bytes().first() {
@@ -106,6 +109,9 @@ impl WhatIf {
                 scenario.balancers = some(to(scenario.balancers as f64)).ok_or_else(none)? as usize;
             }
             What::IdleTimeout => scenario.idle_timeout = to(scenario.idle_timeout as f64).max(0.0) as u64,
+            What::MinContainers => {
+                scenario.min_containers = to(f64::from(scenario.min_containers)).max(0.0) as u32
+            }
             What::Load => return Ok(Some(trace.clone().stretched(1.0 / to(1.0)))),
         }
         Ok(None)
@@ -133,13 +139,16 @@ mod tests {
     fn changes_are_read_and_made() {
         let trace = Steady { calls: 500, ..Steady::default() }.trace();
         let mut scenario = Scenario::default();
-        for text in ["runners=+3", "memory=/2", "cpu=8", "balancers=*2", "idle-timeout=30s"] {
+        for text in
+            ["runners=+3", "memory=/2", "cpu=8", "balancers=*2", "idle-timeout=30s", "min-containers=2"]
+        {
             let changed = WhatIf::parse(text).and_then(|what| what.apply(&mut scenario, &trace));
             assert_eq!(changed, Ok(None), "{text}");
         }
         let kind = scenario.runners[0];
         assert_eq!((kind.count, kind.size.memory, kind.size.cpu_millis), (23, 8 << 30, 8000));
         assert_eq!((scenario.balancers, scenario.idle_timeout), (8, 30 * SECOND));
+        assert_eq!(scenario.min_containers, 2);
         let faster = WhatIf::parse("load=*2").and_then(|what| what.apply(&mut scenario, &trace));
         assert_eq!(faster.map(|trace| trace.map(|trace| trace.span)), Ok(Some(trace.span / 2)));
     }

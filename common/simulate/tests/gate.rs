@@ -26,6 +26,8 @@ fn cold_at_most(part: f64, load: f64) {
         assert!(!ours.stormed && ours.lost == 0, "{text}");
         // A storm on their side has no figures to compare with.
         assert!(theirs.stormed || ours.cold_percent <= part * theirs.cold_percent, "{text}");
+        let (ours_p99, theirs_p99) = (ours.added_p99_ms, theirs.added_p99_ms);
+        assert!(theirs.stormed || ours_p99 <= theirs_p99, "seed {seed}: {ours_p99} ms to {theirs_p99} ms");
         assert!(ours.tries <= 1.6, "seed {seed}: {} offers a call", ours.tries);
     }
 }
@@ -43,12 +45,12 @@ fn two_thirds_of_them_on_a_busy_fleet() {
 /// Launches take CPU from calls, which makes more launches: everything comes to its end all the same.
 #[test]
 fn launches_that_compute_do_not_end_in_a_storm() {
-    for (seed, load) in SEEDS.into_iter().zip([0.6, 0.7, 0.7]) {
+    for (seed, load) in SEEDS.into_iter().zip([0.8, 0.6, 0.7]) {
         let scenario = Scenario { seed, ..Scenario::default() };
         let report = run(&scenario, &trace(&scenario, load, seed));
         let said = (report.stormed, report.lost, report.added_p99_ms, report.tries);
         assert!(!report.stormed && report.lost == 0 && report.tries <= 1.6, "seed {seed}: {said:?}");
-        assert!(report.added_p99_ms < 5_000.0, "seed {seed}: {said:?}");
+        assert!(report.added_p99_ms < 1_500.0, "seed {seed}: {said:?}");
     }
 }
 
@@ -93,6 +95,19 @@ fn timers_are_met_warm() {
     assert!(with.cold_percent < without.cold_percent, "{} to {}", with.cold_percent, without.cold_percent);
     assert!(with.prewarm_hits * 10 >= with.prewarmed * 8, "{} of {}", with.prewarm_hits, with.prewarmed);
     assert!(with.prewarm_hits > 100 && without.prewarmed == 0);
+}
+
+/// A minimum stands ready before anybody calls, outlives the loss of a runner, and comes back with it.
+#[test]
+fn a_minimum_is_met_warm() {
+    let trace = Cloud { functions: 400, span: 3600 * SECOND, work: 6.0, seed: 1 }.trace();
+    let changes = vec![(1800 * SECOND, Change::Kill { runner: 3, back: Some(60 * SECOND) })];
+    let without = Scenario { idle_timeout: 60 * SECOND, changes, ..Scenario::default() };
+    let with = Scenario { min_containers: 1, ..without.clone() };
+    let (with, without) = (run(&with, &trace), run(&without, &trace));
+    let text = format!("{:.2} % to {:.2} %", with.cold_percent, without.cold_percent);
+    assert!(with.cold_percent * 4.0 < without.cold_percent, "{text}");
+    assert!(with.idle_memory_percent > without.idle_memory_percent, "it is not for nothing");
 }
 
 #[test]

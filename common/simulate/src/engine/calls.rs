@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use stoker_policy::board::Wanted;
+use stoker_policy::placement::key;
 
 use super::balancer::{Balancer, Called};
 use super::events::Event;
-use super::node::{Acquired, Start};
+use super::node::{Acquired, Asker, Start};
 use super::{Active, PAUSES, Run, Stage};
 use crate::scenario::Placer;
 use crate::trace::Micros;
@@ -199,7 +200,10 @@ impl Run<'_> {
         self.meter.idle(node, &self.nodes[node as usize], self.now);
         let runner = &mut self.nodes[node as usize];
         let life = runner.life;
-        let acquired = runner.acquire(call, function, ask, self.now, Duration::from_secs(3600), &self.rules);
+        // Balancers have numbers that say nothing of their order.
+        let asker = Asker { balancer: key(&active.balancer.to_le_bytes()), waited: active.place.is_some() };
+        let acquired =
+            runner.acquire(call, asker, function, ask, self.now, Duration::from_secs(3600), &self.rules);
         match acquired {
             Acquired::Now(start) => {
                 let active = &mut self.calls[call as usize];
@@ -210,7 +214,7 @@ impl Run<'_> {
             Acquired::Wait(pause) => {
                 self.calls[call as usize].in_line = true;
                 let at = self.calls[call as usize].balancer as usize;
-                self.balancers[at].stands(node);
+                self.balancers[at].stands(node, function, call);
                 self.after(pause, Event::Overdue { node, life, call, function, pause });
             }
             Acquired::Refused { closed } => {
@@ -247,12 +251,62 @@ impl Run<'_> {
         }
     }
 
+    /// So many containers of a function are idle at a runner, which has so much free CPU, and nobody without a place wants them: calls that
+    /// stand in other lines ask there too, as many as could start. Gives what CPU is left.
+    pub(super) fn idle(&mut self, at: usize, function: u32, node: u32, containers: u32, mut cpu: u32) -> u32 {
+        let works = self.asks[function as usize].working().cpu_millis;
+        for _ in 0..containers {
+            let Some(left) = cpu.checked_sub(works) else { break };
+            let Some(call) = self.balancers[at].mover(function, node) else { break };
+            cpu = left;
+            let active = &mut self.calls[call as usize];
+            active.tries += 1;
+            self.meter.tries += 1;
+            let (stamp, life) = (active.stamp, self.nodes[node as usize].life);
+            if let Some(link) = self.balancers[at].link(node) {
+                let seat = link.seat();
+                self.balancers[at].board.used(seat, self.keys[function as usize]);
+            }
+            self.after(self.scenario.hop, Event::Second { call, stamp, node, life });
+        }
+        cpu
+    }
+
+    /// The second runner has it: it starts there at once, or not there.
+    pub(super) fn second(&mut self, call: u32, node: u32, lives: bool) {
+        let active = &self.calls[call as usize];
+        if active.stage != Stage::Offered || !active.in_line {
+            return;
+        }
+        let (first, function, at) = (active.node, active.function, active.balancer as usize);
+        let instant = self.rules.instant(self.now);
+        if lives {
+            self.meter.idle(node, &self.nodes[node as usize], self.now);
+        }
+        let started =
+            if lives { self.nodes[node as usize].start(function, instant, &self.rules) } else { None };
+        let Some(start) = started else {
+            return self.balancers[at].would_move(first, function, call);
+        };
+        self.nodes[first as usize].leave(function, call, self.now, &self.rules);
+        self.left_line(call);
+        self.exit(call);
+        if let Some(link) = self.balancers[at].link(node) {
+            link.enter();
+        }
+        let active = &mut self.calls[call as usize];
+        (active.node, active.start) = (node, start);
+        self.begin(call);
+        self.acts(first);
+        self.acts(node);
+    }
+
     /// A call does not stand in a runner's line any more: another of its balancer may.
     pub(super) fn left_line(&mut self, call: u32) {
         let active = &mut self.calls[call as usize];
         if std::mem::take(&mut active.in_line) {
-            let (at, node) = (active.balancer as usize, active.node);
-            self.balancers[at].leaves(node);
+            let (at, node, function) = (active.balancer as usize, active.node, active.function);
+            self.balancers[at].leaves(node, function, call);
             self.called(at);
         }
     }
@@ -289,8 +343,12 @@ impl Run<'_> {
             balancer.board.said(link.seat(), self.keys[function as usize], idle, now);
         }
         if self.scenario.placer == Placer::Stoker {
-            balancer.ended(node);
+            let given = balancer.ended(node, idle > 0);
             self.called(at);
+            if !given {
+                // What it worked with is free, unless one in the line has taken it.
+                self.idle(at, function, node, idle.min(1), u32::MAX);
+            }
         } else if idle > 0 {
             self.rivals[at].told(function, node);
         }

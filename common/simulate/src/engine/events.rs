@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use super::node::Start;
 use crate::trace::Micros;
 
 /// Something that happens.
@@ -13,6 +14,13 @@ pub enum Event {
     Offered {
         call: u32,
         stamp: u32,
+    },
+    /// A call that waits at a runner is offered to another that has somebody idle.
+    Second {
+        call: u32,
+        stamp: u32,
+        node: u32,
+        life: u32,
     },
     /// A refusal is at its balancer.
     Refused {
@@ -58,7 +66,7 @@ pub enum Event {
         node: u32,
         life: u32,
         function: u32,
-        ahead: bool,
+        start: Start,
         took: Micros,
     },
     Expire {
@@ -73,6 +81,8 @@ pub enum Event {
         function: u32,
         until: Micros,
     },
+    /// Balancers look at who keeps what.
+    Keep,
     /// A runner's record is on its way to everybody.
     News {
         node: u32,

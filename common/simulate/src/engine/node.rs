@@ -1,28 +1,28 @@
 //! A runner: its ledger, its containers, and who waits. The same order of things as in the runner's pools, with the decisions of
 //! [`stoker_policy::launch`], [`stoker_policy::eviction`] and [`stoker_policy::prewarm`]; only that nothing really runs.
 
-use std::collections::{BTreeMap, VecDeque};
+mod kept;
+mod line;
+mod room;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use stoker_core::resources::{Ask, Resources};
-use stoker_policy::eviction::{Frequency, Idle, Need, victims};
-use stoker_policy::launch::{
-    Admission, Decision, Facts, Full, House, Hungry, Mean, admit, cap, decide, turn, width,
-};
+use stoker_policy::eviction::Frequency;
+use stoker_policy::launch::{Admission, Facts, Full, House, Mean, admit, cap, turn, width};
 use stoker_policy::prewarm::Arrivals;
+use stoker_policy::waiting::{may_claim, next_in_turn};
 
 use super::Rules;
 use crate::scenario::Manners;
 use crate::trace::{Micros, SECOND, duration};
 
-/// Nothing has to move for at least this long before a call goes elsewhere, as at the runner.
-const STANDSTILL: Micros = SECOND / 2;
-
 /// What follows from what a runner did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
     /// A container of this function is being launched.
-    Launch { function: u32, ahead: bool },
+    Launch { function: u32, start: Start },
     /// A call that waited has a container.
     Give { call: u32, start: Start },
     /// A container is idle from now on; it ends some time.
@@ -35,6 +35,15 @@ pub enum Act {
     Evicted { count: u32 },
 }
 
+/// Who offers a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// A number of its balancer.
+    pub balancer: u64,
+    /// The call has waited there.
+    pub waited: bool,
+}
+
 /// How a call met its container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -42,6 +51,8 @@ pub enum Start {
     Warm,
     /// It was launched ahead, and this is its first call.
     Ahead,
+    /// It was launched to be there whether or not anybody calls, and this is its first call.
+    Kept,
     /// It was launched for calls, and this is its first.
     Cold,
 }
@@ -67,6 +78,7 @@ struct Resting {
 
 struct Waiter {
     call: u32,
+    balancer: u64,
     since: Micros,
     expected: Micros,
     overdue: bool,
@@ -79,6 +91,10 @@ struct Pool {
     busy: u32,
     launching: u32,
     waiters: VecDeque<Waiter>,
+    /// The balancer whose call was served last out of the line.
+    served: u64,
+    /// How many each balancer wants to be kept here.
+    wanted: Vec<u32>,
     frequency: Frequency,
     run: Mean,
     cold: Mean,
@@ -92,6 +108,21 @@ impl Pool {
         self.idle.is_empty() && self.busy == 0 && self.launching == 0
     }
 
+    /// Containers that are here or will be.
+    fn standing(&self) -> u32 {
+        self.idle.len() as u32 + self.busy + self.launching
+    }
+
+    /// How many there shall be.
+    fn minimum(&self) -> u32 {
+        self.wanted.iter().copied().max().unwrap_or(0)
+    }
+
+    /// How many may go without it having too few.
+    fn surplus(&self) -> u32 {
+        self.standing().saturating_sub(self.minimum())
+    }
+
     fn facts(&self, waiting: usize) -> Facts {
         Facts {
             waiting: waiting as u32,
@@ -101,6 +132,19 @@ impl Pool {
             cold: self.cold.get(),
             overdue: self.waiters.front().is_some_and(|waiter| waiter.overdue),
         }
+    }
+
+    /// Who of the line is served next: its balancers take turns.
+    fn next(&mut self) -> Option<Waiter> {
+        let at = next_in_turn(self.waiters.iter().map(|waiter| waiter.balancer), self.served)?;
+        let waiter = self.waiters.remove(at)?;
+        self.served = waiter.balancer;
+        Some(waiter)
+    }
+
+    /// How many calls of a balancer stand in the line.
+    fn of(&self, balancer: u64) -> u32 {
+        self.waiters.iter().filter(|waiter| waiter.balancer == balancer).count() as u32
     }
 
     fn patience(&self) -> Micros {
@@ -123,6 +167,8 @@ pub struct Node {
     pools: BTreeMap<u32, Pool>,
     /// Functions whose calls wait.
     hungry: Vec<u32>,
+    /// Functions with fewer containers than they shall have.
+    short: BTreeSet<u32>,
     launching: u32,
     waiting: u32,
     moves: u64,
@@ -144,6 +190,7 @@ impl Node {
             acts: Vec::new(),
             pools: BTreeMap::new(),
             hungry: Vec::new(),
+            short: BTreeSet::new(),
             launching: 0,
             waiting: 0,
             moves: 0,
@@ -192,6 +239,7 @@ impl Node {
     pub fn acquire(
         &mut self,
         call: u32,
+        asker: Asker,
         function: u32,
         ask: Ask,
         now: Micros,
@@ -199,19 +247,7 @@ impl Node {
         rules: &Rules,
     ) -> Acquired {
         let instant = rules.instant(now);
-        let pool = self.pools.entry(function).or_insert_with(|| Pool {
-            ask,
-            idle: Vec::new(),
-            busy: 0,
-            launching: 0,
-            waiters: VecDeque::new(),
-            frequency: Frequency::new(instant),
-            run: Mean::default(),
-            cold: Mean::default(),
-            moves: 0,
-            gave_up: None,
-            arrivals: Arrivals::default(),
-        });
+        let pool = self.pool(function, ask, instant);
         pool.arrivals.add(instant);
         if pool.waiters.is_empty()
             && let Some(start) = self.take(function, instant, rules)
@@ -238,19 +274,48 @@ impl Node {
                     return Acquired::Refused { closed: false };
                 }
                 Admission::Wait(expected) => expected,
-                Admission::Refuse(why, _) => return Acquired::Refused { closed: why == Full::Line },
+                Admission::Refuse(Full::Line | Full::Slow, expected)
+                    if asker.waited
+                        && pool.gave_up != Some(self.moves)
+                        && expected <= remaining
+                        && may_claim(pool.of(asker.balancer), self.waiting, self.size.slots) =>
+                {
+                    expected
+                }
+                Admission::Refuse(..) => {
+                    return Acquired::Refused { closed: !may_claim(0, self.waiting, self.size.slots) };
+                }
             },
         };
         let expected = expected.as_micros() as Micros;
         if pool.waiters.is_empty() {
             self.hungry.push(function);
         }
-        pool.waiters.push_back(Waiter { call, since: now, expected, overdue: false, seen: None });
+        let balancer = asker.balancer;
+        pool.waiters.push_back(Waiter { call, balancer, since: now, expected, overdue: false, seen: None });
         let patience = pool.patience();
         self.waiting += 1;
         self.acts.push(Act::Changed { function });
         self.pump(now, rules);
         Acquired::Wait(patience)
+    }
+
+    fn pool(&mut self, function: u32, ask: Ask, now: Instant) -> &mut Pool {
+        self.pools.entry(function).or_insert_with(|| Pool {
+            ask,
+            idle: Vec::new(),
+            busy: 0,
+            launching: 0,
+            waiters: VecDeque::new(),
+            served: 0,
+            wanted: Vec::new(),
+            frequency: Frequency::new(now),
+            run: Mean::default(),
+            cold: Mean::default(),
+            moves: 0,
+            gave_up: None,
+            arrivals: Arrivals::default(),
+        })
     }
 
     fn has_room(&self, ask: Ask, rules: &Rules) -> bool {
@@ -299,7 +364,7 @@ impl Node {
     }
 
     /// A launch has come to its end.
-    pub fn launched(&mut self, function: u32, ahead: bool, took: Micros, now: Micros, rules: &Rules) {
+    pub fn launched(&mut self, function: u32, start: Start, took: Micros, now: Micros, rules: &Rules) {
         let Some(pool) = self.pools.get_mut(&function) else { return };
         pool.launching -= 1;
         pool.cold.add(duration(took));
@@ -307,12 +372,19 @@ impl Node {
         self.launching -= 1;
         self.moves += 1;
         self.free.cpu_millis += Self::starting(rules);
-        self.rest(function, if ahead { Start::Ahead } else { Start::Cold }, now);
+        self.rest(function, start, now);
         self.pump(now, rules);
     }
 
-    /// An idle container has had its time, if nobody used it meanwhile.
+    /// An idle container has had its time, if nobody used it meanwhile and it need not be kept.
     pub fn expire(&mut self, function: u32, container: u32) {
+        if self.pools.get(&function).is_some_and(|pool| pool.surplus() > 0) {
+            self.ends(function, container);
+        }
+    }
+
+    /// An idle container ends, if it is idle still.
+    fn ends(&mut self, function: u32, container: u32) {
         let Some(pool) = self.pools.get(&function) else { return };
         if let Some(at) = pool.idle.iter().position(|resting| resting.container == container) {
             self.end(function, at);
@@ -330,6 +402,9 @@ impl Node {
         self.idle_memory -= pool.ask.memory;
         self.idle_count -= 1;
         self.acts.push(Act::Changed { function });
+        if pool.standing() < pool.minimum() {
+            self.short.insert(function);
+        }
         if pool.bare() {
             self.acts.push(Act::Bare { function });
         }
@@ -346,108 +421,16 @@ impl Node {
     pub fn prewarm(&mut self, function: u32, now: Micros, rules: &Rules) -> bool {
         let Some(pool) = self.pools.get(&function).filter(|pool| pool.bare()) else { return false };
         let allowed = self.waiting == 0 && self.launching < cap(&self.size, &pool.ask);
-        allowed && self.begin(function, true, now, rules)
-    }
-
-    /// A call has waited for a while. It looks again after the pause that is returned, if it is still here and has hope; `None` and
-    /// `true` if it has none and has left.
-    pub fn overdue(
-        &mut self,
-        function: u32,
-        call: u32,
-        pause: Micros,
-        now: Micros,
-        rules: &Rules,
-    ) -> (Option<Micros>, bool) {
-        let all = self.moves;
-        let Some(pool) = self.pools.get_mut(&function) else { return (None, false) };
-        let Some(waiter) = pool.waiters.iter_mut().find(|waiter| waiter.call == call) else {
-            return (None, false);
-        };
-        waiter.overdue = true;
-        let expected = waiter.expected;
-        self.pump(now, rules);
-        let Some(pool) = self.pools.get_mut(&function) else { return (None, false) };
-        let Some(at) = pool.waiters.iter().position(|waiter| waiter.call == call) else {
-            return (None, false);
-        };
-        let seen = pool.waiters[at].seen.replace(all);
-        if pool.launching > 0 || seen != Some(all) || rules.manners == Manners::Plain {
-            return (Some((pause * 2).max(expected).max(STANDSTILL)), false);
-        }
-        pool.gave_up = Some(all);
-        pool.waiters.remove(at);
-        self.waiting -= 1;
-        self.fed(function);
-        self.pump(now, rules);
-        (None, true)
-    }
-
-    fn fed(&mut self, function: u32) {
-        if self.pools.get(&function).is_none_or(|pool| pool.waiters.is_empty()) {
-            self.hungry.retain(|other| *other != function);
-        }
-    }
-
-    /// Serves whoever waits, with what there is.
-    fn pump(&mut self, now: Micros, rules: &Rules) {
-        // Neither can a call begin without CPU nor, where that computes, a launch.
-        if self.waiting == 0 || self.free.cpu_millis < Self::working(rules).min(Self::starting(rules)) {
-            return;
-        }
-        let hungry = |function: &u32| {
-            let pool = self.pools.get(function)?;
-            let first = pool.waiters.front()?;
-            let since = rules.instant(first.since);
-            Some((Hungry { since, held: pool.busy + pool.launching, overdue: first.overdue }, *function))
-        };
-        let mut order: Vec<_> = self.hungry.iter().filter_map(hungry).collect();
-        order.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
-        let mut held = false;
-        for (_, function) in order {
-            held |= self.serve(function, held, now, rules);
-        }
-    }
-
-    fn serve(&mut self, function: u32, held: bool, now: Micros, rules: &Rules) -> bool {
-        let instant = rules.instant(now);
-        while self.pools.get(&function).is_some_and(|pool| !pool.waiters.is_empty()) {
-            let Some(start) = self.take(function, instant, rules) else { break };
-            let waiter = self.pools.get_mut(&function).and_then(|pool| pool.waiters.pop_front());
-            self.waiting -= 1;
-            if let Some(Waiter { call, .. }) = waiter {
-                self.acts.push(Act::Give { call, start });
-                self.acts.push(Act::Changed { function });
-            }
-        }
-        self.fed(function);
-        loop {
-            let Some(pool) = self.pools.get(&function) else { return false };
-            let Some(last) = pool.waiters.len().checked_sub(1).filter(|_| pool.idle.is_empty()) else {
-                return false;
-            };
-            let facts = pool.facts(last);
-            let wanted = match rules.manners {
-                Manners::Stoker => decide(&facts) == Decision::Launch,
-                Manners::Plain => facts.launching <= facts.waiting,
-            };
-            if held || self.launching >= cap(&self.size, &pool.ask) || !wanted {
-                return false;
-            }
-            let overdue = facts.overdue;
-            if !self.begin(function, false, now, rules) {
-                return overdue;
-            }
-        }
+        allowed && self.begin(function, Start::Ahead, now, rules)
     }
 
     /// Starts a launch if there is room, or if some can be made for a call.
-    fn begin(&mut self, function: u32, ahead: bool, now: Micros, rules: &Rules) -> bool {
+    fn begin(&mut self, function: u32, start: Start, now: Micros, rules: &Rules) -> bool {
         let Some(ask) = self.pools.get(&function).map(|pool| pool.ask) else { return false };
         let Some(cpu) = self.free.cpu_millis.checked_sub(Self::starting(rules)) else { return false };
         let standing = ask.standing();
         if self.free.memory < standing.memory || self.free.slots == 0 {
-            if ahead {
+            if start != Start::Cold {
                 return false;
             }
             self.make_room(function, standing, now, rules);
@@ -462,53 +445,7 @@ impl Node {
         if let Some(pool) = self.pools.get_mut(&function) {
             pool.launching += 1;
         }
-        self.acts.push(Act::Launch { function, ahead });
+        self.acts.push(Act::Launch { function, start });
         true
     }
-
-    fn make_room(&mut self, own: u32, need: Resources, now: Micros, rules: &Rules) {
-        let instant = rules.instant(now);
-        let mut keys = Vec::new();
-        let mut idle = Vec::new();
-        for (function, pool) in self.pools.iter().filter(|(function, _)| **function != own) {
-            let frequency = pool.frequency.at(instant);
-            for (rank, resting) in (0u32..).zip(pool.idle.iter().rev()) {
-                let age = duration(now - resting.since);
-                keys.push((*function, resting.container, age));
-                let (start, size) = (pool.cold.get(), pool.ask.memory);
-                idle.push(Idle { frequency, start, size, rank, idle: age, kept: false });
-            }
-        }
-        let need = Need {
-            size: need.memory.saturating_sub(self.free.memory),
-            count: usize::from(self.free.slots == 0),
-        };
-        let chosen = match rules.manners {
-            Manners::Stoker => victims(&idle, need),
-            Manners::Plain => oldest(&keys, &idle, need),
-        };
-        let chosen = chosen.unwrap_or_default();
-        if !chosen.is_empty() {
-            self.acts.push(Act::Evicted { count: chosen.len() as u32 });
-        }
-        for at in chosen {
-            let (function, container, _) = keys[at];
-            self.expire(function, container);
-        }
-    }
-}
-
-/// The least recently used that make up for `need`.
-fn oldest(keys: &[(u32, u32, Duration)], idle: &[Idle], need: Need) -> Option<Vec<usize>> {
-    let mut order: Vec<usize> = (0..keys.len()).collect();
-    order.sort_by(|a, b| keys[*b].2.cmp(&keys[*a].2).then(a.cmp(b)));
-    let (mut freed, mut chosen) = (0, Vec::new());
-    for at in order {
-        if freed >= need.size && chosen.len() >= need.count {
-            break;
-        }
-        freed += idle[at].size;
-        chosen.push(at);
-    }
-    (freed >= need.size && chosen.len() >= need.count).then_some(chosen)
 }
