@@ -10,7 +10,7 @@ use stoker_core::resources::Resources;
 
 use crate::apps::{self, App};
 use crate::revisions::{Change, Expect, Refusal, Split, Wish};
-use crate::{Applied, Error, Fleet, Registry};
+use crate::{Applied, Error, Fleet, Places, Registry};
 
 /// A function to test with.
 #[must_use]
@@ -45,7 +45,30 @@ pub async fn run(registry: &dyn Registry) {
     functions(registry).await;
     revisions(registry).await;
     apps(registry).await;
+    places(registry).await;
     fleet(registry).await;
+}
+
+/// However they are asked for, all together are never more than the limit.
+async fn places(registry: &dyn Registry) {
+    let name = function("app", "limited").name;
+    let (one, other) = (registry.places("one"), registry.places("other"));
+    let held =
+        async |who: &Arc<dyn Places>, limit, want| who.hold(&name, limit, want).await.expect("it answers");
+    assert_eq!(held(&one, 5, 3).await, 3);
+    assert_eq!(held(&other, 5, 3).await, 2, "what is left");
+    assert_eq!(held(&other, 5, 1).await, 1, "it gives one back");
+    assert_eq!(held(&one, 5, 9).await, 4);
+    assert_eq!(held(&one, 3, 9).await, 2, "the limit came down");
+    assert_eq!(held(&other, 0, 1).await, 0);
+    assert_eq!(held(&one, 5, 5).await, 5);
+    let many: Vec<_> = (0..4).map(|n| registry.places(&format!("many{n}"))).collect();
+    assert_eq!(held(&one, 5, 0).await, 0);
+    let taken = futures_util::future::join_all(many.iter().map(|who| held(who, 5, 2))).await;
+    assert_eq!(taken.iter().sum::<u32>(), 5, "side by side: {taken:?}");
+    for who in &many {
+        held(who, 0, 0).await;
+    }
 }
 
 async fn apps(registry: &dyn Registry) {

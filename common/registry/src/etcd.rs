@@ -1,7 +1,7 @@
 //! The registry of a cluster: etcd.
 //!
 //! Under `/stoker/v1/` stand `runners/{name}`, each with a lease, and `functions/{app}/{function}` with its earlier revisions below,
-//! and `apps/{app}`, as JSON that `etcdctl get --prefix /stoker/v1/` shows. Readers have a [`view`] of each table, begun when somebody first asks for it; a runner has a
+//! `apps/{app}`, and `places/{app}/{function}/{balancer}`, with leases too, as JSON that `etcdctl get --prefix /stoker/v1/` shows. Readers have a [`view`] of each table, begun when somebody first asks for it; a runner has a
 //! [`registration`]; [`functions`] are changed in transactions. All of them reach etcd by a [`link`], and all of them outlive its absence: what
 //! was seen last stays, what is to be written is written when it returns, and nobody who serves calls waits for it.
 
@@ -9,6 +9,7 @@ mod apps;
 mod figures;
 mod functions;
 mod link;
+mod places;
 mod record;
 mod registration;
 mod tls;
@@ -26,10 +27,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::apps::{App, Apps};
 use crate::revisions::{Change, Outcome, Wish};
-use crate::{Error, Fleet, Functions, Registration, Registry, now_ms};
+use crate::{Error, Fleet, Functions, Places, Registration, Registry, now_ms};
 pub use figures::{Figures, Part};
 use functions::Changed;
 use link::{Link, Trouble};
+use places::EtcdPlaces;
 use registration::EtcdRegistration;
 pub use tls::Tls;
 use view::{Table, View};
@@ -198,6 +200,10 @@ impl Registry for EtcdRegistry {
 
     fn apps(&self) -> watch::Receiver<Arc<Apps>> {
         self.view(&self.apps).subscribe()
+    }
+
+    fn places(&self, holder: &str) -> Arc<dyn Places> {
+        Arc::new(EtcdPlaces::start(self.link.clone(), self.lease, holder))
     }
 
     async fn put_app(&self, name: &str, app: App) -> Result<(), Error> {

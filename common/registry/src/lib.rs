@@ -196,6 +196,10 @@ pub trait Registry: Send + Sync + 'static {
     /// The store's.
     async fn delete_function(&self, name: &FunctionName) -> Result<bool, Error>;
 
+    /// Places of functions, shared with everybody else who holds some, under a name that nobody else has. Is called on a runtime: it may start
+    /// a task. Dropping it gives all of them back.
+    fn places(&self, holder: &str) -> Arc<dyn Places>;
+
     /// The records of apps, now and as they change. Is called on a runtime, like [`Registry::fleet`].
     fn apps(&self) -> watch::Receiver<Arc<Apps>>;
 
@@ -211,6 +215,20 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// The store's.
     async fn delete_app(&self, name: &str) -> Result<bool, Error>;
+}
+
+/// Places for calls of functions of which there may be so many at once, over all who let calls in.
+#[async_trait]
+pub trait Places: Send + Sync {
+    /// Holds as many places of a function as are wanted, fewer than before too, as far as all who hold some stay within the limit; how many
+    /// it holds now.
+    ///
+    /// # Errors
+    /// The store's. What is held then is not known.
+    async fn hold(&self, name: &FunctionName, limit: u32, want: u32) -> Result<u32, Error>;
+
+    /// Counts how often everything that was held may have gone to others, because the store had not heard of the holder for too long.
+    fn lost(&self) -> watch::Receiver<u64>;
 }
 
 /// A runner's place in the fleet. Dropping it takes the runner out.

@@ -1,5 +1,6 @@
 //! The registry of one process: tables in memory and, where a file is given, functions and apps that survive a restart.
 
+use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,7 @@ use tokio::sync::watch;
 use crate::apps::{App, Apps};
 use crate::revisions::{Change, Outcome, Release, Revision, Wish};
 use crate::stored::{Head, Older};
-use crate::{Error, Fleet, Functions, Registration, Registry, now_ms};
+use crate::{Error, Fleet, Functions, Places, Registration, Registry, now_ms};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -24,7 +25,11 @@ pub struct MemoryRegistry {
     apps: Arc<watch::Sender<Arc<Apps>>>,
     /// Where functions and apps are kept. The lock orders writers: a snapshot is published only after the file holds it.
     file: Arc<Mutex<Option<PathBuf>>>,
+    places: Arc<Mutex<Held>>,
 }
+
+/// Places of functions, by who holds them.
+type Held = HashMap<FunctionName, HashMap<String, u32>>;
 
 impl Default for MemoryRegistry {
     fn default() -> Self {
@@ -67,6 +72,7 @@ impl MemoryRegistry {
             functions: Arc::new(watch::Sender::new(Arc::new(functions))),
             apps: Arc::new(watch::Sender::new(Arc::new(apps))),
             file: Arc::new(Mutex::new(file)),
+            places: Arc::default(),
         }
     }
 
@@ -173,6 +179,10 @@ impl Registry for MemoryRegistry {
         self.change(|functions| Ok(functions.delete(name)))
     }
 
+    fn places(&self, holder: &str) -> Arc<dyn Places> {
+        Arc::new(MemoryPlaces { all: self.places.clone(), holder: holder.to_owned() })
+    }
+
     fn apps(&self) -> watch::Receiver<Arc<Apps>> {
         self.apps.subscribe()
     }
@@ -187,6 +197,43 @@ impl Registry for MemoryRegistry {
 
     async fn delete_app(&self, name: &str) -> Result<bool, Error> {
         self.change_apps(|apps| Ok(apps.by_name.remove(name).is_some()))
+    }
+}
+
+/// Places of one holder in [`MemoryRegistry`].
+struct MemoryPlaces {
+    all: Arc<Mutex<Held>>,
+    holder: String,
+}
+
+#[async_trait]
+impl Places for MemoryPlaces {
+    async fn hold(&self, name: &FunctionName, limit: u32, want: u32) -> Result<u32, Error> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let holders = all.entry(name.clone()).or_default();
+        holders.remove(&self.holder);
+        let others = holders.values().fold(0u32, |sum, held| sum.saturating_add(*held));
+        let held = want.min(limit.saturating_sub(others));
+        holders.insert(self.holder.clone(), held);
+        holders.retain(|_, held| *held > 0);
+        if holders.is_empty() {
+            all.remove(name);
+        }
+        Ok(held)
+    }
+
+    fn lost(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+}
+
+impl Drop for MemoryPlaces {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, holders| {
+            holders.remove(&self.holder);
+            !holders.is_empty()
+        });
     }
 }
 

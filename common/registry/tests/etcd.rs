@@ -87,6 +87,31 @@ async fn etcd_conforms() {
 }
 
 #[tokio::test]
+async fn places_are_lost_with_their_lease_and_given_back_by_who_goes() {
+    let etcd = etcd!();
+    let (here, there) = (registry(&etcd), registry(&etcd));
+    let name = conformance::function("app", "limited").name;
+    let (one, other) = (here.places("one"), there.places("other"));
+    assert_eq!(one.hold(&name, 3, 3).await.unwrap(), 3);
+    assert_eq!(other.hold(&name, 3, 1).await.unwrap(), 0);
+    let rows = etcd.get("/stoker/v1/places/").await;
+    assert_eq!(
+        rows,
+        [("/stoker/v1/places/app/limited/one".to_owned(), r#"{"version":1,"places":3}"#.to_owned())]
+    );
+    // Its holder was not heard of for too long: it is told, and others have them.
+    let mut lost = one.lost();
+    lost.mark_unchanged();
+    etcd.revoke_leases().await;
+    lost.changed().await.unwrap();
+    assert_eq!(other.hold(&name, 3, 2).await.unwrap(), 2);
+    assert_eq!(one.hold(&name, 3, 3).await.unwrap(), 1, "what is left, with another lease");
+    // A lease that is gone is noticed by who holds more, too.
+    etcd.revoke_leases().await;
+    assert_eq!(other.hold(&name, 3, 3).await.unwrap(), 3);
+}
+
+#[tokio::test]
 async fn etcd_conforms_with_a_password() {
     let etcd = etcd!();
     etcd.require_password("secret").await;

@@ -93,7 +93,7 @@ impl Trouble {
     }
 
     /// Another member, or the same one later, may do it.
-    fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         use tonic::Code;
         match self {
             Trouble::Silent(_) | Trouble::Ended(_) => true,

@@ -49,6 +49,27 @@ pub fn app_key(name: &str) -> String {
     format!("{}{name}", Apps::PREFIX)
 }
 
+/// What the holders of places of a function have their keys below.
+pub fn places_prefix(name: &FunctionName) -> String {
+    format!("/stoker/v1/places/{name}/")
+}
+
+#[derive(Serialize, Deserialize)]
+struct Held {
+    version: u32,
+    places: u32,
+}
+
+/// How many one of them holds.
+pub fn places_value(places: u32) -> Vec<u8> {
+    write(&Held { version: VERSION, places })
+}
+
+/// Reads it.
+pub fn places(value: &[u8]) -> Option<u32> {
+    read(value).map(|held: Held| held.places).ok()
+}
+
 /// Which function a key below the prefix is about, and which of its revisions before the newest.
 pub fn function_of(key: &str) -> Option<(FunctionName, Option<u64>)> {
     let mut parts = key.split('/');
