@@ -1,4 +1,4 @@
-//! The queue of one machine: a file of transactions ([`store`]), and large bodies as files beside it ([`bodies`]).
+//! The queue of one machine: a file of transactions ([`store`], [`tables`]), and large bodies as files beside it ([`bodies`]).
 //!
 //! One task writes. What is asked while it waits for the disk goes into the next transaction together, so that a thousand submits
 //! cost one wait and not a thousand. Reads are made beside it, on snapshots. The file has one owner: a second process that opens it is
@@ -6,17 +6,19 @@
 
 mod bodies;
 mod store;
+mod tables;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::bodies::Bodies;
 use self::store::{Lanes, Op, Shared, Store};
+use self::tables::Reader;
 use crate::{Backlog, Call, End, Error, Filter, Kept, LEASE, Pieces, Progress, Queue, Taken, Ticket, now_ms};
 
 /// Room that is left on the disk for calls that are here to end, once submits are refused.
@@ -27,6 +29,9 @@ const AHEAD: usize = 4096;
 
 /// Most that goes into one transaction.
 const BATCH: usize = 1024;
+
+/// Reads at once. Each has a thread while it reads, and what a thread has once had stays with it for a while.
+const READERS: usize = 4;
 
 /// Ids of ended calls that a slow listener may be behind.
 const NEWS: usize = 1024;
@@ -58,6 +63,7 @@ pub struct DiskQueue {
     ops: Mutex<Option<mpsc::Sender<Op>>>,
     shared: Arc<Shared>,
     bodies: Bodies,
+    readers: Arc<Semaphore>,
     lease: Duration,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -90,7 +96,8 @@ impl DiskQueue {
         let store = blocking(opened).await?;
         let (ops, asked) = mpsc::channel(AHEAD);
         let writer = tokio::spawn(write(store, asked));
-        Ok(Self { ops: Mutex::new(Some(ops)), shared, bodies, lease, writer: Mutex::new(Some(writer)) })
+        let (ops, writer) = (Mutex::new(Some(ops)), Mutex::new(Some(writer)));
+        Ok(Self { ops, shared, bodies, readers: Arc::new(Semaphore::new(READERS)), lease, writer })
     }
 
     async fn ask<T>(&self, op: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Op) -> Result<T, Error> {
@@ -103,10 +110,17 @@ impl DiskQueue {
 
     async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&store::Reader) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&Reader) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let closed = |_| Error::Unavailable("it is stopping".to_owned());
+        let reads = self.readers.clone().acquire_owned().await.map_err(closed)?;
         let shared = self.shared.clone();
-        blocking(move || work(&shared.reader()?)).await
+        blocking(move || {
+            let read = work(&shared.reader()?);
+            drop(reads);
+            read
+        })
+        .await
     }
 
     fn lanes_now(&self) -> std::sync::MutexGuard<'_, Lanes> {

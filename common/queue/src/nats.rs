@@ -10,19 +10,18 @@
 //! waits at the server ([`lane`]); nothing is asked over and over. A call that ended is removed from the stream after its end is in the
 //! table: whatever dies between the two, who meets the message next reads the end and removes it.
 
+mod calls;
 mod lane;
 mod setup;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
-use async_nats::jetstream::message::{AckKind, Acker, Message, PublishMessage, StreamMessage};
+use async_nats::jetstream::message::{AckKind, Acker};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -47,8 +46,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Calls of one take that are begun at once.
 const AT_ONCE: usize = 32;
 
-/// A call that could not be begun comes again after this.
-const PAUSE: Duration = Duration::from_secs(1);
+/// What was said last may take so long to go out.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How a queue in NATS behaves.
 #[derive(Debug, Clone)]
@@ -86,6 +85,8 @@ struct Inner {
     held: Mutex<HashMap<u64, Held>>,
     tickets: AtomicU64,
     news: watch::Sender<u64>,
+    /// Ticks with every connection to the server.
+    connected: watch::Sender<u64>,
     cancelled: broadcast::Sender<String>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -121,7 +122,8 @@ impl NatsQueue {
     /// # Errors
     /// What is wrong with the configuration.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let client = setup::connect(&config).await?;
+        let connected = watch::Sender::new(0);
+        let client = setup::connect(&config, connected.clone()).await?;
         let (ready, store) = watch::channel(None);
         let inner = Arc::new(Inner {
             config,
@@ -130,6 +132,7 @@ impl NatsQueue {
             held: Mutex::default(),
             tickets: AtomicU64::new(0),
             news: watch::Sender::new(0),
+            connected,
             cancelled: broadcast::Sender::new(NEWS),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -173,282 +176,6 @@ impl Inner {
         store.client.publish(subject, function.to_owned().into()).await.map_err(away)?;
         Ok(lane)
     }
-
-    fn subject(&self, function: &str, id: &str) -> String {
-        format!("{}.call.{}.{id}", self.config.prefix, function.replace('/', "."))
-    }
-
-    async fn submit(self: &Arc<Self>, call: Call) -> Result<bool, Error> {
-        let store = self.store().await?;
-        // First the lane: a call whose lane nobody knows would wait until somebody looks.
-        self.lane(&store, &call.function).await?;
-        if !call.key.is_empty() && self.entry(&store, &call.id).await?.is_some() {
-            return Ok(false);
-        }
-        let message = PublishMessage::build()
-            .payload(call.encode_to_vec().into())
-            .message_id(&call.id)
-            .expected_last_subject_sequence(0);
-        let sent = store.jetstream.send_publish(self.subject(&call.function, &call.id), message).await;
-        match sent.map_err(away)?.await {
-            // A repetition within the server's window of duplicates.
-            Ok(ack) => Ok(!ack.duplicate),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
-            Err(error) => Err(away(error)),
-        }
-    }
-
-    async fn entry(&self, store: &Store, id: &str) -> Result<Option<(Kept, u64)>, Error> {
-        match store.progress.entry(id).await.map_err(away)? {
-            Some(entry) if !entry.value.is_empty() => Ok(Some((read(entry.value)?, entry.revision))),
-            _ => Ok(None),
-        }
-    }
-
-    /// The message of a call that has not ended.
-    async fn message(&self, store: &Store, id: &str) -> Result<Option<StreamMessage>, Error> {
-        use async_nats::jetstream::stream::LastRawMessageErrorKind as Kind;
-        let subject = format!("{}.call.*.*.{id}", self.config.prefix);
-        match store.calls.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) if error.kind() == Kind::NoMessageFound => Ok(None),
-            Err(error) => Err(away(error)),
-        }
-    }
-
-    /// A call whose message was delivered: begun, or `None` where it is not to be made now.
-    async fn begin(&self, store: &Store, message: Message) -> Option<Taken> {
-        let (message, acker) = message.split();
-        match self.try_begin(store, &message.payload, &acker).await {
-            Ok(Some((call, progress, revision))) => {
-                let number = self.tickets.fetch_add(1, Ordering::Relaxed);
-                let ticket = Ticket { id: call.id.clone(), number };
-                let until = Instant::now() + self.config.lease;
-                let (id, function, aside) = (call.id.clone(), call.function.clone(), call.aside);
-                let acker = Arc::new(acker);
-                self.held().insert(number, Held { id, function, aside, revision, until, acker });
-                Some(Taken { call, progress, ticket })
-            }
-            Ok(None) => None,
-            Err(error) => {
-                tracing::warn!(%error, "a call for later could not be begun");
-                acker.ack_with(AckKind::Nak(Some(PAUSE))).await.ok();
-                None
-            }
-        }
-    }
-
-    async fn try_begin(
-        &self,
-        store: &Store,
-        payload: &Bytes,
-        acker: &Acker,
-    ) -> Result<Option<(Call, Progress, u64)>, Error> {
-        let call: Call = read(payload.clone())?;
-        loop {
-            let entry = self.entry(store, &call.id).await?;
-            let (mut kept, revision) = match entry {
-                Some((kept, revision)) => (kept, Some(revision)),
-                None => {
-                    let progress = Progress::new(&call);
-                    (Kept { call: without_body(&call), progress, answer: None }, None)
-                }
-            };
-            let now = now_ms();
-            if kept.progress.is() == State::Dead && call.redrives > kept.progress.redrives {
-                kept.progress.redrive(now, call.redrives);
-            }
-            if kept.progress.is().is_end() {
-                // Its end was written, and whoever wrote it was gone before the message was.
-                acker.ack().await.map_err(away)?;
-                return Ok(None);
-            }
-            if kept.progress.is() == State::Queued && kept.progress.due_ms > now {
-                let wait = Duration::from_millis(kept.progress.due_ms - now);
-                acker.ack_with(AckKind::Nak(Some(wait))).await.map_err(away)?;
-                return Ok(None);
-            }
-            kept.progress.begin(now);
-            // What is made again has its body in its message, like any other.
-            kept.call = without_body(&call);
-            let value = Bytes::from(kept.encode_to_vec());
-            match revision {
-                None => match store.progress.create(&call.id, value).await {
-                    Ok(revision) => return Ok(Some((call, kept.progress, revision))),
-                    Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
-                    Err(error) => return Err(away(error)),
-                },
-                Some(revision) => match store.progress.update(&call.id, value, revision).await {
-                    Ok(revision) => return Ok(Some((call, kept.progress, revision))),
-                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
-                    Err(error) => return Err(away(error)),
-                },
-            }
-        }
-    }
-
-    /// Whether a ticket is good, and what it is good for.
-    fn holds(&self, ticket: &Ticket) -> Result<(u64, String, bool), Error> {
-        let mut held = self.held();
-        match held.get(&ticket.number) {
-            Some(mine) if mine.id == ticket.id && mine.until > Instant::now() => {
-                Ok((mine.revision, mine.function.clone(), mine.aside))
-            }
-            _ => {
-                held.remove(&ticket.number);
-                Err(Error::Lost)
-            }
-        }
-    }
-
-    /// Writes how far a call is, by whoever holds it.
-    async fn write(
-        &self,
-        store: &Store,
-        ticket: &Ticket,
-        change: impl FnOnce(&mut Kept),
-    ) -> Result<(), Error> {
-        let (revision, ..) = self.holds(ticket)?;
-        let Some((mut kept, now)) = self.entry(store, &ticket.id).await? else { return Err(Error::Lost) };
-        let before = kept.progress.clone();
-        change(&mut kept);
-        if now != revision {
-            // Perhaps it was ourselves, and only the answer was lost.
-            return if before == kept.progress { Ok(()) } else { self.lose(ticket) };
-        }
-        match store.progress.update(&ticket.id, kept.encode_to_vec().into(), revision).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => self.lose(ticket),
-            Err(error) => Err(away(error)),
-        }
-    }
-
-    fn lose(&self, ticket: &Ticket) -> Result<(), Error> {
-        self.held().remove(&ticket.number);
-        Err(Error::Lost)
-    }
-
-    async fn get(&self, store: &Store, id: &str) -> Result<Option<Kept>, Error> {
-        for _ in 0..2 {
-            if let Some((mut kept, _)) = self.entry(store, id).await? {
-                kept.call.body.clear();
-                return Ok((!kept.progress.is_over(now_ms())).then_some(kept));
-            }
-            if let Some(message) = self.message(store, id).await? {
-                let call: Call = read(message.payload)?;
-                let progress = Progress::new(&call);
-                return Ok(Some(Kept { call: without_body(&call), progress, answer: None }));
-            }
-            // It may have been begun and ended between the two looks.
-        }
-        Ok(None)
-    }
-
-    async fn cancel(&self, store: &Store, id: &str, keep_until_ms: u64) -> Result<Option<Kept>, Error> {
-        loop {
-            let message = self.message(store, id).await?;
-            let (mut kept, revision) = match (self.entry(store, id).await?, &message) {
-                (Some((kept, _)), _) if kept.progress.is_over(now_ms()) => return Ok(None),
-                (Some((kept, revision)), _) => (kept, Some(revision)),
-                (None, Some(message)) => {
-                    let call: Call = read(message.payload.clone())?;
-                    let progress = Progress::new(&call);
-                    (Kept { call: without_body(&call), progress, answer: None }, None)
-                }
-                (None, None) => return Ok(None),
-            };
-            if kept.progress.is().is_end() {
-                (kept.answer, kept.call.body) = (None, Bytes::new());
-                return Ok(Some(kept));
-            }
-            let ran = kept.progress.is() == State::Running;
-            kept.progress.cancel(now_ms(), keep_until_ms);
-            let value = Bytes::from(kept.encode_to_vec());
-            let raced = match revision {
-                None => match store.progress.create(id, value).await {
-                    Ok(_) => false,
-                    Err(error) if error.kind() == CreateErrorKind::AlreadyExists => true,
-                    Err(error) => return Err(away(error)),
-                },
-                Some(revision) => match store.progress.update(id, value, revision).await {
-                    Ok(_) => false,
-                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => true,
-                    Err(error) => return Err(away(error)),
-                },
-            };
-            if raced {
-                continue;
-            }
-            if let Some(message) = message {
-                // What stays is met by whoever takes it next, who reads that it has ended.
-                store.calls.delete_message(message.sequence).await.ok();
-            }
-            if ran {
-                let subject = format!("{}.cancelled", self.config.prefix);
-                store.client.publish(subject, id.to_owned().into()).await.map_err(away)?;
-            }
-            if kept.call.aside {
-                store.bodies.delete(id).await.ok();
-            }
-            return Ok(Some(kept));
-        }
-    }
-
-    /// The message alone makes it again: whoever meets it in place of what was given up begins anew. That the table says so already is for
-    /// those who look.
-    async fn redrive(self: &Arc<Self>, store: &Store, id: &str) -> Result<Option<(Kept, bool)>, Error> {
-        let seen = |kept: Option<Kept>| kept.map(|kept| (kept, false));
-        let Some((mut kept, revision)) = self.entry(store, id).await? else {
-            return Ok(seen(self.get(store, id).await?));
-        };
-        if kept.progress.is() != State::Dead || kept.progress.is_over(now_ms()) {
-            return Ok(seen(self.get(store, id).await?));
-        }
-        if !kept.call.aside && kept.call.body_bytes > 0 && kept.call.body.is_empty() {
-            return Err(crate::no_body());
-        }
-        let times = kept.progress.redrives + 1;
-        let call = Call { redrives: times, ..kept.call.clone() };
-        self.lane(store, &call.function).await?;
-        // That of its last attempt may still be there, if its end was not heard by the server.
-        if let Some(left) = self.message(store, id).await?
-            && read::<Call>(left.payload)?.redrives < times
-        {
-            store.calls.delete_message(left.sequence).await.map_err(away)?;
-        }
-        let message = PublishMessage::build()
-            .payload(call.encode_to_vec().into())
-            .message_id(format!("{id}-{times}"))
-            .expected_last_subject_sequence(0);
-        let sent = store.jetstream.send_publish(self.subject(&call.function, id), message).await;
-        let first = match sent.map_err(away)?.await {
-            Ok(ack) => !ack.duplicate,
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => false,
-            Err(error) => return Err(away(error)),
-        };
-        kept.progress.redrive(now_ms(), times);
-        kept.call = without_body(&call);
-        // Who has begun it meanwhile has written so.
-        store.progress.update(id, kept.encode_to_vec().into(), revision).await.ok();
-        Ok(self.get(store, id).await?.map(|kept| (kept, first)))
-    }
-
-    async fn send(store: &Store, subject: String, id: String, body: Bytes) -> Result<(), Error> {
-        let message = PublishMessage::build().payload(body.clone()).message_id(&id);
-        let sent = store.jetstream.send_publish(subject.clone(), message).await.map_err(away)?;
-        match sent.await {
-            Ok(_) => Ok(()),
-            // No stream keeps it: whoever listens now hears it.
-            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
-                store.client.publish(subject, body).await.map_err(away)
-            }
-            Err(error) => Err(away(error)),
-        }
-    }
-}
-
-fn without_body(call: &Call) -> Call {
-    Call { body: Bytes::new(), ..call.clone() }
 }
 
 /// Names come from ids of our own.
@@ -684,7 +411,7 @@ impl Queue for NatsQueue {
         let store = self.0.store.borrow().clone();
         if let Some(store) = store {
             // What was said last goes out; a server that is away hears nothing anyway.
-            tokio::time::timeout(PAUSE, store.client.flush()).await.ok();
+            tokio::time::timeout(FAREWELL, store.client.flush()).await.ok();
         }
     }
 }

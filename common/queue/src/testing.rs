@@ -1,9 +1,10 @@
-//! A private nats-server for tests: its own directory, its own port, killed and started again at will.
+//! Private nats-servers for tests: each with a directory and ports of its own, killed and started again at will.
 //!
 //! It needs the program `nats-server`. Where that is missing a test fails and says what to install; with `STOKER_WITHOUT_NATS` set,
 //! whoever runs the tests has said that those with NATS are left out.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -16,48 +17,120 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 /// A machine that is very busy may take this.
 const START: Duration = Duration::from_secs(60);
 
+/// The name of a cluster. Its members say it when they connect to each other.
+pub const CLUSTER: &str = "members";
+
+/// A port that stays the same over restarts.
+struct Port {
+    number: u16,
+    /// The same number in UDP: whoever else wants the port finds it taken.
+    _claim: UdpSocket,
+}
+
+impl Port {
+    fn claim() -> Self {
+        use std::hash::{BuildHasher as _, Hasher as _};
+        let any = std::hash::RandomState::new().build_hasher().finish() % u64::from(PORTS.end - PORTS.start);
+        let first = PORTS.start + u16::try_from(any).expect("it is less than the number of ports");
+        let found = (first..PORTS.end).chain(PORTS.start..first).find_map(|number| {
+            let claim = UdpSocket::bind(("127.0.0.1", number)).ok()?;
+            TcpListener::bind(("127.0.0.1", number)).ok()?;
+            Some(Self { number, _claim: claim })
+        });
+        found.expect("one of 12,000 ports is free")
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.number))
+    }
+}
+
 /// See the module.
 pub struct Nats {
     dir: tempfile::TempDir,
-    port: u16,
-    /// The same number in UDP: whoever else wants the port finds it taken.
-    _claim: UdpSocket,
+    /// Where it keeps what it is given.
+    store: PathBuf,
+    port: Port,
+    /// Where the others of its cluster reach it.
+    route: Option<Port>,
+    /// Of a cluster's member.
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
 impl Nats {
-    /// Starts one and returns when it serves; `None` where tests with NATS are left out.
-    pub async fn start() -> Option<Self> {
-        use std::hash::{BuildHasher as _, Hasher as _};
+    fn new() -> Option<Self> {
         if std::env::var_os("STOKER_WITHOUT_NATS").is_some() {
             return None;
         }
-        let any = std::hash::RandomState::new().build_hasher().finish() % u64::from(PORTS.end - PORTS.start);
-        let first = PORTS.start + u16::try_from(any).expect("it is less than the number of ports");
-        let (port, claim) = (first..PORTS.end)
-            .chain(PORTS.start..first)
-            .find_map(|port| {
-                let claim = UdpSocket::bind(("127.0.0.1", port)).ok()?;
-                TcpListener::bind(("127.0.0.1", port)).ok()?;
-                Some((port, claim))
-            })
-            .expect("one of 12,000 ports is free");
         let dir = tempfile::tempdir().expect("a directory can be made");
-        let mut nats = Self { dir, port, _claim: claim, child: None };
+        let store = dir.path().to_owned();
+        Some(Self { dir, store, port: Port::claim(), route: None, arguments: Vec::new(), child: None })
+    }
+
+    /// Starts one that keeps what it is given in this directory.
+    pub async fn start_on(store: &Path) -> Option<Self> {
+        let mut nats = Self::new()?;
+        nats.store = store.to_owned();
         nats.start_again().await;
         Some(nats)
     }
 
+    /// Starts one and returns when it serves; `None` where tests with NATS are left out.
+    pub async fn start() -> Option<Self> {
+        let mut nats = Self::new()?;
+        nats.start_again().await;
+        Some(nats)
+    }
+
+    /// Starts the members of one cluster and returns when all of them serve. `way` gives the address by which one member (the first number)
+    /// reaches another (the second), which listens at the address.
+    pub async fn cluster(
+        members: usize,
+        way: impl AsyncFn(usize, usize, SocketAddr) -> SocketAddr,
+    ) -> Option<Vec<Self>> {
+        let mut all = (0..members).map(|_| Self::new()).collect::<Option<Vec<_>>>()?;
+        let routes: Vec<_> =
+            all.iter_mut().map(|member| member.route.insert(Port::claim()).address()).collect();
+        for (n, member) in all.iter_mut().enumerate() {
+            let mut others = Vec::new();
+            for (other, address) in routes.iter().enumerate().filter(|(other, _)| *other != n) {
+                others.push(format!("nats://{}", way(n, other, *address).await));
+            }
+            let own = format!("nats://{}", routes[n]);
+            let name = format!("member-{n}");
+            let (others, name) = (others.join(","), name.as_str());
+            // They know no other ways to each other than these.
+            let words = [
+                "--server_name",
+                name,
+                "--cluster_name",
+                CLUSTER,
+                "--cluster",
+                &own,
+                "--routes",
+                &others,
+                "--no_advertise",
+            ];
+            member.arguments = words.map(str::to_owned).to_vec();
+            member.spawn();
+        }
+        for member in &all {
+            member.serves().await;
+        }
+        Some(all)
+    }
+
     /// The same as an address.
     #[must_use]
-    pub fn address(&self) -> std::net::SocketAddr {
-        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
+    pub fn address(&self) -> SocketAddr {
+        self.port.address()
     }
 
     /// Where it serves.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://{}", self.address())
     }
 
     /// Ends it at once, as the kernel would for want of memory.
@@ -69,17 +142,26 @@ impl Nats {
 
     /// Starts it on what it has written, and returns when it serves.
     pub async fn start_again(&mut self) {
+        self.spawn();
+        self.serves().await;
+    }
+
+    fn spawn(&mut self) {
         let log = std::fs::File::create(self.dir.path().join("log")).expect("a file can be made");
         let child = Command::new("nats-server")
-            .args(["--addr", "127.0.0.1", "--jetstream", "--port", &self.port.to_string()])
+            .args(["--addr", "127.0.0.1", "--jetstream", "--port", &self.port.number.to_string()])
+            .args(&self.arguments)
             .arg("--store_dir")
-            .arg(self.dir.path())
+            .arg(&self.store)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log)
             .spawn()
             .expect("nats-server starts: install the package nats-server, or set STOKER_WITHOUT_NATS");
         self.child = Some(child);
+    }
+
+    async fn serves(&self) {
         let serves = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(self.url());
         let client = serves.await.expect("the address is one");
         let jetstream = async_nats::jetstream::new(client);

@@ -23,6 +23,8 @@ const HOLD: Duration = Duration::from_secs(2);
 /// See the module.
 pub struct Lane {
     pub function: String,
+    /// Its consumer's.
+    pub name: String,
     consumer: PullConsumer,
     /// There was something to take when this was last known.
     hot: AtomicBool,
@@ -30,6 +32,8 @@ pub struct Lane {
     first: Mutex<Option<Message>>,
     /// Something was taken, or there is nothing left.
     taken: Notify,
+    /// The request that waits for it may be lost.
+    renewed: Notify,
 }
 
 impl Lane {
@@ -38,10 +42,12 @@ impl Lane {
         let consumer = setup::consumer(&inner.config, store, function).await?;
         let lane = Arc::new(Self {
             function: function.to_owned(),
+            name: setup::consumer_name(function),
             consumer,
             hot: AtomicBool::new(false),
             first: Mutex::default(),
             taken: Notify::new(),
+            renewed: Notify::new(),
         });
         {
             let mut lanes = inner.lanes();
@@ -59,6 +65,11 @@ impl Lane {
         self.hot.load(Ordering::Acquire)
     }
 
+    /// Another member of the cluster leads: what waited at the one before waits at none now.
+    pub fn renew(&self) {
+        self.renewed.notify_one();
+    }
+
     fn first(&self) -> Option<Message> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -69,7 +80,8 @@ impl Lane {
         if messages.len() < most {
             let more = self.consumer.fetch().max_messages(most - messages.len()).messages().await;
             let mut more = more.map_err(away)?;
-            while let Some(message) = more.next().await {
+            // A server that goes away says neither what there is nor that there is nothing.
+            while let Ok(Some(message)) = tokio::time::timeout(setup::ANSWER, more.next()).await {
                 match message {
                     Ok(message) => messages.push(message),
                     Err(error) => {
@@ -106,16 +118,25 @@ async fn run(inner: Arc<Inner>, lane: Arc<Lane>) {
 async fn watch(inner: &Inner, lane: &Lane) {
     let failing = || Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0);
     let mut failures = failing();
+    let mut connected = inner.connected.subscribe();
     loop {
         while lane.is_hot() {
             lane.taken.notified().await;
         }
+        connected.mark_unchanged();
         let first = async {
             let mut batch =
                 lane.consumer.batch().max_messages(1).expires(WAIT).messages().await.map_err(away)?;
             batch.next().await.transpose().map_err(away)
         };
-        match first.await {
+        let first = tokio::select! {
+            biased;
+            first = first => first,
+            // The request may wait at nobody any more: it is made anew. The sender lives as long as the queue.
+            _ = connected.changed() => continue,
+            () = lane.renewed.notified() => continue,
+        };
+        match first {
             Ok(None) => failures = failing(),
             Ok(Some(message)) => {
                 failures = failing();

@@ -7,7 +7,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, kv};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, Event};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use stoker_core::backoff::Backoff;
 use stoker_core::later::MAX_AGE_MS;
@@ -27,7 +27,7 @@ const DUPLICATES: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_secs(60);
 
 /// How long the server may take for one answer.
-const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// What there is in NATS.
 pub struct Store {
@@ -38,10 +38,16 @@ pub struct Store {
     pub bodies: ObjectStore,
 }
 
-/// Begins to connect, and goes on for ever.
-pub async fn connect(config: &Config) -> Result<Client, Error> {
+/// Begins to connect, and goes on for ever. `connected` ticks with every connection.
+pub async fn connect(config: &Config, connected: watch::Sender<u64>) -> Result<Client, Error> {
     let mut options = ConnectOptions::new()
         .name("stoker")
+        .event_callback(move |event| {
+            if matches!(event, Event::Connected) {
+                connected.send_modify(|count| *count += 1);
+            }
+            std::future::ready(())
+        })
         .retry_on_initial_connect()
         .connection_timeout(ANSWER)
         .request_timeout(Some(ANSWER));
@@ -93,6 +99,9 @@ async fn listen(
     let prefix = &inner.config.prefix;
     let mut lanes = store.client.subscribe(format!("{prefix}.lane")).await.map_err(away)?;
     let mut cancelled = store.client.subscribe(format!("{prefix}.cancelled")).await.map_err(away)?;
+    // Who may not hear it waits for as long as a request does.
+    let elected = format!("$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{prefix}-calls.*");
+    let mut elected = store.client.subscribe(elected).await.map_err(away)?;
     store.client.flush().await.map_err(away)?;
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -110,6 +119,13 @@ async fn listen(
                 let function = String::from_utf8_lossy(&message.payload).into_owned();
                 if let Err(error) = open(inner, store, &function).await {
                     tracing::warn!(%error, function, "calls of a function cannot be taken yet");
+                }
+            }
+            message = elected.next() => {
+                let Some(message) = message else { return Ok(()) };
+                let name = message.subject.rsplit('.').next().unwrap_or_default();
+                if let Some(lane) = inner.lanes().values().find(|lane| lane.name == name) {
+                    lane.renew();
                 }
             }
             message = cancelled.next() => {
@@ -175,7 +191,8 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
             num_replicas,
             allow_rollup: true,
             deny_delete: true,
-            allow_direct: true,
+            // Members that follow may answer with what was before.
+            allow_direct: num_replicas == 1,
             ..stream::Config::default()
         })
         .await
@@ -199,10 +216,15 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
     Ok(Store { client, jetstream, calls, progress, bodies })
 }
 
+/// The name of a function's consumer.
+pub fn consumer_name(function: &str) -> String {
+    format!("fn-{}", &crate::derived_id("lane", function, "")[..24])
+}
+
 /// The consumer of a function.
 pub async fn consumer(config: &Config, store: &Store, function: &str) -> Result<PullConsumer, Error> {
     use async_nats::jetstream::consumer::{AckPolicy, pull};
-    let name = format!("fn-{}", &crate::derived_id("lane", function, "")[..24]);
+    let name = consumer_name(function);
     let wanted = pull::Config {
         durable_name: Some(name.clone()),
         // By which others know whose it is.
