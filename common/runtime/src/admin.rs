@@ -2,12 +2,13 @@
 //!
 //! `/livez` answers as long as the process does, `/readyz` says whether it takes work and if not why, `/metrics` is for
 //! Prometheus, `/config` shows the settings in effect; a program that has a page for people ([`Live`]) shows it at `/`, what is on it as JSON at
-//! `/fleet`, and the same at every beat at `/events`. Every connection carries one request and has a limit of time, and there are only
-//! so many, so that nobody can hold anything here.
+//! `/fleet`, and the same at every beat at `/events`. The first two answer everybody, all others those who may look ([`Viewers`]). Every connection
+//! carries one request and has a limit of time, and there are only so many, so that nobody can hold anything here.
 
 mod live;
 #[cfg(test)]
 mod tests;
+mod viewers;
 
 use std::convert::Infallible;
 use std::io;
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use self::live::Events;
 pub use self::live::Live;
+pub use self::viewers::Viewers;
 use crate::config::kind::ADDRESS;
 use crate::config::{Key, Settings};
 use crate::lifecycle::Readiness;
@@ -61,6 +63,7 @@ pub struct Pages {
     /// The settings in effect, as JSON.
     config: Arc<ArcSwap<Bytes>>,
     live: Option<Arc<Live>>,
+    viewers: Viewers,
 }
 
 /// Changes what the page of the settings shows.
@@ -82,7 +85,8 @@ impl Pages {
     /// These settings, and what the others say at the time.
     #[must_use]
     pub fn new(readiness: Readiness, metrics: Metrics, settings: &Settings) -> Self {
-        Self { readiness, metrics, config: Arc::new(ArcSwap::from_pointee(page(settings))), live: None }
+        let config = Arc::new(ArcSwap::from_pointee(page(settings)));
+        Self { readiness, metrics, config, live: None, viewers: Viewers::default() }
     }
 
     /// The page of the settings, for those who change them.
@@ -95,6 +99,12 @@ impl Pages {
     #[must_use]
     pub fn live(self, live: Live) -> Self {
         Self { live: Some(Arc::new(live)), ..self }
+    }
+
+    /// For these to look at.
+    #[must_use]
+    pub fn viewers(self, viewers: Viewers) -> Self {
+        Self { viewers, ..self }
     }
 
     /// `open`: not only those on this machine reach the port. `stay` is told where the answer goes on for long, which it does until `stop`.
@@ -240,8 +250,8 @@ async fn accept(
     let serve = async {
         // The semaphore is never closed.
         while let Ok(place) = room.clone().acquire_owned().await {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, remote) = match listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the admin port cannot accept a connection");
                     tokio::time::sleep(NO_ROOM).await;
@@ -253,7 +263,7 @@ async fn accept(
                 let stay = CancellationToken::new();
                 tokio::select! {
                     // A client that stays longer, or leaves in between, has its own reasons.
-                    _ = connection(stream, tls, pages, open, stay.clone(), calm) => {}
+                    _ = connection(stream, remote, tls, pages, open, stay.clone(), calm) => {}
                     () = patience(&stay) => {}
                     () = now.cancelled() => {}
                 }
@@ -278,6 +288,7 @@ async fn patience(stay: &CancellationToken) {
 
 async fn connection(
     stream: TcpStream,
+    remote: SocketAddr,
     tls: Option<Arc<Tls>>,
     pages: Arc<Pages>,
     open: bool,
@@ -289,9 +300,22 @@ async fn connection(
         None => Secured::plain(stream),
     };
     let stop = calm.clone();
+    let (peer, remote) = (stream.peer().cloned(), remote.to_string());
     let answer = service_fn(move |request: Request<Incoming>| {
-        let answer = pages.answer(&request, open, &stay, &stop);
-        async move { Ok::<_, Infallible>(answer) }
+        let (pages, peer, remote) = (pages.clone(), peer.clone(), remote.clone());
+        let (stay, stop) = (stay.clone(), stop.clone());
+        async move {
+            let page = request.uri().path();
+            if !matches!(page, "/livez" | "/readyz")
+                && let Err(refused) =
+                    pages.viewers.let_in(page, request.headers(), peer.as_deref(), &remote).await
+            {
+                let mut response = whole(refused.status, TEXT, refused.text.into());
+                refused.challenge(response.headers_mut());
+                return Ok(response);
+            }
+            Ok::<_, Infallible>(pages.answer(&request, open, &stay, &stop))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

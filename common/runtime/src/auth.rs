@@ -7,6 +7,7 @@
 mod file;
 mod jwks;
 mod jwt;
+mod kept;
 mod reader;
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use ring::digest;
 
 pub use self::jwks::Keeper;
 pub use self::jwt::Issuer;
+pub(crate) use self::kept::password;
+pub use self::kept::{Generation, Kept, bearer};
 use crate::tls::Peer;
 
 /// The longest credential that is looked at.

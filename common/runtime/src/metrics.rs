@@ -15,6 +15,8 @@ mod series;
 #[cfg(test)]
 mod tests;
 mod text;
+mod times;
+mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,9 +26,11 @@ pub use self::bounded::Bounded;
 pub use self::define::{About, Def, Kind, Listed, Read};
 pub use self::process::LISTED;
 use self::series::Reading;
-pub use self::series::{Counter, Entered, Gauge, Handle, Histogram, Level};
+pub use self::series::{Counter, Counts, Entered, Gauge, Handle, Level};
 pub use self::text::Form;
 use self::text::Writer;
+pub use self::times::{BOUNDS, Histogram, Spread, Times};
+pub use self::told::{Scrape, Told};
 use crate::config::kind::{COUNT, TRUTH};
 use crate::config::{Key, Settings, Table};
 
@@ -127,6 +131,12 @@ impl Metrics {
         Bounded::new(self.functions, make, forget)
     }
 
+    /// How many functions have numbers of their own.
+    #[must_use]
+    pub fn most_functions(&self) -> usize {
+        self.functions
+    }
+
     /// What this program is, as labels of a gauge that is 1, and what the kernel says of the process.
     pub fn describe_process(&self, program: &'static str, version: &'static str) {
         process::declare(self, program, version);
@@ -151,12 +161,17 @@ impl Metrics {
 
     fn declare<M: Handle>(&self, about: &'static About, series: BTreeMap<Vec<String>, M>) -> Arc<Group<M>> {
         let group = Arc::new(Group { about, series: RwLock::new(series) });
-        if let Some(all) = &self.all {
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-            assert!(all.names.insert(about.name), "two metrics are called {}", about.name);
-            all.families.push(Box::new(group.clone()));
-        }
+        self.add([about.name], || Box::new(group.clone()));
         group
+    }
+
+    fn add<const N: usize>(&self, names: [&'static str; N], family: impl FnOnce() -> Box<dyn Family>) {
+        let Some(all) = &self.all else { return };
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            assert!(all.names.insert(name), "two metrics are called {name}");
+        }
+        all.families.push(family());
     }
 }
 

@@ -54,7 +54,7 @@ pub struct Files {
 pub enum Asks {
     /// Anybody; who shows a certificate must have one that is good.
     Anybody,
-    /// Balancers of the fleet.
+    /// Balancers of the fleet; at the admin port ([`Speaks::Http1`]) anybody, since kubelets and scrapers are none, and pages have their own [viewers](crate::admin::Viewers).
     Balancers,
 }
 
@@ -239,24 +239,35 @@ impl Configs {
             _ => ca.clone(),
         };
         let broken = |error: rustls::Error| format!("TLS cannot be used: {error}");
-        let builder = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
-            .map_err(broken)?;
-        let builder = match clients {
-            None => builder.with_no_client_auth(),
-            Some(roots) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-                let unusable =
-                    |error: rustls::server::VerifierBuilderError| format!("`tls.ca` cannot be used: {error}");
-                let verifier: Arc<dyn ClientCertVerifier> = match asks {
-                    Asks::Anybody => verifier.allow_unauthenticated().build().map_err(unusable)?,
-                    Asks::Balancers => Arc::new(verify::Balancers(verifier.build().map_err(unusable)?)),
-                };
-                builder.with_client_cert_verifier(verifier)
-            }
-        };
         let unfit = |error| unfit(&files.certificate, &files.key, &error);
-        let server = builder.with_single_cert(chain.clone(), key.clone_key()).map_err(unfit)?;
+        let server = |speaks: Speaks| {
+            let builder = ServerConfig::builder_with_provider(provider())
+                .with_safe_default_protocol_versions()
+                .map_err(broken)?;
+            let builder = match clients.clone() {
+                None => builder.with_no_client_auth(),
+                Some(roots) => {
+                    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                    let unusable = |error: rustls::server::VerifierBuilderError| {
+                        format!("`tls.ca` cannot be used: {error}")
+                    };
+                    let verifier: Arc<dyn ClientCertVerifier> = match (asks, speaks) {
+                        (Asks::Anybody, _) | (_, Speaks::Http1) => {
+                            verifier.allow_unauthenticated().build().map_err(unusable)?
+                        }
+                        (Asks::Balancers, _) => {
+                            Arc::new(verify::Balancers(verifier.build().map_err(unusable)?))
+                        }
+                    };
+                    builder.with_client_cert_verifier(verifier)
+                }
+            };
+            let mut config = builder.with_single_cert(chain.clone(), key.clone_key()).map_err(unfit)?;
+            config.alpn_protocols = speaks.protocols();
+            Ok::<_, String>(Arc::new(config))
+        };
+        let [http1, http2, both] = ALL.map(server);
+        let server = [http1?, http2?, both?];
         let to_runners = match ca {
             None => None,
             Some(roots) => {
@@ -270,11 +281,6 @@ impl Configs {
                 Some(Arc::new(config))
             }
         };
-        let server = ALL.map(|speaks| {
-            let mut server = server.clone();
-            server.alpn_protocols = speaks.protocols();
-            Arc::new(server)
-        });
         Ok(Self { server, to_runners })
     }
 }

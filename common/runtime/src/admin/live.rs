@@ -1,6 +1,6 @@
 //! A page for people, and the events that keep it fresh.
 //!
-//! It only shows, and whoever reaches the port may look, as with the numbers beside it. The page is one file whose script and style are named by
+//! It only shows. The page is one file whose script and style are named by
 //! their hashes in its policy, so that nothing else runs in it, whatever a name or a text may contain; it is loaded by nobody else's page and
 //! asks nobody but this server. A port on loopback is for those on this machine: a page from elsewhere that makes its own name lead here is
 //! refused by that name.

@@ -167,3 +167,83 @@ async fn events_go_on_until_the_end_and_have_only_so_many_viewers() {
         assert!(rest.ends_with("0\r\n\r\n"), "a whole answer: {rest:?}");
     }
 }
+
+/// A port whose pages ask by this access file.
+async fn start_asking(access: &str) -> (Admin, tempfile::TempDir) {
+    let Ok(Outcome::Run(settings)) = PROGRAM.load([], []) else { panic!("there are only defaults") };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("access.yaml");
+    std::fs::write(&path, access).unwrap();
+    let kept = Arc::new(crate::auth::Kept::read(&path).unwrap());
+    let viewers = Viewers::of(Some((kept, crate::audit::Audit::into_log())), false, true);
+    let live = Live::new("<script>b</script>", Duration::from_secs(1), || "{}".into());
+    let pages = Pages::new(Readiness::new("soon"), Metrics::default(), &settings).live(live).viewers(viewers);
+    (Admin::start(settings.get(&LISTEN), pages, None).await.unwrap(), directory)
+}
+
+/// What is answered to one who shows this.
+async fn show(at: SocketAddr, path: &str, shown: &str) -> String {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    let shown = if shown.is_empty() { String::new() } else { format!("Authorization: {shown}\r\n") };
+    let request = format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\n{shown}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.to_ascii_lowercase()
+}
+
+#[tokio::test]
+async fn pages_are_for_those_who_may_observe_everything() {
+    use base64::Engine as _;
+    let [one, all] = [(); 2].map(|()| crate::auth::new_token().unwrap());
+    let access = format!(
+        "tokens:\n  - {{name: one, sha256: {}, observe: [shop], manage: ['*']}}\n  - {{name: all, sha256: {}, observe: ['*']}}\n",
+        one.1, all.1
+    );
+    let (admin, _directory) = start_asking(&access).await;
+    let at = admin.address();
+    let basic = |pair: String| format!("basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+    for path in ["/metrics", "/config", "/", "/fleet", "/events", "/nothing", "/metrics/"] {
+        let nobody = show(at, path, "").await;
+        assert!(nobody.starts_with("http/1.1 401"), "{path}: {nobody}");
+        for way in ["www-authenticate: bearer", "www-authenticate: basic"] {
+            assert!(nobody.contains(way), "{way} in {nobody}");
+        }
+        for wrong in ["Bearer wrong".to_owned(), basic(format!("{}:x", all.0)), "Basic %".to_owned()] {
+            assert!(show(at, path, &wrong).await.starts_with("http/1.1 401"), "{path}: {wrong}");
+        }
+        let other = show(at, path, &format!("Bearer {}", one.0)).await;
+        assert!(other.starts_with("http/1.1 403"), "{path}: {other}");
+        let expected = if path.contains("nothing") || path == "/metrics/" { "404" } else { "200" };
+        for right in [format!("Bearer {}", all.0), basic(format!("anybody:{}", all.0))] {
+            let seen = show(at, path, &right).await;
+            assert!(seen.starts_with(&format!("http/1.1 {expected}")), "{path}: {seen}");
+        }
+    }
+    assert!(show(at, "/livez", "").await.starts_with("http/1.1 200"));
+    assert!(show(at, "/readyz", "").await.starts_with("http/1.1 503"), "and nobody was asked");
+    admin.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn pages_are_everybodys_where_the_access_file_says_so() {
+    let (admin, directory) = start_asking("anybody: {observe: ['*']}").await;
+    assert!(show(admin.address(), "/metrics", "").await.starts_with("http/1.1 200"));
+    admin.stop(Duration::ZERO).await;
+    drop(directory);
+    let (admin, _directory) = start_asking("anybody: {invoke: ['*']}").await;
+    assert!(show(admin.address(), "/metrics", "").await.starts_with("http/1.1 401"));
+    admin.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn without_an_access_file_a_port_for_others_is_for_those_with_a_certificate() {
+    let nothing = http::HeaderMap::new();
+    let peer = tls::Peer { names: vec!["spiffe://stoker/client/prometheus".to_owned()] };
+    for (others_by_tls, insecure, asks) in [(true, false, true), (true, true, false), (false, false, false)] {
+        let viewers = Viewers::of(None, others_by_tls, insecure);
+        let seen = viewers.let_in("/metrics", &nothing, None, "").await;
+        assert_eq!(seen.is_err(), asks, "{others_by_tls} {insecure}");
+        assert!(viewers.let_in("/metrics", &nothing, Some(&peer), "").await.is_ok());
+    }
+}

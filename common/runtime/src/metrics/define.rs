@@ -1,7 +1,7 @@
 //! What is known of a metric besides its values: said once, beside the code that counts, and read by that code, by the documentation and
 //! by whoever draws dashboards.
 
-use super::{Counter, Gauge, Handle, Histogram, Level};
+use super::{Counter, Counts, Gauge, Handle, Histogram, Level};
 
 /// What kind of numbers it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,13 +116,15 @@ impl Def<Histogram> {
     /// A histogram of times; its name ends in `_seconds`.
     #[must_use]
     pub const fn times(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, Kind::Histogram, help, Histogram::times)
+        Self::new(name, Kind::Histogram, help, Histogram::new)
     }
+}
 
+impl Def<Counts> {
     /// A histogram of small counts, such as attempts.
     #[must_use]
     pub const fn counts(name: &'static str, help: &'static str) -> Self {
-        Self::new(name, Kind::Histogram, help, Histogram::counts)
+        Self::new(name, Kind::Histogram, help, Counts::new)
     }
 }
 

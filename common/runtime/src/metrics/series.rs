@@ -2,12 +2,10 @@
 //! off is nothing at all.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::text::Samples;
-use crate::telemetry::TraceId;
 
 /// What can be a series.
 pub trait Handle: Clone + fmt::Debug + Send + Sync + 'static {
@@ -132,125 +130,63 @@ impl Handle for Level {
     }
 }
 
-/// In nanoseconds: a warm call takes a fraction of a millisecond, a function may take a minute.
-const TIMES: [u64; 18] = [
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    25_000_000,
-    50_000_000,
-    100_000_000,
-    250_000_000,
-    500_000_000,
-    1_000_000_000,
-    2_500_000_000,
-    5_000_000_000,
-    10_000_000_000,
-    30_000_000_000,
-    60_000_000_000,
-];
+/// Counts of so many and fewer have a bucket each: most calls have one attempt.
+const MOST: usize = 16;
 
-/// Of attempts: most calls have one.
-const COUNTS: [u64; 7] = [1, 2, 3, 4, 6, 9, 16];
+/// Which of them are shown.
+const SHOWN: [usize; 7] = [1, 2, 3, 4, 6, 9, MOST];
 
-/// How values are spread.
+/// How small counts are spread.
 #[derive(Debug, Clone)]
-pub struct Histogram(Option<Arc<Cells>>);
-
-#[derive(Debug)]
-struct Cells {
-    /// Upper bounds, in parts of a unit.
-    bounds: &'static [u64],
-    /// How many parts a unit has.
-    parts: f64,
-    /// One for each bound, and one for what lies beyond.
-    buckets: Box<[Bucket]>,
-    sum: AtomicU64,
-}
+pub struct Counts(Option<Arc<Cells>>);
 
 #[derive(Debug, Default)]
-struct Bucket {
-    count: AtomicU64,
-    /// An exemplar was noted that nobody has seen yet: until then no other is, so that noting them costs next to nothing.
-    noted: AtomicBool,
-    exemplar: Mutex<Option<Exemplar>>,
+struct Cells {
+    exactly: [AtomicU64; MOST + 1],
+    /// How many were more, and what they come to.
+    beyond: AtomicU64,
+    beyond_sum: AtomicU64,
 }
 
-/// A value, and the trace that it leads to.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Exemplar {
-    pub trace: TraceId,
-    pub value: f64,
-    pub at: SystemTime,
-}
-
-impl Histogram {
-    pub(super) fn times() -> Self {
-        Self::new(&TIMES, 1e9)
-    }
-
-    pub(super) fn counts() -> Self {
-        Self::new(&COUNTS, 1.0)
-    }
-
-    fn new(bounds: &'static [u64], parts: f64) -> Self {
-        let buckets = (0..=bounds.len()).map(|_| Bucket::default()).collect();
-        Self(Some(Arc::new(Cells { bounds, parts, buckets, sum: AtomicU64::new(0) })))
-    }
-
-    /// Notes a time. The trace of a call that is recorded may become the exemplar of its bucket.
-    pub fn observe_time(&self, time: Duration, exemplar: Option<TraceId>) {
-        self.observe(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), exemplar);
+impl Counts {
+    pub(super) fn new() -> Self {
+        Self(Some(Arc::default()))
     }
 
     /// Notes a count.
-    pub fn observe_count(&self, count: u64) {
-        self.observe(count, None);
-    }
-
-    fn observe(&self, value: u64, exemplar: Option<TraceId>) {
+    pub fn observe(&self, count: u32) {
         let Some(cells) = &self.0 else { return };
-        let at = cells.bounds.iter().position(|bound| value <= *bound).unwrap_or(cells.bounds.len());
-        let bucket = &cells.buckets[at];
-        bucket.count.fetch_add(1, Ordering::Relaxed);
-        cells.sum.fetch_add(value, Ordering::Relaxed);
-        if let Some(trace) = exemplar
-            && !bucket.noted.load(Ordering::Relaxed)
-            // Whoever has it notes another, or is looking: either way this one is not missed.
-            && let Ok(mut slot) = bucket.exemplar.try_lock()
-        {
-            *slot = Some(Exemplar { trace, value: value as f64 / cells.parts, at: SystemTime::now() });
-            bucket.noted.store(true, Ordering::Relaxed);
+        match cells.exactly.get(count as usize) {
+            Some(cell) => _ = cell.fetch_add(1, Ordering::Relaxed),
+            None => {
+                cells.beyond.fetch_add(1, Ordering::Relaxed);
+                cells.beyond_sum.fetch_add(count.into(), Ordering::Relaxed);
+            }
         }
     }
 }
 
-impl Handle for Histogram {
+impl Handle for Counts {
     fn off() -> Self {
         Self(None)
     }
 
     fn write(&self, samples: &mut Samples<'_>) {
         let Some(cells) = &self.0 else { return };
-        let mut count = 0;
-        for (at, bucket) in cells.buckets.iter().enumerate() {
-            count += bucket.count.load(Ordering::Relaxed);
-            let bound = cells.bounds.get(at).map_or(f64::INFINITY, |bound| *bound as f64 / cells.parts);
-            let exemplar = *bucket.exemplar.lock().unwrap_or_else(PoisonError::into_inner);
-            bucket.noted.store(false, Ordering::Relaxed);
-            samples.bucket(bound, count, exemplar);
+        let exactly = cells.exactly.each_ref().map(|cell| cell.load(Ordering::Relaxed));
+        for bound in SHOWN {
+            samples.bucket(bound as f64, exactly[..=bound].iter().sum(), None);
         }
-        samples.one("_count", count);
-        samples.one("_sum", fraction(cells.sum.load(Ordering::Relaxed) as f64 / cells.parts));
+        let all = exactly.iter().sum::<u64>() + cells.beyond.load(Ordering::Relaxed);
+        let sum: u64 = (0..).zip(exactly).map(|(count, times)| count * times).sum();
+        samples.bucket(f64::INFINITY, all, None);
+        samples.one("_count", all);
+        samples.one("_sum", sum + cells.beyond_sum.load(Ordering::Relaxed));
     }
 }
 
 /// As scrapers read it.
-fn fraction(value: f64) -> String {
+pub(super) fn fraction(value: f64) -> String {
     match value {
         f64::INFINITY => "+Inf".to_owned(),
         f64::NEG_INFINITY => "-Inf".to_owned(),

@@ -7,7 +7,7 @@ use crate::telemetry::TraceId;
 
 static INSIDE: Def<Gauge> = Def::gauge("inside", "Who is inside");
 static TOOK: Def<Histogram> = Def::times("took_seconds", "Times");
-static TRIES: Def<Histogram> = Def::counts("tries", "Attempts");
+static TRIES: Def<Counts> = Def::counts("tries", "Attempts");
 static CALLS: Def<Counter> =
     Def::counter("calls", "Calls").labels(&[("function", "whose"), ("outcome", "how it ended")]);
 static MANY: Def<Counter> = Def::counter("many", "Many").labels(&[("name", "any")]);
@@ -32,27 +32,27 @@ fn an_exemplar_stands_at_its_bucket_until_it_was_seen() {
     let metrics = Metrics::default();
     let histogram = metrics.one(&TOOK);
     let trace = |byte| Some(TraceId::from_bytes([byte; 16]));
-    histogram.observe_time(Duration::from_millis(3), trace(0xab));
+    histogram.observe_time(Duration::from_micros(3_500), trace(0xab));
     histogram.observe_time(Duration::from_millis(4), trace(0xcd));
     histogram.observe_time(Duration::from_millis(30), None);
     let buckets = lines(&metrics, "took_seconds_bucket");
     let begins =
-        "took_seconds_bucket{le=\"0.005\"} 2 # {trace_id=\"abababababababababababababababab\"} 0.003 ";
-    assert!(buckets[5].starts_with(begins), "{buckets:#?}");
+        "took_seconds_bucket{le=\"0.005\"} 2 # {trace_id=\"abababababababababababababababab\"} 0.0035 ";
+    assert!(buckets[11].starts_with(begins), "{buckets:#?}");
     assert_eq!(buckets.iter().filter(|bucket| bucket.contains("trace_id")).count(), 1);
     assert_eq!(buckets.last().map(String::as_str), Some("took_seconds_bucket{le=\"+Inf\"} 3"));
     assert_eq!(lines(&metrics, "took_seconds_count"), ["took_seconds_count 3"]);
-    assert_eq!(lines(&metrics, "took_seconds_sum"), ["took_seconds_sum 0.037"]);
+    assert_eq!(lines(&metrics, "took_seconds_sum"), ["took_seconds_sum 0.0375"]);
     // That one was seen: the next has its place.
     histogram.observe_time(Duration::from_millis(4), trace(0xef));
-    assert!(lines(&metrics, "took_seconds_bucket")[5].contains("efefef"), "{}", metrics.text());
+    assert!(lines(&metrics, "took_seconds_bucket")[11].contains("efefef"), "{}", metrics.text());
 }
 
 #[test]
 fn a_value_is_in_the_bucket_whose_bound_it_does_not_pass() {
     let metrics = Metrics::default();
     let tries = metrics.one(&TRIES);
-    [1, 2, 5, 400].into_iter().for_each(|count| tries.observe_count(count));
+    [1, 2, 5, 400].into_iter().for_each(|count| tries.observe(count));
     let expected = [
         "tries_bucket{le=\"1.0\"} 1",
         "tries_bucket{le=\"2.0\"} 2",
@@ -64,6 +64,7 @@ fn a_value_is_in_the_bucket_whose_bound_it_does_not_pass() {
         "tries_bucket{le=\"+Inf\"} 4",
     ];
     assert_eq!(lines(&metrics, "tries_bucket"), expected);
+    assert_eq!(lines(&metrics, "tries_sum"), ["tries_sum 408"]);
 }
 
 #[test]
@@ -168,6 +169,24 @@ fn series_are_bounded_whatever_their_labels() {
     (0..MOST_SERIES + 7).for_each(|number| labelled.with(&[&number.to_string()]).add_one());
     assert_eq!(lines(&metrics, "many_total").len(), MOST_SERIES + 1);
     assert_eq!(lines(&metrics, "many_total{name=\"(other)\"}"), ["many_total{name=\"(other)\"} 7"]);
+}
+
+#[test]
+fn what_is_counted_elsewhere_is_told_whole() {
+    static ALL: Told = Told::counter("all", "All").labels(&[("of", "what")]);
+    static LONG: Told = Told::times("long_seconds", "How long").labels(&[("of", "what")]);
+    let (metrics, times) = (Metrics::default(), Arc::new(Times::default()));
+    let told = times.clone();
+    metrics.tell([&ALL, &LONG], move |scrape| {
+        scrape.of(&ALL).counter(&["a"], 7);
+        scrape.of(&LONG).times(&["a"], &told.so_far(), Some(&told));
+    });
+    times.note(Duration::from_micros(150), Some(TraceId::from_bytes([7; 16])));
+    let text = metrics.text();
+    assert!(text.contains("# TYPE all counter\nall_total{of=\"a\"} 7\n# HELP long_seconds"), "{text}");
+    assert!(text.contains("long_seconds_bucket{of=\"a\",le=\"0.0001\"} 0\n"), "{text}");
+    assert!(text.contains("long_seconds_bucket{of=\"a\",le=\"0.00015\"} 1 # {trace_id=\"0707"), "{text}");
+    assert!(text.contains("long_seconds_sum{of=\"a\"} 0.00015\n"), "{text}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use std::time::UNIX_EPOCH;
 
 use super::define::{About, Kind};
-use super::series::Exemplar;
+use super::times::Exemplar;
 
 /// The form of a scrape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,9 @@ use super::wire;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MOST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Most bytes of an answer: it says little.
+const ANSWER: usize = 64 << 10;
+
 /// What we say that we are.
 const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
 

@@ -109,6 +109,13 @@ async fn a_runner_takes_balancers_of_its_fleet_alone() {
     let (served, asked) =
         meet(&runner, Speaks::Http2, async |stream| connect(config, "r1", stream).await).await;
     assert!(served.is_err() && asked.is_err());
+    // But at the admin port: a kubelet has none, and a scraper has a token.
+    let config = Arc::new(super::client(Some(&fleet.path("ca.pem")), None, Speaks::Http1).unwrap());
+    let runner = Tls::load(fleet.sign("admin", &["r1.example"]), Asks::Balancers).unwrap();
+    let (served, asked) =
+        meet(&runner, Speaks::Http1, async |stream| connect(config, "r1.example", stream).await).await;
+    asked.unwrap();
+    assert!(served.unwrap().is_none(), "nobody in particular");
 }
 
 fn client_config(ca: &Path) -> ClientConfig {

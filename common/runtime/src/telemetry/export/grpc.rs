@@ -1,31 +1,34 @@
-//! OTLP by gRPC.
+//! OTLP by gRPC. A message is two pieces of memory, and leaves as they are: a codec would copy a batch of a megabyte into new memory each time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BufMut as _;
-use http::HeaderMap;
-use http::uri::PathAndQuery;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::stream;
+use http::header::{CONTENT_TYPE, TE};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
+use http_body_util::{BodyExt as _, Limited, StreamBody};
+use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
-use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::metadata::MetadataMap;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
+use tower::{Service as _, ServiceExt as _};
 
 use super::super::settings::Signal;
 use super::dial::Dial;
-use super::{AGENT, Failed, Message, Taken};
+use super::{AGENT, ANSWER, Failed, Message, Taken};
 
 /// A connection to the collector: made when it is needed, and again when it broke.
 pub(super) struct Way {
-    client: Grpc<Channel>,
-    headers: MetadataMap,
-    method: PathAndQuery,
+    channel: Channel,
+    headers: HeaderMap,
+    method: &'static str,
 }
 
 impl Way {
-    pub fn new(signal: Signal, dial: Dial, headers: HeaderMap, limit: Duration) -> Result<Self, String> {
+    pub fn new(signal: Signal, dial: Dial, mut headers: HeaderMap, limit: Duration) -> Result<Self, String> {
         let unusable = |why: tonic::transport::Error| format!("the endpoint cannot be used: {why}");
         // What is above TLS needs not know of it.
         let endpoint = Endpoint::from_shared(format!("http://{}", dial.authority)).map_err(unusable)?;
@@ -42,24 +45,73 @@ impl Way {
             Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
             Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         };
-        Ok(Self {
-            client: Grpc::new(channel),
-            headers: MetadataMap::from_headers(headers),
-            method: PathAndQuery::from_static(method),
-        })
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        Ok(Self { channel, headers, method })
     }
 
     pub async fn send(&mut self, message: Message) -> Result<usize, Failed> {
-        let mut request = Request::new(message);
-        *request.metadata_mut() = self.headers.clone();
-        self.client.ready().await.map_err(|error| Failed::passing(Cause(&error)))?;
-        match self.client.unary(request, self.method.clone(), Ready).await {
-            Ok(answer) => Ok(answer.into_inner().refused()),
+        let mut request = Request::new(body(&message));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static(self.method);
+        *request.version_mut() = Version::HTTP_2;
+        *request.headers_mut() = self.headers.clone();
+        let ready = self.channel.ready().await.map_err(|error| Failed::passing(Cause(&error)))?;
+        let answer = ready.call(request).await.map_err(|error| Failed::passing(Cause(&error)))?;
+        match taken(answer).await {
+            Ok(taken) => Ok(taken.refused()),
             Err(status) => {
                 Err(Failed { why: told(&status), passing: is_passing(&status), after: Duration::ZERO })
             }
         }
     }
+}
+
+/// A message that is not compressed, with its length.
+fn body(message: &Message) -> Body {
+    struct Items(Arc<Vec<u8>>);
+
+    impl AsRef<[u8]> for Items {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    let (head, items) = (message.head(), Bytes::from_owner(Items(message.items.clone())));
+    let mut first = BytesMut::with_capacity(5 + head.len());
+    first.put_u8(0);
+    // Batches have two megabytes at most.
+    first.put_u32((head.len() + items.len()) as u32);
+    first.put_slice(&head);
+    let frames = [first.freeze(), items].map(|piece| Ok::<_, Status>(Frame::data(piece)));
+    Body::new(StreamBody::new(stream::iter(frames)))
+}
+
+/// What the collector answers.
+async fn taken(answer: Response<Body>) -> Result<Taken, Status> {
+    let (head, body) = answer.into_parts();
+    if let Some(status) = Status::from_header_map(&head.headers).filter(|status| status.code() != Code::Ok) {
+        return Err(status);
+    }
+    if !head.status.is_success() {
+        let code = match head.status.as_u16() {
+            429 | 502 | 503 | 504 => Code::Unavailable,
+            _ => Code::Unknown,
+        };
+        return Err(Status::new(code, format!("HTTP status {}", head.status)));
+    }
+    let whole = Limited::new(body, ANSWER).collect().await;
+    let whole = whole.map_err(|error| Status::unavailable(error.to_string()))?;
+    let status = whole.trailers().or(Some(&head.headers)).and_then(Status::from_header_map);
+    match status {
+        Some(status) if status.code() == Code::Ok => {}
+        Some(status) => return Err(status),
+        None => return Err(Status::internal("the answer has no status")),
+    }
+    let bytes = whole.to_bytes();
+    let message = bytes.get(5..).filter(|_| bytes[0] == 0);
+    let message = message.ok_or_else(|| Status::internal("the answer is no message that we know"))?;
+    Taken::decode(message).map_err(|error| Status::internal(format!("the answer is no OTLP: {error}")))
 }
 
 /// What is in an error besides its first line: a connection that cannot be made says why further down.
@@ -95,46 +147,5 @@ fn is_passing(why: &Status) -> bool {
         // Only where it says when it may have room again.
         ResourceExhausted => !why.details().is_empty(),
         _ => false,
-    }
-}
-
-/// Messages that are ready out, OTLP's answer in.
-struct Ready;
-
-impl Codec for Ready {
-    type Encode = Message;
-    type Decode = Taken;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Ready {
-    type Item = Message;
-    type Error = Status;
-
-    fn encode(&mut self, message: Message, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        let head = message.head();
-        out.reserve(head.len() + message.items.len());
-        out.put_slice(&head);
-        out.put_slice(&message.items);
-        Ok(())
-    }
-}
-
-impl Decoder for Ready {
-    type Item = Taken;
-    type Error = Status;
-
-    fn decode(&mut self, input: &mut DecodeBuf<'_>) -> Result<Option<Self::Item>, Status> {
-        let answer = Taken::decode(input);
-        answer.map(Some).map_err(|error| Status::internal(format!("the answer is no OTLP: {error}")))
     }
 }

@@ -11,10 +11,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message as _;
 
 use super::dial::Dial;
-use super::{AGENT, Failed, Message, Taken};
-
-/// Most bytes of an answer: it says little.
-const ANSWER: usize = 64 << 10;
+use super::{AGENT, ANSWER, Failed, Message, Taken};
 
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
