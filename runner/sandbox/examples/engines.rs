@@ -2,7 +2,8 @@
 //!
 //! As root. Rows are interleaved, so that a busy moment of the machine hits all of them, and what is not installed is left out. The
 //! daemon is the one of `STOKER_DOCKER_SOCKET`, or the usual one. The function is this program again, which says one byte and ends with
-//! its input. Ratios are over the native sandbox without anything prepared ahead.
+//! its input. It is alone in a root of its own, as the layers of an image are: build it with `-C target-feature=+crt-static` and
+//! `--target`. Ratios are over the native sandbox as a runner has it, with sandboxes prepared ahead.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -63,10 +64,10 @@ async fn drivers(state: &Path) -> Result<Vec<Row>, Failure> {
         }
         Err(error) => println!("{name} left out: {error}"),
     };
-    let bare = native::Config { spares: 0, ..native::Config::new("engines-bare", state) };
-    add("native", Native::new(bare).await.map(|driver| Box::new(driver) as _));
     let ahead = native::Config::new("engines", state);
-    add("native, prepared ahead", Native::new(ahead).await.map(|driver| Box::new(driver) as _));
+    add("native", Native::new(ahead).await.map(|driver| Box::new(driver) as _));
+    let bare = native::Config { spares: 0, ..native::Config::new("engines-bare", state) };
+    add("native, no spares", Native::new(bare).await.map(|driver| Box::new(driver) as _));
     for name in ["crun", "runc"] {
         let config = oci::Config { runtime: Some(name.into()), ..oci::Config::new(name, state) };
         add(name, Oci::new(config).await.map(|driver| Box::new(driver) as _));
@@ -79,12 +80,12 @@ async fn drivers(state: &Path) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn spec(id: String) -> Result<Spec, Failure> {
-    Ok(Spec {
+fn spec(id: String, image: &Path) -> Spec {
+    Spec {
         id,
-        root: Root::Host,
+        root: Root::Directory(image.to_owned()),
         writable_root: false,
-        command: vec![std::env::current_exe()?.to_string_lossy().into_owned(), "say".to_owned()],
+        command: vec!["/function".to_owned(), "say".to_owned()],
         env: Vec::new(),
         user: None,
         groups: Vec::new(),
@@ -98,13 +99,13 @@ fn spec(id: String) -> Result<Spec, Failure> {
         shared: Some(PathBuf::from("/tmp/shared")),
         stop_signal: stoker_sandbox::SIGTERM,
         stays: false,
-    })
+    }
 }
 
 impl Row {
-    async fn round(&mut self, number: usize) -> Result<(), Failure> {
+    async fn round(&mut self, number: usize, image: &Path) -> Result<(), Failure> {
         let begun = Instant::now();
-        let sandbox = self.driver.create(spec(format!("e{number}"))?).await?;
+        let sandbox = self.driver.create(spec(format!("e{number}"), image)).await?;
         let parked = begun.elapsed();
         let stdio = sandbox.start(Vec::new()).await?;
         rustix::io::ioctl_fionbio(&stdio.stdout, false)?;
@@ -125,9 +126,12 @@ impl Row {
 async fn measure(rounds: usize) -> Result<(), Failure> {
     let state = std::env::temp_dir().join(format!("stoker-engines-{}", std::process::id()));
     let mut rows = drivers(&state).await?;
+    let image = state.join("image");
+    std::fs::create_dir_all(&image)?;
+    std::fs::copy(std::env::current_exe()?, image.join("function"))?;
     for number in 0..=rounds {
         for row in &mut rows {
-            row.round(number).await?;
+            row.round(number, &image).await?;
             // What an engine does behind its answers, and the making of spares, are nobody else's time.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -22,9 +22,11 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::cgroup::{Freezer, Leaf};
 use crate::channel::{Channel, Ends, Parked, died};
-use crate::handover::{Bequest, HandedSandbox, Inheritance};
+use crate::handover::{Bequest, HandedSandbox, Inheritance, Kept};
 use crate::wire::{self, Order, Plan, Report};
-use crate::{Companion, Error, Exit, ExitCause, Process, Sandbox, Shared, Signal, Stdio, Usage, User, sys};
+use crate::{
+    Companion, Error, Exit, ExitCause, Process, Sandbox, Shared, Signal, Stdio, Usage, User, contained, sys,
+};
 
 /// What is done when the process's former program has left a sandbox.
 pub const TAKE_UP: &str = "take the sandbox up";
@@ -75,13 +77,14 @@ pub trait Grip: Send + Sync {
     /// Has written off what is left, after its end was told: where somebody else takes his time for it.
     async fn write_off(&self) {}
 
-    /// What it holds, where that is nothing but names: then the next program of this process can hold it.
-    fn hand_over(&self) -> Option<Held> {
-        None
-    }
+    /// What the next program of this process needs to hold it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] while it hangs on more than descriptors and names.
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<Held, Error>;
 }
 
-/// What a sandbox holds outside its processes, by name.
+/// What a sandbox holds outside its processes.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Held {
     pub leaf: Option<Leaf>,
@@ -89,6 +92,10 @@ pub struct Held {
     pub slot: Option<u32>,
     /// A directory of the host that it shares, and what that lies in.
     pub directory: Option<[PathBuf; 2]>,
+    /// What an engine has of it.
+    pub container: Option<contained::Handed>,
+    /// The other end of its tunnel, where it has a way out.
+    pub tunnel: Option<Kept>,
 }
 
 /// What a sandbox is made from, once there is an init that waits for its plan.
@@ -206,7 +213,7 @@ impl Cell {
         init: OwnedFd,
         inheritance: &mut Inheritance,
     ) -> Result<Self, Error> {
-        let HandedSandbox { id, owner, control, shared, parked, watched, .. } = handed;
+        let HandedSandbox { id, owner, stays, control, shared, parked, watched, .. } = handed;
         let take = || {
             let control = Channel::new(inheritance.take(control)?)?;
             let shared = match shared {
@@ -217,7 +224,7 @@ impl Cell {
             Ok((control, shared, parked))
         };
         let (control, shared, parked) = take().map_err(platform(TAKE_UP))?;
-        let inner = Inner::follow(control, init, grip, owner, false)?;
+        let inner = Inner::follow(control, init, grip, owner, stays)?;
         inner.counted().watched = watched;
         Ok(Self { id, shared, inner, parked: Mutex::new(parked) })
     }
@@ -554,12 +561,11 @@ impl Sandbox for Cell {
         if inner.exit.borrow().is_some() {
             return Err(platform("hand the sandbox over")(died()));
         }
-        let held = inner.grip.hand_over().filter(|_| !inner.stays).ok_or_else(|| {
-            Error::Unsupported(
-                "a sandbox with a way out, or with more than one process of ours, is not handed over"
-                    .to_owned(),
-            )
-        })?;
+        if !inner.companions().ends.is_empty() {
+            let why = "something runs beside its command".to_owned();
+            return Err(Error::Unsupported(why));
+        }
+        let held = inner.grip.hand_over(bequest)?;
         let keep = || {
             let shared = match &self.shared {
                 Some(Shared { directory, inside }) => Some((bequest.keep(directory)?, inside.clone())),
@@ -569,6 +575,7 @@ impl Sandbox for Cell {
             Ok(HandedSandbox {
                 id: self.id.clone(),
                 owner: inner.owner,
+                stays: inner.stays,
                 control: inner.control.hand_over(bequest)?,
                 init: bequest.keep(inner.pidfd.get_ref())?,
                 shared,

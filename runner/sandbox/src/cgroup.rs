@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use self::hierarchy::{Hierarchy, hierarchies};
 pub use self::leaf::Leaf;
 
-/// Name in front of every directory that this crate makes.
+/// Name in front of every directory that this crate makes for sandboxes.
 pub const PREFIX: &str = "stoker.";
+/// Where we go ourselves, and who else is in our cgroup, to make room for others in it.
+const ASIDE: &str = "stoker-runner";
 /// The period of a CPU quota. Short enough that a function with a small share is not stalled for long.
 pub const PERIOD_MICROS: u64 = 100_000;
 
@@ -115,19 +117,23 @@ impl Base {
 
     /// Version 2: below the configured parent, our own cgroup, or the top, whichever gives the most controllers.
     fn create_v2(&mut self, hierarchy: &Hierarchy, name: &str, parent: Option<&Path>) {
-        let mut candidates: Vec<PathBuf> = match parent {
-            Some(parent) => vec![parent.to_path_buf()],
-            None => vec![hierarchy.own.clone(), hierarchy.mount.clone()],
+        // Where we have moved aside before, ours is the one around.
+        let own = match hierarchy.own.parent() {
+            Some(around) if hierarchy.own.ends_with(ASIDE) => around,
+            _ => hierarchy.own.as_path(),
+        };
+        let mut candidates = match parent {
+            Some(parent) => vec![parent],
+            None => vec![own, hierarchy.mount.as_path()],
         };
         candidates.dedup();
         let mut best: Option<(PathBuf, Vec<Controller>)> = None;
         for candidate in candidates {
-            if enable_controllers(&candidate).is_err() {
-                // Controllers can be handed down only by a cgroup without processes of its own. Where we are alone in
-                // ours (a service with a delegated tree), we move aside within it.
-                if move_aside(&candidate).is_ok() {
-                    enable_controllers(&candidate).ok();
-                }
+            // Controllers can be handed down only by a cgroup without processes of its own: we go to another within it where it is ours.
+            if enable_controllers(candidate).is_err()
+                && move_aside(candidate, candidate == hierarchy.mount).is_ok()
+            {
+                enable_controllers(candidate).ok();
             }
             let directory = candidate.join(name);
             if fs::create_dir(&directory).is_err() {
@@ -329,31 +335,52 @@ pub fn children(directory: &Path) -> Vec<PathBuf> {
 /// Hands memory, cpu and pids down to the children of `directory`, as far as it has them.
 fn enable_controllers(directory: &Path) -> io::Result<()> {
     let enabled = listed(&directory.join("cgroup.subtree_control"));
+    let mut missing = listed(&directory.join("cgroup.controllers"));
+    missing.retain(|controller| !enabled.contains(controller));
+    // With processes in it (but at the machine's own top), those for CPU and processes would be handed down all the same, to children that
+    // no process may enter any more, but threads of these.
+    let inner = !missing.is_empty() && directory.join("cgroup.type").exists();
+    if inner && !fs::read_to_string(directory.join("cgroup.procs"))?.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "processes live in it"));
+    }
     let mut refused = Ok(());
-    for controller in listed(&directory.join("cgroup.controllers")) {
-        if !enabled.contains(&controller) {
-            let wanted = format!("+{}", controller.name());
-            if let Err(error) = fs::write(directory.join("cgroup.subtree_control"), wanted) {
-                refused = Err(error);
-            }
+    for controller in missing {
+        let wanted = format!("+{}", controller.name());
+        if let Err(error) = fs::write(directory.join("cgroup.subtree_control"), wanted) {
+            refused = Err(error);
         }
     }
     refused
 }
 
-/// Moves this process, if it is the only one in `directory`, to a child of it.
-fn move_aside(directory: &Path) -> io::Result<()> {
+/// Moves what lives in `directory` to a child of it: this process where it is the only one, as in a service with a delegated tree. At
+/// the `top` of what we see everybody: there it is a container's, whose first process may be another.
+fn move_aside(directory: &Path, top: bool) -> io::Result<()> {
+    // The machine's own top, which alone has no such file, needs none of it, and is everybody's.
+    let whole = top && directory.join("cgroup.type").exists();
     let own = std::process::id().to_string();
-    let procs = fs::read_to_string(directory.join("cgroup.procs"))?;
-    if procs.trim() != own {
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "other processes live in it"));
+    let aside = directory.join(ASIDE);
+    // Who starts another process meanwhile leaves it behind.
+    for _ in 0..100 {
+        let processes = fs::read_to_string(directory.join("cgroup.procs"))?;
+        if processes.is_empty() {
+            return Ok(());
+        }
+        if !whole && processes.trim() != own {
+            break;
+        }
+        match fs::create_dir(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        for process in processes.lines() {
+            match fs::write(aside.join("cgroup.procs"), process) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                _ => {}
+            }
+        }
     }
-    let aside = directory.join("stoker-runner");
-    match fs::create_dir(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    fs::write(aside.join("cgroup.procs"), own)
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "other processes live in it"))
 }
 
 fn listed(path: &Path) -> Vec<Controller> {

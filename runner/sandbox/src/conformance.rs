@@ -180,6 +180,8 @@ pub async fn run(subject: Subject<'_>) -> Report {
 async fn run_all<'a>(cases: impl Iterator<Item = (&'static str, Case<'a>)>) -> Report {
     let mut report = Report::default();
     for (name, case) in cases {
+        // A run that is cut off says where.
+        eprintln!("  {name} …");
         match tokio::time::timeout(LIMIT, case).await {
             Ok(Ok(())) => report.passed.push(name),
             Ok(Err(Stop::LeftOut(why))) => report.left_out.push((name, why)),

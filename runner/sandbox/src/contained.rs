@@ -12,7 +12,7 @@ pub mod monitor;
 mod program;
 pub mod view;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -22,9 +22,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
-pub use cell::receive;
+pub use cell::{receive, take_up};
 pub use program::Program;
 
 use crate::channel::Channel;
@@ -65,6 +66,43 @@ pub trait Holder: Send + Sync {
 
     /// What engine and init said before it failed, for the error that tells of it.
     fn last_words(&self) -> String;
+
+    /// By what the next program of this process knows it.
+    fn hand_over(&self) -> Handed;
+}
+
+/// A container as it is handed over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    /// Its number in the life of its runner, from which everything of it has its name.
+    pub number: u64,
+    /// Who the function is, and the number of that user where it is one of ours.
+    user: User,
+    ours: Option<u32>,
+}
+
+/// The containers of the process's former program, until what is left over of them is removed.
+#[derive(Debug, Default)]
+pub struct Former {
+    /// How many it had made.
+    made: u64,
+    /// Those that were taken up.
+    kept: HashSet<u64>,
+}
+
+impl Former {
+    pub fn new(made: u64) -> Self {
+        Self { made, kept: HashSet::new() }
+    }
+
+    pub fn keep(&mut self, container: u64) {
+        self.kept.insert(container);
+    }
+
+    /// Whether it is one of those that nobody took up.
+    pub fn is_left(&self, container: u64) -> bool {
+        container < self.made && !self.kept.contains(&container)
+    }
 }
 
 /// Where an init comes in: a socket for one connection.
@@ -122,12 +160,28 @@ impl Users {
         let id = FIRST_USER + number;
         Guest { users: Arc::downgrade(self), number, user: User { uid: id, gid: id }, asked: false }
     }
+
+    /// Who a function is already, in a container of the process's former program.
+    pub fn again(self: &Arc<Self>, handed: &Handed) -> Guest {
+        let Handed { user, ours, .. } = *handed;
+        let Some(number) = ours else {
+            return Guest { users: Weak::new(), number: 0, user, asked: true };
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        Guest { users: Arc::downgrade(self), number, user, asked: false }
+    }
 }
 
 impl Guest {
     /// Who the function is, inside as outside: these engines give it no user namespace.
     pub fn user(&self) -> User {
         self.user
+    }
+
+    /// For whoever goes on with its container, which has this number.
+    pub fn hand_over(&self, number: u64) -> Handed {
+        let ours = (self.users.strong_count() > 0).then_some(self.number);
+        Handed { number, user: self.user, ours }
     }
 
     /// Of the groups that were asked for with a user, those that it gets: none where it is another.

@@ -15,8 +15,8 @@ mod skeleton;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use hyper::{Method, StatusCode};
@@ -27,17 +27,19 @@ use self::api::{Api, Content, escaped, refusal};
 use self::config::Parts;
 use self::held::Held;
 use crate::cell::Cell;
-use crate::cgroup::Leaf;
+use crate::cgroup::{Base, Leaf};
 use crate::contained::client::Client;
-use crate::contained::driver::{self, platform};
+use crate::contained::driver::{self, Left, platform};
 use crate::contained::monitor::{self, Daemon};
 use crate::contained::view::View;
-use crate::contained::{self, Door, Holder as _, Program, Users};
+use crate::contained::{self, Door, Former, Guest, Handed, Holder, Program, Users};
 use crate::egress::{self, Gate};
+use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::state::State;
 use crate::wire::Plan;
 use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
 
+const NAME: &str = "docker";
 /// Labels of every container: whose it is.
 const RUNNER: &str = "stoker.runner";
 const STATE: &str = "stoker.state";
@@ -92,6 +94,7 @@ struct Engine {
     /// What every container carries.
     labels: BTreeMap<String, String>,
     next: AtomicU64,
+    former: Mutex<Former>,
     /// Names of images that the daemon has; held while one is made.
     images: tokio::sync::Mutex<HashSet<String>>,
 }
@@ -103,6 +106,33 @@ impl Docker {
     /// [`Error::Unsupported`] without a daemon that works in our way, [`Error::Platform`] when a step fails. That it comes up does not
     /// prove that containers work: [`crate::select`] tries one.
     pub async fn new(config: Config) -> Result<Self, Error> {
+        let (api, about) = Self::ask(&config).await?;
+        let state = State::open(&config.state_dir, NAME, &config.name)?;
+        state.write_down(Vec::new())?;
+        let holder = holder(&config, &state);
+        let (client, program) = driver::begin(&state, &config.spawner, |_| Ok(()), holder).await?;
+        let left = Left { state, client, program, base: Base::default(), containers: 0 };
+        Self::of(left, &config, api, &about)
+    }
+
+    /// The same, of the process's former program.
+    ///
+    /// # Errors
+    /// As [`Docker::new`], and when that was another's; then it ends.
+    pub async fn take_up(
+        config: Config,
+        handed: HandedDriver,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let (api, about) = Self::ask(&config).await?;
+        let whose = (NAME, config.name.as_str(), config.state_dir.as_path());
+        let left =
+            Left::take_up(whose, &config.spawner, |state| holder(&config, state), handed, inheritance)?;
+        Self::of(left, &config, api, &about)
+    }
+
+    /// What the daemon is.
+    async fn ask(config: &Config) -> Result<(Api, Value), Error> {
         let api = Api::connect(&config.socket).await?;
         let about = api.call(Method::GET, "/info", Content::Nothing).await?;
         let options = about["SecurityOptions"].as_array().into_iter().flatten().filter_map(Value::as_str);
@@ -114,19 +144,18 @@ impl Docker {
                 "the Docker daemon maps users by itself ({option}): functions could not be users of their own"
             )));
         }
-        let state = State::open(&config.state_dir, "docker", &config.name)?;
-        state.write_down(Vec::new())?;
+        Ok((api, about))
+    }
+
+    fn of(left: Left, config: &Config, api: Api, about: &Value) -> Result<Self, Error> {
+        let Left { state, client, program, containers, .. } = left;
         let place = std::fs::canonicalize(&config.state_dir)
             .map_err(platform(format!("look at {}", config.state_dir.display())))?;
-        let life = state.life().file_name().unwrap_or_default().to_string_lossy().into_owned();
         let labels = BTreeMap::from([
             (RUNNER.to_owned(), config.name.clone()),
             (STATE.to_owned(), place.to_string_lossy().into_owned()),
-            (LIFE.to_owned(), life),
+            (LIFE.to_owned(), life(&state)),
         ]);
-        let label = labels.get(LIFE).map(|life| format!("{LIFE}={life}")).unwrap_or_default();
-        let engine = monitor::Engine::Daemon(Daemon { socket: config.socket.clone(), label });
-        let (client, program) = driver::begin(&state, &config.spawner, |_| Ok(()), engine).await?;
         let engine = Arc::new(Engine {
             state,
             client,
@@ -134,12 +163,13 @@ impl Docker {
             program,
             users: Arc::default(),
             gate: Gate::new(&config.egress),
-            host_paths: config.host_paths,
+            host_paths: config.host_paths.clone(),
             labels,
-            next: AtomicU64::new(0),
+            next: AtomicU64::new(containers),
+            former: Mutex::new(Former::new(containers)),
             images: tokio::sync::Mutex::default(),
         });
-        let description = describe(&about, &engine.gate);
+        let description = describe(about, &engine.gate);
         Ok(Self { engine, description })
     }
 
@@ -149,11 +179,22 @@ impl Docker {
     }
 }
 
+/// The name of a life among the labels of its containers.
+fn life(state: &State) -> String {
+    state.life().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Who holds the containers of a life.
+fn holder(config: &Config, state: &State) -> monitor::Engine {
+    let label = format!("{LIFE}={}", life(state));
+    monitor::Engine::Daemon(Daemon { socket: config.socket.clone(), label })
+}
+
 fn describe(about: &Value, gate: &Gate) -> Description {
     let says = |key: &str| about[key].as_bool().unwrap_or(true);
     let version = about["ServerVersion"].as_str().unwrap_or("of an unknown version");
     Description {
-        name: "docker",
+        name: NAME,
         why: format!(
             "containers of the Docker daemon {version}, hardened as native sandboxes are, without user namespaces; slow to start"
         ),
@@ -189,22 +230,52 @@ impl Driver for Docker {
         self.engine.client.close().await;
         self.engine.state.remove();
     }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        let Engine { state, client, program, next, .. } = &*self.engine;
+        let holder = (client, program, next.load(Ordering::Relaxed));
+        driver::hand_over(NAME, state, holder, Base::default(), bequest)
+    }
+
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        let engine = &self.engine;
+        let hold = |container: &Handed| -> Arc<dyn Holder> {
+            engine.former.lock().unwrap_or_else(PoisonError::into_inner).keep(container.number);
+            // What it has at the top of its root it has.
+            Arc::new(engine.held(container.number, engine.users.again(container), false))
+        };
+        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inheritance)?))
+    }
 }
 
 impl Engine {
+    /// What the container of this number has.
+    fn held(self: &Arc<Self>, number: u64, guest: Guest, grows: bool) -> Held {
+        Held {
+            number,
+            name: format!("{}{number}", self.names()),
+            directory: self.state.life().join(format!("container-{number}")),
+            door: self.state.sockets().join(format!("{number:x}")),
+            guest,
+            grows,
+            engine: Arc::clone(self),
+        }
+    }
+
+    /// What the names of this life's containers begin with.
+    fn names(&self) -> String {
+        format!("stoker-{}-", life(&self.state))
+    }
+
     async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let out = spec.network == Network::Egress;
-        let life = self.state.life();
-        let incarnation = life.file_name().unwrap_or_default().to_string_lossy();
-        let held = Arc::new(Held {
-            name: format!("stoker-{incarnation}-{number}"),
-            directory: life.join(format!("container-{number}")),
-            door: self.state.sockets().join(format!("{number:x}")),
-            guest: self.users.take(spec.user),
-            grows: spec.writable_root && matches!(spec.root, Root::Directory(_)),
-            engine: Arc::clone(self),
-        });
+        let grows = spec.writable_root && matches!(spec.root, Root::Directory(_));
+        let held = Arc::new(self.held(number, self.users.take(spec.user), grows));
         match self.launch(&held, spec).await {
             Ok((door, plan)) => {
                 let (user, way) = (held.guest.user(), self.gate.policy().filter(|_| out).cloned());
@@ -277,12 +348,20 @@ impl Engine {
     async fn collect(self: &Arc<Self>) -> Result<Vec<String>, Error> {
         let ours = [RUNNER, STATE].into_iter().filter_map(|key| Some((key, self.labels.get(key)?)));
         let filter: Vec<_> = ours.map(|(key, value)| format!("{key}={value}")).collect();
+        let former = std::mem::take(&mut *self.former.lock().unwrap_or_else(PoisonError::into_inner));
         let mut removed = Vec::new();
         for container in containers(&self.api, &filter).await? {
+            let name = container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/');
             if container["Labels"][LIFE].as_str() != self.labels.get(LIFE).map(String::as_str) {
-                let name = container["Names"][0].as_str().unwrap_or_default().trim_start_matches('/');
                 end(&self.api, &container).await?;
                 removed.push(format!("container {name}"));
+                continue;
+            }
+            // Of the process's former program, and taken up by nobody.
+            let number = name.strip_prefix(&self.names()).and_then(|number| number.parse().ok());
+            if let Some(number) = number.filter(|number| former.is_left(*number)) {
+                end(&self.api, &container).await?;
+                self.held(number, self.users.take(None), false).remove().await;
             }
         }
         let engine = Arc::clone(self);

@@ -11,13 +11,20 @@ mod packet;
 mod policy;
 mod stack;
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
 
 pub use policy::{Config, Policy, Range};
 
-use crate::{Error, Network};
+use crate::handover::{Bequest, Kept};
+use crate::{Error, Network, sys};
 
 /// What tunnels are made of.
 pub const DEVICE: &str = "/dev/net/tun";
@@ -64,21 +71,45 @@ impl Gate {
 }
 
 /// The runner's end of one sandbox's tunnel, while it lives.
-pub struct Way(tokio::task::JoinHandle<()>);
+pub struct Way {
+    tunnel: Arc<AsyncFd<OwnedFd>>,
+    /// Connections that the stack has.
+    open: Arc<AtomicUsize>,
+    stack: JoinHandle<()>,
+}
 
 impl Way {
     /// Serves a tunnel.
     ///
     /// # Errors
     /// When the runtime cannot watch it.
-    pub fn serve(tunnel: OwnedFd, policy: Arc<Policy>) -> std::io::Result<Self> {
-        Ok(Self(tokio::spawn(stack::Stack::new(tunnel, policy)?)))
+    pub fn serve(tunnel: OwnedFd, policy: Arc<Policy>) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&tunnel, true)?;
+        let tunnel = Arc::new(sys::watch(tunnel, Interest::READABLE | Interest::WRITABLE)?);
+        let open = Arc::<AtomicUsize>::default();
+        let stack = stack::Stack::new(Arc::clone(&tunnel), policy, Arc::clone(&open))?;
+        Ok(Self { tunnel, open, stack: tokio::spawn(stack) })
+    }
+
+    /// Leaves the tunnel to the next program of this process, which [serves](Self::serve) it with another stack: nothing is known of a function
+    /// without connections. What it sends meanwhile waits in the tunnel; of datagrams some may be lost, as of any.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] while connections are open: they are the runner's.
+    pub fn hand_over(&self, bequest: &mut Bequest) -> Result<Kept, Error> {
+        let open = self.open.load(Ordering::Relaxed);
+        if open > 0 {
+            return Err(Error::Unsupported(format!("connections by its way out are open: {open}")));
+        }
+        self.stack.abort();
+        let kept = bequest.keep(self.tunnel.get_ref());
+        kept.map_err(|source| Error::Platform { step: "hand the way out over".to_owned(), source })
     }
 }
 
 impl Drop for Way {
     fn drop(&mut self) {
         // With it go its connections, and the last hold on the sandbox's network namespace.
-        self.0.abort();
+        self.stack.abort();
     }
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::Held;
 use crate::cgroup::Base;
-use crate::{User, spawner, state, sys};
+use crate::{User, contained, spawner, state, sys};
 
 /// What spawner and inits understand. They live on as the program that they were started from, so whoever takes them up must speak as
 /// that did: raised with every change to what is said to them.
@@ -141,10 +141,24 @@ pub struct HandedDriver {
     pub(crate) driver: String,
     pub(crate) state: state::Handed,
     pub(crate) base: Base,
-    pub(crate) spawner: spawner::client::Handed,
-    /// How many names of cgroups and of shared directories were given.
-    pub(crate) leaves: u64,
-    pub(crate) directories: u64,
+    pub(crate) holder: HandedHolder,
+}
+
+/// The process that ends a driver's sandboxes with the runner.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum HandedHolder {
+    Spawner {
+        spawner: spawner::client::Handed,
+        /// How many names of cgroups and of shared directories were given.
+        leaves: u64,
+        directories: u64,
+    },
+    Monitor {
+        monitor: contained::client::Handed,
+        program: contained::Program,
+        /// How many containers were made.
+        containers: u64,
+    },
 }
 
 impl HandedDriver {
@@ -161,6 +175,8 @@ pub struct HandedSandbox {
     pub(crate) id: String,
     /// Whom the function is to the host, where that is not our own user.
     pub(crate) owner: Option<User>,
+    /// See [`crate::Spec::stays`].
+    pub(crate) stays: bool,
     pub(crate) control: Kept,
     /// Its init.
     pub(crate) init: Kept,

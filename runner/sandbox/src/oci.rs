@@ -15,8 +15,8 @@ pub(crate) mod runtime;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
@@ -25,13 +25,17 @@ use self::runtime::{Command, Record};
 use crate::cell::Cell;
 use crate::cgroup::{self, Base};
 use crate::contained::client::Client;
-use crate::contained::driver::{self, platform};
-use crate::contained::{self, Door, Holder as _, Program, Users, monitor};
+use crate::contained::driver::{self, Left, platform};
+use crate::contained::{self, Door, Former, Guest, Handed, Holder, Program, Users, monitor};
 use crate::egress::{self, Gate};
+use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::state::State;
 use crate::wire::Plan;
 use crate::{Description, Driver, Error, Network, Sandbox, Spec, native, spawner};
 
+const NAME: &str = "oci";
+/// Containers have this and a number for a name.
+const CONTAINER: &str = "stoker-";
 /// Runtimes that are looked for, the fastest first.
 const RUNTIMES: [&str; 3] = ["crun", "runc", "youki"];
 /// Where programs are looked for besides our own `PATH`.
@@ -85,10 +89,13 @@ struct Engine {
     users: Arc<Users>,
     gate: Gate,
     host_paths: Vec<PathBuf>,
-    /// The path of our cgroup, as the runtime is told it.
+    base: Base,
+    /// The path of our cgroup, as the runtime is told it, and its directories.
     cgroup: PathBuf,
+    cgroups: Vec<PathBuf>,
     swap: bool,
     next: AtomicU64,
+    former: Mutex<Former>,
 }
 
 impl Oci {
@@ -104,7 +111,7 @@ impl Oci {
             ));
         }
         let runtime = find(config.runtime.as_deref())?;
-        let state = State::open(&config.state_dir, "oci", &config.name)?;
+        let state = State::open(&config.state_dir, NAME, &config.name)?;
         let name = state.cgroup_name(&config.name);
         let base = Base::create(&name, config.cgroup_parent.as_deref());
         let (cgroup, cgroups) = cgroup::place(&base, &name);
@@ -118,19 +125,48 @@ impl Oci {
                 cgroup::remove_tree(directory).ok();
             }
         })?;
+        let left = Left { state, client, program, base, containers: 0 };
+        Ok(Self::of(left, &config, (cgroup, cgroups), &runtime))
+    }
+
+    /// The same, of the process's former program.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when that was another's; then it ends.
+    pub fn take_up(
+        config: Config,
+        handed: HandedDriver,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let engine = |state: &State| monitor::Engine::Runtime { life: state.life() };
+        let whose = (NAME, config.name.as_str(), config.state_dir.as_path());
+        let left = Left::take_up(whose, &config.spawner, engine, handed, inheritance)?;
+        let record = Record::read(&left.state.life());
+        let lost = || platform("take the sandbox monitor up")(io::ErrorKind::NotFound.into());
+        let Record { runtime, cgroups } = record.ok_or_else(lost)?;
+        let (cgroup, _) = cgroup::place(&left.base, &left.state.cgroup_name(&config.name));
+        Ok(Self::of(left, &config, (cgroup, cgroups), &runtime))
+    }
+
+    fn of(left: Left, config: &Config, (cgroup, cgroups): (PathBuf, Vec<PathBuf>), runtime: &Path) -> Self {
+        let Left { state, client, program, base, containers } = left;
+        let gate = Gate::new(&config.egress);
+        let description = describe(runtime, &base, &gate);
         let engine = Arc::new(Engine {
             client,
             program,
             users: Arc::default(),
-            gate: Gate::new(&config.egress),
-            host_paths: config.host_paths,
+            gate,
+            host_paths: config.host_paths.clone(),
             swap: accounts_for_swap(&cgroups),
+            base,
             cgroup,
-            next: AtomicU64::new(0),
+            cgroups,
+            next: AtomicU64::new(containers),
+            former: Mutex::new(Former::new(containers)),
             state,
         });
-        let description = describe(&runtime, &base, &engine.gate);
-        Ok(Self { engine, description })
+        Self { engine, description }
     }
 
     /// The monitor's process id, for whoever watches or tests it.
@@ -167,7 +203,7 @@ fn describe(runtime: &Path, base: &Base, gate: &Gate) -> Description {
     let has = |controller| base.has(controller);
     use crate::cgroup::Controller;
     Description {
-        name: "oci",
+        name: NAME,
         why: format!(
             "containers of {}, hardened as native sandboxes are, without user namespaces",
             runtime.display()
@@ -204,20 +240,45 @@ impl Driver for Oci {
         self.engine.client.close().await;
         self.engine.state.remove();
     }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+        let Engine { state, client, program, base, next, .. } = &*self.engine;
+        let holder = (client, program, next.load(Ordering::Relaxed));
+        driver::hand_over(NAME, state, holder, base.clone(), bequest)
+    }
+
+    fn take_up(
+        &self,
+        sandbox: HandedSandbox,
+        inheritance: &mut Inheritance,
+    ) -> Result<Box<dyn Sandbox>, Error> {
+        let engine = &self.engine;
+        let hold = |container: &Handed| -> Arc<dyn Holder> {
+            engine.former.lock().unwrap_or_else(PoisonError::into_inner).keep(container.number);
+            Arc::new(engine.bundle(container.number, engine.users.again(container)))
+        };
+        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inheritance)?))
+    }
 }
 
 impl Engine {
+    /// What the container of this number has.
+    fn bundle(self: &Arc<Self>, number: u64, guest: Guest) -> Bundle {
+        let name = format!("{CONTAINER}{number}");
+        Bundle {
+            engine: Arc::clone(self),
+            number,
+            directory: runtime::bundle(&self.state.life(), &name),
+            door: self.state.sockets().join(format!("{number:x}")),
+            guest,
+            name,
+        }
+    }
+
     async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let out = spec.network == Network::Egress;
-        let name = format!("stoker-{number}");
-        let bundle = Arc::new(Bundle {
-            engine: Arc::clone(self),
-            directory: runtime::bundle(&self.state.life(), &name),
-            door: self.state.sockets().join(format!("{number:x}")),
-            guest: self.users.take(spec.user),
-            name,
-        });
+        let bundle = Arc::new(self.bundle(number, self.users.take(spec.user)));
         let made = self.launch(&bundle, spec).await;
         match made {
             Ok((door, plan)) => {
@@ -260,7 +321,25 @@ impl Engine {
         }
     }
 
+    /// Removes containers of the process's former program that nobody took up. Once.
+    async fn remove_left_over(self: &Arc<Self>) {
+        let former = std::mem::take(&mut *self.former.lock().unwrap_or_else(PoisonError::into_inner));
+        let entries =
+            std::fs::read_dir(runtime::bundle(&self.state.life(), "")).into_iter().flatten().flatten();
+        let number = |name: &str| name.strip_prefix(CONTAINER)?.parse::<u64>().ok();
+        let numbers = entries.filter_map(|entry| number(entry.file_name().to_str()?));
+        for left in numbers.filter(|number| former.is_left(*number)).collect::<Vec<_>>() {
+            let bundle = self.bundle(left, self.users.take(None));
+            // It is about to end by itself, unless it stands still.
+            for directory in &self.cgroups {
+                cgroup::kill_all(&directory.join(&bundle.name));
+            }
+            bundle.remove().await;
+        }
+    }
+
     async fn collect(self: &Arc<Self>) -> Result<Vec<String>, Error> {
+        self.remove_left_over().await;
         let own = self.state.life();
         let parent = own.parent().unwrap_or(&own);
         let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();

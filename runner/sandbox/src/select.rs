@@ -163,7 +163,7 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
 ///
 /// # Errors
 /// [`Error::Unsupported`] when another is asked for now; [`Error::Platform`] when it is not whole. Then it ends, with its sandboxes.
-pub fn take_up(
+pub async fn take_up(
     config: Config,
     handed: HandedDriver,
     inheritance: &mut Inheritance,
@@ -178,6 +178,8 @@ pub fn take_up(
     let driver: Arc<dyn Driver> = match handed.name() {
         "native" => Arc::new(Native::take_up(config.native.clone(), handed, inheritance)?),
         "process" => Arc::new(Process::take_up(config.process.clone(), handed, inheritance)?),
+        "oci" => Arc::new(Oci::take_up(config.oci.clone(), handed, inheritance)?),
+        "docker" => Arc::new(Docker::take_up(config.docker.clone(), handed, inheritance).await?),
         other => return Err(Error::Unsupported(format!("the driver {other} cannot be taken up"))),
     };
     Ok(Selection::new(config.seclude(driver), "handed over", Vec::new()))

@@ -5,8 +5,8 @@
 #[path = "kit/kit.rs"]
 mod kit;
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,9 +16,12 @@ use stoker_sandbox::conformance::{self, Subject};
 use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::process::{self, Process};
 use stoker_sandbox::select::{self, Choice};
-use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Sandbox, Spec, spawner};
+use stoker_sandbox::{Driver, Error, ExitCause, Network, spawner};
 
-use kit::{LIMIT, ORDINARY, State, command, for_everybody, guest, until, we_are_root};
+use kit::{
+    LIMIT, ORDINARY, State, alive, cgroups, command, for_everybody, guest, signal, spec, started, until,
+    we_are_root,
+};
 
 async fn native(name: &str, state: &Path) -> Result<Native, Error> {
     Native::new(native::Config { spawner: command(), ..native::Config::new(name, state) }).await
@@ -29,6 +32,15 @@ async fn process(name: &str, state: &Path) -> Result<Process, Error> {
 }
 
 async fn check(driver: &dyn Driver) {
+    if let Ok(controllers) = std::env::var("STOKER_TEST_CONTROLLERS") {
+        // In a cgroup that was delegated to us we have all of it, and stay in it.
+        let claims = driver.describe();
+        assert_eq!(claims.limits_cpu, controllers.contains("cpu"), "{claims:?}");
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap();
+        let own = own.trim_end_matches("/stoker-runner").trim_start_matches('/');
+        assert!(cgroups("conform").iter().any(|path| path.parent().unwrap().ends_with(own)), "not in {own}");
+    }
     let report = conformance::run(Subject { driver, guest: &guest() }).await;
     println!("{}: {}\n{report}", driver.describe().name, driver.describe().why);
     assert!(report.failed.is_empty(), "{} case(s) failed:\n{report}", report.failed.len());
@@ -97,78 +109,13 @@ async fn a_name_belongs_to_one_live_runner() {
     }
 }
 
-fn spec(id: &str, words: &[&str]) -> Spec {
-    let mut command = vec![guest().to_string_lossy().into_owned(), "guest".to_owned()];
-    command.extend(words.iter().map(|word| (*word).to_owned()));
-    Spec {
-        id: id.to_owned(),
-        root: Root::Host,
-        writable_root: false,
-        command,
-        env: Vec::new(),
-        user: None,
-        groups: Vec::new(),
-        workdir: PathBuf::from("/"),
-        memory: 64 << 20,
-        cpu_millis: 0,
-        pids: 16,
-        tmp_size: 1 << 20,
-        open_files: 64,
-        network: Network::None,
-        shared: Some(PathBuf::from("/tmp/shared")),
-        stop_signal: stoker_sandbox::SIGTERM,
-        stays: false,
-    }
-}
-
-/// Processes of the host that have this word among their arguments.
-fn alive(word: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap();
-    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
-}
-
-/// Cgroups of a runner's name.
-fn cgroups(name: &str) -> Vec<PathBuf> {
-    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    found.push(entry.path());
-                }
-                walk(&entry.path(), prefix, found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
-    found
-}
-
-async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn Sandbox> {
-    let sandbox = driver.create(spec(id, words)).await.unwrap();
-    let stdio = sandbox.start(Vec::new()).await.unwrap();
-    // The pipes may close: the guest says one word before it waits.
-    let line = tokio::task::spawn_blocking(move || {
-        wait_in_reads(&stdio.stdout);
-        let mut line = String::new();
-        BufReader::new(std::fs::File::from(stdio.stdout)).read_line(&mut line).map(|_| line)
-    });
-    assert_eq!(line.await.unwrap().unwrap().trim(), "ready");
-    sandbox
-}
-
-fn wait_in_reads(descriptor: &std::os::fd::OwnedFd) {
-    rustix::io::ioctl_fionbio(descriptor, false).unwrap();
-}
-
 async fn survives_its_spawner(driver: &dyn Driver, spawner: u32, word: &str) {
     let running = started(driver, "running", &["wait", word]).await;
     let frozen = started(driver, "frozen", &["wait", word]).await;
     frozen.freeze().await.unwrap();
     let parked = driver.create(spec("parked", &["wait", word])).await.unwrap();
     assert_eq!(alive(word), 2);
-    assert!(Command::new("kill").args(["-9", &spawner.to_string()]).status().unwrap().success());
+    signal("-9", &spawner.to_string());
     for sandbox in [running, frozen, parked] {
         let exit = tokio::time::timeout(LIMIT, sandbox.wait()).await.unwrap();
         assert_eq!(exit.cause, ExitCause::Lost, "{exit:?}");
@@ -339,10 +286,6 @@ fn helper_lines(
     (child, spawner.expect("the helper came up"), lines)
 }
 
-fn signal(signal: &str, pid: &str) {
-    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
-}
-
 fn lives(state: &Path, driver: &str, name: &str) -> usize {
     std::fs::read_dir(state.join(driver).join(name).join("lives")).map_or(0, Iterator::count)
 }
@@ -444,37 +387,127 @@ fn with_fewer_cgroups() {
     }
 }
 
+/// A part of the cgroup tree of version 2, as a service manager gives it to a service: with all controllers, where this version has them.
+struct Delegated(PathBuf);
+
+impl Delegated {
+    /// Nothing, with a message, where it cannot be had.
+    fn new(name: &str) -> Option<Self> {
+        let tops = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let Some(top) = tops.into_iter().find(|top| top.join("cgroup.procs").exists()) else {
+            println!("left out: there is no cgroup v2 tree");
+            return None;
+        };
+        for controller in ["+memory", "+cpu", "+pids"] {
+            // Not there on machines that have them in version 1.
+            std::fs::write(top.join("cgroup.subtree_control"), controller).ok();
+        }
+        let directory = top.join(format!("stoker-{name}-{}", std::process::id()));
+        if !we_are_root() || std::fs::create_dir(&directory).is_err() {
+            println!("left out: only root can delegate a cgroup");
+            return None;
+        }
+        Some(Self(directory))
+    }
+
+    fn controllers(&self) -> String {
+        std::fs::read_to_string(self.0.join("cgroup.controllers")).unwrap()
+    }
+
+    /// A shell in it, which becomes the program that its arguments name.
+    fn enter(&self) -> Command {
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "echo $$ >\"$0\"/cgroup.procs && exec \"$@\""]).arg(&self.0);
+        shell
+    }
+
+    /// The cgroups in it, the innermost first.
+    fn children(&self) -> Vec<PathBuf> {
+        fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    walk(&entry.path(), found);
+                    found.push(entry.path());
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.0, &mut found);
+        found
+    }
+
+    /// Waits until nothing of a runner is left in it, and removes it.
+    fn remove(self) {
+        until("the runner's cgroups are gone", || {
+            let left = self.children();
+            left.iter().all(|path| path.file_name().is_some_and(|name| name == "stoker-runner"))
+        });
+        // What lived in it has been waited for, but for what the kernel still does with it.
+        for directory in self.children().into_iter().chain([self.0]) {
+            until("a cgroup is empty", || std::fs::remove_dir(&directory).is_ok());
+        }
+    }
+}
+
 /// The suite as an ordinary user that owns a part of the cgroup tree, as a service manager would delegate it.
 #[test]
 fn rootless_with_a_delegated_cgroup() {
-    let tops = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
-    let Some(top) = tops.into_iter().find(|top| top.join("cgroup.procs").exists()) else {
-        println!("left out: there is no cgroup v2 tree");
-        return;
-    };
-    let directory = top.join(format!("stoker-delegated-{}", std::process::id()));
-    if !we_are_root() || std::fs::create_dir(&directory).is_err() {
-        println!("left out: only root can delegate a cgroup");
-        return;
-    }
+    let Some(delegated) = Delegated::new("delegated") else { return };
     for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
-        std::os::unix::fs::chown(directory.join(file), Some(ORDINARY), Some(ORDINARY)).unwrap();
+        std::os::unix::fs::chown(delegated.0.join(file), Some(ORDINARY), Some(ORDINARY)).unwrap();
     }
     let state = State::new("delegated");
     let (tests, guest) = for_everybody(&state);
-    let enter = "echo $$ >\"$0\"/cgroup.procs && exec setpriv --reuid \"$1\" --regid \"$1\" --clear-groups \"$2\" --nocapture --exact native_conforms";
-    let status = Command::new("/bin/sh")
-        .args(["-c", enter])
-        .arg(&directory)
-        .arg(ORDINARY.to_string())
+    let user = ORDINARY.to_string();
+    let status = delegated
+        .enter()
+        .args(["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"])
         .arg(tests)
+        .args(["--nocapture", "--exact", "native_conforms"])
         .env("STOKER_TEST_GUEST", guest)
+        .env("STOKER_TEST_CONTROLLERS", delegated.controllers())
         .current_dir("/")
         .status()
         .unwrap();
-    until("the delegated cgroup is empty", || {
-        cgroups("conform").iter().all(|path| !path.starts_with(&directory))
-    });
-    std::fs::remove_dir(&directory).unwrap();
+    delegated.remove();
     assert!(status.success(), "as user {ORDINARY}: {status}");
+}
+
+/// The suite as root where the whole cgroup is the runner's: what limits it limits its functions, since it makes room for them there.
+fn in_a_cgroup(name: &str, before: &[&str]) {
+    let Some(delegated) = Delegated::new(name) else { return };
+    if !delegated.controllers().contains("memory") {
+        delegated.remove();
+        println!("left out: version 2 has no controllers here");
+        return;
+    }
+    // One driver after the other in one process: the second finds where the first has moved it.
+    let tests = ["native_conforms", "process_conforms", "the_strongest_that_works_is_selected"];
+    let status = delegated
+        .enter()
+        .args(before)
+        .arg(std::env::current_exe().unwrap())
+        .args(["--nocapture", "--test-threads", "1", "--exact"])
+        .args(tests)
+        .env("STOKER_TEST_CONTROLLERS", delegated.controllers())
+        .status()
+        .unwrap();
+    let aside = delegated.children().iter().filter(|path| path.ends_with("stoker-runner")).count();
+    delegated.remove();
+    assert!(status.success(), "{status}");
+    assert_eq!(aside, 1, "places to move aside to");
+}
+
+#[test]
+fn in_the_cgroup_of_a_service() {
+    in_a_cgroup("service", &[]);
+}
+
+/// The top of what it sees is its own, and its first process, which is not the runner, lives there as well.
+#[test]
+fn in_the_cgroup_of_a_container() {
+    let start =
+        "umount -l /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \"$0\" \"$@\"; exit $?";
+    let before = ["unshare", "--cgroup", "--mount", "--propagation", "private", "/bin/sh", "-c", start];
+    in_a_cgroup("container", &before);
 }

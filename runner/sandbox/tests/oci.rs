@@ -5,24 +5,21 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-#[expect(dead_code, reason = "no test here runs as an ordinary user")]
 #[path = "kit/kit.rs"]
+#[expect(dead_code, reason = "not every test uses all of it")]
 mod kit;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stoker_sandbox::conformance::{self, Subject};
 use stoker_sandbox::oci::{Config, Oci};
 use stoker_sandbox::select::{self, Choice};
-use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Sandbox, Spec};
+use stoker_sandbox::{Driver, Error, ExitCause};
 
-use kit::{State, command, guest, we_are_root};
-
-/// Longer than anything here takes on a slow and busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+use kit::{LIMIT, State, alive, cgroups, command, guest, signal, spec, started, until, we_are_root};
 
 /// Whether tests with containers of this runtime are to run.
 fn wanted(runtime: &str) -> bool {
@@ -104,80 +101,6 @@ async fn what_a_runtime_says_is_told() {
     assert!(!state.0.exists(), "something was left behind");
 }
 
-fn spec(id: &str, words: &[&str]) -> Spec {
-    let mut command = vec![guest().to_string_lossy().into_owned(), "guest".to_owned()];
-    command.extend(words.iter().map(|word| (*word).to_owned()));
-    Spec {
-        id: id.to_owned(),
-        root: Root::Host,
-        writable_root: false,
-        command,
-        env: Vec::new(),
-        user: None,
-        groups: Vec::new(),
-        workdir: PathBuf::from("/"),
-        memory: 64 << 20,
-        cpu_millis: 0,
-        pids: 32,
-        tmp_size: 1 << 20,
-        open_files: 64,
-        network: Network::None,
-        shared: Some(PathBuf::from("/tmp/shared")),
-        stop_signal: stoker_sandbox::SIGTERM,
-        stays: false,
-    }
-}
-
-/// Processes of the host that have this word among their arguments.
-fn alive(word: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap();
-    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
-}
-
-/// Cgroups of a runner's name.
-fn cgroups(name: &str) -> Vec<PathBuf> {
-    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    found.push(entry.path());
-                }
-                walk(&entry.path(), prefix, found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
-    found
-}
-
-/// Waits for a state, with a limit.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < LIMIT, "never: {what}");
-        std::thread::yield_now();
-    }
-}
-
-async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn Sandbox> {
-    let sandbox = driver.create(spec(id, words)).await.unwrap();
-    let stdio = sandbox.start(Vec::new()).await.unwrap();
-    // The pipes may close: the guest says one word before it waits.
-    let line = tokio::task::spawn_blocking(move || {
-        rustix::io::ioctl_fionbio(&stdio.stdout, false).unwrap();
-        let mut line = String::new();
-        BufReader::new(std::fs::File::from(stdio.stdout)).read_line(&mut line).map(|_| line)
-    });
-    assert_eq!(line.await.unwrap().unwrap().trim(), "ready");
-    sandbox
-}
-
-fn kill(pid: u32) {
-    assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
-}
-
 /// Containers do not hang on the monitor; but without one, nobody would end them with the runner.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_monitor_is_replaced_and_containers_go_on() {
@@ -188,7 +111,7 @@ async fn a_killed_monitor_is_replaced_and_containers_go_on() {
     let driver = oci("crun", "monitor", &state.0).await.unwrap();
     let before = started(&driver, "before", &["wait", "monitor-before"]).await;
     let first = driver.monitor().unwrap();
-    kill(first);
+    signal("-9", &first.to_string());
     until("another monitor is there", || driver.monitor().is_some_and(|pid| pid != first));
     let after = started(&driver, "after", &["wait", "monitor-after"]).await;
     let exit = before.stop(LIMIT).await;
@@ -220,7 +143,7 @@ async fn helper() {
 }
 
 /// A runner in a process of its own, with containers running, frozen, parked and in the making; and its monitor's process id.
-fn helper_process(runtime: &str, name: &str, state: &Path) -> (Child, u32) {
+fn helper_process(runtime: &str, name: &str, state: &Path) -> (Child, String) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "helper", "--ignored", "--nocapture"])
         .env("STOKER_TEST_STATE", state)
@@ -232,7 +155,7 @@ fn helper_process(runtime: &str, name: &str, state: &Path) -> (Child, u32) {
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let monitor =
         lines.map_while(Result::ok).find_map(|line| line.strip_prefix("monitor ").map(str::to_owned));
-    (child, monitor.expect("the helper came up").parse().unwrap())
+    (child, monitor.expect("the helper came up"))
 }
 
 #[test]
@@ -271,11 +194,11 @@ async fn leftovers_of_a_runner_killed_with_its_monitor_are_collected() {
         let name = format!("leftover-{runtime}-{}", std::process::id());
         let (mut child, monitor) = helper_process(runtime, &name, &state.0);
         // So that it cannot clear away when its runner goes.
-        assert!(Command::new("kill").args(["-STOP", &monitor.to_string()]).status().unwrap().success());
+        signal("-STOP", &monitor);
         child.kill().unwrap();
         child.wait().unwrap();
         let left = cgroups(&name);
-        kill(monitor);
+        signal("-9", &monitor);
         // An init goes with its runner by itself, but not while it stands still.
         assert!(!left.is_empty());
         let next = oci(runtime, &name, &state.0).await.unwrap();

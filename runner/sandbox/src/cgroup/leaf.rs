@@ -1,7 +1,7 @@
 //! The cgroups of one sandbox: its limits, what it used, freezing and killing.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -132,10 +132,11 @@ impl Leaf {
         }
     }
 
-    /// Memory now and at most, in bytes.
+    /// Memory now and at most, in bytes; zero where it is not counted.
     pub fn memory(&self) -> (u64, u64) {
         match self.of(Controller::Memory) {
             Some((directory, true)) => {
+                // Kernels before 5.19 do not count the peak.
                 (number(&directory.join("memory.current")), number(&directory.join("memory.peak")))
             }
             Some((directory, false)) => (
@@ -152,10 +153,8 @@ impl Leaf {
     /// `Unsupported` without a memory controller that can do it.
     pub fn reclaim(&self) -> io::Result<()> {
         let done = match self.of(Controller::Memory) {
-            Some((directory, true)) => {
-                fs::write(directory.join("memory.reclaim"), self.memory().0.max(1).to_string())
-            }
-            Some((directory, false)) => fs::write(directory.join("memory.force_empty"), "0"),
+            Some((directory, true)) => put(&directory.join("memory.reclaim"), self.memory().0.max(1)),
+            Some((directory, false)) => put(&directory.join("memory.force_empty"), 0),
             None => Err(io::ErrorKind::NotFound.into()),
         };
         match done {
@@ -197,6 +196,11 @@ impl Leaf {
         fs::write(directory.join("freezer.state"), "THAWED").ok();
         true
     }
+}
+
+/// Only where the kernel has the file: of one that it does not have, it would refuse that we make it.
+fn put(path: &Path, value: u64) -> io::Result<()> {
+    fs::File::options().write(true).open(path)?.write_all(value.to_string().as_bytes())
 }
 
 fn write(path: &Path, value: impl std::fmt::Display) -> io::Result<()> {
@@ -252,6 +256,11 @@ mod tests {
         assert_eq!(read("pids.max"), "7");
         assert_eq!(leaf.memory_kills(), 2);
         assert_eq!(leaf.cpu(), Duration::from_micros(1500));
+        // What older kernels lack is not made up.
+        fs::write(directory.join("memory.current"), "4096\n").unwrap();
+        assert_eq!(leaf.memory(), (4096, 0));
+        assert_eq!(leaf.reclaim().unwrap_err().kind(), io::ErrorKind::Unsupported);
+        assert!(!directory.join("memory.reclaim").exists());
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -10,13 +10,14 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
-use super::{Door, Holder};
-use crate::cell::{Cell, Grip, Making};
+use super::{Door, Handed, Holder};
+use crate::cell::{Cell, Grip, Held, Making, TAKE_UP};
 use crate::cgroup::Leaf;
-use crate::egress::{Policy, Way};
+use crate::egress::{Gate, Policy, Way};
+use crate::handover::{Bequest, HandedSandbox, Inheritance};
 use crate::init::tunnel;
 use crate::wire::Plan;
-use crate::{Error, User};
+use crate::{Error, Network, User};
 
 /// Waits for the init of a container that the engine has started, and has it park the function's process. Whatever fails, and
 /// whenever it ends: then the holder removes it.
@@ -72,6 +73,34 @@ async fn inhabit(
     Cell::build(Making { plan, inside, shared: None, control, pidfd, grip, owner: Some(user) }).await
 }
 
+/// Takes up a container of the process's former program; `hold` finds the holder of what it has by its number.
+///
+/// # Errors
+/// [`Error::Platform`] when a part of it was not left; [`Error::Unsupported`] when it has a way out, and that cannot be any more. Then it ends.
+pub fn take_up(
+    mut sandbox: HandedSandbox,
+    gate: &Gate,
+    hold: impl FnOnce(&Handed) -> Arc<dyn Holder>,
+    inheritance: &mut Inheritance,
+) -> Result<Cell, Error> {
+    let fail = |source| Error::Platform { step: TAKE_UP.to_owned(), source };
+    let Held { leaf, container, tunnel, .. } = std::mem::take(&mut sandbox.held);
+    let (Some(leaf), Some(container)) = (leaf, container) else {
+        return Err(fail(io::ErrorKind::InvalidData.into()));
+    };
+    let way = match tunnel {
+        Some(tunnel) => {
+            gate.check(Network::Egress)?;
+            let tunnel = inheritance.take(tunnel).map_err(fail)?;
+            gate.policy().cloned().map(|policy| Way::serve(tunnel, policy)).transpose().map_err(fail)?
+        }
+        None => None,
+    };
+    let pidfd = inheritance.take(sandbox.init).map_err(fail)?;
+    let grip = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder: hold(&container) });
+    Cell::take_up(sandbox, grip, pidfd, inheritance)
+}
+
 /// Makes a tunnel in the network of a process, from outside of it, and gives the other end.
 async fn tunnel(of: Pid, six: bool) -> io::Result<OwnedFd> {
     let (give, made) = oneshot::channel();
@@ -121,6 +150,13 @@ impl Grip for Lent {
 
     fn lingers(&self) -> bool {
         true
+    }
+
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<Held, Error> {
+        let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        let tunnel = way.as_ref().map(|way| way.hand_over(bequest)).transpose()?;
+        let (leaf, container) = (Some(self.leaf.handed_over()), Some(self.holder.hand_over()));
+        Ok(Held { leaf, container, tunnel, ..Held::default() })
     }
 
     async fn clear(&self) {

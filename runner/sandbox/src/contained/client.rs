@@ -4,18 +4,22 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::monitor::{ARGUMENT, FromMonitor, Setup, ToMonitor};
+use crate::handover::{Bequest, Inheritance, Kept};
 use crate::oci::runtime::Command;
+use crate::spawner::client::collect;
 use crate::{Error, spawner, sys, wire};
 
 /// How long a monitor may take to come up. It waits for the one before it to clear away.
@@ -37,9 +41,20 @@ struct Shared {
     closing: AtomicBool,
 }
 
+/// A monitor as it is handed over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handed {
+    socket: Kept,
+    process: Kept,
+    pid: u32,
+    /// The number of the last request: its answer may still come.
+    sequence: u64,
+}
+
 /// One monitor process.
 struct Live {
     socket: AsyncFd<OwnedFd>,
+    process: AsyncFd<OwnedFd>,
     pid: u32,
     waiting: Mutex<Waiting>,
 }
@@ -65,21 +80,52 @@ impl Client {
     /// # Errors
     /// [`Error::Platform`] when it does not come up.
     pub async fn start(program: spawner::Command, setup: Setup) -> Result<Self, Error> {
-        let shared = Arc::new(Shared {
-            program,
-            setup,
-            live: watch::Sender::new(None),
-            closing: AtomicBool::new(false),
-        });
-        let (live, child) = shared.launch().await.map_err(|source| Error::Platform {
+        let shared = Shared::new(program, setup);
+        let live = shared.launch().await.map_err(|source| Error::Platform {
             step: format!("start the sandbox monitor {}", shared.program.program.display()),
             source,
         })?;
+        Ok(Self::follow(shared, live))
+    }
+
+    fn follow(shared: Arc<Shared>, live: Arc<Live>) -> Self {
         let (ending, ended) = watch::channel(false);
         shared.live.send_replace(Some(Arc::clone(&live)));
         // Ends with the monitor, once the client is closed or dropped.
-        tokio::spawn(supervise(Arc::clone(&shared), live, child, ending));
-        Ok(Self { shared, ended })
+        tokio::spawn(supervise(Arc::clone(&shared), live, ending));
+        Self { shared, ended }
+    }
+
+    /// The monitor, for the next program of this process. It may not be asked anything any more.
+    ///
+    /// # Errors
+    /// When there is none at the moment; as [`Bequest::keep`].
+    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Handed> {
+        let live = self.shared.live.borrow().clone();
+        let live = live.ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "it is gone"))?;
+        Ok(Handed {
+            socket: bequest.keep(live.socket.get_ref())?,
+            process: bequest.keep(live.process.get_ref())?,
+            pid: live.pid,
+            sequence: live.waiting.lock().unwrap_or_else(PoisonError::into_inner).sequence,
+        })
+    }
+
+    /// Goes on with a monitor of the process's former program; others are started by `program`.
+    ///
+    /// # Errors
+    /// When it was not left.
+    pub fn take_up(
+        program: spawner::Command,
+        setup: Setup,
+        handed: Handed,
+        inheritance: &mut Inheritance,
+    ) -> io::Result<Self> {
+        let Handed { socket, process, pid, sequence } = handed;
+        let socket = sys::watch(inheritance.take(socket)?, Interest::READABLE | Interest::WRITABLE)?;
+        let process = sys::watch(inheritance.take(process)?, Interest::READABLE)?;
+        let waiting = Mutex::new(Waiting { sequence, ..Waiting::default() });
+        Ok(Self::follow(Shared::new(program, setup), Arc::new(Live { socket, process, pid, waiting })))
     }
 
     /// The monitor's process id.
@@ -156,7 +202,12 @@ impl Drop for Client {
 }
 
 impl Shared {
-    async fn launch(&self) -> io::Result<(Arc<Live>, Child)> {
+    fn new(program: spawner::Command, setup: Setup) -> Arc<Self> {
+        let (live, closing) = (watch::Sender::new(None), AtomicBool::new(false));
+        Arc::new(Self { program, setup, live, closing })
+    }
+
+    async fn launch(&self) -> io::Result<Arc<Live>> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let mut command = std::process::Command::new(&self.program.program);
@@ -169,8 +220,12 @@ impl Shared {
             .stdout(Stdio::null())
             .stderr(Stdio::inherit());
         // Starting a process may take milliseconds; not on the runtime's threads.
-        let mut child =
+        let child =
             tokio::task::spawn_blocking(move || command.spawn()).await.map_err(io::Error::other)??;
+        let pid = child.id();
+        // Not collected before its task does: the number is its own.
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let process = sys::watch(process, Interest::READABLE)?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let socket = sys::watch(ours, Interest::READABLE | Interest::WRITABLE)?;
         let ready = async {
@@ -186,12 +241,12 @@ impl Shared {
             Err(io::Error::new(io::ErrorKind::TimedOut, "an earlier one may still be clearing away"))
         });
         if let Ok((FromMonitor::Ready, _)) = ready {
-            let pid = child.id();
-            return Ok((Arc::new(Live { socket, pid, waiting: Mutex::default() }), child));
+            return Ok(Arc::new(Live { socket, process, pid, waiting: Mutex::default() }));
         }
         drop(socket);
-        child.kill()?;
-        tokio::task::spawn_blocking(move || child.wait());
+        // Gone already is as good.
+        pidfd_send_signal(process.get_ref(), Signal::KILL).ok();
+        tokio::spawn(async move { collect(&process).await });
         let why = ready.err().map_or_else(|| "it answered nonsense".to_owned(), |error| error.to_string());
         Err(io::Error::other(format!(
             "it did not come up ({why}); does its main call spawner::run_if_asked first?"
@@ -201,25 +256,25 @@ impl Shared {
 
 /// Hands answers out until the monitor is gone, and starts another: without one, nobody would end frozen containers when the
 /// runner is killed.
-async fn supervise(shared: Arc<Shared>, first: Arc<Live>, child: Child, ending: watch::Sender<bool>) {
-    let mut next = Some((first, child));
-    while let Some((live, mut child)) = next.take() {
+async fn supervise(shared: Arc<Shared>, first: Arc<Live>, ending: watch::Sender<bool>) {
+    let mut next = Some(first);
+    while let Some(live) = next.take() {
         listen(&live).await;
         shared.live.send_replace(None);
-        // Collects it, which may take as long as it clears away.
-        tokio::task::spawn_blocking(move || child.wait()).await.ok();
+        // It may take as long as it clears away.
+        collect(&live.process).await;
         if shared.closing.load(Ordering::Acquire) {
             break;
         }
         tracing::warn!(pid = live.pid, "the sandbox monitor died; its containers go on with another");
         match shared.launch().await {
-            Ok((live, child)) => {
+            Ok(live) => {
                 shared.live.send_replace(Some(Arc::clone(&live)));
                 // Closed meanwhile, it was not there to be told.
                 if shared.closing.load(Ordering::Acquire) {
                     rustix::net::shutdown(live.socket.get_ref(), Shutdown::Both).ok();
                 }
-                next = Some((live, child));
+                next = Some(live);
             }
             Err(error) => tracing::error!(%error, "no other sandbox monitor could be started"),
         }

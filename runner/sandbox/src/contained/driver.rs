@@ -8,8 +8,10 @@ use super::client::Client;
 use super::monitor::{self, Setup};
 use super::{ENTRY_LIMIT, Program};
 use crate::cell::Cell;
+use crate::cgroup::Base;
 use crate::egress::Gate;
 use crate::engine::{check, within};
+use crate::handover::{Bequest, HandedDriver, HandedHolder, Inheritance};
 use crate::state::State;
 use crate::{Error, Sandbox, Spec, spawner};
 
@@ -58,9 +60,73 @@ async fn come_up(
     let placed = tokio::task::spawn_blocking(move || Program::place(&own, directory)).await;
     let placed = placed.map_err(io::Error::other).flatten();
     let program = placed.map_err(platform("put our own program where containers find it"))?;
-    let remove = vec![life, state.sockets().to_path_buf(), state.record()];
-    let setup = Setup { lock: state.spawner_lock(), remove, engine };
-    Ok((Client::start(spawner.clone(), setup).await?, program))
+    Ok((Client::start(spawner.clone(), setup(state, engine)).await?, program))
+}
+
+fn setup(state: &State, engine: monitor::Engine) -> Setup {
+    let remove = vec![state.life(), state.sockets().to_path_buf(), state.record()];
+    Setup { lock: state.spawner_lock(), remove, engine }
+}
+
+/// What a driver leaves to the next program of this process.
+///
+/// # Errors
+/// [`Error::Platform`] when there is no monitor at the moment.
+pub fn hand_over(
+    driver: &str,
+    state: &State,
+    (client, program, containers): (&Client, &Program, u64),
+    base: Base,
+    bequest: &mut Bequest,
+) -> Result<HandedDriver, Error> {
+    let keep = || {
+        let (driver, program) = (driver.to_owned(), program.clone());
+        let state = state.hand_over(bequest)?;
+        let monitor = client.hand_over(bequest)?;
+        Ok(HandedDriver {
+            driver,
+            state,
+            base,
+            holder: HandedHolder::Monitor { monitor, program, containers },
+        })
+    };
+    keep().map_err(platform("hand the sandbox monitor over"))
+}
+
+/// What a driver of the process's former program has left.
+pub struct Left {
+    pub state: State,
+    pub client: Client,
+    pub program: Program,
+    pub base: Base,
+    /// How many containers it had made.
+    pub containers: u64,
+}
+
+impl Left {
+    /// Takes it up; `engine` says who holds the containers of a life.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] when it is another's, or not whole. Then all of it ends.
+    pub fn take_up(
+        (driver, name, state_dir): (&str, &str, &Path),
+        spawner: &spawner::Command,
+        engine: impl FnOnce(&State) -> monitor::Engine,
+        handed: HandedDriver,
+        inheritance: &mut Inheritance,
+    ) -> Result<Self, Error> {
+        let HandedDriver { state, base, holder, .. } = handed;
+        let take = || {
+            let HandedHolder::Monitor { monitor, program, containers } = holder else {
+                return Err(io::ErrorKind::InvalidData.into());
+            };
+            let state = State::take_up(state, state_dir, driver, name, inheritance)?;
+            let setup = setup(&state, engine(&state));
+            let client = Client::take_up(spawner.clone(), setup, monitor, inheritance)?;
+            Ok(Self { state, client, program, base, containers })
+        };
+        take().map_err(platform("take the sandbox monitor up"))
+    }
 }
 
 /// Builds a sandbox, on a task of its own: a caller that gives up halfway must not leave half a container.

@@ -100,7 +100,14 @@ struct Monitor {
 
 fn serve() -> io::Result<()> {
     // A Ctrl-C or a service manager's SIGTERM means the runner, which drains; we end when it has.
-    sys::ignore_signals(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE]);
+    sys::ignore_signals(&[
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGPIPE,
+        libc::SIGUSR2,
+    ]);
     // Fails only for the leader of a group, which has what this is for.
     if let Err(error) = rustix::process::setsid()
         && error != rustix::io::Errno::PERM

@@ -7,6 +7,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::{ARGUMENT, PROGRAM};
 use crate::spawner::{self, PROBE};
 
@@ -14,7 +16,7 @@ use crate::spawner::{self, PROBE};
 const NAME: &str = "stoker";
 
 /// A directory to be shown at [`PROGRAM`], and how the init is called there.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Program {
     pub directory: PathBuf,
     pub arguments: Vec<String>,

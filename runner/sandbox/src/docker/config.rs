@@ -47,19 +47,22 @@ pub fn config(parts: &Parts<'_>) -> Value {
     let below =
         |top: &str, names: &[&str]| names.iter().map(|name| format!("/{top}/{name}")).collect::<Vec<_>>();
     let hidden = [below("proc", MASKED), below("sys", MASKED_SYSTEM)].concat();
+    let mut security = vec!["no-new-privileges".to_owned()];
     let mut limits =
         vec![limit("nofile", spec.open_files.into()), limit("core", 0), limit("memlock", LOCKED_MEMORY)];
     if parts.podman {
         // Of what is not said it takes more than it has itself, which it may not everywhere. How many there may be is the cgroup's.
         let own = rustix::process::getrlimit(Resource::Nproc).maximum.unwrap_or(u64::MAX);
         limits.push(limit("nproc", PODMAN_PROCESSES.min(own)));
+        // It does not hear of hidden paths where Docker does.
+        security.push(format!("mask={}", hidden.join(":")));
     }
     let mut host = json!({
         "NetworkMode": if spec.network == Network::Host { "host" } else { "none" },
         "ReadonlyRootfs": !spec.writable_root,
         "CapDrop": ["ALL"],
         "GroupAdd": parts.groups.iter().map(u32::to_string).collect::<Vec<_>>(),
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": security,
         "Memory": spec.memory,
         // Both together: none of it is swap.
         "MemorySwap": spec.memory,

@@ -14,7 +14,7 @@ use super::skeleton::{self, Layer};
 use super::{Engine, config, remove};
 use crate::contained::driver::{self, platform};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{Guest, Holder};
+use crate::contained::{Guest, Handed, Holder};
 use crate::init::mounts::normal;
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
@@ -25,6 +25,7 @@ const DAEMONS: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 /// What one container has, here and in the daemon.
 pub struct Held {
     pub engine: Arc<Engine>,
+    pub number: u64,
     pub name: String,
     pub directory: PathBuf,
     pub door: PathBuf,
@@ -146,5 +147,9 @@ impl Holder for Held {
 
     fn last_words(&self) -> String {
         String::new()
+    }
+
+    fn hand_over(&self) -> Handed {
+        self.guest.hand_over(self.number)
     }
 }

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -19,14 +20,13 @@ use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToke
 use smoltcp::socket::tcp::{self, State};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpEndpoint};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 use super::packet::{self, Packet};
 use super::{MTU, Policy};
-use crate::sys;
 
 /// Connections at once of one sandbox, and flows of datagrams at once.
 const MOST: usize = 256;
@@ -46,7 +46,9 @@ const IDLE: Duration = Duration::from_secs(60);
 type Ends = (SocketAddr, SocketAddr);
 
 pub struct Stack {
-    tunnel: AsyncFd<OwnedFd>,
+    tunnel: Arc<AsyncFd<OwnedFd>>,
+    /// How many connections there are, for others to see.
+    open: Arc<AtomicUsize>,
     policy: Arc<Policy>,
     wire: Wire,
     interface: Interface,
@@ -90,9 +92,11 @@ struct Wire {
 }
 
 impl Stack {
-    pub fn new(tunnel: OwnedFd, policy: Arc<Policy>) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&tunnel, true)?;
-        let tunnel = sys::watch(tunnel, Interest::READABLE | Interest::WRITABLE)?;
+    pub fn new(
+        tunnel: Arc<AsyncFd<OwnedFd>>,
+        policy: Arc<Policy>,
+        open: Arc<AtomicUsize>,
+    ) -> io::Result<Self> {
         let mut wire = Wire::default();
         let zero = smoltcp::time::Instant::ZERO;
         let mut interface = Interface::new(Config::new(HardwareAddress::Ip), &mut wire, zero);
@@ -111,6 +115,7 @@ impl Stack {
         routes.add_default_ipv6_route(GATEWAY_6).map_err(full)?;
         Ok(Self {
             tunnel,
+            open,
             policy,
             wire,
             interface,
@@ -304,6 +309,7 @@ impl Stack {
             }
             !over
         });
+        self.open.store(self.streams.len(), Ordering::Relaxed);
     }
 
     /// Writes packets to the tunnel. Whether there were any.

@@ -13,6 +13,7 @@ use super::Engine;
 use crate::cell::{self, Grip};
 use crate::cgroup::Leaf;
 use crate::egress::Way;
+use crate::handover::Bequest;
 use crate::spawner::client::Parent;
 use crate::{Error, Shared};
 
@@ -157,18 +158,18 @@ impl Grip for Own {
         at_once
     }
 
-    fn hand_over(&self) -> Option<cell::Held> {
-        // A way out is connections, which have their state here.
-        if self.way().is_some() {
-            return None;
+    fn hand_over(&self, bequest: &mut Bequest) -> Result<cell::Held, Error> {
+        let mut handed = cell::Held::default();
+        if let Some(way) = &*self.way() {
+            handed.tunnel = Some(way.hand_over(bequest)?);
         }
-        let held = self.held();
-        let Held { leaf, holdings } = held.as_ref()?;
-        Some(cell::Held {
-            leaf: leaf.get().map(|leaf| leaf.handed_over()),
-            slot: holdings.slot.as_ref().map(|slot| slot.number),
-            directory: holdings.directory.as_ref().map(|held| [held.parent.clone(), held.path.clone()]),
-        })
+        if let Some(Held { leaf, holdings }) = &*self.held() {
+            handed.leaf = leaf.get().map(|leaf| leaf.handed_over());
+            handed.slot = holdings.slot.as_ref().map(|slot| slot.number);
+            handed.directory =
+                holdings.directory.as_ref().map(|held| [held.parent.clone(), held.path.clone()]);
+        }
+        Ok(handed)
     }
 
     fn tunnel(&self, tunnel: OwnedFd) -> Result<(), Error> {

@@ -11,8 +11,8 @@ use std::sync::{Arc, PoisonError};
 
 use super::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
 use super::{Engine, Flavour};
-use crate::cell::{Cell, Held, TAKE_UP};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use crate::cell::{Cell, Grip as _, Held, TAKE_UP};
+use crate::handover::{Bequest, HandedDriver, HandedHolder, HandedSandbox, Inheritance};
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
@@ -44,9 +44,11 @@ impl Engine {
                 driver: self.flavour.driver.to_owned(),
                 state: self.state.hand_over(bequest)?,
                 base: self.base.clone(),
-                spawner: self.client.hand_over(bequest)?,
-                leaves: self.next_leaf.load(Ordering::Relaxed),
-                directories: self.next_directory.load(Ordering::Relaxed),
+                holder: HandedHolder::Spawner {
+                    spawner: self.client.hand_over(bequest)?,
+                    leaves: self.next_leaf.load(Ordering::Relaxed),
+                    directories: self.next_directory.load(Ordering::Relaxed),
+                },
             })
         };
         keep().map_err(platform("hand the sandbox spawner over"))
@@ -64,7 +66,10 @@ impl Engine {
         handed: HandedDriver,
         inheritance: &mut Inheritance,
     ) -> Result<Arc<Self>, Error> {
-        let HandedDriver { state, base, spawner: live, leaves, directories, .. } = handed;
+        let HandedDriver { state, base, holder, .. } = handed;
+        let HandedHolder::Spawner { spawner: live, leaves, directories } = holder else {
+            return Err(platform("take the sandbox spawner up")(io::ErrorKind::InvalidData.into()));
+        };
         let take = || {
             let state = State::take_up(state, state_dir, flavour.driver, name, inheritance)?;
             let client = Client::take_up(spawner, flavour.setup(&base, &state), live, inheritance)?;
@@ -83,7 +88,7 @@ impl Engine {
         mut sandbox: HandedSandbox,
         inheritance: &mut Inheritance,
     ) -> Result<Box<dyn Sandbox>, Error> {
-        let Held { leaf, slot, directory } = std::mem::take(&mut sandbox.held);
+        let Held { leaf, slot, directory, tunnel, .. } = std::mem::take(&mut sandbox.held);
         let pidfd = inheritance.take(sandbox.init).map_err(platform(TAKE_UP))?;
         let Init { pidfd, orphaned, parent } = self.client.adopt(pidfd).map_err(platform(TAKE_UP))?;
         let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
@@ -97,6 +102,10 @@ impl Engine {
         let directory = directory.map(|[parent, path]| HostDirectory { parent, path, handle: None });
         let holdings = Holdings { slot, directory };
         let grip = Arc::new(Own::new(self, CellLeaf::new(leaf), holdings, orphaned, parent));
+        if let Some(tunnel) = tunnel {
+            grip.tunnel(inheritance.take(tunnel).map_err(platform(TAKE_UP))?)?;
+            self.blanks.lock().unwrap_or_else(PoisonError::into_inner).reaching_wanted = true;
+        }
         Ok(Box::new(Cell::take_up(sandbox, grip, pidfd, inheritance)?))
     }
 

@@ -13,7 +13,7 @@ use super::config::{self, Parts};
 use super::runtime::{Command, Layers};
 use crate::contained::driver::{self, platform};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{Guest, Holder};
+use crate::contained::{Guest, Handed, Holder};
 use crate::init::mounts::normal;
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
@@ -24,6 +24,7 @@ const LAST_WORDS: usize = 500;
 /// The directory of one container, and all that is removed with it.
 pub struct Bundle {
     pub engine: Arc<Engine>,
+    pub number: u64,
     pub name: String,
     pub directory: PathBuf,
     pub door: PathBuf,
@@ -173,6 +174,10 @@ impl Holder for Bundle {
         Err(Error::Unsupported(format!(
             "this container has no cgroup of its own by which it could be {what}"
         )))
+    }
+
+    fn hand_over(&self) -> Handed {
+        self.guest.hand_over(self.number)
     }
 
     fn last_words(&self) -> String {

@@ -78,7 +78,8 @@ impl Record {
         fs::write(life.join(RECORD), bytes)
     }
 
-    fn read(life: &Path) -> Option<Self> {
+    /// What a life has written down.
+    pub fn read(life: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(life.join(RECORD)).ok()?).ok()
     }
 }

@@ -309,7 +309,7 @@ impl Live {
 }
 
 /// Waits for the end of a process, which may take as long as it clears away, and reaps it.
-async fn collect(process: &AsyncFd<OwnedFd>) {
+pub async fn collect(process: &AsyncFd<OwnedFd>) {
     // An error is that of a runtime that ends.
     if process.readable().await.is_ok() {
         waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();

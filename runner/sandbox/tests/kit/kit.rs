@@ -1,10 +1,12 @@
-//! What the tests of this crate share: where the guest is, directories that go with a test, and ordinary users.
+//! What the tests of this crate share: the guest, what of it is alive, directories that go with a test, and ordinary users.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stoker_sandbox::spawner;
+use stoker_sandbox::{Driver, Network, Root, SIGTERM, Sandbox, Spec, spawner};
 
 /// An id that no account has; ordinary in every respect.
 pub const ORDINARY: u32 = 64_242;
@@ -19,7 +21,7 @@ pub fn command() -> spawner::Command {
 }
 
 /// Longer than anything here takes on a slow and busy machine.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Waits for a state, with a limit.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -60,4 +62,71 @@ pub fn for_everybody(state: &State) -> (PathBuf, PathBuf) {
 
 pub fn we_are_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// The guest with these words, and little of everything.
+pub fn spec(id: &str, words: &[&str]) -> Spec {
+    let mut command = vec![guest().to_string_lossy().into_owned(), "guest".to_owned()];
+    command.extend(words.iter().map(|word| (*word).to_owned()));
+    Spec {
+        id: id.to_owned(),
+        root: Root::Host,
+        writable_root: false,
+        command,
+        env: Vec::new(),
+        user: None,
+        groups: Vec::new(),
+        workdir: PathBuf::from("/"),
+        memory: 64 << 20,
+        cpu_millis: 0,
+        pids: 32,
+        tmp_size: 1 << 20,
+        open_files: 64,
+        network: Network::None,
+        shared: Some(PathBuf::from("/tmp/shared")),
+        stop_signal: SIGTERM,
+        stays: false,
+    }
+}
+
+/// Processes of the host that have this word among their arguments.
+pub fn alive(word: &str) -> usize {
+    let entries = std::fs::read_dir("/proc").unwrap();
+    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
+}
+
+/// Cgroups of a runner's name.
+pub fn cgroups(name: &str) -> Vec<PathBuf> {
+    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    found.push(entry.path());
+                }
+                walk(&entry.path(), prefix, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
+    found
+}
+
+/// A guest that has said that it is ready.
+pub async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn Sandbox> {
+    let sandbox = driver.create(spec(id, words)).await.unwrap();
+    let stdio = sandbox.start(Vec::new()).await.unwrap();
+    // The pipes may close: the guest says one word before it waits.
+    let line = tokio::task::spawn_blocking(move || {
+        rustix::io::ioctl_fionbio(&stdio.stdout, false).unwrap();
+        let mut line = String::new();
+        BufReader::new(std::fs::File::from(stdio.stdout)).read_line(&mut line).map(|_| line)
+    });
+    assert_eq!(line.await.unwrap().unwrap().trim(), "ready");
+    sandbox
+}
+
+pub fn signal(signal: &str, pid: &str) {
+    assert!(Command::new("kill").args([signal, pid]).status().unwrap().success());
 }
