@@ -17,6 +17,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Of all that this has hashed.
+    pub(crate) fn finished(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
+    }
+
     /// Reads `sha256:` and 64 digits in lower case.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -96,7 +101,7 @@ impl<R: Read> Hashing<R> {
 
     /// The digest of what was read.
     pub fn digest(self) -> Digest {
-        Digest(self.hash.finalize().into())
+        Digest::finished(self.hash)
     }
 }
 

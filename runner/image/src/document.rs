@@ -13,9 +13,16 @@ use crate::limits;
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
+/// What is written here: OCI's.
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const CONFIGURATION: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
 /// Where a document leads on to.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Descriptor {
+    #[serde(default, rename = "mediaType")]
+    pub media_type: String,
     pub digest: Digest,
     pub size: u64,
     pub platform: Option<Platform>,

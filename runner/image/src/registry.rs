@@ -1,11 +1,13 @@
-//! The client of registries (distribution specification, "v2"): from a name to documents and the bytes of layers.
+//! The client of registries (distribution specification, "v2"): from a name to documents and the bytes of layers, and the way back.
 //!
 //! Nothing a registry says is believed before its digest is checked; credentials go to the registry itself, and to the token server that
 //! it names, and nowhere else.
 
 mod auth;
 mod credentials;
+mod helper;
 mod http;
+mod upload;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,13 +25,14 @@ use stoker_core::backoff::Backoff;
 use tokio::sync::mpsc;
 
 use crate::digest::Digest;
-use crate::document::{self, Configuration, Document, Platform};
+use crate::document::{self, Configuration, Descriptor, Document, Platform};
 use crate::error::{Error, Result};
 use crate::found::{Found, Place};
 use crate::limits;
-use auth::Authorization;
+use auth::{Authorization, Scope};
 use credentials::Credential;
 use http::{Http, Origin, Trouble};
+pub(crate) use upload::Blob;
 
 /// Where names without a registry lead.
 const HUB: &str = "docker.io";
@@ -71,13 +74,34 @@ impl Registry {
 
     /// A conversation about one repository.
     pub async fn session(self: &Arc<Self>, image: &ImageRef, credentials: Option<&str>) -> Result<Session> {
+        let scope = Scope::reading(image.repository());
+        self.converse(image, credentials, scope).await
+    }
+
+    /// The same to put something there, which may take blobs from another repository of the same registry.
+    pub async fn writing(
+        self: &Arc<Self>,
+        image: &ImageRef,
+        credentials: Option<&str>,
+        from: Option<&ImageRef>,
+    ) -> Result<Session> {
+        let from = from.filter(|from| from.registry() == image.registry()).map(ImageRef::repository);
+        self.converse(image, credentials, Scope::writing(image.repository(), from)).await
+    }
+
+    async fn converse(
+        self: &Arc<Self>,
+        image: &ImageRef,
+        credentials: Option<&str>,
+        scope: Scope,
+    ) -> Result<Session> {
         let host = if image.registry() == HUB { HUB_HOST } else { image.registry() };
         let origin = self.http.origin(host)?;
         let credential = match (credentials, &self.config.credentials) {
             (None, _) => None,
             (Some(name), None) => {
                 return Err(Error::image(format!(
-                    "it wants the credentials `{name}`, and this runner has no directory of credentials"
+                    "it wants the credentials `{name}`, and this machine has no directory of credentials"
                 )));
             }
             (Some(name), Some(directory)) => Some(credentials::find(directory, name, image).await?),
@@ -87,6 +111,7 @@ impl Registry {
             registry: Arc::clone(self),
             origin,
             repository,
+            scope,
             credential,
             authorization: Mutex::default(),
         })
@@ -98,9 +123,26 @@ pub(crate) struct Session {
     registry: Arc<Registry>,
     origin: Origin,
     repository: String,
+    /// What is to be done there.
+    scope: Scope,
     credential: Option<Credential>,
     /// What the registry took last.
     authorization: Mutex<Option<Authorization>>,
+}
+
+/// What an image is made of.
+pub(crate) struct Documents {
+    /// The lowest first.
+    pub layers: Vec<Descriptor>,
+    pub configuration: Bytes,
+}
+
+/// What a registry is asked.
+struct Request {
+    method: Method,
+    path: String,
+    headers: HeaderMap,
+    body: Bytes,
 }
 
 /// A piece of a blob. A stream of them that ends without [`Piece::End`] is cut off.
@@ -124,8 +166,16 @@ impl Session {
         Ok(Digest::of(&self.document(&path, None).await?))
     }
 
-    /// The documents of an image.
+    /// An image, ready to be unpacked.
     pub async fn find(&self, digest: Digest) -> Result<Found> {
+        let documents = self.documents(digest).await?;
+        let layers = documents.layers.iter();
+        let blobs = layers.map(|layer| (Some(layer.digest), layer.size, Place::Registry)).collect();
+        Found::new(Configuration::parse(&documents.configuration)?, blobs)
+    }
+
+    /// The documents of an image.
+    pub async fn documents(&self, digest: Digest) -> Result<Documents> {
         let mut digest = digest;
         let mut size = None;
         for _ in 0..limits::NESTING {
@@ -138,10 +188,9 @@ impl Session {
                 }
                 Document::Manifest { config, layers } => {
                     let path = self.path("blobs", &config.digest.to_string());
-                    let bytes =
+                    let configuration =
                         self.verified(&path, config.digest, Some(config.size), "configuration").await?;
-                    let blobs = layers.iter().map(|layer| (Some(layer.digest), layer.size, Place::Registry));
-                    return Found::new(Configuration::parse(&bytes)?, blobs.collect());
+                    return Ok(Documents { layers, configuration });
                 }
             }
         }
@@ -275,18 +324,32 @@ impl Session {
         loop {
             match self.ask_once(&method, path, accept, from).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing(mut error, after)) => {
-                    let wait = waits.next().filter(|_| after.is_none_or(|after| after <= PATIENCE));
-                    let Some(wait) = wait else {
-                        error.retry_after = after;
-                        return Err(error);
-                    };
-                    tracing::debug!(registry = %self.origin, %error, "a registry is asked again");
-                    tokio::time::sleep(wait.max(after.unwrap_or_default())).await;
-                }
+                Err(trouble) => self.again(&mut waits, trouble).await?,
             }
         }
+    }
+
+    /// Waits until it may be tried again.
+    ///
+    /// # Errors
+    /// It will not go away, or it has been tried often enough.
+    async fn again(
+        &self,
+        waits: &mut (impl Iterator<Item = Duration> + Send),
+        trouble: Trouble,
+    ) -> Result<()> {
+        let (mut error, after) = match trouble {
+            Trouble::Final(error) => return Err(error),
+            Trouble::Passing(error, after) => (error, after),
+        };
+        let wait = waits.next().filter(|_| after.is_none_or(|after| after <= PATIENCE));
+        let Some(wait) = wait else {
+            error.retry_after = after;
+            return Err(error);
+        };
+        tracing::debug!(registry = %self.origin, %error, "a registry is asked again");
+        tokio::time::sleep(wait.max(after.unwrap_or_default())).await;
+        Ok(())
     }
 
     async fn ask_once(
@@ -296,40 +359,46 @@ impl Session {
         accept: &'static str,
         from: Option<u64>,
     ) -> std::result::Result<::http::Response<Incoming>, Trouble> {
-        let mut at = self.origin.clone();
-        let mut path = path.to_owned();
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        if let Some(from) = from
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        let request = Request { method: method.clone(), path: path.to_owned(), headers, body: Bytes::new() };
+        Ok(self.request(self.origin.clone(), request).await?.1)
+    }
+
+    /// One request, to wherever it leads: who answered, and what. A registry that asks who we are is told so once.
+    async fn request(
+        &self,
+        mut at: Origin,
+        mut request: Request,
+    ) -> std::result::Result<(Origin, ::http::Response<Incoming>), Trouble> {
         let mut challenged = false;
         for _ in 0..=HOPS {
-            let mut headers = HeaderMap::new();
-            headers.insert(ACCEPT, HeaderValue::from_static(accept));
-            if let Some(from) = from
-                && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
-            {
-                headers.insert(RANGE, range);
-            }
+            let mut headers = request.headers.clone();
             // To the registry and to nobody else.
             if at == self.origin
                 && let Some(authorization) = self.authorization()
             {
                 headers.insert(AUTHORIZATION, authorization.header());
             }
-            let answer = self.registry.http.send(&at, method.clone(), &path, headers, Bytes::new()).await?;
+            let http = &self.registry.http;
+            let sent = http.send(&at, request.method.clone(), &request.path, headers, request.body.clone());
+            let answer = sent.await?;
             match answer.status() {
-                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(answer),
+                status if status.is_success() => return Ok((at, answer)),
                 StatusCode::UNAUTHORIZED if at == self.origin && !challenged => {
                     challenged = true;
-                    let authorization = auth::answer(
-                        &self.registry.http,
-                        &self.origin,
-                        answer.headers(),
-                        &self.repository,
-                        self.credential.as_ref(),
-                    )
-                    .await?;
+                    let (asked, credential) = (answer.headers(), self.credential.as_ref());
+                    let authorization =
+                        auth::answer(http, &self.origin, asked, &self.scope, credential).await?;
                     *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
                 }
                 status if status.is_redirection() => {
-                    (at, path) = self.registry.http.follow(&at, answer.headers().get(LOCATION))?;
+                    (at, request.path) = http.follow(&at, answer.headers().get(LOCATION))?;
                 }
                 _ => return Err(self.refused(&at, &answer)),
             }
@@ -355,6 +424,14 @@ impl Session {
                 }))
             }
             StatusCode::NOT_FOUND => Trouble::Final(Error::missing(format!("{at} does not have it"))),
+            StatusCode::PAYLOAD_TOO_LARGE => Trouble::Final(Error::registry(format!(
+                "{at}, or what stands before it, takes no request of that size ({status})"
+            ))),
+            // What was begun is not known there any more, or is further than we are.
+            StatusCode::RANGE_NOT_SATISFIABLE => Trouble::Passing(
+                Error::registry(format!("{at} goes on at another place than we do ({status})")),
+                None,
+            ),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Trouble::Passing(
                 Error::registry(format!("{at} takes no more requests now ({status})")),
                 after(answer),

@@ -40,12 +40,34 @@ impl Authorization {
     }
 }
 
+/// What somebody wants to do, in the words of token servers.
+pub(super) struct Scope {
+    text: String,
+    /// More than a registry may have in mind: it is asked for whatever the registry says.
+    insists: bool,
+}
+
+impl Scope {
+    pub fn reading(repository: &str) -> Self {
+        Self { text: format!("repository:{repository}:pull"), insists: false }
+    }
+
+    /// To put something there, and to take blobs from another repository.
+    pub fn writing(repository: &str, from: Option<&str>) -> Self {
+        let mut text = format!("repository:{repository}:pull,push");
+        if let Some(from) = from.filter(|from| *from != repository) {
+            text.push_str(&format!(" repository:{from}:pull"));
+        }
+        Self { text, insists: true }
+    }
+}
+
 /// What to say to a registry that asked who we are.
 pub(super) async fn answer(
     http: &Http,
     origin: &Origin,
     asked: &HeaderMap,
-    repository: &str,
+    scope: &Scope,
     credential: Option<&Credential>,
 ) -> Result<Authorization, Trouble> {
     let challenges: Vec<Challenge> = asked
@@ -59,7 +81,7 @@ pub(super) async fn answer(
         return Authorization::bearer(token);
     }
     if let Some(bearer) = named("bearer") {
-        return token(http, origin, bearer, repository, credential).await;
+        return token(http, origin, bearer, scope, credential).await;
     }
     match (named("basic"), credential) {
         (Some(_), Some(Credential { secret: Secret::Password { user, password }, .. })) => {
@@ -82,7 +104,7 @@ async fn token(
     http: &Http,
     origin: &Origin,
     challenge: &Challenge,
-    repository: &str,
+    scope: &Scope,
     credential: Option<&Credential>,
 ) -> Result<Authorization, Trouble> {
     let nowhere =
@@ -91,9 +113,8 @@ async fn token(
     // By the rules of redirections: a password does not leave TLS.
     let realm = HeaderValue::from_str(realm).map_err(|_| nowhere())?;
     let (server, path) = http.follow(origin, Some(&realm))?;
-    let scope =
-        challenge.parameter("scope").map_or_else(|| format!("repository:{repository}:pull"), str::to_owned);
-    let mut form = vec![("scope", scope.as_str())];
+    let named = challenge.parameter("scope").filter(|_| !scope.insists);
+    let mut form = vec![("scope", named.unwrap_or(&scope.text))];
     if let Some(service) = challenge.parameter("service") {
         form.push(("service", service));
     }

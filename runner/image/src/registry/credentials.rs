@@ -1,4 +1,4 @@
-//! Credentials in the form of Docker's `config.json`: for each registry a user and a password, or a token.
+//! Credentials in the form of Docker's `config.json`: for each registry a user and a password, a token, or a program that has them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::Deserialize;
 use stoker_core::ImageRef;
 use stoker_core::ids::is_name;
 
-use super::HUB;
+use super::{HUB, helper};
 use crate::error::{Error, Result};
 use crate::found::{open_file, read_document};
 
@@ -46,10 +46,14 @@ impl fmt::Debug for Secret {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
 struct File {
-    #[serde(default)]
     auths: BTreeMap<String, Auth>,
+    /// Programs, by registry.
+    cred_helpers: BTreeMap<String, String>,
+    /// The program for all others.
+    creds_store: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -69,7 +73,7 @@ pub(super) async fn find(directory: &Path, name: &str, image: &ImageRef) -> Resu
     }
     let path = directory.join(name);
     if !path.try_exists().unwrap_or(true) {
-        return Err(Error::image(format!("this runner has no credentials `{name}`")));
+        return Err(Error::image(format!("this machine has no credentials `{name}`")));
     }
     let read = move || {
         let mut file = open_file(&path)?;
@@ -77,21 +81,33 @@ pub(super) async fn find(directory: &Path, name: &str, image: &ImageRef) -> Resu
         read_document(&mut file, 0, size, "credentials")
     };
     let bytes = tokio::task::spawn_blocking(read).await;
-    let broken = |why: &str| Error::store(format!("the credentials `{name}` of this runner {why}"));
+    let broken = |why: &str| Error::store(format!("the credentials `{name}` of this machine {why}"));
     let bytes = bytes.ok().and_then(Result::ok).ok_or_else(|| broken("cannot be read"))?;
     // What serde says could repeat what is in the file.
     let file: File =
         serde_json::from_slice(&bytes).map_err(|_| broken("are not like Docker's config.json"))?;
-    let auth = choose(&file.auths, image).ok_or_else(|| {
-        Error::image(format!("the credentials `{name}` have none for {}", image.registry()))
-    })?;
-    let secret =
-        secret(auth).ok_or_else(|| broken("have no user and password, and no token, for this registry"))?;
+    let entry = choose(&file.auths, image);
+    let here = entry.and_then(secret);
+    let helper = match (choose(&file.cred_helpers, image), &here) {
+        (None, None) => file.creds_store.as_ref(),
+        (helper, _) => helper,
+    };
+    let secret = match (helper, here) {
+        (Some(helper), _) => helper::ask(helper, image).await.map_err(|why| broken(&why))?,
+        (None, Some(secret)) => secret,
+        (None, None) if entry.is_some() => {
+            return Err(broken("have no user and password, and no token, for this registry"));
+        }
+        (None, None) => {
+            let host = image.registry();
+            return Err(Error::image(format!("the credentials `{name}` have none for {host}")));
+        }
+    };
     Ok(Credential { name: name.to_owned(), secret })
 }
 
 /// The entry for this image: the one that says the most of its path.
-fn choose<'a>(auths: &'a BTreeMap<String, Auth>, image: &ImageRef) -> Option<&'a Auth> {
+fn choose<'a, T>(entries: &'a BTreeMap<String, T>, image: &ImageRef) -> Option<&'a T> {
     let whole = format!("{}/{}", image.registry(), image.repository());
     let fits = |key: &str| {
         let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
@@ -104,11 +120,11 @@ fn choose<'a>(auths: &'a BTreeMap<String, Auth>, image: &ImageRef) -> Option<&'a
         let fits = whole == key || whole.strip_prefix(&key).is_some_and(|rest| rest.starts_with('/'));
         fits.then_some(key.len())
     };
-    auths
+    entries
         .iter()
-        .filter_map(|(key, auth)| Some((fits(key)?, auth)))
+        .filter_map(|(key, entry)| Some((fits(key)?, entry)))
         .max_by_key(|(length, _)| *length)
-        .map(|(_, a)| a)
+        .map(|(_, entry)| entry)
 }
 
 fn secret(auth: &Auth) -> Option<Secret> {

@@ -151,7 +151,7 @@ impl Http {
         if let Some(mut connection) = self.idle(to) {
             match within(to, connection.send_request(request.clone())).await? {
                 Ok(answer) => return Ok(self.keep(to, connection, answer)),
-                // It was closed while it was idle: nothing was answered, and nothing that we ask changes anything.
+                // It was closed while it was idle: nothing was answered, and what we ask may be asked twice.
                 Err(error) => tracing::trace!(%to, %error, "a kept connection was gone"),
             }
         }

@@ -72,6 +72,66 @@ async fn a_password_opens_a_registry() {
     assert!(error.message.contains("no directory of credentials"), "{error}");
 }
 
+/// Docker's helpers are programs: found where this process finds programs, so the test goes on in one that finds its own.
+#[tokio::test]
+async fn a_helper_opens_a_registry() {
+    let place = place();
+    let directory = place.path("credentials");
+    if std::env::var_os("STOKER_TEST_HELPERS").is_none() {
+        let programs = place.path("programs");
+        std::fs::create_dir_all(&programs).unwrap();
+        let answer = json!({"ServerURL": "", "Username": USER, "Secret": PASSWORD});
+        for (name, script) in [
+            // It is asked for the registry that it is to be used at.
+            ("good", format!("read host; case \"$1 $host\" in \"get 127.0.0.1:\"*) echo '{answer}' ;; esac")),
+            ("refusing", "echo hidden-battery; exit 1".to_owned()),
+            ("babbling", "echo hidden-battery".to_owned()),
+            ("endless", "cat /dev/zero".to_owned()),
+        ] {
+            let path = programs.join(format!("docker-credential-{name}"));
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "auth::a_helper_opens_a_registry", "--nocapture"])
+            .env("STOKER_TEST_HELPERS", "1")
+            .env("PATH", path)
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let Some(registry) = Registry::with_password() else { return };
+    registry.push("app", "1", &image());
+    let (tag, host) = (registry.image("app:1"), registry.address.to_string());
+    std::fs::create_dir_all(&directory).unwrap();
+    let write = |name: &str, content: serde_json::Value| {
+        std::fs::write(directory.join(name), content.to_string()).unwrap();
+    };
+    let wrong = json!({"username": USER, "password": "wrong-battery"});
+    // The program of a registry comes first, then what is written here, then the program for all others.
+    write(
+        "by-registry",
+        json!({"auths": {&host: wrong}, "credHelpers": {&host: "good"}, "credsStore": "refusing"}),
+    );
+    write("for-all", json!({"auths": {&host: {}}, "credsStore": "good"}));
+    for name in ["by-registry", "for-all"] {
+        pull(&place.store, &tag, Some(name)).await.unwrap();
+    }
+    for (name, says) in [
+        ("refusing", "has none for"),
+        ("babbling", "as a helper does"),
+        ("endless", "has none for"),
+        ("missing", "cannot be run"),
+        ("../sh", "cannot be one's name"),
+    ] {
+        write("bad", json!({"credsStore": name}));
+        let error = pull(&place.store, &tag, Some("bad")).await.err().unwrap();
+        assert!(error.fault == Fault::Store && error.message.contains(says), "{name}: {error}");
+        assert!(!format!("{error} {error:?}").contains("battery"), "{error:?}");
+    }
+}
+
 /// A registry that wants tokens, and the server that gives them: each token is good for a few requests.
 async fn token_gate(registry: &Registry, identity: Option<&'static str>) -> (Gate, Arc<AtomicUsize>) {
     let given = Arc::new(AtomicUsize::new(0));

@@ -9,6 +9,7 @@ mod hostile;
 mod kills;
 mod kit;
 mod layers;
+mod publish;
 mod pulls;
 mod real;
 mod registry;

@@ -305,7 +305,7 @@ async fn serve(
         range: text(&parts.headers, RANGE),
     };
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    if parts.method == http::Method::POST {
+    if parts.method == http::Method::POST && !body.is_empty() {
         // For tokens: what is in the form decides.
         asked.path = format!("{}?{}", asked.path, String::from_utf8_lossy(&body));
     }
@@ -322,7 +322,9 @@ async fn serve(
         return std::future::pending().await;
     }
     let range = asked.range.as_deref().filter(|_| !matches!(act, Act::Whole));
-    let (status, headers, body) = forward(registry, &parts.method, &asked.path, &parts.headers, range).await;
+    let sent = Full::new(body);
+    let (status, headers, body) =
+        forward(registry, &parts.method, &asked.path, &parts.headers, range, sent).await;
     let mut answer = Response::new(Bytes::new());
     *answer.status_mut() = status;
     *answer.headers_mut() = headers;
@@ -348,13 +350,16 @@ async fn forward(
     path: &str,
     headers: &HeaderMap,
     range: Option<&str>,
+    body: Full<Bytes>,
 ) -> (StatusCode, HeaderMap, Bytes) {
     let stream = tokio::net::TcpStream::connect(registry).await.unwrap();
     let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
-    let mut request =
-        Request::builder().method(method).uri(path).header(http::header::HOST, registry.to_string());
-    for name in [AUTHORIZATION, http::header::ACCEPT] {
+    let mut request = Request::builder().method(method).uri(path);
+    // Where a registry leads to an upload it names the host that it was asked as.
+    for name in
+        [http::header::HOST, AUTHORIZATION, http::header::ACCEPT, CONTENT_TYPE, http::header::CONTENT_RANGE]
+    {
         // What this gate gave is none of the registry's business.
         if let Some(value) = headers.get(&name).filter(|value| !value.as_bytes().starts_with(b"Bearer")) {
             request = request.header(name, value);
@@ -363,7 +368,7 @@ async fn forward(
     if let Some(range) = range {
         request = request.header(RANGE, range);
     }
-    let answer = send.send_request(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap();
+    let answer = send.send_request(request.body(body).unwrap()).await.unwrap();
     let (mut parts, body) = answer.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     connection.abort();
