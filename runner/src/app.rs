@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stoker_core::{Incarnation, Resources, RunnerName};
+use stoker_core::{FunctionSpec, Incarnation, Resources, RunnerName};
 use stoker_registry::{Registration, Registry};
 use stoker_runtime::tls::{Incoming, Speaks, Tls};
 use stoker_sandbox::handover::Bequest;
@@ -32,10 +32,16 @@ use crate::report::Report;
 use crate::secrets::Secrets;
 use crate::service::Shared;
 use crate::service::engage::Served;
+use crate::service::open::{Count, Open};
 
 /// Bytes in flight on one stream and one connection to a balancer; each call has its own window within.
 const STREAM_WINDOW: u32 = 8 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// A balancer's connection on which nothing came for this long is pinged, and ended with its calls when that is not answered: late enough that a runner which had
+/// no CPU itself for a moment does not end what is in order.
+const PING_AFTER: Duration = Duration::from_secs(2);
+const UNANSWERED: Duration = Duration::from_secs(6);
 
 /// For calls whose containers were ended under them to say their outcome.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -46,10 +52,11 @@ const CONTAINERS: Duration = Duration::from_secs(5);
 const REGISTRY: Duration = Duration::from_secs(3);
 const SESSIONS: Duration = Duration::from_secs(1);
 const SERVER: Duration = Duration::from_secs(1);
-/// Balancers do not say when they have heard that the runner drains, but offer it nothing any more from then on: they all have when nothing has come
-/// for this long. One that goes on is waited for only so long.
+/// For balancers to say that they have heard that the runner drains. One that stands still says nothing.
+const HEARD: Duration = Duration::from_secs(2);
+/// Those of version 1 of the protocol do not say it, but offer nothing any more from then on: they all have heard when nothing has come for this long.
+/// One that goes on is waited for only as long as others may take to say it.
 const QUIET: Duration = Duration::from_millis(250);
-const LONG_QUIET: Duration = Duration::from_secs(2);
 /// For connections to close when the next program is about to take their place: callers wait meanwhile.
 const MOMENT: Duration = Duration::from_millis(100);
 /// For the spawner to remove what sandboxes have left; it goes on without us.
@@ -58,6 +65,7 @@ const SANDBOXES: Duration = Duration::from_secs(3);
 /// What [`Runner::stop`] takes at most beyond the grace for calls.
 pub const CLOSING: Duration = Duration::from_secs(
     LAST_WORDS.as_secs()
+        + HEARD.as_secs()
         + CONTAINERS.as_secs()
         + REGISTRY.as_secs()
         + SESSIONS.as_secs()
@@ -244,6 +252,7 @@ impl Runner {
             logs,
             sandbox: selection.why,
             observer: config.observer,
+            open: Open::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
         });
@@ -258,8 +267,8 @@ impl Runner {
                 .initial_stream_window_size(STREAM_WINDOW)
                 .max_frame_size(stoker_proto::HTTP2_FRAME)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keepalive_interval(Some(Duration::from_secs(2)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(3)))
+                .http2_keepalive_interval(Some(PING_AFTER))
+                .http2_keepalive_timeout(Some(UNANSWERED))
                 .add_service(service)
                 .add_service(health)
                 .serve_with_incoming_shutdown(incoming, async move { over.cancelled().await }),
@@ -298,6 +307,11 @@ impl Runner {
         &self.name
     }
 
+    /// The files of these functions were changed: calls that come from now on find containers that were started since.
+    pub fn renew(&self, which: impl Fn(&FunctionSpec) -> bool) {
+        self.shared.pools.renew(which);
+    }
+
     /// Which sandbox it uses, and why.
     pub fn describe(&self) -> &str {
         &self.shared.sandbox
@@ -328,8 +342,9 @@ impl Runner {
         let left = pools.gate.close_and_wait(grace).await;
         let ready = async {
             anyhow::ensure!(left == 0, "{left} calls have not ended in {grace:?}");
-            // A call that is offered to a session that ends is lost: until every balancer has heard, they are refused.
-            pools.gate.calm(QUIET, LONG_QUIET).await;
+            if self.heard().await > 0 {
+                pools.gate.calm(QUIET, HEARD).await;
+            }
             let mut bequest = Bequest::default();
             let listener = bequest.keep(&self.socket).context("keep the socket")?;
             let driver = driver.hand_over(&mut bequest)?;
@@ -348,6 +363,16 @@ impl Runner {
                 Err(error)
             }
         }
+    }
+
+    /// Waits until no balancer has an offer on its way: what is offered on a session that ends may be lost. How many sessions there are whose
+    /// balancers do not say so.
+    async fn heard(&self) -> usize {
+        let Count { open, mute } = self.shared.open.settled(HEARD).await;
+        if open > 0 {
+            tracing::warn!(sessions = open, limit = ?HEARD, "balancers do not say that they have heard of the drain");
+        }
+        mute
     }
 
     /// Takes no connection any more, and ends those that there are: whoever comes now waits for the next program.
@@ -385,6 +410,7 @@ impl Runner {
             }
         };
         within("the registry", REGISTRY, leave).await;
+        self.heard().await;
         self.shared.over.cancel();
         self.shared.tasks.close();
         within("the sessions", SESSIONS, self.shared.tasks.wait()).await;
@@ -411,7 +437,7 @@ async fn take_up(
 ) -> Result<(select::Selection, Vec<(HandedSince, Container)>), stoker_sandbox::Error> {
     let host_network = choice.host_network;
     let (driver, members, mut inheritance) = heir.apart();
-    let selection = match select::take_up(choice.clone(), driver, &mut inheritance) {
+    let selection = match select::take_up(choice.clone(), driver, &mut inheritance).await {
         Ok(selection) => selection,
         Err(error) => {
             tracing::error!(%error, "what was handed over cannot be taken up, and ends");

@@ -35,6 +35,18 @@ static CALLS: LazyLock<Facts> = LazyLock::new(|| {
     Facts::default().with(names::RPC_SYSTEM, "grpc").with(names::RPC_METHOD, names::ENGAGE.as_str())
 });
 
+/// What is said of an execution by how it came to be.
+static STARTS: LazyLock<[Facts; 4]> = LazyLock::new(|| {
+    [(false, "other"), (false, "http"), (true, "other"), (true, "http")].map(|(cold, trigger)| {
+        Facts::default().with(names::FAAS_COLDSTART, cold).with(names::FAAS_TRIGGER, trigger)
+    })
+});
+
+/// What is said of an execution that waited for a launch, or that is a request's.
+pub fn started(cold: bool, by_http: bool) -> &'static Facts {
+    &STARTS[usize::from(cold) * 2 + usize::from(by_http)]
+}
+
 impl Observer {
     /// A launch that no call has been told of, as a trace of its own.
     pub fn launched(&self, ahead: bool, launched: &Launched, seen: &Seen) {

@@ -22,8 +22,10 @@
 //! failed it is tried again later, or by the next call. Their idle timeout does not end them. They are evicted only for a call, and only
 //! when everything else that is idle would not make room for it; they come back when there is room again.
 //!
-//! **Secrets.** Containers that were launched with values that have been replaced end: at once where they are idle, else with their calls ([`rotate`]).
+//! **Secrets.** Containers that were launched with values that have been replaced end: at once where they are idle, else with their calls ([`rotate`]). So do those
+//! of functions whose files were changed, where somebody says so.
 
+mod drain;
 mod fetch;
 pub mod handover;
 mod keep;
@@ -40,14 +42,13 @@ pub mod why;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use stoker_core::function::{Digest, FunctionSpec};
-use stoker_core::{CallId, ContainerId, Incarnation, Refusal, Resources, Warmth};
-use stoker_policy::launch::{Admission, Full, House, Hungry, Mean, admit, cap, turn, width};
-use stoker_policy::waiting::may_claim;
+use stoker_core::{CallId, ContainerId, Incarnation, Resources, Warmth};
+use stoker_policy::launch::{Mean, cap};
 use stoker_runtime::gate::Gate;
 use stoker_sandbox::Driver;
 use tokio::net::UnixStream;
@@ -56,8 +57,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::why::Ended;
+use crate::container::Container;
 use crate::container::state::{Event, State};
-use crate::container::{Container, LaunchError};
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
@@ -65,12 +66,10 @@ use crate::metrics::Meters;
 use crate::observe::Observer;
 use crate::secrets::Secrets;
 use kept::Wishes;
-pub use line::{Asker, Lease, Ticket};
-use line::{Given, Waiter};
+use line::Given;
+pub use line::{Acquired, Asker, Lease, Ticket};
 use version::{Version, count};
 
-/// Bounds of the advice when to come again.
-const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(5);
 /// Given to a function between the request to end and the end, where nothing speaks against it.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The same where a call waits for its room.
@@ -131,22 +130,6 @@ enum Action {
     Give { give: oneshot::Sender<Given>, given: Given },
 }
 
-/// What came of asking for a container.
-pub enum Acquired {
-    Now(Lease),
-    Wait {
-        ticket: Ticket,
-        expected: Duration,
-    },
-    Refused {
-        reason: Refusal,
-        detail: String,
-        retry_after: Option<Duration>,
-        /// Nor would a call of any other function be let into the line.
-        line_full: bool,
-    },
-}
-
 impl Pools {
     pub fn new(
         ledger: Arc<Ledger>,
@@ -187,111 +170,6 @@ impl Pools {
     /// Launches that may run at once, for a function that would like one more.
     fn cap(&self, spec: &FunctionSpec) -> u32 {
         cap(&self.ledger.total(), &spec.ask())
-    }
-
-    /// A container for a call: at once, later, or not here.
-    pub fn acquire(
-        self: &Arc<Self>,
-        digest: Digest,
-        spec: &Arc<FunctionSpec>,
-        call: CallId,
-        asker: Asker,
-        remaining: Duration,
-    ) -> Acquired {
-        let mut inner = self.inner();
-        inner.meet(digest, spec);
-        let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
-        version.arrivals.add(Instant::now());
-        let mut actions = Vec::new();
-        if version.waiters.is_empty()
-            && let Some((seq, fresh)) = version.take(&self.ledger)
-            && let Some(lease) = self.lease(version, digest, seq, call, false, fresh)
-        {
-            self.refill(&mut inner, digest, true, &mut actions);
-            drop(inner);
-            self.act(actions);
-            self.changed.notify_one();
-            return Acquired::Now(lease);
-        }
-        if inner.stopping {
-            return self.stopped();
-        }
-        if !self.ledger.total().could_hold(&spec.ask()) {
-            let detail = format!(
-                "the function asks for {} and {}, more than this runner has",
-                stoker_core::units::format_size(spec.memory),
-                stoker_core::units::format_cpu(spec.cpu_millis),
-            );
-            return Acquired::Refused {
-                reason: Refusal::TooLarge,
-                detail,
-                retry_after: None,
-                line_full: false,
-            };
-        }
-        let room = self.room(&inner, spec);
-        let (waiting, launching, moves) = (inner.waiting, inner.launching, inner.moves);
-        let (running, mean) = (inner.versions.values().map(|v| v.busy).sum(), inner.run.get());
-        let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
-        let total = self.ledger.total();
-        let full = waiting > 0 || self.ledger.free().cpu_millis < spec.ask().cpu_millis;
-        let house = House {
-            width: width(&total, &spec.ask()),
-            cap: self.cap(spec),
-            waiting,
-            launching,
-            turn: if full { turn(waiting, running, mean) } else { Duration::ZERO },
-            room: room && version.may_grow(),
-        };
-        let stuck = version.gave_up == Some(version.progress(moves));
-        let expected = match admit(&version.facts(version.waiters.len()), &house, remaining) {
-            Admission::Wait(expected) if stuck => {
-                let detail = "others waited in vain, and nothing has changed since".to_owned();
-                let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full: false };
-            }
-            Admission::Wait(expected) => expected,
-            // Between balancers slots are shared in the line: none that has waited is kept out of it by one that fills it.
-            Admission::Refuse(Full::Line | Full::Slow, expected)
-                if !stuck
-                    && asker.waited
-                    && expected <= remaining
-                    && may_claim(version.of(asker.balancer), waiting, total.slots) =>
-            {
-                expected
-            }
-            Admission::Refuse(why, expected) => {
-                let detail = match why {
-                    Full::Line => format!("{waiting} calls wait here already"),
-                    Full::Slow => "no memory, CPU or slot is free, and the wait would be too long".to_owned(),
-                    Full::Late => {
-                        format!("a container is expected in {expected:?}, later than the caller waits")
-                    }
-                };
-                let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                let line_full = !may_claim(0, waiting, total.slots);
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full };
-            }
-        };
-        let (give, receive) = oneshot::channel();
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let since = Instant::now();
-        let (caused, overdue, seen) = (false, false, None);
-        let balancer = asker.balancer;
-        version.waiters.push_back(Waiter { id, balancer, since, caused, overdue, seen, call, give });
-        let patience = version.patience();
-        inner.waiting += 1;
-        self.pump(&mut inner, &mut actions);
-        drop(inner);
-        self.act(actions);
-        self.changed.notify_one();
-        let ticket = Ticket { pools: self.clone(), digest, id, receive, patience, expected };
-        Acquired::Wait { ticket, expected }
-    }
-
-    fn stopped(&self) -> Acquired {
-        let detail = "the runner is stopping".to_owned();
-        Acquired::Refused { reason: Refusal::Draining, detail, retry_after: None, line_full: false }
     }
 
     /// Of a member that was taken.
@@ -352,90 +230,6 @@ impl Pools {
         self.act(actions);
         self.changed.notify_one();
         warmth
-    }
-
-    /// A call leaves the line, if it is still there.
-    fn leave(self: &Arc<Self>, digest: Digest, id: u64) {
-        let mut actions = Vec::new();
-        let mut inner = self.inner();
-        let Some(version) = inner.versions.get_mut(&digest) else { return };
-        let Some(at) = version.waiters.iter().position(|w| w.id == id) else { return };
-        let left = version.waiters.remove(at);
-        inner.waiting -= 1;
-        self.pump(&mut inner, &mut actions);
-        drop(inner);
-        drop(left);
-        self.act(actions);
-        self.changed.notify_one();
-    }
-
-    /// No estimate holds this waiter back any more. Where nothing has moved since it was here last, and nothing is about to, it
-    /// leaves.
-    fn overdue(self: &Arc<Self>, digest: Digest, id: u64) {
-        let mut actions = Vec::new();
-        let mut inner = self.inner();
-        let version = inner.versions.get_mut(&digest);
-        if let Some(waiter) = version.and_then(|v| v.waiters.iter_mut().find(|w| w.id == id)) {
-            waiter.overdue = true;
-        }
-        self.pump(&mut inner, &mut actions);
-        if let Some(give) = inner.gives_up(digest, id) {
-            let retry_after = inner.versions[&digest].patience().clamp(*RETRY.start(), *RETRY.end());
-            actions.push(Action::Give { give, given: Err(LaunchError::Full { retry_after }) });
-            // Who was held behind it is not any more.
-            self.pump(&mut inner, &mut actions);
-            self.changed.notify_one();
-        }
-        drop(inner);
-        self.act(actions);
-    }
-
-    /// Serves whoever waits, with what there is; if nobody does, fills up what is short.
-    fn pump(self: &Arc<Self>, inner: &mut Inner, actions: &mut Vec<Action>) {
-        if inner.waiting > 0 {
-            let mut hungry: Vec<(Hungry, Digest)> =
-                inner.versions.iter().filter_map(|(d, v)| Some((v.hungry()?, *d))).collect();
-            hungry.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
-            let mut held = false;
-            for (_, digest) in hungry {
-                held |= self.serve(inner, digest, held, actions);
-            }
-        }
-        if self.is_cordoned() {
-            self.end_unused(inner, actions);
-        } else if inner.waiting == 0 && !inner.short.is_empty() {
-            for digest in inner.short.clone() {
-                self.refill(inner, digest, false, actions);
-            }
-        }
-    }
-
-    /// Serves those who wait for one version, launching nothing if others are `held`. `true` if its first has waited too long,
-    /// and there is no room: then those behind it are held.
-    fn serve(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        digest: Digest,
-        held: bool,
-        actions: &mut Vec<Action>,
-    ) -> bool {
-        let Some(version) = inner.versions.get_mut(&digest) else { return false };
-        while let Some(next) = version.next() {
-            let waiter = &version.waiters[next];
-            if waiter.give.is_closed() {
-                version.waiters.remove(next);
-                inner.waiting -= 1;
-                continue;
-            }
-            let (call, caused) = (waiter.call, waiter.caused);
-            let Some((seq, fresh)) = version.take(&self.ledger) else { break };
-            let Some(lease) = self.lease(version, digest, seq, call, caused && fresh, fresh) else { break };
-            let Some(waiter) = version.waiters.remove(next) else { break };
-            version.served = waiter.balancer;
-            inner.waiting -= 1;
-            actions.push(Action::Give { give: waiter.give, given: Ok(lease) });
-        }
-        self.launch_for(inner, digest, held, actions)
     }
 
     fn act(self: &Arc<Self>, actions: Vec<Action>) {
@@ -520,105 +314,6 @@ impl Pools {
             },
         }
     }
-
-    /// Ends what nobody uses and nobody waits for.
-    fn end_unused(&self, inner: &mut Inner, actions: &mut Vec<Action>) {
-        let unused: Vec<(Digest, u64)> = inner
-            .versions
-            .iter()
-            .filter(|(_, version)| version.waiters.is_empty())
-            .flat_map(|(digest, version)| version.idle().map(|(seq, _)| (*digest, seq)))
-            .collect();
-        let stop = |(digest, seq)| inner.stop(digest, seq, STOP_GRACE, Ended::Drained);
-        actions.extend(unused.into_iter().filter_map(stop));
-    }
-
-    /// Whether an operator wants no calls here.
-    pub fn is_cordoned(&self) -> bool {
-        self.cordoned.load(Ordering::Relaxed)
-    }
-
-    /// Whether new calls are refused.
-    pub fn drains(&self) -> bool {
-        self.gate.is_closed() || self.is_cordoned()
-    }
-
-    /// Takes no new calls until [`Pools::uncordon`]. What runs and waits goes on; containers end as soon as they are idle.
-    pub fn cordon(self: &Arc<Self>) {
-        let mut actions = Vec::new();
-        let mut inner = self.inner();
-        self.cordoned.store(true, Ordering::Relaxed);
-        self.pump(&mut inner, &mut actions);
-        drop(inner);
-        self.act(actions);
-        self.changed.notify_one();
-    }
-
-    /// Takes calls again, and has its minimum again.
-    pub fn uncordon(self: &Arc<Self>) {
-        let mut actions = Vec::new();
-        let mut inner = self.inner();
-        self.cordoned.store(false, Ordering::Relaxed);
-        self.pump(&mut inner, &mut actions);
-        let kept: Vec<Digest> =
-            inner.versions.iter().filter(|(_, v)| v.minimum() > 0).map(|(digest, _)| *digest).collect();
-        for digest in kept {
-            self.refill(&mut inner, digest, false, &mut actions);
-        }
-        drop(inner);
-        self.act(actions);
-        self.changed.notify_one();
-    }
-
-    /// Lets no call in any more; what runs and waits goes on.
-    pub fn drain(&self) {
-        self.gate.close();
-        self.changed.notify_one();
-    }
-
-    /// Containers are being ended whatever they do.
-    pub fn stopping(&self) -> bool {
-        self.stop.is_cancelled()
-    }
-
-    /// Ends every container without waiting for it, and gives away those who wait.
-    pub fn abandon(self: &Arc<Self>) {
-        self.drain();
-        self.stop.cancel();
-        self.end_all(Duration::ZERO, |_| true);
-    }
-
-    /// Ends every container: idle ones first, then the rest. Returns when nothing is left.
-    pub async fn stop_all(self: &Arc<Self>) {
-        self.drain();
-        self.stop.cancel();
-        self.end_all(STOP_GRACE, |calls| calls == 0);
-        self.end_all(Duration::ZERO, |_| true);
-        self.tasks.close();
-        self.tasks.wait().await;
-    }
-
-    fn end_all(self: &Arc<Self>, grace: Duration, which: impl Fn(u32) -> bool) {
-        let mut inner = self.inner();
-        inner.stopping = true;
-        inner.waiting = 0;
-        let waiters = inner.versions.values_mut().flat_map(|v| v.waiters.drain(..));
-        let mut actions: Vec<_> = waiters
-            .map(|waiter| Action::Give { give: waiter.give, given: Err(LaunchError::Stopping) })
-            .collect();
-        let all: Vec<(Digest, u64)> = inner
-            .versions
-            .iter()
-            .flat_map(|(d, v)| v.members.iter().map(|(seq, m)| (*d, *seq, m.calls)))
-            .filter(|(.., calls)| which(*calls))
-            .map(|(digest, seq, _)| (digest, seq))
-            .collect();
-        let stop = |(digest, seq)| inner.stop(digest, seq, grace, Ended::Drained);
-        actions.extend(all.into_iter().filter_map(stop));
-        drop(inner);
-        self.act(actions);
-        self.changed.notify_one();
-    }
 }
 
 /// What [`Pools::survey`] found.
@@ -679,23 +374,6 @@ impl Inner {
         if let Some(version) = self.versions.get_mut(digest) {
             version.moves += 1;
         }
-    }
-
-    /// Takes an overdue waiter out of the line if there is nothing to hope for.
-    fn gives_up(&mut self, digest: Digest, id: u64) -> Option<oneshot::Sender<Given>> {
-        // Their end is a move.
-        let ending = self.versions.values().any(|v| v.members.values().any(|m| m.state == State::Stopping));
-        let moves = self.moves;
-        let version = self.versions.get_mut(&digest)?;
-        let (progress, hope) = (version.progress(moves), ending || version.awaits());
-        let at = version.waiters.iter().position(|w| w.id == id)?;
-        let seen = version.waiters[at].seen.replace(progress);
-        if hope || seen != Some(progress) {
-            return None;
-        }
-        version.gave_up = Some(progress);
-        self.waiting -= 1;
-        version.waiters.remove(at).map(|waiter| waiter.give)
     }
 
     /// What idle containers hold.

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stoker_registry::{EtcdRegistry, etcd};
-use stoker_runtime::admin::{Admin, Pages, Shown};
+use stoker_runtime::admin::{Admin, Pages, Shown, Viewers};
+use stoker_runtime::audit::Audit;
+use stoker_runtime::auth::Kept;
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
@@ -17,7 +19,7 @@ use stoker_runtime::metrics::{self, Metrics};
 use stoker_runtime::reload::{Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
-use stoker_runtime::tls::Tls;
+use stoker_runtime::tls::{Tls, open_to_others};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{CLOSING, Config, Runner};
@@ -92,9 +94,15 @@ async fn run(
     };
     // First of all: whoever starts us wants to know how far we are.
     let tls = plan.runner.tls.clone();
-    let reloads =
-        Reloads::listen(tls.iter().flat_map(|tls| tls.files())).context("cannot listen for signals")?;
-    let pages = Pages::new(readiness.clone(), metrics, settings);
+    let access =
+        plan.access.as_deref().map(|path| Kept::read(path).map_err(anyhow::Error::msg)).transpose()?;
+    let access = access.map(Arc::new);
+    let files = tls.iter().flat_map(|tls| tls.files()).chain(plan.access.as_deref());
+    let reloads = Reloads::listen(files).context("cannot listen for signals")?;
+    let by_tls = tls.is_some() && open_to_others(plan.admin);
+    let asked = access.clone().map(|access| (access, Audit::into_log()));
+    let viewers = Viewers::of(asked, by_tls, plan.insecure);
+    let pages = Pages::new(readiness.clone(), metrics, settings).viewers(viewers);
     let shown = pages.shown();
     let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
@@ -138,7 +146,7 @@ async fn run(
         };
         tokio::select! {
             ended = until_stop => ended,
-            never = keep_fresh(reloads, settings, logs, tls, shown, &grace) => match never {},
+            never = keep_fresh(reloads, settings, logs, (tls, access), shown, &grace) => match never {},
         }
     };
     let (runner, end) = started?;
@@ -209,12 +217,12 @@ fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
     metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
 }
 
-/// Takes up what changed while the runner serves: certificates when their files change, settings at SIGHUP.
+/// Takes up what changed while the runner serves: certificates and the access file when their files change, settings at SIGHUP.
 async fn keep_fresh(
     mut reloads: Reloads,
     settings: &Settings,
     logs: &Logs,
-    tls: Option<Arc<Tls>>,
+    (tls, access): (Option<Arc<Tls>>, Option<Arc<Kept>>),
     shown: Shown,
     grace: &Cell<Duration>,
 ) -> Infallible {
@@ -225,10 +233,11 @@ async fn keep_fresh(
             grace.set(settings::live(&settings));
         }
         // Small files, and seldom.
-        match tls.as_ref().map(|tls| tls.reload()) {
-            None => {}
-            Some(Ok(())) => tracing::info!("certificates are as they are on disk"),
-            Some(Err(why)) => {
+        let tls = tls.as_ref().map_or(Ok(()), |tls| tls.reload());
+        let access = access.as_ref().map_or(Ok(()), |access| access.reload());
+        match tls.and(access) {
+            Ok(()) => tracing::info!("certificates and access file are as they are on disk"),
+            Err(why) => {
                 tracing::error!(why, "what is on disk cannot be used, and what was read before stays")
             }
         }

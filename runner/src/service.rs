@@ -4,6 +4,7 @@ pub mod call;
 pub mod engage;
 pub mod images;
 pub mod line;
+pub mod open;
 pub mod pieces;
 pub mod session;
 pub mod state;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub logs: Arc<Logs>,
     pub sandbox: String,
     pub observer: Observer,
+    /// Sessions that may bring calls.
+    pub open: open::Open,
     /// Calls, sessions and readers of logs.
     pub tasks: TaskTracker,
     /// Ends them.

@@ -43,6 +43,12 @@ static LISTEN: Key<SocketAddr> = Key::new(
     "Where balancers are served; without TLS whoever reaches it can run programs here",
 );
 static ADMIN_LISTEN: Key<SocketAddr> = admin::listen("127.0.0.1:7190");
+static ACCESS: Maybe<PathBuf> = Key::required(
+    "access",
+    PATH,
+    "The access file: who may look at the admin pages, with `observe: [\"*\"]`; calls come from balancers alone. Read again when it changes",
+)
+.optional();
 static ADVERTISE: Maybe<String> = Key::required(
     "advertise",
     SERVER,
@@ -193,6 +199,7 @@ pub static PROGRAM: Program = Program {
             &NAME,
             &LISTEN,
             &ADMIN_LISTEN,
+            &ACCESS,
             &ADVERTISE,
             &MEMORY,
             &CPU_MILLIS,
@@ -236,6 +243,9 @@ pub fn live(settings: &Settings) -> Duration {
 pub struct Plan {
     pub runner: Config,
     pub admin: SocketAddr,
+    /// Who may look there.
+    pub access: Option<PathBuf>,
+    pub insecure: bool,
     pub etcd: etcd::Config,
     pub telemetry: telemetry::Config,
     pub drain_grace: Duration,
@@ -286,6 +296,10 @@ impl Plan {
             mistakes.push(tls::Told::wrong(settings, why));
             None
         });
+        let access = settings.maybe(&ACCESS);
+        if let Some(Err(why)) = access.as_deref().map(stoker_runtime::auth::Access::read) {
+            mistakes.push(settings.mistake(&ACCESS, why));
+        }
         let (memory, cpu_millis) = (settings.get(&MEMORY), settings.get(&CPU_MILLIS));
         if memory == 0 {
             mistakes.push(settings.mistake(&MEMORY, "a runner without memory can run nothing"));
@@ -329,6 +343,8 @@ impl Plan {
                 ..Config::new(name, resources, state)
             },
             admin,
+            access,
+            insecure: told.insecure,
             etcd,
             telemetry: telemetry::Config::new(settings, &identity),
             drain_grace: settings.get(&DRAIN_GRACE),

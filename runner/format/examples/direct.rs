@@ -109,7 +109,7 @@ impl Function {
                     Event::End(_) | Event::Failed { .. } => {
                         return Err(io::Error::other(format!("{event:?}")));
                     }
-                    Event::Head { .. } | Event::Body(_) => {}
+                    Event::Head { .. } | Event::Body(_) | Event::Trailers(_) => {}
                 }
             }
             more = self.read(input)?;

@@ -1,11 +1,10 @@
 //! HTTP/1.1 chunked bodies, read piece by piece.
 
 use bytes::{Buf, Bytes, BytesMut};
+use stoker_core::call::{Headers, MAX_HEADERS, MAX_TRAILER_BYTES, is_header_name};
 
 /// Longest line of a chunk's size with its extensions, and of one trailer.
 const MAX_LINE: usize = 4096;
-/// Most bytes of all trailers.
-const MAX_TRAILERS: usize = 16 * 1024;
 
 /// Where in the body the reader stands.
 #[derive(Debug)]
@@ -13,7 +12,7 @@ pub enum Chunked {
     Size,
     Data(u64),
     DataEnd,
-    Trailers(usize),
+    Trailers(Headers),
     Done,
 }
 
@@ -21,6 +20,8 @@ pub enum Chunked {
 #[derive(Debug)]
 pub enum Step {
     Data(Bytes),
+    /// What follows the body. Once, where there is something.
+    Trailers(Headers),
     End,
     More,
     Broken(&'static str),
@@ -35,7 +36,7 @@ impl Chunked {
                     Line::TooLong => return Step::Broken("a chunk's size line is too long"),
                     Line::Text(text) => match size(&text) {
                         None => return Step::Broken("a chunk's size is not a number"),
-                        Some(0) => *self = Self::Trailers(0),
+                        Some(0) => *self = Self::Trailers(Headers::default()),
                         Some(n) => *self = Self::Data(n),
                     },
                 },
@@ -62,15 +63,24 @@ impl Chunked {
                     }
                     *self = Self::Size;
                 }
-                Self::Trailers(seen) => match line(input) {
+                Self::Trailers(found) => match line(input) {
                     Line::None => return Step::More,
                     Line::TooLong => return Step::Broken("a trailer is too long"),
-                    Line::Text(text) if text.is_empty() => *self = Self::Done,
+                    Line::Text(text) if text.is_empty() => {
+                        let found = std::mem::take(found);
+                        *self = Self::Done;
+                        if !found.0.is_empty() {
+                            return Step::Trailers(found);
+                        }
+                    }
                     Line::Text(text) => {
-                        *seen += text.len();
-                        if *seen > MAX_TRAILERS {
+                        let Some((name, value)) = field(&text) else {
+                            return Step::Broken("a trailer is no header");
+                        };
+                        if found.size() + text.len() > MAX_TRAILER_BYTES || found.0.len() == MAX_HEADERS {
                             return Step::Broken("the trailers are too long");
                         }
+                        found.push(name, Bytes::copy_from_slice(value));
                     }
                 },
                 Self::Done => return Step::End,
@@ -99,6 +109,14 @@ fn line(input: &mut BytesMut) -> Line {
         None if input.len() >= MAX_LINE => Line::TooLong,
         None => Line::None,
     }
+}
+
+/// Name and value of a header's line.
+fn field(line: &[u8]) -> Option<(&str, &[u8])> {
+    let at = line.iter().position(|b| *b == b':')?;
+    let name = std::str::from_utf8(&line[..at]).ok().filter(|name| is_header_name(name))?;
+    let value = line[at + 1..].trim_ascii();
+    (!value.iter().any(|b| matches!(b, b'\r' | 0))).then_some((name, value))
 }
 
 fn size(line: &[u8]) -> Option<u64> {

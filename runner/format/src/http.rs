@@ -2,6 +2,7 @@
 //! HTTP itself: its method and target, its status and headers.
 
 use bytes::{Bytes, BytesMut};
+use stoker_core::call::Headers;
 use stoker_core::{Code, ResponseHead};
 
 use crate::headers::Given;
@@ -75,6 +76,7 @@ impl Exchange {
                 line(out, &name, value);
             }
         }
+        head.headers.0.iter().for_each(|header| http1::about_trailers(out, header, self.chunked, ""));
         let (call, deadline) = (request.call.to_string(), rfc3339_millis(request.deadline));
         let url = url::safe(&head.url);
         for (old, new, value) in [
@@ -105,8 +107,8 @@ impl Exchange {
     }
 
     /// See [`crate::Exchange::encode_end`].
-    pub fn encode_end(&mut self, out: &mut BytesMut) {
-        http1::end(out, self.chunked);
+    pub fn encode_end(&mut self, trailers: &Headers, out: &mut BytesMut) {
+        http1::end(out, self.chunked, trailers, "");
         self.written = true;
     }
 
@@ -116,14 +118,20 @@ impl Exchange {
     /// The function's fault.
     pub fn decode(&mut self, input: &mut BytesMut, eof: bool) -> Result<Option<Event>, Fault> {
         let Some(body) = &mut self.body else { return self.head(input, eof) };
-        Ok(match body.next(input, eof, "HTTP")? {
-            Piece::Data(piece) => Some(Event::Body(piece)),
-            Piece::More => None,
-            Piece::End => {
-                let settled = self.written && !self.close && !matches!(body, http1::Body::UntilEnd);
-                Some(Event::End(settle(input, eof, settled)))
-            }
-        })
+        loop {
+            return Ok(match body.next(input, eof, "HTTP")? {
+                Piece::Data(piece) => Some(Event::Body(piece)),
+                Piece::More => None,
+                Piece::Trailers(found) => match http1::trailers(&found, |name| Some(name)) {
+                    kept if kept.0.is_empty() => continue,
+                    kept => Some(Event::Trailers(kept)),
+                },
+                Piece::End => {
+                    let settled = self.written && !self.close && !matches!(body, http1::Body::UntilEnd);
+                    Some(Event::End(settle(input, eof, settled)))
+                }
+            });
+        }
     }
 
     fn head(&mut self, input: &mut BytesMut, eof: bool) -> Result<Option<Event>, Fault> {
@@ -139,7 +147,7 @@ impl Exchange {
                 for (name, value) in fields.iter() {
                     given.push(name, Bytes::copy_from_slice(value));
                 }
-                Ok(given)
+                Ok((given, fields.announced(Some)))
             };
             match http1::head(input, eof, self.bodiless, read)? {
                 Found::More => return Ok(None),
@@ -156,7 +164,12 @@ impl Exchange {
         self.close = head.close;
         let length = head.body.length();
         self.body = Some(head.body);
-        let head = ResponseHead { status: head.status, headers: head.read.checked()? };
+        let (given, trailer) = head.read;
+        let mut headers = given.checked()?;
+        if let Some(names) = trailer {
+            headers.push("Trailer", names);
+        }
+        let head = ResponseHead { status: head.status, headers };
         Ok(Some(Event::Head { head, length }))
     }
 }

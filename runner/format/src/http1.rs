@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::Code;
-use stoker_core::call::is_hop_by_hop;
+use stoker_core::call::{Header, Headers, announced, is_hop_by_hop, may_trail, reads_trailers};
 
 use crate::chunked::{Chunked, Step};
 use crate::headers::is_one_of;
@@ -25,6 +25,8 @@ pub enum Body {
 #[derive(Debug)]
 pub enum Piece {
     Data(Bytes),
+    /// What follows the body. Once, where there is something.
+    Trailers(Headers),
     End,
     More,
 }
@@ -56,6 +58,7 @@ impl Body {
             }
             Body::Chunked(chunked) => match chunked.next(input) {
                 Step::Data(piece) => Ok(Piece::Data(piece)),
+                Step::Trailers(found) => Ok(Piece::Trailers(found)),
                 Step::End => Ok(Piece::End),
                 Step::More if eof => Err(broken(kind, "its body ended early")),
                 Step::More => Ok(Piece::More),
@@ -86,6 +89,8 @@ pub struct Fields<'a, 'b> {
     all: &'a [httparse::Header<'b>],
     /// Names that `Connection` claims for itself.
     named: Vec<&'b str>,
+    /// Something may follow the body.
+    chunked: bool,
 }
 
 impl<'a, 'b: 'a> Fields<'a, 'b> {
@@ -97,6 +102,25 @@ impl<'a, 'b: 'a> Fields<'a, 'b> {
                 && !is_one_of(name, &self.named)
         })
     }
+
+    /// What says which trailers will come, under the names that they have for the client: `None` of `name` is for nobody.
+    pub fn announced(&self, name: impl Fn(&'a str) -> Option<&'a str>) -> Option<String> {
+        let told = self.all.iter().filter(|f| self.chunked && f.name.eq_ignore_ascii_case("trailer"));
+        let names: Vec<_> =
+            told.flat_map(|f| announced(f.value)).filter_map(name).filter(|n| may_trail(n)).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+/// Trailers that a client may see, under the names that they have for it.
+pub fn trailers(found: &Headers, name: impl Fn(&str) -> Option<&str>) -> Headers {
+    let mut kept = Headers::default();
+    for trailer in &found.0 {
+        if let Some(name) = name(&trailer.name).filter(|name| may_trail(name)) {
+            kept.push(name, trailer.value.clone());
+        }
+    }
+    kept
 }
 
 /// What [`head`] found.
@@ -190,9 +214,10 @@ fn framed<T>(
     if chunked && length.is_some() {
         return Err("it has both a Content-Length and chunks".to_owned());
     }
-    let read = read(&Fields { all: fields, named })?;
+    let bodiless = bodiless || status == 204 || status == 304;
+    let read = read(&Fields { all: fields, named, chunked: chunked && !bodiless })?;
     let body = match (chunked, length) {
-        _ if bodiless || status == 204 || status == 304 => Body::Length(0),
+        _ if bodiless => Body::Length(0),
         (true, _) => Body::Chunked(Chunked::Size),
         (false, Some(n)) => Body::Length(n),
         (false, None) => Body::UntilEnd,
@@ -239,9 +264,28 @@ pub fn frame(length: usize, chunked: bool, before: &mut BytesMut, after: &mut By
     }
 }
 
-/// Writes the end of a body.
-pub fn end(out: &mut BytesMut, chunked: bool) {
-    if chunked {
-        out.extend_from_slice(b"0\r\n\r\n");
+/// Passes on what a header of the client says of trailers, if it is one that does: that it reads them, and which it will send.
+pub fn about_trailers(out: &mut BytesMut, header: &Header, chunked: bool, prefix: &str) {
+    if header.name.eq_ignore_ascii_case("te") && reads_trailers(&header.value) {
+        line(out, "TE", b"trailers");
+    } else if chunked && header.name.eq_ignore_ascii_case("trailer") {
+        let names = announced(&header.value).filter(|name| may_trail(name));
+        let names: Vec<_> = names.map(|name| format!("{prefix}{name}")).collect();
+        if !names.is_empty() {
+            line(out, "Trailer", names.join(", ").as_bytes());
+        }
     }
+}
+
+/// Writes the end of a body, and what follows it, with `prefix` before its names.
+pub fn end(out: &mut BytesMut, chunked: bool, trailers: &Headers, prefix: &str) {
+    if !chunked {
+        return;
+    }
+    out.extend_from_slice(b"0\r\n");
+    for trailer in trailers.0.iter().filter(|trailer| may_trail(&trailer.name)) {
+        out.extend_from_slice(prefix.as_bytes());
+        line(out, &trailer.name, &trailer.value);
+    }
+    out.extend_from_slice(b"\r\n");
 }

@@ -19,6 +19,22 @@ fn is_ours(name: &str) -> bool {
     is_one_of(name, &["host", "content-length", "fn-call-id", "fn-deadline"])
 }
 
+/// What stands before the name of a client's header.
+fn prefix(intent: Intent) -> &'static str {
+    match intent {
+        Intent::Invoke => "",
+        Intent::HttpRequest => "Fn-Http-H-",
+    }
+}
+
+/// The name that a trailer has for the client: as that of a header, it has to say that it is meant for it.
+fn for_client(name: &str, intent: Intent) -> Option<&str> {
+    match intent {
+        Intent::Invoke => Some(name),
+        Intent::HttpRequest => strip(name, "fn-http-h-"),
+    }
+}
+
 fn strip<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
     let (start, rest) = name.split_at_checked(prefix.len())?;
     (start.eq_ignore_ascii_case(prefix) && !rest.is_empty()).then_some(rest)
@@ -64,9 +80,14 @@ impl Exchange {
     pub fn encode_head(&mut self, request: &Request<'_>, out: &mut BytesMut) {
         let head = request.head;
         let http = self.intent == Intent::HttpRequest;
+        let prefix = prefix(self.intent);
         out.extend_from_slice(b"POST /call HTTP/1.1\r\nHost: localhost\r\n");
         for header in &head.headers.0 {
-            if is_hop_by_hop(&header.name) || is_ours(&header.name) {
+            if is_hop_by_hop(&header.name) {
+                http1::about_trailers(out, header, self.chunked, prefix);
+                continue;
+            }
+            if is_ours(&header.name) {
                 continue;
             }
             // What would speak for the platform may only come from it.
@@ -76,8 +97,8 @@ impl Exchange {
             if !request.trace.parent.is_empty() && is_one_of(&header.name, &["traceparent", "tracestate"]) {
                 continue;
             }
-            if http && !header.name.eq_ignore_ascii_case("content-type") {
-                out.extend_from_slice(b"Fn-Http-H-");
+            if !header.name.eq_ignore_ascii_case("content-type") {
+                out.extend_from_slice(prefix.as_bytes());
             }
             line(out, &header.name, &header.value);
         }
@@ -103,8 +124,8 @@ impl Exchange {
     }
 
     /// See [`crate::Exchange::encode_end`].
-    pub fn encode_end(&mut self, out: &mut BytesMut) {
-        http1::end(out, self.chunked);
+    pub fn encode_end(&mut self, trailers: &Headers, out: &mut BytesMut) {
+        http1::end(out, self.chunked, trailers, prefix(self.intent));
     }
 
     /// See [`crate::Exchange::decode`].
@@ -142,6 +163,13 @@ impl Exchange {
                 State::Body(body) => match body.next(input, eof, "HTTP")? {
                     Piece::More => return Ok(None),
                     Piece::End => return Ok(Some(self.end(input))),
+                    Piece::Trailers(found) => {
+                        let intent = self.intent;
+                        let kept = http1::trailers(&found, |name| for_client(name, intent));
+                        if self.failure.is_none() && !kept.0.is_empty() {
+                            return Ok(Some(Event::Trailers(kept)));
+                        }
+                    }
                     Piece::Data(piece) => {
                         if let Some(event) = self.body(piece) {
                             return Ok(Some(event));
@@ -217,6 +245,9 @@ fn read(fields: &http1::Fields<'_, '_>, intent: Intent) -> Result<ResponseHead, 
             head.headers.push(name, copy());
         }
     }
+    if let Some(names) = fields.announced(|name| for_client(name, intent)) {
+        head.headers.push("Trailer", names);
+    }
     Ok(head)
 }
 
@@ -266,6 +297,11 @@ mod tests {
                     text.push('|');
                 }
                 Event::Body(body) => text.push_str(&String::from_utf8_lossy(&body)),
+                Event::Trailers(trailers) => {
+                    for h in trailers.0 {
+                        _ = write!(text, "+{}={}", h.name, String::from_utf8_lossy(&h.value));
+                    }
+                }
                 Event::End(after) => _ = write!(text, "|{after:?}"),
                 Event::Failed { code, after, .. } => _ = write!(text, "!{code:?} {after:?}"),
             }
@@ -287,8 +323,30 @@ mod tests {
             (
                 Invoke,
                 "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n1;x=y\r\n!\r\n0\r\nT: x\r\n\r\n",
-                "200|hi!|Reuse",
+                "200|hi!+T=x|Reuse",
             ),
+            (
+                Invoke,
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, Host\r\n\r\n0\r\nX-Sum:  a b \r\nHost: h\r\n\r\n",
+                "200 Trailer=X-Sum|+X-Sum=a b|Reuse",
+            ),
+            (
+                HttpRequest,
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Fn-Http-H-X-Sum, X-Own\r\n\r\n\
+                 0\r\nfn-http-h-x-sum: 1\r\nX-Own: 2\r\nFn-Http-H-Set-Cookie: 3\r\n\r\n",
+                "200 Trailer=X-Sum|+x-sum=1|Reuse",
+            ),
+            (
+                Invoke,
+                "HTTP/1.1 502 no\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 1\r\n\r\n",
+                "!FunctionFailed Reuse",
+            ),
+            (
+                Invoke,
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nno header\r\n\r\n",
+                "200|!FunctionInvalidResponse Destroy",
+            ),
+            (Invoke, "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nContent-Length: 0\r\n\r\n", "200||Reuse"),
             (Invoke, "HTTP/1.1 200 OK\r\n\r\nhi", "200|hi|Reconnect"),
             (Invoke, "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "200||Reconnect"),
             (
@@ -359,7 +417,7 @@ mod tests {
             exchange.encode_head(&request, &mut out);
             exchange.encode_body(b"hello", &mut out);
             exchange.encode_body(b"", &mut out);
-            exchange.encode_end(&mut out);
+            exchange.encode_end(&Headers::default(), &mut out);
             let expected = format!(
                 "POST /call HTTP/1.1\r\nHost: localhost\r\nContent-Type: a/b\r\nFn-Http-H-X-Y: z\r\n\
                  Fn-Http-Method: PUT\r\nFn-Http-Request-Url: http://h/t/a/b?c\r\nFn-Intent: httprequest\r\n\
@@ -369,6 +427,34 @@ mod tests {
             );
             assert_eq!(String::from_utf8_lossy(&out), expected);
         });
+    }
+
+    #[test]
+    fn what_follows_the_body_of_a_request_is_written_where_it_can_be() {
+        for (intent, prefix) in [(Intent::Invoke, ""), (Intent::HttpRequest, "Fn-Http-H-")] {
+            let mut head = RequestHead { intent, ..Default::default() };
+            for (name, value) in [("te", "gzip, trailers"), ("trailer", "x-sum, host"), ("connection", "te")]
+            {
+                head.headers.push(name, value);
+            }
+            let mut trailers = Headers::default();
+            for (name, value) in [("x-sum", "7\r\nx: y"), ("content-length", "9")] {
+                trailers.push(name, value);
+            }
+            let written = |length| {
+                with(&head, length, |request| {
+                    let (mut exchange, mut out) = (Exchange::new(&request), BytesMut::new());
+                    exchange.encode_head(&request, &mut out);
+                    exchange.encode_end(&trailers, &mut out);
+                    String::from_utf8_lossy(&out).into_owned()
+                })
+            };
+            let text = written(None);
+            assert!(text.contains(&format!("TE: trailers\r\nTrailer: {prefix}x-sum\r\n")), "{text}");
+            assert!(text.ends_with(&format!("\r\n\r\n0\r\n{prefix}x-sum: 7  x: y\r\n\r\n")), "{text}");
+            let text = written(Some(0));
+            assert!(text.contains("TE: trailers\r\n") && !text.contains("x-sum"), "{text}");
+        }
     }
 
     /// Adjacent pieces of a body as one, since how it is cut is not part of the answer.

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use bytes::{Buf as _, BytesMut};
+use stoker_core::call::Headers;
 use stoker_core::{Code, ResponseHead};
 
 use crate::chunked::Chunked;
@@ -88,7 +89,7 @@ impl Exchange {
 
     /// See [`crate::Exchange::encode_end`].
     pub fn encode_end(&mut self, out: &mut BytesMut) {
-        http1::end(out, self.chunked);
+        http1::end(out, self.chunked, &Headers::default(), "");
         self.written = true;
     }
 
@@ -145,6 +146,8 @@ impl Exchange {
                     return Ok(match body.next(input, eof, "json-http")? {
                         Piece::Data(piece) => Some(Event::Body(piece)),
                         Piece::More => None,
+                        // Its heads have no word for what would come.
+                        Piece::Trailers(_) => continue,
                         Piece::End => Some(Event::End(settle(input, eof, self.written))),
                     });
                 }

@@ -33,6 +33,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
+use stoker_core::call::Headers;
 use stoker_core::function::Format;
 use stoker_core::{CallId, Code, FormatOptions, FunctionSpec, RequestHead, ResponseHead, TraceContext};
 
@@ -99,6 +100,8 @@ pub enum Event {
     },
     /// A piece of the body.
     Body(Bytes),
+    /// What follows the body, as far as the client may see it. Once, behind the body, where there is something.
+    Trailers(Headers),
     /// The answer is complete. Last.
     End(After),
     /// The function did not succeed. Last.
@@ -198,7 +201,7 @@ impl Codec {
             Format::HttpStream => Kind::HttpStream(http_stream::Exchange::new(request)),
             Format::Mless => Kind::Mless(mless::Exchange::new(request, &self.function, limit)),
         };
-        Exchange { kind, fault: None, ended: false, room: self.limits.body }
+        Exchange { kind, fault: None, trailers: Headers::default(), ended: false, room: self.limits.body }
     }
 }
 
@@ -208,6 +211,8 @@ pub struct Exchange {
     kind: Kind,
     /// Why the request could not be written.
     fault: Option<Fault>,
+    /// What follows the body of the request.
+    trailers: Headers,
     ended: bool,
     /// Bytes that the body may still have.
     room: u64,
@@ -257,16 +262,22 @@ impl Exchange {
         });
     }
 
+    /// What follows the body of the request: written with its end by formats that have a place for it.
+    pub fn trailers(&mut self, trailers: Headers) {
+        self.trailers = trailers;
+    }
+
     /// Writes what stands after the body.
     pub fn encode_end(&mut self, out: &mut BytesMut) {
+        let trailers = std::mem::take(&mut self.trailers);
         self.encode(out, |kind, out| {
             match kind {
                 Kind::Default(_) => {}
-                Kind::Http(exchange) => exchange.encode_end(out),
+                Kind::Http(exchange) => exchange.encode_end(&trailers, out),
                 Kind::Json(exchange) => exchange.encode_end(out)?,
                 Kind::JsonHttp(exchange) => exchange.encode_end(out),
                 Kind::CloudEvent(exchange) => exchange.encode_end(out)?,
-                Kind::HttpStream(exchange) => exchange.encode_end(out),
+                Kind::HttpStream(exchange) => exchange.encode_end(&trailers, out),
                 Kind::Mless(exchange) => exchange.encode_end(out)?,
             }
             Ok(())

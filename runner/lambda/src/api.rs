@@ -4,6 +4,8 @@ mod answer;
 mod extension;
 
 use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -14,15 +16,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Kind;
 use crate::extensions::Refusal;
+use crate::handover::{Again, Asks, Place};
 use crate::machine::{Event, State};
 use crate::shared::{Inner, Shared};
 use crate::telemetry::{self, Api};
+pub(crate) use extension::ID as EXTENSION;
 
 const BASE: &str = "/2018-06-01";
 const CREDENTIALS: &str = "/2021-04-23/credentials";
@@ -40,8 +45,16 @@ const FEATURES: &str = "lambda-runtime-features";
 type Reply = Response<Full<Bytes>>;
 
 /// Accepts until it is stopped; then every connection ends where it is.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+pub(crate) async fn serve(
+    listener: Arc<TcpListener>,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    former: Vec<Again>,
+) {
     let mut connections = JoinSet::new();
+    for stream in former {
+        connections.spawn(connected(stream, shared.clone()));
+    }
     let most = CONNECTIONS + 2 * shared.about.concurrency as usize;
     loop {
         let accepted = tokio::select! {
@@ -60,33 +73,49 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
         };
         // Small answers at once; that it fails costs time only.
         _ = stream.set_nodelay(true);
-        let connection = Connection::new(shared.clone());
-        connections.spawn(async move {
-            let service = service_fn(|request| {
-                let connection = &connection;
-                async move { Ok::<_, Infallible>(reply(connection, request).await) }
-            });
-            // What breaks here is the runtime's connection, and its own business.
-            _ = hyper::server::conn::http1::Builder::new()
-                .max_buf_size(MAX_HEAD)
-                .max_header_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-        });
+        connections.spawn(connected(stream, shared.clone()));
     }
+}
+
+/// One connection, from its beginning to its end.
+async fn connected(stream: impl AsyncRead + AsyncWrite + AsFd + Unpin, shared: Arc<Shared>) {
+    let connection = match Connection::new(shared, stream.as_fd()) {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::warn!(%error, "cannot keep a connection of a runtime");
+            return;
+        }
+    };
+    let service = service_fn(|request| {
+        let connection = &connection;
+        async move {
+            connection.place.busy(true);
+            let reply = reply(connection, request).await;
+            connection.place.busy(false);
+            Ok::<_, Infallible>(reply)
+        }
+    });
+    // What breaks here is the runtime's connection, and its own business.
+    _ = hyper::server::conn::http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .max_header_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 /// One that stands. It counts as the runtime's unless its last request was an extension's.
 struct Connection {
     shared: Arc<Shared>,
     counts: AtomicBool,
+    place: Arc<Place>,
 }
 
 impl Connection {
-    fn new(shared: Arc<Shared>) -> Self {
-        let connection = Self { shared, counts: AtomicBool::new(false) };
+    fn new(shared: Arc<Shared>, socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let place = shared.places.enter(socket)?;
+        let connection = Self { shared, counts: AtomicBool::new(false), place };
         connection.count(true);
-        connection
+        Ok(connection)
     }
 
     fn count(&self, counts: bool) {
@@ -106,6 +135,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.shared.places.leave(&self.place);
         self.count(false);
     }
 }
@@ -174,7 +204,10 @@ async fn reply(connection: &Connection, request: Request<Incoming>) -> Reply {
     let (head, mut body) = request.into_parts();
     let done = match asked {
         Asked::Ping => return text(StatusCode::OK, "pong"),
-        Asked::Next => return next(shared).await.unwrap_or_else(Problem::into_reply),
+        Asked::Next => {
+            connection.place.waits(Asks::Runtime);
+            return next(shared).await.unwrap_or_else(Problem::into_reply);
+        }
         Asked::RestoreNext => return restored(shared).await.unwrap_or_else(Problem::into_reply),
         Asked::Credentials => return credentials(shared, &head.headers),
         Asked::Response(id) => answer::response(shared, id, &head.headers, &mut body).await,
@@ -183,10 +216,15 @@ async fn reply(connection: &Connection, request: Request<Incoming>) -> Reply {
         Asked::RestoreError => {
             answer::init_error(shared, Event::RestoreError, &head.headers, &mut body).await
         }
-        Asked::Extension(asked) => match extension::answer(shared, asked, &head.headers, &mut body).await {
-            Ok(reply) => return reply,
-            Err(problem) => Err(problem),
-        },
+        Asked::Extension(asked) => {
+            if let (extension::Asked::Next, Some(id)) = (&asked, header(&head.headers, EXTENSION)) {
+                connection.place.waits(Asks::Extension(id));
+            }
+            match extension::answer(shared, asked, &head.headers, &mut body).await {
+                Ok(reply) => return reply,
+                Err(problem) => Err(problem),
+            }
+        }
     };
     match done {
         Ok(()) => accepted(),

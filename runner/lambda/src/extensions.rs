@@ -4,7 +4,7 @@
 //! process, which AWS calls internal. Pure: whoever waits for a change is [`RuntimeApi`](crate::RuntimeApi)'s to wake.
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use stoker_core::listed;
 use stoker_core::machine::Machine;
 use uuid::Uuid;
@@ -128,6 +128,14 @@ impl Extension {
     }
 }
 
+/// An extension that is a part of the runtime's process, and waits for its next event.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Waiting {
+    id: String,
+    name: String,
+    invoke: bool,
+}
+
 /// The end of an extension, which is the end of its function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fatal {
@@ -158,6 +166,23 @@ impl Extensions {
     /// With these external ones, which are waited for. `several`: invocations are not one after the other.
     pub fn new(external: Vec<String>, several: bool) -> Self {
         Self { expected: external.clone(), external, several, ..Self::default() }
+    }
+
+    /// Those of an API that goes on: each asks again for its next event, and nobody else registers.
+    pub fn again(all: Vec<Waiting>, several: bool) -> Self {
+        let known = |Waiting { id, name, invoke }| {
+            let (shutdown, state, event) = (false, State::Registered, None);
+            Extension { id, name, invoke, shutdown, state, event }
+        };
+        Self { all: all.into_iter().map(known).collect(), several, closed: true, ..Self::default() }
+    }
+
+    /// All of them, if each is a part of the runtime's process and waits for its next event.
+    pub fn waiting(&self) -> Option<Vec<Waiting>> {
+        let waits = |e: &Extension| e.state == State::Ready && e.event.is_none();
+        let all_wait = self.fatal.is_none() && self.external.is_empty() && self.all.iter().all(waits);
+        let waiting = |e: &Extension| Waiting { id: e.id.clone(), name: e.name.clone(), invoke: e.invoke };
+        all_wait.then(|| self.all.iter().map(waiting).collect())
     }
 
     /// `POST /extension/register`. Gives its identifier.

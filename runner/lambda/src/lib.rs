@@ -17,6 +17,7 @@ mod direct;
 mod extensions;
 pub mod fault;
 pub mod function_url;
+mod handover;
 mod invocation;
 pub mod machine;
 mod restore;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use direct::Direct;
 pub use extensions::MOST as MOST_EXTENSIONS;
+pub use handover::{Asks, Handed, Known};
 pub use invocation::{Answer, Failure, Invocation, Over, Refused, Said, is_request_id};
 use invocation::{headers_of, invoke_event};
 use machine::State;
@@ -110,6 +112,7 @@ impl About {
 #[derive(Debug)]
 pub struct RuntimeApi {
     shared: Arc<Shared>,
+    listener: Arc<TcpListener>,
     stop: CancellationToken,
 }
 
@@ -125,13 +128,13 @@ impl RuntimeApi {
     /// # Errors
     /// When the runtime cannot take the listener.
     pub fn serve(listener: std::net::TcpListener, about: About) -> io::Result<Self> {
-        let listener = TcpListener::from_std(listener)?;
+        let listener = Arc::new(TcpListener::from_std(listener)?);
         let stop = CancellationToken::new();
         let telemetry = Arc::new(Telemetry::new(about.connect.clone(), stop.clone()));
         let shared = Arc::new(Shared::new(about, telemetry));
         shared.init_start();
-        tokio::spawn(api::serve(listener, shared.clone(), stop.clone()));
-        Ok(Self { shared, stop })
+        tokio::spawn(api::serve(listener.clone(), shared.clone(), stop.clone(), Vec::new()));
+        Ok(Self { shared, listener, stop })
     }
 
     /// Waits until every extension that is a process of its own has registered.

@@ -12,6 +12,7 @@ use stoker_format::rfc3339_millis;
 use tokio::sync::{Notify, mpsc};
 
 use crate::extensions::Extensions;
+use crate::handover::Places;
 use crate::machine::{Event, State};
 use crate::telemetry::{Api, Telemetry, ms, tracing};
 use crate::{About, Failure, Over, Said};
@@ -85,6 +86,7 @@ pub(crate) struct Shared {
     inner: Mutex<Inner>,
     /// State, or work that waits, changed.
     pub changed: Notify,
+    pub places: Places,
 }
 
 impl std::fmt::Debug for Shared {
@@ -106,7 +108,7 @@ impl Shared {
             connections: 0,
         };
         let (born, inner, changed) = (Instant::now(), Mutex::new(inner), Notify::new());
-        Self { about, born, telemetry, inner, changed }
+        Self { about, born, telemetry, inner, changed, places: Places::default() }
     }
 
     /// Invocations need not come one after the other.

@@ -1,8 +1,7 @@
 //! A container that goes over to the program that takes this process's place.
 //!
-//! What goes over has no call, and what there is to know of it can be said: the descriptors of its sandbox and of its channel. A function that asks for
-//! its calls itself (`lambda`) does not: its connection waits in the middle of a request, and its extensions have theirs. Lines that the function
-//! has written half go on with their other half.
+//! What goes over has no call, and what there is to know of it can be said: the descriptors of its sandbox and of its channel, or of the API that it asks
+//! for its calls ([`lambda::handover`](super::lambda::handover)). Lines that the function has written half go on with their other half.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,12 +13,13 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 use stoker_core::ContainerId;
-use stoker_core::function::{Format, FunctionSpec};
+use stoker_core::function::FunctionSpec;
 use stoker_format::{Codec, quiet};
 use stoker_sandbox::Driver;
 use stoker_sandbox::handover::{Bequest, HandedSandbox, Inheritance, Kept};
 
 use super::channel::Pipes;
+use super::lambda::handover::HandedApi;
 use super::launch::{reader, writer};
 use super::{Container, LaunchError, Launched};
 use crate::images::Images;
@@ -42,6 +42,7 @@ pub struct HandedContainer {
     stdout: Option<Kept>,
     stderr: Option<Kept>,
     pipes: Option<HandedPipes>,
+    lambda: Option<HandedApi>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,10 +58,11 @@ impl Container {
     /// # Errors
     /// Why it cannot be handed over.
     pub async fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedContainer, String> {
-        if self.spec.format == Format::Lambda {
-            return Err("it asks for its calls itself".to_owned());
-        }
         let frozen = *self.gate.lock().await;
+        let lambda = match &self.lambda {
+            Some(asking) => Some(asking.hand_over(bequest).await?),
+            None => None,
+        };
         let sandbox = self.sandbox.hand_over(bequest).map_err(|error| error.to_string())?;
         let mut keep = |descriptor: &OwnedFd| bequest.keep(descriptor).map_err(|error| error.to_string());
         let stdin = self.stdin.as_ref().map(&mut keep).transpose()?;
@@ -96,6 +98,7 @@ impl Container {
             stdout,
             stderr,
             pipes,
+            lambda,
         })
     }
 
@@ -110,8 +113,8 @@ impl Container {
         logs: &Logs,
         inheritance: &mut Inheritance,
     ) -> Result<Self, String> {
-        let HandedContainer { id, spec, frozen, root, sandbox, secrets, stdin, stdout, stderr, pipes } =
-            handed;
+        let HandedContainer { id, spec, frozen, root, secrets, stdin, stdout, stderr, pipes, .. } = handed;
+        let (sandbox, lambda) = (handed.sandbox, handed.lambda);
         let sandbox = driver.take_up(sandbox, inheritance).map_err(|error| error.to_string())?;
         let id = ContainerId::parse(&id).ok_or("its id is none")?;
         let image = match root {
@@ -137,7 +140,7 @@ impl Container {
             },
         };
         let now = Duration::ZERO;
-        let container = Self {
+        let mut container = Self {
             log: ContainerLog::new(id.clone(), logs.ring(&spec.name)),
             seen: Seen::new(&id, &spec, driver.describe().name).taken_up(),
             id,
@@ -160,6 +163,9 @@ impl Container {
             if let Some(pipe) = pipe {
                 container.follow(source, pipe).map_err(text)?;
             }
+        }
+        if let Some(api) = lambda {
+            container.lambda = Some(container.take_up_api(api, inheritance).await?);
         }
         container.look().await;
         Ok(container)

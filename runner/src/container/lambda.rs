@@ -4,6 +4,7 @@
 //! when everything of the start before it has ended, so that nothing that is left of that can be taken for it.
 
 mod environment;
+pub mod handover;
 mod keys;
 mod words;
 
@@ -33,11 +34,9 @@ use words::{extension_exit, extension_launch, init_error};
 /// Where the Runtime API is in a network namespace of the container's own.
 const PORT: u16 = 9001;
 /// Whom every function belongs to.
-pub const ACCOUNT: &str = "000000000000";
+pub const ACCOUNT: &str = "012345678912";
 /// Given to extensions when what they belong to is started again: AWS's.
 const RESET: Duration = Duration::from_secs(2);
-/// Hooks after a restore may take this long: AWS's.
-const RESTORE: Duration = Duration::from_secs(10);
 /// Extensions of a root that has this file are not started, and may not register.
 const NO_EXTENSIONS: &str = "opt/disable-extensions-jwigqn8j";
 /// How a container asks for its calls.
@@ -63,6 +62,8 @@ pub struct Plan {
     /// The environment of extensions, but for what depends on the start.
     env: Vec<(String, String)>,
     credentials: Option<Credentials>,
+    /// How long hooks after a restore may take.
+    hooks: Duration,
 }
 
 impl Plan {
@@ -94,13 +95,16 @@ impl Plan {
             false => Kind::OnDemand,
         };
         // What a function asks for it does not find.
-        let taken = |name: &str| {
+        let mut taken = |name: &str| {
             let at = sandbox.env.iter().position(|(key, _)| key == name);
             at.map(|at| sandbox.env.swap_remove(at).1).unwrap_or_default()
         };
-        let credentials = match spec.format_options.snap_start {
-            true => Some(keys::credentials(taken).map_err(LaunchError::Function)?),
-            false => None,
+        let (credentials, hooks) = match spec.format_options.snap_start {
+            true => {
+                let hooks = keys::hooks(&mut taken).map_err(LaunchError::Function)?;
+                (Some(keys::credentials(taken).map_err(LaunchError::Function)?), hooks)
+            }
+            false => (None, keys::HOOKS_TAKE),
         };
         // What concerns the runtime only is none of their business.
         let own = [
@@ -112,7 +116,7 @@ impl Plan {
         ];
         let theirs = |key: &str| !key.starts_with('_') && !own.contains(&key);
         let env = sandbox.env.iter().filter(|(key, _)| theirs(key)).cloned().collect();
-        Ok(Self { kind, extensions, no_extensions, env, credentials })
+        Ok(Self { kind, extensions, no_extensions, env, credentials, hooks })
     }
 
     /// What every process of a start finds.
@@ -314,7 +318,7 @@ impl Container {
         }
         tokio::select! {
             biased;
-            restored = api.restore(RESTORE) => restored.map_err(init_error).map_err(Unready::Init)?,
+            restored = api.restore(plan.hooks) => restored.map_err(init_error).map_err(Unready::Init)?,
             () = stop.cancelled() => return Err(Unready::Launch(LaunchError::Stopping)),
             exit = self.sandbox.ended() => return Err(self.ended_in_init(exit).await),
         }
@@ -325,9 +329,10 @@ impl Container {
     fn listen_to(&self, stdio: Stdio) -> Result<(), Unready> {
         let Stdio { stdin, stdout, stderr } = stdio;
         drop(stdin);
-        self.log.follow(Source::Stdout, reader(stdout).map_err(Unready::Launch)?);
-        self.log.follow(Source::Stderr, reader(stderr).map_err(Unready::Launch)?);
-        Ok(())
+        // Those of a start before it have ended.
+        self.outputs().clear();
+        self.follow(Source::Stdout, stdout).map_err(Unready::Launch)?;
+        self.follow(Source::Stderr, stderr).map_err(Unready::Launch)
     }
 
     /// Starts each extension that is a process of its own, and watches it.

@@ -12,7 +12,10 @@ use stoker_runtime::telemetry::{Facts, Labels, names};
 pub struct Seen {
     /// The function, so that service graphs draw it as a node.
     peer: String,
+    /// What is said of its launch.
     facts: Facts,
+    /// The part of that which is said of each of its calls, too.
+    own: Facts,
     /// What is said of an execution in it, with a pointer to its launch: there once that has been told.
     execution: OnceLock<Facts>,
     /// When it was frozen, until it is thawed.
@@ -23,11 +26,13 @@ impl Seen {
     /// Of a container of this function, by this driver of sandboxes.
     pub fn new(id: &ContainerId, spec: &FunctionSpec, driver: &str) -> Self {
         let name = spec.name.as_str();
-        let facts = Facts::default()
+        let own = Facts::default()
             .with(names::FAAS_NAME, name)
             .with(names::FAAS_INSTANCE, id.as_str())
+            .with(names::CONTAINER_ID, id.as_str());
+        let facts = own
+            .clone()
             .with(names::FAAS_MAX_MEMORY, i64::try_from(spec.memory).unwrap_or(i64::MAX))
-            .with(names::CONTAINER_ID, id.as_str())
             .with(names::CONTAINER_RUNTIME, driver);
         let facts = match &spec.root {
             Root::Image(image) => {
@@ -36,7 +41,7 @@ impl Seen {
             }
             _ => facts,
         };
-        Self { peer: name.to_owned(), facts, execution: OnceLock::new(), frozen: Mutex::default() }
+        Self { peer: name.to_owned(), facts, own, execution: OnceLock::new(), frozen: Mutex::default() }
     }
 
     /// What a launch says.
@@ -46,7 +51,7 @@ impl Seen {
 
     /// What an execution says.
     pub fn of_execution(&self) -> &Facts {
-        self.execution.get().unwrap_or(&self.facts)
+        self.execution.get().unwrap_or(&self.own)
     }
 
     /// Whether its launch has been told.
@@ -57,7 +62,7 @@ impl Seen {
     /// Its launch has been told, by this span, if that is sent.
     pub(super) fn told(&self, launch: Option<TraceContext>) {
         // By its old name too, for those that do not know the new one.
-        let facts = self.facts.clone().with(names::SERVICE_PEER, self.peer.as_str());
+        let facts = self.own.clone().with(names::SERVICE_PEER, self.peer.as_str());
         let facts = facts.with(names::PEER_SERVICE, self.peer.as_str()).linked(&launch.unwrap_or_default());
         // Told twice, the first counts.
         self.execution.set(facts).ok();

@@ -11,6 +11,7 @@ use stoker_policy::launch::{Decision, decide};
 use stoker_policy::prewarm::Expected;
 use tokio::net::UnixStream;
 
+use super::line::Waiter;
 use super::member::Member;
 use super::version::Version;
 use super::why::{Cold, Ended};
@@ -19,12 +20,14 @@ use crate::container::state::{Event, State};
 use crate::container::{self, Container, LaunchError};
 
 impl Pools {
-    /// Whether a container could be started now or after evictions.
-    pub(super) fn room(&self, inner: &Inner, spec: &FunctionSpec) -> bool {
+    /// Whether a container could be started now, after evictions, or in the place of one that goes.
+    pub(super) fn room(&self, inner: &Inner, digest: &Digest, spec: &FunctionSpec) -> bool {
         let (free, ask) = (self.ledger.free(), spec.ask());
         let idle = inner.reclaimable();
-        free.memory.saturating_add(idle.memory) >= ask.memory
-            && free.slots.saturating_add(idle.slots) > 0
+        let going = inner.versions.get(digest).map_or(0, Version::going);
+        free.memory.saturating_add(idle.memory).saturating_add(ask.memory.saturating_mul(going as u64))
+            >= ask.memory
+            && free.slots.saturating_add(idle.slots).saturating_add(super::count(going)) > 0
             && free.cpu_millis >= ask.cpu_millis
     }
 
@@ -261,7 +264,7 @@ impl Pools {
         member.since = Instant::now();
         member.container = Some(container.clone());
         member.connected(connection);
-        let (keeper, over) = (member.keeper.clone(), member.over.clone());
+        let (keeper, over, stale) = (member.keeper.clone(), member.over.clone(), member.stale);
         version.ready.push(seq);
         if stopping {
             actions.extend(inner.stop(digest, seq, Duration::ZERO, Ended::Drained));
@@ -272,6 +275,10 @@ impl Pools {
             let pools = self.clone();
             self.tasks.spawn(async move { pools.stay_with(digest, seq, container, keeper, over).await });
             self.pump(&mut inner, &mut actions);
+            if stale {
+                // Whoever waited for it has it: the call is from before.
+                inner.let_go(digest, [seq], &mut actions);
+            }
             self.refill(&mut inner, digest, true, &mut actions);
         }
         drop(inner);
@@ -301,7 +308,7 @@ impl Pools {
 
 impl Version {
     /// A launch failed: the waiter that caused it, if it still waits, must be told.
-    fn fail(&mut self, seq: u64) -> Option<super::Waiter> {
+    fn fail(&mut self, seq: u64) -> Option<Waiter> {
         self.launching -= 1;
         self.fails();
         let cause = self.members.remove(&seq)?.cause?;

@@ -24,6 +24,8 @@ pub struct Member {
     pub doomed: Option<Ended>,
     /// Its secrets were compared with those that are there.
     pub compared: bool,
+    /// The function's files changed while it was launched: it may have read the former ones.
+    pub stale: bool,
     /// When it got ready, or its last call ended.
     pub since: Instant,
     connections: Vec<(UnixStream, Instant)>,
@@ -53,6 +55,7 @@ impl Member {
             fresh: true,
             doomed: None,
             compared: false,
+            stale: false,
             since: Instant::now(),
             connections: Vec::new(),
             gave: None,

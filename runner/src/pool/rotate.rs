@@ -1,8 +1,10 @@
-//! When secrets are replaced: containers that have the former values end, and those that come instead have the new ones.
+//! When secrets are replaced, or a function's files: containers that have the former ones end, and those that come instead have the new ones.
 //!
 //! What is idle ends at once, what has calls takes no more of them and ends with the last: no call sees it. What is there is compared with what each
 //! container was launched with, when its files may have changed and once after each launch: a launch reads before its files are watched, and another
 //! may have been under way when they changed. What cannot be read changes nothing.
+//!
+//! Nobody here knows what a container has read of its function's own files: who changed them says so ([`Pools::renew`]), and all that were launched before go.
 
 use std::sync::Arc;
 
@@ -10,7 +12,7 @@ use stoker_core::function::{Digest, FunctionSpec};
 use stoker_runtime::reload::Changed;
 
 use super::why::Ended;
-use super::{Inner, Pools, STOP_GRACE};
+use super::{Action, Inner, Pools, STOP_GRACE};
 use crate::container::Container;
 use crate::secrets::Watch;
 
@@ -82,19 +84,12 @@ impl Pools {
         if former.is_empty() {
             return;
         }
-        let mut busy = 0;
         for (seq, _) in &former {
-            let Some(version) = inner.versions.get_mut(&digest) else { break };
-            let Some(member) = version.members.get_mut(seq) else { continue };
-            member.compared = true;
-            if member.calls == 0 {
-                actions.extend(inner.stop(digest, *seq, STOP_GRACE, Ended::Drained));
-            } else if member.serves() {
-                member.doomed = Some(Ended::Drained);
-                version.ready.retain(|ready| ready != seq);
-                busy += 1;
+            if let Some(member) = version.members.get_mut(seq) {
+                member.compared = true;
             }
         }
+        let busy = inner.let_go(digest, former.iter().map(|(seq, _)| *seq), &mut actions);
         if busy > 0 || !actions.is_empty() {
             let (function, idle) = (&former[0].1.spec.name, actions.len());
             tracing::info!(%function, idle, busy, "secrets were replaced: containers that have the former ones go");
@@ -105,9 +100,55 @@ impl Pools {
         self.act(actions);
         self.changed.notify_one();
     }
+
+    /// Lets go what was launched of these functions, launches that are under way among it: their files are others now.
+    pub fn renew(self: &Arc<Self>, which: impl Fn(&FunctionSpec) -> bool) {
+        let mut actions = Vec::new();
+        let mut inner = self.inner();
+        let concerned = inner.versions.iter().filter(|(_, version)| which(&version.spec));
+        let concerned: Vec<Digest> = concerned.map(|(digest, _)| *digest).collect();
+        for digest in concerned {
+            let Some(version) = inner.versions.get_mut(&digest) else { continue };
+            let mut there = Vec::new();
+            for (seq, member) in &mut version.members {
+                match member.container {
+                    Some(_) => there.push(*seq),
+                    None => member.stale = true,
+                }
+            }
+            inner.let_go(digest, there, &mut actions);
+            self.pump(&mut inner, &mut actions);
+            self.refill(&mut inner, digest, true, &mut actions);
+        }
+        drop(inner);
+        self.act(actions);
+        self.changed.notify_one();
+    }
 }
 
 impl Inner {
+    /// Ends these where they are idle; the others take no more calls and end with the last. How many those are.
+    pub(super) fn let_go(
+        &mut self,
+        digest: Digest,
+        which: impl IntoIterator<Item = u64>,
+        actions: &mut Vec<Action>,
+    ) -> usize {
+        let mut busy = 0;
+        for seq in which {
+            let Some(version) = self.versions.get_mut(&digest) else { break };
+            let Some(member) = version.members.get_mut(&seq) else { continue };
+            if member.calls == 0 {
+                actions.extend(self.stop(digest, seq, STOP_GRACE, Ended::Drained));
+            } else if member.serves() {
+                member.doomed = Some(Ended::Drained);
+                version.ready.retain(|ready| *ready != seq);
+                busy += 1;
+            }
+        }
+        busy
+    }
+
     fn users(&self) -> Vec<User> {
         let with = self.versions.iter().filter(|(_, version)| !version.spec.secrets.is_empty());
         let users = with.filter_map(|(digest, version)| {

@@ -98,6 +98,11 @@ impl Version {
         self.members.len() < self.spec.max_containers as usize
     }
 
+    /// Those that take no call any more, and leave their place to another: they end, or will with the calls that they have.
+    pub fn going(&self) -> usize {
+        self.members.values().filter(|m| m.state == State::Stopping || m.doomed.is_some()).count()
+    }
+
     pub fn warmth(&self) -> Warmth {
         let room = |m: &Member| self.per_container().saturating_sub(m.calls);
         let idle = self.ready.iter().filter_map(|seq| self.members.get(seq)).map(room).sum();

@@ -37,6 +37,8 @@ pub struct Offer {
     pub id: CallId,
     pub digest: Digest,
     pub spec: Arc<FunctionSpec>,
+    /// Which of its function's revisions that is, where that is known.
+    pub revision: Option<Arc<str>>,
     pub asker: Asker,
     pub head: RequestHead,
     pub trace: TraceContext,
@@ -66,7 +68,6 @@ pub async fn run(line: Arc<Line>, offer: Offer, shared: Arc<Shared>) {
     let mut trace = shared.observer.call(&offer.trace, offer.arrived);
     trace.note(|span| {
         span.set(names::FAAS_NAME, offer.spec.name.as_str());
-        span.set(names::FAAS_INVOCATION, offer.id);
     });
     let mut call = Call {
         line: &line,

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::call::{CHUNK, Headers, WINDOW};
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use tokio::sync::{Notify, mpsc};
@@ -30,6 +30,8 @@ struct Inner {
     state: State,
     body: Pieces,
     last: bool,
+    /// What follows the body.
+    trailers: Headers,
     /// Bytes that the balancer may still send, and that this side may.
     may_receive: u64,
     may_send: u64,
@@ -58,6 +60,7 @@ impl Line {
             state: State::Offered,
             body,
             last: complete,
+            trailers: Headers::default(),
             may_receive: 0,
             may_send: u64::from(WINDOW),
             cancelled: None,
@@ -96,7 +99,7 @@ impl Line {
         }
     }
 
-    pub fn receive(&self, data: Bytes, last: bool) -> Result<(), String> {
+    pub fn receive(&self, data: Bytes, last: bool, trailers: Headers) -> Result<(), String> {
         if data.len() > CHUNK {
             return Err(format!("a piece of {} bytes, at most {CHUNK} are allowed", data.len()));
         }
@@ -114,6 +117,7 @@ impl Line {
             .ok_or_else(|| format!("a piece of {} bytes is more than the credit allows", data.len()))?;
         inner.body.push(data);
         inner.last = last;
+        inner.trailers = trailers;
         drop(inner);
         self.body.notify_one();
         Ok(())
@@ -148,6 +152,11 @@ impl Line {
             }
             self.body.notified().await;
         }
+    }
+
+    /// What follows the body, once all of that is here. Given out once.
+    pub fn trailers(&self) -> Headers {
+        std::mem::take(&mut self.inner().trailers)
     }
 
     /// What is there of the body now, and whether that is all.
@@ -268,14 +277,16 @@ mod tests {
     async fn bodies_need_credit() {
         let (out, mut sent) = mpsc::channel(4);
         let line = Line::new(7, out, Bytes::from_static(b"first"), false);
-        assert!(line.receive(Bytes::from_static(b"x"), false).unwrap_err().contains("credit"));
+        assert!(
+            line.receive(Bytes::from_static(b"x"), false, Headers::default()).unwrap_err().contains("credit")
+        );
         line.step(Event::Begin);
         line.allow(2).await.unwrap();
         assert!(sent.recv().await.is_some());
-        line.receive(Bytes::from_static(b"ab"), false).unwrap();
-        assert!(line.receive(Bytes::from_static(b"c"), false).is_err());
-        line.receive(Bytes::new(), true).unwrap();
-        assert!(line.receive(Bytes::new(), true).unwrap_err().contains("last"));
+        line.receive(Bytes::from_static(b"ab"), false, Headers::default()).unwrap();
+        assert!(line.receive(Bytes::from_static(b"c"), false, Headers::default()).is_err());
+        line.receive(Bytes::new(), true, Headers::default()).unwrap();
+        assert!(line.receive(Bytes::new(), true, Headers::default()).unwrap_err().contains("last"));
         assert_eq!(line.next_body().await, (Bytes::from_static(b"firstab"), true));
         assert!(line.credit(1).unwrap_err().contains("window"));
     }

@@ -2,22 +2,24 @@
 //! runner stops; whatever ends it, every call on it is cancelled.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use stoker_core::call::{CHUNK, TraceContext};
 use stoker_core::function::{Digest, FunctionSpec};
-use stoker_core::{CallId, Deadline, RunnerState};
+use stoker_core::{CallId, Deadline, Refusal, RunnerState};
 use stoker_policy::placement;
 use stoker_proto::frames::Decoded;
 use stoker_proto::runner::v1::{self as wire, engage_request::Frame, engage_response};
 use stoker_proto::{MAX_DEFINED, MAX_KEPT, OLDEST_SESSION_VERSION, SESSION_VERSION, convert};
+use tokio::sync::Notify;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::Shared;
 use super::call::{self, Offer};
 use super::line::{Line, Outbox};
+use super::open::Place;
 use super::state::Event;
 use crate::pool::Asker;
 
@@ -27,40 +29,94 @@ const KEPT_FOR: Duration = Duration::from_secs(3600);
 /// What the balancer sends.
 pub type Frames = Decoded<Body, wire::EngageRequest>;
 
-type Calls = Arc<Mutex<HashMap<u64, Arc<Line>>>>;
+/// For calls that are refused while the runner goes to say so, before their session ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The calls of one session.
+#[derive(Default)]
+struct Calls {
+    open: Mutex<Lines>,
+    /// The last one has ended, where somebody waits for that.
+    none: Notify,
+}
+
+#[derive(Default)]
+struct Lines {
+    by_number: HashMap<u64, Arc<Line>>,
+    awaited: bool,
+}
+
+impl Calls {
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self, call: u64) {
+        let mut lines = self.lines();
+        lines.by_number.remove(&call);
+        if lines.awaited && lines.by_number.is_empty() {
+            self.none.notify_one();
+        }
+    }
+
+    /// Waits until all have ended. No other may come meanwhile.
+    async fn end(&self) {
+        let open = {
+            let mut lines = self.lines();
+            lines.awaited = true;
+            !lines.by_number.is_empty()
+        };
+        if open {
+            self.none.notified().await;
+        }
+    }
+}
+
+/// A function's version with its revision, or why this runner cannot run it: a balancer of a later release may say more than it understands, and the calls of other
+/// functions go on all the same.
+type Defined = Result<(Arc<FunctionSpec>, Option<Arc<str>>), Arc<str>>;
 
 struct Session {
     shared: Arc<Shared>,
     out: Outbox,
-    calls: Calls,
-    defined: HashMap<Digest, Arc<FunctionSpec>>,
+    calls: Arc<Calls>,
+    defined: HashMap<Digest, Defined>,
     newest: Option<u64>,
     /// Who is at the other end; the same on all its sessions.
     balancer: u64,
+    /// Whether it may bring a call still.
+    place: Option<Place>,
+    /// How often it was told that the runner drains, and whether that holds.
+    drainings: u64,
+    drains: bool,
 }
 
 /// Serves a session to its end.
 pub async fn run(shared: Arc<Shared>, mut frames: Frames, out: Outbox) {
-    let calls = Calls::default();
     let mut session = Session {
         shared: shared.clone(),
         out: out.clone(),
-        calls: calls.clone(),
+        calls: Arc::default(),
         defined: HashMap::new(),
         newest: None,
         balancer: 0,
+        place: None,
+        drainings: 0,
+        drains: false,
     };
     let ended = tokio::select! {
         ended = session.serve(&mut frames) => ended,
-        () = shared.over.cancelled() => Err(Status::unavailable("the runner stopped")),
+        () = shared.over.cancelled() => {
+            session.close().await;
+            Err(Status::unavailable("the runner stopped"))
+        }
     };
     if let Err(status) = ended {
         tracing::info!(%status, "a session ended with an error");
         // A balancer that does not read learns it from the end of the stream.
         _ = out.try_send(Err(status));
     }
-    let left: Vec<_> =
-        calls.lock().unwrap_or_else(PoisonError::into_inner).drain().map(|(_, line)| line).collect();
+    let left: Vec<_> = session.calls.lines().by_number.drain().map(|(_, line)| line).collect();
     for line in left {
         line.cancel(wire::CancelReason::CallerGone);
     }
@@ -71,7 +127,6 @@ impl Session {
         self.balancer = self.greet(frames).await?;
         let mut capacity = self.shared.report.watch();
         capacity.mark_changed();
-        let mut drains = false;
         // What is said as soon as it fits; older news that has not is stale.
         let (mut news, out) = (None, self.out.clone());
         loop {
@@ -92,20 +147,48 @@ impl Session {
                     let Ok(mut permits) = permits else { return Ok(()) };
                     let (Some(record), Some(permit)) = (news.take(), permits.next()) else { continue };
                     let draining = record.state == RunnerState::Draining;
+                    if let Some(place) = self.place.as_mut().filter(|_| !draining) {
+                        place.settle(false);
+                    }
                     let changed = wire::CapacityChanged { capacity: Some(convert::to_capacity(&record)) };
                     permit.send(frame(engage_response::Frame::Capacity(Box::new(changed))));
-                    if let Some(permit) = permits.next().filter(|_| draining && !drains) {
-                        let reason = "the runner takes no new calls".to_owned();
-                        permit.send(frame(engage_response::Frame::Draining(wire::Draining { reason })));
+                    if let Some(permit) = permits.next().filter(|_| draining && !self.drains) {
+                        self.drainings += 1;
+                        let (reason, number) = ("the runner takes no new calls".to_owned(), self.drainings);
+                        permit.send(frame(engage_response::Frame::Draining(wire::Draining { reason, number })));
                     }
-                    drains = draining;
+                    self.drains = draining;
                 }
             }
         }
     }
 
+    /// Nothing is read any more, and nothing starts. Says which offer was the last that was read, once those that were have had their outcome.
+    async fn close(&self) {
+        tokio::time::timeout(LAST_WORDS, self.calls.end()).await.ok();
+        let closing = wire::Closing { last_offer: self.newest.unwrap_or_default() };
+        // A balancer that does not read counts what it has offered since as lost.
+        _ = self.out.try_send(frame(engage_response::Frame::Closing(closing)));
+    }
+
+    /// The balancer has nothing open on this session.
+    fn settled(&mut self, settled: wire::Settled) -> Result<(), Status> {
+        let invalid = |text: &str| Status::invalid_argument(format!("Settled: {text}"));
+        if settled.draining == 0 || settled.draining > self.drainings {
+            return Err(invalid("no such Draining was said"));
+        }
+        // Of one that was taken back it is late.
+        if settled.draining == self.drainings
+            && self.drains
+            && let Some(place) = &mut self.place
+        {
+            place.settle(true);
+        }
+        Ok(())
+    }
+
     /// Gives the balancer's number.
-    async fn greet(&self, frames: &mut Frames) -> Result<u64, Status> {
+    async fn greet(&mut self, frames: &mut Frames) -> Result<u64, Status> {
         let first = tokio::time::timeout(Duration::from_secs(10), frames.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
@@ -124,6 +207,7 @@ impl Session {
             capacity: Some(convert::to_capacity(&self.shared.report.now())),
             software: super::SOFTWARE.to_owned(),
         };
+        self.place = Some(self.shared.open.enter(version >= 2));
         let sent = self.out.send(frame(engage_response::Frame::Welcome(Box::new(welcome)))).await;
         sent.map_err(|_| Status::cancelled("the balancer left"))?;
         // One of an earlier release has only its name.
@@ -136,14 +220,26 @@ impl Session {
             Frame::Define(define) => self.define(*define),
             Frame::Offer(offer) => self.offer(offer),
             Frame::Start(start) => self.with(start.call, |line| line.start()),
-            Frame::Body(body) => self.with(body.call, |line| line.receive(body.data, body.last)),
+            Frame::Body(body) => self.with(body.call, |line| {
+                line.receive(body.data, body.last, convert::trailers(body.trailers)?)
+            }),
             Frame::Credit(credit) => self.with(credit.call, |line| line.credit(credit.bytes)),
             Frame::Cancel(cancel) => self.with(cancel.call, |line| {
                 line.cancel(cancel.reason());
                 Ok(())
             }),
             Frame::Keep(keep) => self.keep(keep),
+            Frame::Settled(settled) => self.settled(settled),
+            Frame::Ping(ping) => {
+                self.pong(ping.number);
+                Ok(())
+            }
         }
+    }
+
+    fn pong(&self, number: u64) {
+        // Where there is no room, what fills it is a sign of life.
+        _ = self.out.try_send(frame(engage_response::Frame::Pong(wire::Pong { number })));
     }
 
     fn keep(&self, keep: wire::Keep) -> Result<(), Status> {
@@ -151,12 +247,14 @@ impl Session {
         if keep.kept.len() > MAX_KEPT {
             return Err(invalid("it names too many functions"));
         }
-        let wish = |kept: wire::Kept| {
+        let mut wishes = Vec::with_capacity(keep.kept.len());
+        for kept in keep.kept {
             let digest = Digest::from_slice(&kept.digest).ok_or_else(|| invalid("a digest is 32 bytes"))?;
-            let spec = self.defined.get(&digest).ok_or_else(|| invalid("a function was not defined"))?;
-            Ok((digest, spec.clone(), kept.containers))
-        };
-        let wishes = keep.kept.into_iter().map(wish).collect::<Result<Vec<_>, Status>>()?;
+            let defined = self.defined.get(&digest).ok_or_else(|| invalid("a function was not defined"))?;
+            if let Ok((spec, _)) = defined {
+                wishes.push((digest, spec.clone(), kept.containers));
+            }
+        }
         let holds = keep.holds.map(convert::duration).unwrap_or_default().min(KEPT_FOR);
         self.shared.pools.keep(self.balancer, wishes, holds);
         Ok(())
@@ -164,7 +262,7 @@ impl Session {
 
     /// Frames for calls that are over are late, not wrong.
     fn with(&self, call: u64, run: impl FnOnce(&Line) -> Result<(), String>) -> Result<(), Status> {
-        let line = self.calls.lock().unwrap_or_else(PoisonError::into_inner).get(&call).cloned();
+        let line = self.calls.lines().by_number.get(&call).cloned();
         match line {
             Some(line) => run(&line).map_err(|text| Status::invalid_argument(format!("call {call}: {text}"))),
             None if self.newest.is_some_and(|newest| call <= newest) => Ok(()),
@@ -177,19 +275,30 @@ impl Session {
         let digest =
             Digest::from_slice(&define.digest).ok_or_else(|| invalid("a digest is 32 bytes".to_owned()))?;
         let function = define.function.ok_or_else(|| invalid("the function is missing".to_owned()))?;
-        let spec = convert::function(function).map_err(|problems| {
-            let all: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
-            invalid(all.join("; "))
-        })?;
-        if spec.digest() != digest {
-            return Err(invalid("the digest is not the function's".to_owned()));
-        }
+        // The balancer has checked it: what is wrong with it here is new.
+        let understood = match convert::function(function) {
+            Ok(spec) if spec.digest() == digest => {
+                let revision = (define.revision > 0).then(|| define.revision.to_string().into());
+                Ok((Arc::new(spec), revision))
+            }
+            Ok(_) => Err("it has what this release does not know".to_owned()),
+            Err(problems) => {
+                let all: Vec<_> = problems.iter().map(|p| format!("{}: {}", p.field, p.text)).collect();
+                Err(all.join("; "))
+            }
+        };
+        let defined = understood.map_err(|why| {
+            Arc::from(format!(
+                "the function is not understood by {}, which is to be upgraded: {why}",
+                super::SOFTWARE
+            ))
+        });
         if self.defined.len() >= MAX_DEFINED && !self.defined.contains_key(&digest) {
             return Err(Status::resource_exhausted(format!(
                 "a session defines at most {MAX_DEFINED} functions"
             )));
         }
-        self.defined.insert(digest, Arc::new(spec));
+        self.defined.insert(digest, defined);
         Ok(())
     }
 
@@ -200,15 +309,33 @@ impl Session {
         if self.newest.is_some_and(|newest| number <= newest) {
             return Err(invalid("its number was used before; numbers grow"));
         }
+        if self.place.as_ref().is_some_and(Place::is_settled) {
+            return Err(invalid("it was offered after Settled"));
+        }
         let id = CallId::from_slice(&offer.call_id).ok_or_else(|| invalid("a call id is 16 bytes"))?;
         let digest = Digest::from_slice(&offer.digest).ok_or_else(|| invalid("a digest is 32 bytes"))?;
-        let spec =
-            self.defined.get(&digest).cloned().ok_or_else(|| invalid("its function was not defined"))?;
+        let defined = self.defined.get(&digest).cloned();
+        let defined = defined.ok_or_else(|| invalid("its function was not defined"))?;
         if offer.body.len() > CHUNK {
             return Err(invalid("the first piece of its body is too large"));
         }
         self.newest = Some(number);
         let line = Arc::new(Line::new(number, self.out.clone(), offer.body, offer.complete));
+        let (spec, revision) = match defined {
+            Ok(understood) => understood,
+            Err(why) => {
+                let refused = wire::Refused {
+                    call: number,
+                    reason: convert::to_refusal(Refusal::TooLarge).into(),
+                    detail: why.to_string(),
+                    ..Default::default()
+                };
+                self.shared.tasks.spawn(async move {
+                    _ = line.say(Event::Refuse, engage_response::Frame::Refused(Box::new(refused))).await;
+                });
+                return Ok(());
+            }
+        };
         let head = match convert::request_head(offer.head.unwrap_or_default()) {
             Ok(head) => head,
             Err(error) => {
@@ -224,11 +351,12 @@ impl Session {
                 return Ok(());
             }
         };
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(number, line.clone());
+        self.calls.lines().by_number.insert(number, line.clone());
         let offer = Offer {
             id,
             digest,
             spec,
+            revision,
             asker: Asker { balancer: self.balancer, waited: offer.waited },
             head,
             trace: TraceContext { parent: offer.traceparent, state: offer.tracestate },
@@ -238,7 +366,7 @@ impl Session {
         let (shared, calls) = (self.shared.clone(), self.calls.clone());
         self.shared.tasks.spawn(async move {
             call::run(line, offer, shared).await;
-            calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+            calls.ended(number);
         });
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stoker_proto::runner::v1::{self as wire, engage_request as req, engage_response as res};
-use stoker_proto::v1;
+use stoker_proto::{convert, v1};
 use stoker_sandbox::select::Choice;
 
 use crate::kit::{self, AMPLE, LIMIT, code, on_both_drivers, python, shell};
@@ -249,6 +249,30 @@ async fn violations_end_the_session() {
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
         assert!(status.message().contains(words), "{status}");
     }
+    fleet.end().await;
+}
+
+/// A balancer of a later release may say more of a function than this runner knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_is_not_understood_is_refused_and_others_are_not() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    let mut session = fleet.session().await;
+    let known = python("");
+    let odd = v1::Function { format: "of tomorrow".into(), ..convert::to_function(&known) };
+    for (n, function) in [(7u8, Some(convert::to_function(&known))), (8, Some(odd))] {
+        let digest = vec![n; 32];
+        let define = wire::Define { digest: digest.clone().into(), function, ..Default::default() };
+        session.say(req::Frame::Define(Box::new(define))).await;
+        let call = session.offer_of(&digest).await;
+        let frame = session.frame().await;
+        let res::Frame::Refused(refused) = frame else { panic!("{frame:?}") };
+        assert_eq!((refused.call, refused.reason()), (call, wire::RefusalReason::TooLarge));
+        assert!(refused.detail.contains("is to be upgraded"), "{}", refused.detail);
+        // To keep it ready is no mistake either.
+        let kept = vec![wire::Kept { digest: digest.into(), containers: 1 }];
+        session.say(req::Frame::Keep(wire::Keep { kept, holds: None })).await;
+    }
+    assert_eq!(session.call(&known, "echo", b"x").await.code(), "OK");
     fleet.end().await;
 }
 

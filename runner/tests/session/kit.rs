@@ -19,6 +19,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
+pub use crate::killed::until;
+
+pub fn we_are_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Longer than anything here takes on a slow and busy machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// The remaining time of calls that do not mean to run out of it.
@@ -49,7 +55,7 @@ if os.environ.get("MODE") == "never": time.sleep(1000)
 if os.environ.get("MODE") == "exit": print("goodbye", file=sys.stderr); sys.exit(3)
 s = socket.socket(socket.AF_UNIX); s.bind(path + ".tmp"); os.chmod(path + ".tmp", 0o666); s.listen(16)
 os.symlink("lsnr.sock.tmp", path)
-four = threading.Barrier(4)
+four = threading.Barrier(4); kept = []
 def serve(c):
     f = c.makefile("rwb")
     while True:
@@ -92,6 +98,12 @@ def serve(c):
         if do == "trace": body = h.get("traceparent", "").encode()
         if do == "env": body = os.environ[body.decode()].encode()
         if do == "pid": body = str(os.getpid()).encode()
+        if do == "dial":
+            host, port = body.decode().split()
+            if host == "resolver": host = next(l.split()[1] for l in open("/etc/resolv.conf") if l.startswith("nameserver"))
+            try: kept.append(socket.create_connection((host, int(port)), 30)); body = b"open"
+            except OSError as e: body = type(e).__name__.encode()
+        if do == "hang up": c2 = kept.pop(); c2.shutdown(socket.SHUT_WR); body = c2.recv(1); c2.close()
         f.write(b"HTTP/1.1 200 OK\r\nX-Kit: py\r\nContent-Length: %d\r\n\r\n" % len(body) + body); f.flush()
 while True:
     c, _ = s.accept()
@@ -182,6 +194,8 @@ pub struct Session {
     /// The last record that came.
     pub capacity: v1::Capacity,
     pub drains: bool,
+    /// The number of the last word of that.
+    draining: u64,
     /// The `traceparent` of offers.
     pub trace: String,
 }
@@ -216,9 +230,15 @@ pub fn code(finished: &wire::Finished) -> &'static str {
 }
 
 impl Session {
-    pub async fn open(mut client: RunnerServiceClient<Channel>) -> Self {
+    /// As a balancer of the release before, which says nothing to a runner that drains.
+    pub async fn open(client: RunnerServiceClient<Channel>) -> Self {
+        Self::open_as(client, 1).await
+    }
+
+    /// As a balancer that speaks this version of the protocol.
+    pub async fn open_as(mut client: RunnerServiceClient<Channel>, version: u32) -> Self {
         let (send, frames) = mpsc::channel(64);
-        let hello = wire::Hello { version: 1, oldest_version: 1, balancer: "test".into(), instance: 0 };
+        let hello = wire::Hello { version, oldest_version: 1, balancer: "test".into(), instance: 0 };
         send.send(wire::EngageRequest { frame: Some(req::Frame::Hello(hello)) }).await.unwrap();
         let mut receive = client.engage(ReceiverStream::new(frames)).await.unwrap().into_inner();
         let first = receive.message().await.unwrap().unwrap();
@@ -231,6 +251,7 @@ impl Session {
             defined: HashSet::new(),
             capacity,
             drains: false,
+            draining: 0,
             trace: String::new(),
         }
     }
@@ -239,12 +260,23 @@ impl Session {
         self.send.send(wire::EngageRequest { frame: Some(frame) }).await.unwrap();
     }
 
+    /// Nothing is open on this session, and nothing follows.
+    pub async fn settle(&self) {
+        self.say(req::Frame::Settled(wire::Settled { draining: self.draining })).await;
+    }
+
     pub async fn start(&self, call: u64) {
         self.say(req::Frame::Start(wire::Start { call })).await;
     }
 
     pub async fn body(&self, call: u64, data: &[u8], last: bool) {
-        self.say(req::Frame::Body(wire::Body { call, data: data.to_vec().into(), last })).await;
+        self.say(req::Frame::Body(wire::Body {
+            call,
+            data: data.to_vec().into(),
+            last,
+            ..Default::default()
+        }))
+        .await;
     }
 
     pub async fn credit(&self, call: u64, bytes: usize) {
@@ -261,8 +293,8 @@ impl Session {
         let digest = spec.digest();
         self.defined.insert(digest);
         let function = Some(convert::to_function(spec));
-        self.say(req::Frame::Define(Box::new(wire::Define { digest: digest.0.to_vec().into(), function })))
-            .await;
+        let define = wire::Define { digest: digest.0.to_vec().into(), function, revision: 7 };
+        self.say(req::Frame::Define(Box::new(define))).await;
     }
 
     /// Says all that is to be kept ready from now on, for half a minute.
@@ -310,6 +342,22 @@ impl Session {
         call
     }
 
+    /// Offers a call of whatever was defined as this.
+    pub async fn offer_of(&mut self, digest: &[u8]) -> u64 {
+        let call = self.next;
+        self.next += 1;
+        let offer = wire::Offer {
+            call,
+            call_id: CallId::new().as_bytes().to_vec().into(),
+            digest: digest.to_vec().into(),
+            remaining_ms: 10_000,
+            complete: true,
+            ..Default::default()
+        };
+        self.say(req::Frame::Offer(offer)).await;
+        call
+    }
+
     /// The next frame about a call; what the runner says of itself is remembered.
     pub async fn frame(&mut self) -> res::Frame {
         loop {
@@ -327,8 +375,8 @@ impl Session {
                 self.learn(changed.capacity.unwrap());
                 None
             }
-            res::Frame::Draining(_) => {
-                self.drains = true;
+            res::Frame::Draining(draining) => {
+                (self.drains, self.draining) = (true, draining.number);
                 None
             }
             frame => Some(frame),
@@ -477,7 +525,7 @@ pub fn speaker(format: Format, mode: &str) -> FunctionSpec {
 /// A body as a [`speaker`] takes it: what it is told to do travels in it where nothing else would carry it.
 pub fn told(format: Format, todo: &str, body: &str) -> Vec<u8> {
     match format {
-        Format::CloudEvent => serde_json::to_vec(body).unwrap(),
+        Format::CloudEvent | Format::Lambda => serde_json::to_vec(body).unwrap(),
         Format::Mless => serde_json::to_vec(&serde_json::json!({"do": todo, "body": body})).unwrap(),
         _ => body.as_bytes().to_vec(),
     }
@@ -486,7 +534,7 @@ pub fn told(format: Format, todo: &str, body: &str) -> Vec<u8> {
 /// What a [`speaker`] said: an `mless` result is JSON.
 pub fn heard(format: Format, body: &[u8]) -> String {
     match format {
-        Format::Mless => serde_json::from_slice(body).unwrap(),
+        Format::Mless | Format::Lambda => serde_json::from_slice(body).unwrap(),
         _ => String::from_utf8(body.to_vec()).unwrap(),
     }
 }

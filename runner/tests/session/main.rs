@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod calls;
+#[path = "../../sandbox/tests/kit/daemon.rs"]
+mod daemon;
+mod draining;
 mod killed;
 mod kit;
 mod launches;

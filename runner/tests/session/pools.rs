@@ -242,3 +242,36 @@ async fn usage_is_told() {
     }
     fleet.end().await;
 }
+
+/// Who changed the files of a function says so, and no call that comes after finds a container that may have read the former ones: not an idle one, not one with a
+/// call, which that call keeps to its end, and not one whose launch had begun.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_function_starts_anew() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    let (mut session, mut other) = (fleet.session().await, fleet.session().await);
+    let mut spec = python("");
+    spec.concurrency = 2;
+    let neighbour = another(1);
+    let kept = session.call(&neighbour, "pid", b"").await;
+    let idle = session.call(&spec, "pid", b"").await;
+    fleet.runner.renew(|one| one.name == spec.name);
+    let long = other.offer(&spec, "echo", b"", false, AMPLE).await;
+    let busy = other.started(long).await.container;
+    assert_ne!(busy, idle.container());
+    fleet.runner.renew(|one| one.name == spec.name);
+    let second = session.call(&spec, "pid", b"").await;
+    assert!(second.code() == "OK" && second.container() != busy, "{second:?}");
+    other.body(long, b"end", true).await;
+    let answer = other.outcome(long).await;
+    assert_eq!((answer.code(), &answer.body[..], answer.container()), ("OK", &b"end"[..], &*busy));
+    // A call that waits for its launch gets it; the next does not.
+    let slow = another(2);
+    let first = session.offer(&slow, "pid", b"", true, AMPLE).await;
+    fleet.runner.renew(|one| one.name == slow.name);
+    let first = session.outcome(first).await;
+    let next = session.call(&slow, "pid", b"").await;
+    assert_eq!((first.code(), next.code()), ("OK", "OK"));
+    assert_eq!(session.call(&slow, "pid", b"").await.container(), next.container(), "once is enough");
+    assert_eq!(session.call(&neighbour, "pid", b"").await.container(), kept.container(), "others stay");
+    fleet.end().await;
+}

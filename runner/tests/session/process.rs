@@ -354,14 +354,13 @@ async fn a_call_can_be_followed() {
             executions.iter().find(|span| span.field("ID") == id).unwrap_or_else(|| panic!("{told}"));
         assert_eq!(execution.field("Kind"), "SPAN_KIND_CLIENT");
         assert_eq!(execution.field("faas.coldstart"), format!("Bool({cold})"));
+        assert_eq!(execution.field("faas.version"), "Str(7)", "what the balancer said of it");
         for name in [
             "faas.invocation_id",
             "faas.name",
             "faas.instance",
-            "faas.max_memory",
             "faas.trigger",
             "container.id",
-            "container.runtime.name",
             "peer.service",
         ] {
             assert!(!execution.field(name).is_empty());
@@ -375,6 +374,9 @@ async fn a_call_can_be_followed() {
         for wait in waits {
             let launches = below(wait, "launch");
             assert_eq!(launches.len(), 1);
+            for name in ["faas.max_memory", "container.runtime.name", "container.id"] {
+                assert!(!launches[0].field(name).is_empty(), "{name}");
+            }
             assert_eq!(below(launches[0], "create").len(), 1);
             let hot = execution.field("faas.name").contains("python");
             assert_eq!(below(launches[0], "init").len(), usize::from(hot));

@@ -14,7 +14,7 @@ use crate::kit::{self, AMPLE, LIMIT, Session, on_both_drivers, python};
 on_both_drivers!(a_replaced_secret_reaches_containers_that_are_warm);
 
 /// Swaps what a secret of Kubernetes has, as it does.
-fn swap(secret: &Path, version: &str, value: &str) {
+pub fn swap(secret: &Path, version: &str, value: &str) {
     std::fs::create_dir_all(secret.join(version)).unwrap();
     std::fs::write(secret.join(version).join("password"), value).unwrap();
     symlink(version, secret.join("..tmp")).unwrap();
@@ -22,7 +22,7 @@ fn swap(secret: &Path, version: &str, value: &str) {
 }
 
 /// What its next call sees of its secret, and in which container.
-async fn sees(session: &mut Session, spec: &FunctionSpec) -> (String, String) {
+pub async fn sees(session: &mut Session, spec: &FunctionSpec) -> (String, String) {
     let answer = session.call(spec, "env", b"PASSWORD").await;
     assert!(answer.code() == "OK" && answer.refused.is_none(), "{answer:?}");
     let container = answer.container().to_owned();
@@ -30,7 +30,7 @@ async fn sees(session: &mut Session, spec: &FunctionSpec) -> (String, String) {
 }
 
 /// Calls until it sees this, and says in which container.
-async fn until_it_sees(session: &mut Session, spec: &FunctionSpec, former: &str, value: &str) -> String {
+pub async fn until_it_sees(session: &mut Session, spec: &FunctionSpec, former: &str, value: &str) -> String {
     let begun = Instant::now();
     loop {
         match sees(session, spec).await {

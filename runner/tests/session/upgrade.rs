@@ -4,14 +4,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::process::{Signal, kill_process};
-use stoker_core::function::{Format, FunctionSpec};
+use stoker_core::function::{Format, FunctionName, FunctionSpec, Network};
+use stoker_core::secret::SecretName;
 use stoker_proto::runner::v1::{self as wire, engage_response as res};
 use stoker_proto::v1;
 use stoker_registry::testing::Etcd;
+use stoker_sandbox::egress;
 
+use crate::daemon::{Daemon, Kind};
 use crate::killed::{alive, cgroups, marked, until};
-use crate::kit::{AMPLE, Session, heard, python, shell, speaker, warmth};
+use crate::kit::{AMPLE, Session, heard, python, shell, speaker, warmth, we_are_root};
 use crate::process::Program;
+use crate::secrets::{sees, swap, until_it_sees};
 
 /// The answer of a program that would take over.
 const YES: &str = "stoker-runner would take over";
@@ -21,11 +25,41 @@ fn name(what: &str) -> String {
     format!("u{}-{what}", std::process::id())
 }
 
-/// Functions of which each runner of these tests has a container: on a socket, on STDIN, with an answer to its greeting, and one that serves once.
-fn functions(mark: &str) -> [FunctionSpec; 4] {
-    let (json, mless) = (speaker(Format::Json, ""), speaker(Format::Mless, ""));
-    [python(""), json, mless, shell("cat")].map(|spec| marked(spec, mark))
+/// Asks for its invocations, always on the same connection, and answers each with what it was given.
+const RUNTIME: &str = r#"
+import http.client, os
+api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+api.auto_open = 0
+api.connect()
+def ask(method, path, body=None):
+    api.request(method, "/2018-06-01/runtime/invocation/" + path, body)
+    answer = api.getresponse()
+    return answer.headers["Lambda-Runtime-Aws-Request-Id"], answer.read()
+while True:
+    name, event = ask("GET", "next")
+    if event == b'"crash"': os._exit(1)
+    ask("POST", name + "/response", event)
+"#;
+
+/// A function that asks for its calls itself.
+fn lambda() -> FunctionSpec {
+    let mut spec = python("");
+    *spec.command.last_mut().unwrap() = RUNTIME.to_owned();
+    (spec.name, spec.format) = (FunctionName::new("test", "lambda").unwrap(), Format::Lambda);
+    spec
 }
+
+/// Functions of which each runner of these tests has a container: on a socket, on STDIN, with an answer to its greeting, one that asks for its calls,
+/// and one that serves once.
+fn functions(mark: &str) -> [FunctionSpec; 5] {
+    let (json, mless) = (speaker(Format::Json, ""), speaker(Format::Mless, ""));
+    [python(""), json, mless, lambda(), shell("cat")].map(|spec| marked(spec, mark))
+}
+
+/// Those of them that take many calls.
+const HOT: std::ops::Range<usize> = 0..4;
+const LAMBDA: usize = 3;
+const ONCE: usize = 4;
 
 /// Has it answer, and says in which container.
 async fn answers(session: &mut Session, spec: &FunctionSpec) -> String {
@@ -74,11 +108,12 @@ fn nothing_is_left(name: &str) {
     until("cgroups are gone", || cgroups(name).is_empty());
 }
 
-async fn containers_go_over(driver: &str) {
+async fn containers_go_over(driver: &str, more: &[(&str, &str)]) {
     let Some(etcd) = Etcd::start().await else { return };
     let name = name(driver);
     // Most stand still when they go over.
     let told = [("STOKER_SANDBOX", driver), ("STOKER_NAME", &name), ("STOKER_FREEZE_AFTER", "0s")];
+    let told: Vec<_> = told.iter().chain(more).copied().collect();
     let mut program = Program::start(&etcd.endpoint(), &told).await;
     program.says("\"ready\"").await;
     let functions = functions(&name);
@@ -99,14 +134,18 @@ async fn containers_go_over(driver: &str) {
         }
         let free = session.capacity.free.unwrap();
         assert_eq!(free.memory, (512 << 20) - functions.iter().map(|spec| spec.memory).sum::<u64>());
-        for (spec, container) in functions[..3].iter().zip(&before) {
+        for (spec, container) in functions[HOT].iter().zip(&before) {
             assert_eq!(answers(&mut session, spec).await, *container, "the same container answers");
         }
         assert_eq!(program.page("/readyz").0, 200);
     }
     let mut session = program.session().await;
-    let once = session.tell(&functions[3], "", "x").await;
+    let once = session.tell(&functions[ONCE], "", "x").await;
     assert!(!once.waited && once.body == b"x", "what was prepared serves: {once:?}");
+    // What is started again where it was is so by the program that it has now.
+    let crashed = session.tell(&functions[LAMBDA], "", "crash").await;
+    assert_eq!(crashed.code(), "ERROR_CODE_FUNCTION_CRASHED", "{crashed:?}");
+    assert_eq!(answers(&mut session, &functions[LAMBDA]).await, before[LAMBDA]);
     // What a function says goes to the log of the program that it has now.
     session.tell(&functions[1], "log", "").await;
     let request =
@@ -130,12 +169,140 @@ async fn until_line(lines: &mut tonic::Streaming<wire::StreamLogsResponse>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn native() {
-    containers_go_over("native").await;
+    containers_go_over("native", &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn process() {
-    containers_go_over("process").await;
+    containers_go_over("process", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oci() {
+    if std::env::var_os("STOKER_WITHOUT_OCI").is_some() || !we_are_root() {
+        println!("left out: no containers of an OCI runtime here");
+        return;
+    }
+    containers_go_over("oci", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker() {
+    let Some(daemon) = Daemon::start(Kind::Docker, "upgrade") else { return };
+    let socket = daemon.socket().to_string_lossy().into_owned();
+    containers_go_over("docker", &[("STOKER_DOCKER_SOCKET", &socket)]).await;
+    assert_eq!(daemon.containers(), 0, "containers are left");
+}
+
+/// A function with a way out goes over with it; while it has connections by that it stays, and is started anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_way_out() {
+    if !std::fs::exists(egress::DEVICE).unwrap() || !we_are_root() {
+        println!("left out: no tunnels here, or no port of name servers");
+        return;
+    }
+    let Some(etcd) = Etcd::start().await else { return };
+    let name = name("way");
+    // A name server of this test's own: the only address of this host that a function reaches.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let resolver = std::net::Ipv4Addr::new(127, 77, high, low);
+    let listener = std::net::TcpListener::bind((resolver, 53)).unwrap();
+    // Ends with the tests. It closes what the other end has closed.
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut connection, &mut std::io::sink()));
+        }
+    });
+    let resolver = resolver.to_string();
+    let told = [
+        ("STOKER_NAME", name.as_str()),
+        ("STOKER_SANDBOX", "native"),
+        ("STOKER_EGRESS_DENY", "203.0.113.0/24"),
+        ("STOKER_EGRESS_RESOLVERS", &resolver),
+    ];
+    let mut program = Program::start(&etcd.endpoint(), &told).await;
+    program.says("\"ready\"").await;
+    let spec = FunctionSpec { network: Network::Egress, ..marked(python(""), &name) };
+    let mut session = program.session().await;
+    let dial = async |session: &mut Session, to: &str| {
+        let answer = session.call(&spec, "dial", to.as_bytes()).await;
+        assert_eq!(answer.code(), "OK", "{answer:?}");
+        (String::from_utf8(answer.body.clone()).unwrap(), answer.container().to_owned())
+    };
+    let refused = |container: &str| ("ConnectionRefusedError".to_owned(), container.to_owned());
+    let (_, container) = dial(&mut session, "203.0.113.1 80").await;
+    for _ in 0..2 {
+        program.signal(Signal::USR2);
+        program.says("took over from the former program").await;
+        program.says("\"ready\"").await;
+        session = program.session().await;
+        assert_eq!(
+            dial(&mut session, "203.0.113.1 80").await,
+            refused(&container),
+            "somebody is there to refuse"
+        );
+        // One that was open, and is no more, is in nobody's way.
+        assert_eq!(dial(&mut session, "resolver 53").await, ("open".to_owned(), container.clone()));
+        session.call(&spec, "hang up", b"").await;
+    }
+    assert_eq!(dial(&mut session, "resolver 53").await, ("open".to_owned(), container.clone()));
+    program.signal(Signal::USR2);
+    let why = program.says("a container is not handed over").await;
+    assert!(why["why"].contains("connections by its way out are open: 1"), "{why:?}");
+    program.says("\"ready\"").await;
+    let mut session = program.session().await;
+    let (_, other) = dial(&mut session, "203.0.113.1 80").await;
+    assert_ne!(other, container);
+    program.signal(Signal::TERM);
+    assert_eq!(program.ended().await.0.code(), Some(0));
+    nothing_is_left(&name);
+}
+
+/// A container that went over has the secrets that it was launched with: what was replaced since then, after its start, while nobody watched
+/// or by the program that has it now, ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_that_are_replaced_reach_what_went_over() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let (place, name, secrets) = (Replaced::new(), name("secrets"), tempfile::tempdir().unwrap());
+    let secret = secrets.path().join("test/db");
+    swap(&secret, "..1", "first");
+    std::os::unix::fs::symlink("..data/password", secret.join("password")).unwrap();
+    let directory = secrets.path().to_string_lossy().into_owned();
+    let told = [("STOKER_NAME", name.as_str()), ("STOKER_SECRETS", &directory)];
+    let mut program = Program::start_as(&place.path(), &etcd.endpoint(), &told).await;
+    program.says("\"ready\"").await;
+    let mut spec = marked(python(""), &name);
+    spec.secrets.insert("PASSWORD".into(), SecretName::parse("db/password").unwrap());
+    let mut session = program.session().await;
+    let (seen, first) = sees(&mut session, &spec).await;
+    assert_eq!(seen, "first");
+    let become_next = async |program: &mut Program| {
+        program.signal(Signal::USR2);
+        program.says("took over from the former program").await;
+        program.says("\"ready\"").await;
+        program.session().await
+    };
+    // Nothing was replaced: it serves on. Then by the program that has it now.
+    let mut session = become_next(&mut program).await;
+    assert_eq!(sees(&mut session, &spec).await, ("first".to_owned(), first.clone()));
+    swap(&secret, "..2", "second");
+    let second = until_it_sees(&mut session, &spec, "first", "second").await;
+    assert_ne!(second, first);
+    // Between the two programs, when nobody looks.
+    std::fs::create_dir(secret.join("..3")).unwrap();
+    std::fs::write(secret.join("..3/password"), "third").unwrap();
+    let directory = secret.display();
+    let runner = env!("CARGO_BIN_EXE_stoker-runner");
+    place.by(&format!(
+        "[ -n \"$STOKER_HANDOVER_QUESTION\" ] || {{ ln -s ..3 '{directory}/..tmp' && mv -T '{directory}/..tmp' '{directory}/..data'; }}\n\
+         exec '{runner}' \"$@\""
+    ));
+    let mut session = become_next(&mut program).await;
+    let third = until_it_sees(&mut session, &spec, "second", "third").await;
+    assert_ne!(third, second);
+    program.signal(Signal::TERM);
+    assert_eq!(program.ended().await.0.code(), Some(0));
+    nothing_is_left(&name);
 }
 
 /// Whatever is in the way, calls go on as if nobody had asked.
@@ -196,7 +363,7 @@ async fn a_program_that_fails_takes_the_functions_along() {
         let mut session = program.session().await;
         warm_up(&mut session, &functions(&name)).await;
         // What is prepared is no program yet.
-        assert!(alive(&name) >= 3);
+        assert!(alive(&name) >= HOT.len());
         place.by(&format!("[ -z \"$STOKER_HANDOVER_QUESTION\" ] || {{ echo '{YES}'; exit; }}\nexit 7"));
         program.signal(Signal::USR2);
         assert_eq!(program.ended().await.0.code(), Some(7));
@@ -223,7 +390,7 @@ async fn what_was_taken_up_dies_with_its_runner_and_with_its_spawner() {
         kill_process(spawner, Signal::KILL).unwrap();
         until("its functions are gone", || alive(&name) == 0);
         let mut session = program.session().await;
-        let gone = |c: &v1::Capacity| functions[..3].iter().all(|spec| warmth(c, spec).idle == 0);
+        let gone = |c: &v1::Capacity| functions[HOT].iter().all(|spec| warmth(c, spec).idle == 0);
         session.until("its containers are gone", gone).await;
         assert_ne!(answers(&mut session, &functions[0]).await, before[0]);
         program.signal(Signal::KILL);

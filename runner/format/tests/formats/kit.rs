@@ -121,6 +121,11 @@ pub fn render(events: &[Event]) -> String {
                 }
             }
             Event::Body(body) => _ = writeln!(text, "body {}", body.escape_ascii()),
+            Event::Trailers(trailers) => {
+                for h in &trailers.0 {
+                    _ = writeln!(text, "trailer {}: {}", h.name, h.value.escape_ascii());
+                }
+            }
             Event::End(after) => _ = writeln!(text, "end {after:?}"),
             Event::Failed { code, message, after } => {
                 _ = writeln!(text, "failed {code:?} {after:?}\n  {message}")

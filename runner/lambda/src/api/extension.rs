@@ -12,7 +12,7 @@ use crate::telemetry::Api;
 use crate::{MAX_ERROR, Shared};
 
 const NAME: &str = "lambda-extension-name";
-const ID: &str = "lambda-extension-identifier";
+pub(crate) const ID: &str = "lambda-extension-identifier";
 const EVENT_ID: &str = "lambda-extension-event-identifier";
 const FEATURES: &str = "lambda-extension-accept-feature";
 const ERROR_TYPE: &str = "lambda-extension-function-error-type";

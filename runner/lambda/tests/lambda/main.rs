@@ -6,6 +6,7 @@ mod api;
 mod concurrency;
 mod extensions;
 mod fuzz;
+mod handover;
 mod restore;
 mod telemetry;
 

@@ -1,4 +1,5 @@
-//! The keys of a function that starts as from a snapshot: it asks for them instead of finding them.
+//! What a function that starts as from a snapshot says of it in its environment: its keys, which it asks for instead of finding them, and the time
+//! that its hooks have.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,16 +15,36 @@ const EXPIRY: &str = "AWS_CREDENTIAL_EXPIRATION";
 /// How long they may be used, as the function is told where `env` says nothing of it. They are its own, and do not end with that.
 const LAST: Duration = Duration::from_secs(6 * 3600);
 
+/// How many milliseconds hooks may take.
+const HOOKS: &str = "AWS_LAMBDA_RESTORE_HOOK_TIMEOUT_MS";
+/// The same where `env` says nothing of it: AWS's; and the most that it may say.
+pub(super) const HOOKS_TAKE: Duration = Duration::from_secs(10);
+const MOST: Duration = Duration::from_secs(600);
+
+fn wrong(kind: &str, text: String) -> Error {
+    let (kind, content_type) = (kind.to_owned(), String::new());
+    Error::new(Code::FunctionInitFailed, text.clone()).report(Report {
+        kind,
+        content_type,
+        body: text.into(),
+    })
+}
+
+/// The time of hooks, out of the environment.
+pub(super) fn hooks(mut taken: impl FnMut(&str) -> String) -> Result<Duration, Error> {
+    let text = taken(HOOKS);
+    if text.is_empty() {
+        return Ok(HOOKS_TAKE);
+    }
+    let time = text.parse().ok().map(Duration::from_millis).filter(|time| !time.is_zero() && *time <= MOST);
+    time.ok_or_else(|| {
+        let text = format!("{HOOKS} is {text:?}, not a number from 1 to {}", MOST.as_millis());
+        wrong("errCannotParseRestoreHookTimeoutMs", text)
+    })
+}
+
 /// Takes them out of the environment. Keys of which only a part is there, or a time that is none, are mistakes of the function.
 pub(super) fn credentials(mut taken: impl FnMut(&str) -> String) -> Result<Credentials, Error> {
-    let wrong = |kind: &str, text: String| {
-        let (kind, content_type) = (kind.to_owned(), String::new());
-        Error::new(Code::FunctionInitFailed, text.clone()).report(Report {
-            kind,
-            content_type,
-            body: text.into(),
-        })
-    };
     let [access, secret, session] = KEYS.map(&mut taken);
     let expiry = taken(EXPIRY);
     if access.is_empty() != secret.is_empty() || (access.is_empty() && !session.is_empty()) {
@@ -63,5 +84,16 @@ mod tests {
             assert_eq!(keys(part, time).unwrap_err(), "errMissingRestoreCredentials", "{part:?}");
         }
         assert_eq!(keys(["a", "b", ""], "tomorrow").unwrap_err(), "errCannotParseCredentialsExpiry");
+    }
+
+    #[test]
+    fn hooks_have_the_time_that_is_said() {
+        let time = |said: &str| hooks(|name| if name == HOOKS { said.to_owned() } else { String::new() });
+        assert_eq!(time("").ok(), Some(HOOKS_TAKE));
+        assert_eq!(time("1500").ok(), Some(Duration::from_millis(1500)));
+        for said in ["0", "soon", "-1", "1.5", "600001", "10s"] {
+            let kind = time(said).unwrap_err().report.map(|report| report.kind);
+            assert_eq!(kind.as_deref(), Some("errCannotParseRestoreHookTimeoutMs"), "{said}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use stoker_core::call::CHUNK;
+use stoker_core::call::{CHUNK, Headers};
 use stoker_core::{Code, Error, ResponseHead};
 use stoker_proto::convert;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
@@ -16,6 +16,8 @@ pub struct Answer {
     pub length: Option<u64>,
     pub headed: bool,
     pub body: Pieces,
+    /// What follows the body.
+    pub trailers: Headers,
     /// Of the function's own process, where the call has one.
     pub starting: Duration,
     pub started: Instant,
@@ -32,6 +34,7 @@ impl Answer {
             length: None,
             headed: false,
             body: Pieces::default(),
+            trailers: Headers::default(),
             starting: Duration::ZERO,
             started: Instant::now(),
             first_byte: Duration::ZERO,
@@ -70,7 +73,8 @@ impl Answer {
         while !self.body.is_empty() {
             let some = line.take_credit(self.body.front().min(CHUNK)).await;
             let data = self.body.take(some);
-            line.send(Frame::Body(wire::Body { call: line.number, data, last: false })).await?;
+            line.send(Frame::Body(wire::Body { call: line.number, data, last: false, ..Default::default() }))
+                .await?;
         }
         Ok(())
     }

@@ -245,6 +245,9 @@ impl Talk<'_> {
             let length = u32::try_from(piece.len()).unwrap_or(WINDOW);
             {
                 let mut exchange = self.exchange();
+                if last {
+                    exchange.trailers(self.line.trailers());
+                }
                 load.body(&mut exchange, piece, last);
                 if let Some(fault) = exchange.fault() {
                     return Ok(Fed::Broken(fault.clone()));
@@ -288,6 +291,7 @@ impl Talk<'_> {
                             answer.flush(self.line).await?;
                         }
                     }
+                    Some(Said::Trailers(trailers)) => answer.trailers = trailers,
                     Some(Said::End(after)) => return Ok(End::Answered(after)),
                     Some(Said::Failed { code, message, after }) => {
                         let error = Error::new(code, message).may_have_started();

@@ -19,7 +19,7 @@ use super::invoke::{self, Invoke};
 use super::{Call, Line, Lost, Offer};
 use crate::container::channel::{Channel, Pipes, Unfit};
 use crate::container::{Container, LaunchError, Phase};
-use crate::observe::Trace;
+use crate::observe::{self, Trace};
 use crate::pool::Lease;
 
 /// How a call that reached a container ended.
@@ -124,12 +124,11 @@ impl Call<'_> {
         trace.note(|span| {
             span.add(lease.container.seen.of_execution());
             span.set(names::FAAS_INVOCATION, offer.id);
-            span.set(names::FAAS_COLDSTART, lease.cold);
-            let trigger = match offer.head.intent {
-                Intent::HttpRequest => "http",
-                Intent::Invoke => "other",
-            };
-            span.set(names::FAAS_TRIGGER, trigger);
+            let by_http = matches!(offer.head.intent, Intent::HttpRequest);
+            span.add(observe::started(lease.cold, by_http));
+            if let Some(revision) = &offer.revision {
+                span.set(names::FAAS_VERSION, &**revision);
+            }
         });
         trace
     }
@@ -277,6 +276,7 @@ impl Call<'_> {
             Ok(()) => {
                 finished.head = answer.head.take().map(convert::to_response_head);
                 finished.body = answer.body.whole();
+                finished.trailers = convert::to_trailers(answer.trailers);
             }
             Err(error) => finished.error = Some(convert::to_call_error(error)),
         }
