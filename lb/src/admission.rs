@@ -28,7 +28,7 @@ struct Inside {
 pub struct Admitted {
     inside: Arc<Inside>,
     /// Its place among those of its function.
-    _of_function: Option<Entered>,
+    of_function: Option<Entered>,
     /// Its part of what its caller may ask for.
     share: Option<Share>,
 }
@@ -36,8 +36,19 @@ pub struct Admitted {
 impl Admitted {
     /// The same, as one of its function's too.
     pub fn of(mut self, entered: Entered) -> Self {
-        self._of_function = Some(entered);
+        self.of_function = Some(entered);
         self
+    }
+
+    /// Returns when it has its place among those of its function, which it nearly always has already.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn settle(&mut self) -> Result<(), Error> {
+        match &mut self.of_function {
+            Some(entered) => entered.settle().await,
+            None => Ok(()),
+        }
     }
 
     /// The same, as one of its caller's too.
@@ -61,7 +72,7 @@ impl Admission {
     pub fn enter(&self) -> Result<Admitted, Error> {
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
         let before = self.inside.count.fetch_add(1, Ordering::Relaxed);
-        let place = Admitted { inside: self.inside.clone(), _of_function: None, share: None };
+        let place = Admitted { inside: self.inside.clone(), of_function: None, share: None };
         let most = self.most.load(Ordering::Relaxed);
         if before >= most {
             drop(place);

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stoker_core::ids::Incarnation;
 use stoker_registry::Registry;
-use stoker_runtime::admin::Live;
+use stoker_runtime::admin::{Live, Viewers};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,8 +22,10 @@ use crate::front::{self, Door};
 use crate::keep;
 use crate::later::{self, Later};
 use crate::link::dial::Dial;
+use crate::metrics::{FUNCTION_CALLS, FUNCTION_DURATION};
 use crate::observe::Observer;
 use crate::panics::Panics;
+use crate::places;
 use crate::queue::Queue;
 use crate::scaling;
 use crate::serve::{self, Speaks, Stops};
@@ -88,6 +91,7 @@ impl Balancer {
             unlink.clone(),
         ));
         links.spawn(scaling::run(fleet.clone(), config.metrics.clone(), unlink.clone()));
+        let places = registry.places(&format!("{}-{}", config.name, Incarnation::new()));
         let door = Arc::new(Door {
             dispatch: Dispatch {
                 fleet,
@@ -95,7 +99,7 @@ impl Balancer {
                 max_body: config.max_body,
                 tasks: tasks.clone(),
             },
-            directory: Directory::new(registry.functions()),
+            directory: Directory::sharing(registry.functions()),
             admission,
             observer,
             registry,
@@ -103,6 +107,13 @@ impl Balancer {
             lambda: front::http::Lambda::new(config.lambda),
             later,
             stopping: stops.calm.clone(),
+        });
+        // Metrics may outlive us.
+        let shown = Arc::downgrade(&door);
+        config.metrics.tell([&FUNCTION_CALLS, &FUNCTION_DURATION], move |scrape| {
+            if let Some(door) = shown.upgrade() {
+                door.observer.tell_functions(&door.directory, scrape);
+            }
         });
         let health = Arc::new(front::Health::new().await);
         let routes = front::grpc::routes(door.clone(), &health)?;
@@ -116,6 +127,7 @@ impl Balancer {
         fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, tracker, told));
         later::start(&door, &tasks, &stops);
         links.spawn(keep::run(door.clone(), unlink.clone()));
+        links.spawn(places::run(door.clone(), places, unlink.clone()));
         let (announced, ready) = watch::channel(false);
         links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
         Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, unlink })
@@ -129,6 +141,13 @@ impl Balancer {
         self.door.admission.limit(max_calls);
         self.door.guard.audit.reopen();
         self.door.guard.reload()
+    }
+
+    /// Who may look at pages about it; `others_by_tls`: whoever is on another machine reaches them, and by TLS.
+    #[must_use]
+    pub fn viewers(&self, others_by_tls: bool, insecure: bool) -> Viewers {
+        let guard = &self.door.guard;
+        Viewers::of(guard.kept().map(|kept| (kept, guard.audit.clone())), others_by_tls, insecure)
     }
 
     /// What it shows people on the admin port.

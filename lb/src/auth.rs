@@ -6,28 +6,23 @@
 
 mod limits;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, HeaderValue};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_runtime::audit::{Audit, Event};
-use stoker_runtime::auth::{Access, Identity, Keeper, Secret, Unknown};
+use stoker_runtime::auth::{Generation, Identity, Kept, Secret, Unknown, bearer};
 use stoker_runtime::telemetry::Facts;
 use stoker_runtime::tls::Secured;
-use tokio_util::task::TaskTracker;
 
 use self::limits::Limiter;
 pub use self::limits::{Meter, Share};
 pub use stoker_runtime::auth::Permission;
 pub use stoker_runtime::tls::Peer;
-
-/// How long a request waits for the keys of an issuer that were not read yet.
-const KEYS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// One connection, as far as it says who is there.
 #[derive(Debug, Default)]
@@ -106,19 +101,8 @@ pub struct Guard {
 }
 
 struct File {
-    path: PathBuf,
-    now: ArcSwap<Generation>,
-    count: AtomicU64,
-    /// Those that read the keys of issuers.
-    tasks: TaskTracker,
-}
-
-/// The access file as it was read one time.
-struct Generation {
-    number: u64,
-    access: Access,
-    limiter: Arc<Limiter>,
-    _keeper: Keeper,
+    kept: Arc<Kept>,
+    limiter: ArcSwap<Limiter>,
 }
 
 impl Guard {
@@ -132,12 +116,7 @@ impl Guard {
     /// # Errors
     /// Every mistake in it.
     pub fn new(path: &Path, audit: Audit) -> Result<Self, String> {
-        let tasks = TaskTracker::new();
-        let access = Access::read(path)?;
-        let keeper = Keeper::start(access.issuers(), &tasks);
-        let now = Generation { number: 0, access, limiter: Arc::default(), _keeper: keeper };
-        let file =
-            File { path: path.to_owned(), now: ArcSwap::from_pointee(now), count: AtomicU64::new(0), tasks };
+        let file = File { kept: Arc::new(Kept::read(path)?), limiter: ArcSwap::default() };
         Ok(Self { file: Some(file), audit })
     }
 
@@ -147,15 +126,18 @@ impl Guard {
     /// Every mistake in it.
     pub fn reload(&self) -> Result<(), String> {
         let Some(file) = &self.file else { return Ok(()) };
-        let access = Access::read(&file.path)?;
-        let before = file.now.load();
-        access.take_over(&before.access);
-        let same = access.limits() == before.access.limits();
-        let limiter = if same { before.limiter.clone() } else { Arc::default() };
-        let keeper = Keeper::start(access.issuers(), &file.tasks);
-        let number = file.count.fetch_add(1, Ordering::Relaxed) + 1;
-        file.now.store(Arc::new(Generation { number, access, limiter, _keeper: keeper }));
+        let before = file.kept.now();
+        file.kept.reload()?;
+        if file.kept.now().access.limits() != before.access.limits() {
+            // What was measured by the former ones says nothing about these.
+            file.limiter.store(Arc::default());
+        }
         Ok(())
+    }
+
+    /// The access file, for others that ask by it.
+    pub fn kept(&self) -> Option<Arc<Kept>> {
+        self.file.as_ref().map(|file| file.kept.clone())
     }
 
     /// Whether nobody is asked.
@@ -170,16 +152,8 @@ impl Guard {
     pub async fn identify(&self, headers: &mut HeaderMap, origin: &Arc<Origin>) -> Result<Caller, Error> {
         let Some(file) = &self.file else { return Ok(Caller::default()) };
         let shown = shown(headers)?;
-        let token = shown.as_ref().and_then(bearer);
-        let mut now = file.now.load_full();
-        let mut found = now.identify(token, origin);
-        if found.as_ref().err() == Some(&Unknown::KeyNotRead) {
-            for issuer in now.access.issuers() {
-                issuer.refresh(KEYS_PATIENCE).await;
-            }
-            now = file.now.load_full();
-            found = now.identify(token, origin);
-        }
+        let token = shown.as_ref().and_then(|value| bearer(value.as_bytes()));
+        let (now, found) = file.kept.identify(token, origin.peer.as_deref()).await;
         match found {
             Ok(identity) => {
                 let token = if token.is_some() { headers.remove(AUTHORIZATION) } else { None };
@@ -207,12 +181,12 @@ impl Guard {
 
     /// The secret of an access key and whose it is, for the door that has signatures.
     pub fn key(&self, id: &str) -> Option<(Secret, Arc<Identity>)> {
-        self.file.as_ref()?.now.load().access.key(id).cloned()
+        self.file.as_ref()?.kept.now().access.key(id).cloned()
     }
 
     /// Whoever was found out by a signature.
     pub fn signed(&self, identity: Arc<Identity>) -> Caller {
-        let generation = self.file.as_ref().map_or(0, |file| file.now.load().number);
+        let generation = self.file.as_ref().map_or(0, |file| file.kept.now().number);
         let who = Who::Known { identity, generation, token: None, signed: true };
         Caller(Some(Arc::new(Asker { who, origin: Arc::default() })))
     }
@@ -223,7 +197,7 @@ impl Guard {
     /// It is nobody, or may not.
     pub fn allow(&self, caller: &Caller, permission: Permission, app: &str) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
-        let now = file.now.load();
+        let now = file.kept.now();
         let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
         if identity.may(permission, app) {
             return Ok(());
@@ -240,7 +214,7 @@ impl Guard {
     /// It is nobody, or may not.
     pub fn allow_fleet(&self, caller: &Caller, permission: Permission) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
-        let now = file.now.load();
+        let now = file.kept.now();
         let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
         if identity.may_everywhere(permission) {
             return Ok(());
@@ -256,7 +230,7 @@ impl Guard {
     pub fn sees(&self, caller: &Caller, app: &str) -> bool {
         let Some(file) = &self.file else { return true };
         let all = [Permission::Observe, Permission::Manage, Permission::Invoke];
-        match self.current(caller, &file.now.load()) {
+        match self.current(caller, &file.kept.now()) {
             Ok(Some(identity)) => all.iter().any(|permission| identity.may(*permission, app)),
             Ok(None) => true,
             Err(_) => false,
@@ -269,12 +243,12 @@ impl Guard {
     /// Its caller is nobody, may not call the app, or has had its share.
     pub fn enter(&self, caller: &Caller, app: &str) -> Result<Option<Share>, Error> {
         let Some(file) = &self.file else { return Ok(None) };
-        let now = file.now.load();
+        let now = file.kept.now();
         self.allow(caller, Permission::Invoke, app)?;
         if matches!(caller.0.as_deref(), Some(Asker { who: Who::Platform, .. })) {
             return Ok(None);
         }
-        now.limiter.enter(now.access.limits(), caller.name(), app, Instant::now()).map_err(|wait| {
+        file.limiter.load().enter(now.access.limits(), caller.name(), app, Instant::now()).map_err(|wait| {
             let text = format!("{} has had its share of app `{app}` for now", caller.name());
             Error::new(Code::RateLimited, text).retry(Retry::After(wait))
         })
@@ -290,7 +264,9 @@ impl Guard {
         if *generation == now.number || *signed {
             return Ok(Some(identity.clone()));
         }
-        match (now.identify(token.as_ref().and_then(bearer), &asker.origin), now.access.anybody()) {
+        let token = token.as_ref().and_then(|value| bearer(value.as_bytes()));
+        let found = now.access.identify(token, asker.origin.peer.as_deref(), SystemTime::now());
+        match (found, now.access.anybody()) {
             (Ok(identity), _) => Ok(Some(identity)),
             (Err(_), Some(anybody)) => Ok(Some(anybody.clone())),
             (Err(unknown), None) => Err(unauthenticated(unknown)),
@@ -309,12 +285,6 @@ impl Guard {
     }
 }
 
-impl Generation {
-    fn identify(&self, token: Option<&[u8]>, origin: &Origin) -> Result<Arc<Identity>, Unknown> {
-        self.access.identify(token, origin.peer.as_deref(), SystemTime::now())
-    }
-}
-
 /// The one `authorization`, if there is one.
 fn shown(headers: &HeaderMap) -> Result<Option<HeaderValue>, Error> {
     let mut all = headers.get_all(AUTHORIZATION).iter();
@@ -322,12 +292,6 @@ fn shown(headers: &HeaderMap) -> Result<Option<HeaderValue>, Error> {
         (_, Some(_)) => Err(Error::new(Code::InvalidRequest, "authorization: stands there twice")),
         (first, None) => Ok(first.cloned()),
     }
-}
-
-/// The token of `Bearer TOKEN`.
-fn bearer(value: &HeaderValue) -> Option<&[u8]> {
-    let (scheme, token) = value.as_bytes().split_at_checked("bearer ".len())?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
 }
 
 fn unauthenticated(unknown: Unknown) -> Error {

@@ -1,7 +1,7 @@
 //! A call inside the balancer: what a door makes of a request, and what it gets back.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -31,12 +31,34 @@ pub struct Call {
 /// Pieces of a request's body of any size.
 pub type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
 
+/// What a caller says behind a body: there once its pieces have ended.
+#[derive(Clone, Default)]
+pub struct Trailers(Arc<OnceLock<Vec<v1::Header>>>);
+
+impl Trailers {
+    /// They have come, once.
+    pub fn came(&self, trailers: Vec<v1::Header>) {
+        _ = self.0.set(trailers);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.get().is_none_or(Vec::is_empty)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<v1::Header> {
+        self.0.get().cloned().unwrap_or_default()
+    }
+}
+
 /// A request's body.
 pub struct Input {
     /// Rides on the offer; at most `CHUNK` bytes, kept until the call has started.
     pub first: Bytes,
     /// What follows; `None` if `first` is all.
     pub rest: Option<Pieces>,
+    /// What may come behind all that.
+    pub trailers: Option<Trailers>,
     /// Bytes of what follows that are here already.
     here: usize,
 }
@@ -44,7 +66,19 @@ pub struct Input {
 impl Input {
     /// A body whose first piece is here.
     pub fn begun(first: Bytes, rest: Option<Pieces>) -> Self {
-        Self { first, rest, here: 0 }
+        Self { first, rest, trailers: None, here: 0 }
+    }
+
+    /// With what may come behind all of it.
+    pub fn followed_by(mut self, trailers: Option<Trailers>) -> Self {
+        if let Some(trailers) = trailers {
+            // Those that are here already go where the end of a body in pieces goes.
+            if !trailers.is_empty() && self.rest.is_none() {
+                self.rest = Some(Box::pin(futures_util::stream::empty()));
+            }
+            self.trailers = Some(trailers);
+        }
+        self
     }
 
     /// What a call that waits with it keeps in memory.
@@ -82,7 +116,8 @@ impl Input {
             pieces.insert(0, first.split_off(CHUNK));
         }
         let here = pieces.iter().map(Bytes::len).sum();
-        Self { first, rest: Some(Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)))), here }
+        let rest: Pieces = Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)));
+        Self { first, rest: Some(rest), trailers: None, here }
     }
 }
 
@@ -126,6 +161,8 @@ pub struct End {
     /// Present once the call has ended.
     pub timings: Option<v1::Timings>,
     pub runner: String,
+    /// What the function said behind the body.
+    pub trailers: Vec<v1::Header>,
 }
 
 /// The rest of an answer, as its reader takes it. Dropping it cancels the call.
@@ -148,7 +185,7 @@ struct Limit {
 
 impl Rest {
     pub fn new(call: LinkCall, runner: String, offer: OfferWatch, admitted: Admitted) -> Self {
-        let end = End { timings: None, runner };
+        let end = End { runner, ..End::default() };
         Self { call, done: false, end, offer: Some(offer), admitted, limit: None }
     }
 
@@ -182,6 +219,11 @@ impl Rest {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
 
+    /// What the function said behind the body, once that has ended. Given out once.
+    pub fn trailers(&mut self) -> Vec<v1::Header> {
+        std::mem::take(&mut self.end.trailers)
+    }
+
     /// What is known at the end.
     pub fn end(&self) -> End {
         self.end.clone()
@@ -212,6 +254,7 @@ impl Stream for Rest {
                         return Poll::Ready(Some(Err(error)));
                     }
                     let last = self.piece(finished.body);
+                    self.end.trailers = finished.trailers;
                     if last.is_ok() {
                         self.ended(Ok(()));
                     }

@@ -13,7 +13,7 @@ use stoker_runtime::metrics::Metrics;
 use stoker_runtime::telemetry::Tracer;
 use stoker_runtime::tls::Tls;
 
-pub use crate::front::http::{LambdaConfig, Runtimes as LambdaRuntimes};
+pub use crate::front::http::{LambdaCode, LambdaConfig, Runtimes as LambdaRuntimes};
 
 /// Where calls for later are kept.
 #[derive(Debug, Clone, Default)]

@@ -18,7 +18,7 @@ use stoker_proto::{convert, v1};
 use stoker_registry::Functions;
 use stoker_registry::revisions::{Alias, Release, Revision, Split, WHOLE};
 use stoker_runtime::telemetry::Facts;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use self::gate::{Entered, Gate};
 
@@ -46,6 +46,8 @@ pub struct Known {
     /// The same function in the format `cloudevent`, if its options ask for that where a request is an event. A version of its
     /// own, made once and not per call.
     as_event: Option<Arc<Known>>,
+    /// The same without the number of its version, for runners of a release that does not know such numbers.
+    pub unnumbered: Option<Arc<Known>>,
     /// Where calls go that are addressed to this, if not here.
     routes: Option<Routes>,
     /// The function's, whatever the revision.
@@ -67,12 +69,18 @@ impl Known {
         let digest = spec.digest();
         let forced = spec.format_options.cloudevents_by_content_type;
         let as_event = forced.then(|| Self::new(Arc::new(spec.in_cloudevents()), revision, gate.clone()));
+        let unnumbered = (spec.format_options.version > 0).then(|| {
+            let mut spec = FunctionSpec::clone(&spec);
+            spec.format_options.version = 0;
+            Self::new(Arc::new(spec), revision, gate.clone())
+        });
         Arc::new(Self {
             as_event,
+            unnumbered,
             revision,
             digest,
             digest_bytes: Bytes::copy_from_slice(&digest.0),
-            whole_digest: spec.whole_digest(),
+            whole_digest: spec.for_runners().whole_digest(),
             key: placement::key(spec.name.as_str().as_bytes()),
             id: spec.name.id(),
             facts: crate::observe::of_function(&spec, revision),
@@ -171,11 +179,16 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(functions: &Functions, release: &Arc<Release>, before: Option<&Entry>) -> Self {
+    fn new(
+        functions: &Functions,
+        release: &Arc<Release>,
+        before: Option<&Entry>,
+        shared: Option<&Arc<Notify>>,
+    ) -> Self {
         let newest = &release.newest;
         let name = &newest.spec.name;
         let gate = before.map_or_else(Arc::default, |before| before.known.gate.clone());
-        gate.limit(release.reserved);
+        gate.limit(release.reserved, shared);
         let mut made = HashMap::new();
         if let Some(before) = before {
             let stays = |number: &u64, known: &Known| {
@@ -253,11 +266,35 @@ pub struct Directory {
     source: watch::Receiver<Arc<Functions>>,
     index: ArcSwap<Index>,
     building: Mutex<()>,
+    /// Where gates say that they want places that balancers share, if they share them.
+    shared: Option<Arc<Notify>>,
 }
 
 impl Directory {
     pub fn new(source: watch::Receiver<Arc<Functions>>) -> Self {
-        Self { source, index: ArcSwap::default(), building: Mutex::default() }
+        Self { source, index: ArcSwap::default(), building: Mutex::default(), shared: None }
+    }
+
+    /// The same, whose functions' limits are shared with other balancers: somebody must see to their places.
+    pub fn sharing(source: watch::Receiver<Arc<Functions>>) -> Self {
+        Self { shared: Some(Arc::default()), ..Self::new(source) }
+    }
+
+    /// Returns when a function wants places.
+    pub async fn wanted(&self) {
+        match &self.shared {
+            Some(shared) => shared.notified().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Every function with a limit: its gate, and the limit.
+    pub fn limited(&self) -> Vec<(FunctionName, Arc<Gate>, u32)> {
+        let index = self.current();
+        let limited = index.by_name.values().filter_map(|entry| {
+            Some((entry.known.spec.name.clone(), entry.known.gate.clone(), entry.release.reserved?))
+        });
+        limited.collect()
     }
 
     /// Whether the registry's functions have been read: a function that is not here then is nowhere.
@@ -367,7 +404,7 @@ impl Directory {
                 Some(entry) if Arc::ptr_eq(&entry.release, release) && same_history(&have, &wanted, name) => {
                     entry.clone()
                 }
-                _ => Arc::new(Entry::new(&wanted, release, before.map(Arc::as_ref))),
+                _ => Arc::new(Entry::new(&wanted, release, before.map(Arc::as_ref), self.shared.as_ref())),
             };
             let known = &entry.known;
             for trigger in wanted.live(name).flat_map(|spec| &spec.triggers) {

@@ -10,7 +10,6 @@ mod legs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stoker_core::FunctionSpec;
 use stoker_core::call::CHUNK;
@@ -19,7 +18,7 @@ use stoker_policy::{placement, waiting};
 use tokio_util::task::TaskTracker;
 
 use self::attempt::{Attempt, Placed};
-use crate::call::{Answer, Call, Input, Pieces};
+use crate::call::{Answer, Call, Input, Pieces, Trailers};
 use crate::directory::Known;
 use crate::explain::{What, Why};
 use crate::fleet::{Fleet, Runner};
@@ -63,7 +62,7 @@ struct Progress {
 
 impl Dispatch {
     /// One call, to the head of its answer. Dropping the future cancels the call.
-    pub async fn call(&self, call: Call, mut input: Input, watch: &mut Watch) -> Result<Answer, Error> {
+    pub async fn call(&self, mut call: Call, mut input: Input, watch: &mut Watch) -> Result<Answer, Error> {
         let late = |text: &str| Error::new(Code::DeadlineExceeded, text);
         if call.deadline.remaining().is_zero() {
             return Err(late("the deadline had passed before the call came in"));
@@ -72,6 +71,7 @@ impl Dispatch {
         if let Some(meter) = call.admitted.meter() {
             input.count(meter);
         }
+        call.admitted.settle().await?;
         let mut progress = Progress::default();
         let placing = Placing {
             call: &call,
@@ -91,7 +91,8 @@ impl Dispatch {
             Err(_) if progress.waited => late_in_queue(),
             Err(_) => late("the deadline passed before the call had started"),
         };
-        Err(if progress.began { Error { may_have_started: true, ..error } } else { error })
+        // Whatever it waited for in the end: what says that it may be made again was seen by no function.
+        Err(if progress.began { error.may_have_started() } else { error })
     }
 
     /// Whether a function takes a request's body of this length.
@@ -160,10 +161,17 @@ impl Dispatch {
     }
 
     /// Sends what is behind the first piece of a body, from now to the end of the call.
-    fn upload(&self, link: &LinkCall, spec: &FunctionSpec, rest: Pieces, first: usize) {
+    fn upload(
+        &self,
+        link: &LinkCall,
+        spec: &FunctionSpec,
+        rest: Pieces,
+        first: usize,
+        trailers: Option<Trailers>,
+    ) {
         let (dispatch, link, most) = (self.clone(), link.upload(), self.most(spec));
         self.tasks.spawn(async move {
-            let sent = upload(&dispatch, most, &link, rest, first);
+            let sent = upload(&dispatch, most, &link, rest, first, trailers);
             if let Err(error) = dispatch.fleet.panics.catch(sent).await {
                 // The function waits for the rest, and the caller for the function.
                 link.failed(error);
@@ -266,7 +274,14 @@ fn impossible(spec: &FunctionSpec) -> Error {
 }
 
 /// Sends the rest of a body. Ends with the body, or as soon as the call is over or its owner gone.
-async fn upload(dispatch: &Dispatch, most: u64, upload: &Upload, mut pieces: Pieces, first: usize) {
+async fn upload(
+    dispatch: &Dispatch,
+    most: u64,
+    upload: &Upload,
+    mut pieces: Pieces,
+    first: usize,
+    trailers: Option<Trailers>,
+) {
     let mut sent = first as u64;
     loop {
         let next = tokio::select! {
@@ -286,11 +301,11 @@ async fn upload(dispatch: &Dispatch, most: u64, upload: &Upload, mut pieces: Pie
                 while !piece.is_empty() {
                     let Some(credit) = upload.credit().await else { return };
                     let part = piece.split_to(piece.len().min(CHUNK).min(credit));
-                    upload.send(part, false);
+                    upload.send(part);
                 }
             }
             Some(Err(error)) => return upload.failed(error),
-            None => return upload.send(Bytes::new(), true),
+            None => return upload.end(trailers.map(|trailers| trailers.all()).unwrap_or_default()),
         }
     }
 }

@@ -32,6 +32,8 @@ struct Call<R> {
     number: u64,
     /// Where it waits.
     at: Arc<R>,
+    /// Thousandths of a core that it works with.
+    works: u32,
     tell: oneshot::Sender<Arc<R>>,
 }
 
@@ -62,28 +64,32 @@ impl<R> Elsewhere<R> {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call of `function` that waits `at` a runner.
-    pub fn stand(&self, function: Digest, at: Arc<R>) -> Standing<R> {
+    /// A call of `function`, which works with so many thousandths of a core, that waits `at` a runner.
+    pub fn stand(&self, function: Digest, works: u32, at: Arc<R>) -> Standing<R> {
         let (tell, told) = oneshot::channel();
         let mut inner = self.lock();
         inner.last += 1;
         let number = inner.last;
-        inner.lines.entry(function).or_default().push_back(Call { number, at, tell });
+        inner.lines.entry(function).or_default().push_back(Call { number, at, works, tell });
         self.0.count.fetch_add(1, Ordering::Relaxed);
         drop(inner);
         Standing { all: self.clone(), function, number, told }
     }
 
-    /// `runner` says that so many containers of `function` are idle: as many calls learn of it.
-    pub fn idle(&self, function: &Digest, runner: &Arc<R>, containers: u32) {
+    /// `runner` says that so many containers of `function` are idle and so many thousandths of a core free: as many calls learn of it
+    /// as could start there. On a busy runner containers are idle for want of CPU, and every balancer would offer a call to each of them in vain.
+    /// Gives what CPU is left.
+    pub fn idle(&self, function: &Digest, runner: &Arc<R>, containers: u32, mut cpu: u32) -> u32 {
         if self.0.count.load(Ordering::Relaxed) == 0 {
-            return;
+            return cpu;
         }
         let mut inner = self.lock();
-        let Some(line) = inner.lines.get_mut(function) else { return };
+        let Some(line) = inner.lines.get_mut(function) else { return cpu };
         for _ in 0..containers {
             // It has its place there already, and its turn.
             let Some(at) = line.iter().position(|call| !Arc::ptr_eq(&call.at, runner)) else { break };
+            let Some(left) = cpu.checked_sub(line[at].works) else { break };
+            cpu = left;
             let Some(call) = line.remove(at) else { break };
             self.0.count.fetch_sub(1, Ordering::Relaxed);
             // One that has gone at this moment had no need of it.
@@ -92,6 +98,7 @@ impl<R> Elsewhere<R> {
         if line.is_empty() {
             inner.lines.remove(function);
         }
+        cpu
     }
 
     /// The functions of those who stand here.
@@ -131,16 +138,18 @@ mod tests {
     use futures_util::FutureExt as _;
 
     #[test]
-    fn as_many_learn_of_it_as_are_idle_and_nobody_of_his_own_runner() {
+    fn as_many_learn_of_it_as_could_start_and_nobody_of_his_own_runner() {
         let all = Elsewhere::default();
         let (one, two) = (Arc::new(1), Arc::new(2));
         let (f, g) = (Digest([1; 32]), Digest([2; 32]));
         let mut calls: Vec<_> =
-            [(f, &one), (f, &two), (f, &one), (g, &one)].map(|(f, at)| all.stand(f, at.clone())).into();
-        all.idle(&f, &two, 1);
+            [(f, &one), (f, &two), (f, &one), (g, &one)].map(|(f, at)| all.stand(f, 250, at.clone())).into();
+        // Idle for want of CPU is not worth a try.
+        assert_eq!(all.idle(&f, &two, 4, 249), 249);
+        assert_eq!(all.idle(&f, &two, 1, 1000), 750);
         let told = |call: &mut Standing<i32>| call.now_or_never().flatten().map(|runner| *runner);
         assert_eq!(calls.iter_mut().map(told).collect::<Vec<_>>(), [Some(2), None, None, None]);
-        all.idle(&f, &two, 5);
+        assert_eq!(all.idle(&f, &two, 5, u32::MAX), u32::MAX - 250);
         assert_eq!(calls[1..].iter_mut().map(told).collect::<Vec<_>>(), [None, Some(2), None]);
         assert_eq!(all.functions().len(), 2);
         drop(calls);

@@ -52,13 +52,12 @@ impl Why {
         }
     }
 
-    /// The same on the span of the offer.
+    /// What it was thought to have, on the span of an offer that it refused.
     pub fn note(self, span: &mut Span) {
         if let Why::Planned(board::Why::Warm { idle, age }) = self {
             span.set(names::HINT_IDLE, i64::from(idle));
             span.set(names::HINT_AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
         }
-        span.set(names::CHOICE, Self::LABELS[self.at()]);
     }
 }
 

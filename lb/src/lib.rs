@@ -25,6 +25,7 @@ mod metrics;
 mod observe;
 mod page;
 mod panics;
+mod places;
 pub mod process;
 mod queue;
 mod scaling;
@@ -32,5 +33,5 @@ mod serve;
 pub mod settings;
 
 pub use app::Balancer;
-pub use config::{CallQueue, Config, LambdaConfig, LambdaRuntimes, Limits};
+pub use config::{CallQueue, Config, LambdaCode, LambdaConfig, LambdaRuntimes, Limits};
 pub use metrics::LISTED as METRICS;

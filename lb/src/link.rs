@@ -2,6 +2,7 @@
 
 pub mod dial;
 pub mod outbox;
+mod pulse;
 pub mod session;
 pub mod state;
 
@@ -25,7 +26,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 use tower::ServiceExt as _;
 
-use self::dial::{PING_AFTER, SILENCE};
+use self::dial::LONGEST;
 use self::outbox::Outgoing;
 use self::session::Session;
 use self::state::LinkEvent;
@@ -121,9 +122,11 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
     let mut next = pin!(Fuse::terminated());
     let mut retired = FuturesUnordered::new();
+    let mut silence = pin!(pulse::silence(this));
     let reason = loop {
         tokio::select! {
             reason = receive(&mut stream, &session, runner, lane, fleet, false) => break reason,
+            () = &mut silence => break format!("it was silent for {:?}", pulse::SILENCE),
             () = session.worn(), if next.is_terminated() => {
                 next.set(in_time(greet(runner, fleet, channel.clone())).fuse());
             }
@@ -167,6 +170,7 @@ async fn receive(
             Ok(None) => return "the runner ended the session".to_owned(),
             Err(status) => return why(&status),
         };
+        runner.lanes[lane].hear();
         // A frame of a newer runner that we do not know is none of ours.
         let Some(frame) = frame else { continue };
         observe(runner, lane, fleet, &frame);
@@ -185,7 +189,7 @@ fn why(status: &Status) -> String {
     match causes.last().map(ToString::to_string) {
         // The transport has no other word for a connection that did not answer its ping.
         Some(cause) if cause.ends_with("broken pipe") => {
-            format!("the connection broke, or was silent for {:?}", PING_AFTER + SILENCE)
+            format!("the connection broke, or was silent for {LONGEST:?}")
         }
         Some(cause) => format!("the connection broke: {cause}"),
         None => format!("{}: {}", status.code(), status.message()),
@@ -241,7 +245,7 @@ async fn greet(runner: &Runner, fleet: &Fleet, channel: Channel) -> Result<(Inco
         return Err(format!("at {} answers {}, not {}", runner.address, record.runner, runner.name));
     }
     runner.update(record, true);
-    Ok((stream, Session::new(out, fleet.renew_after)))
+    Ok((stream, Session::new(out, welcome.version, fleet.renew_after)))
 }
 
 /// Calls `Engage` with frames that are not copied on their way, which the generated client would do.
@@ -285,7 +289,8 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             if !fleet.queue.ended(runner, idle > 0 || !runner.has_ours())
                 && let Some((function, _)) = warmth
             {
-                fleet.elsewhere.idle(&function, runner, idle.min(1));
+                // What it worked with is free with it.
+                fleet.elsewhere.idle(&function, runner, idle.min(1), u32::MAX);
             }
         }
         F::Refused(f) => {
@@ -310,9 +315,10 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             // One of ours that stands in its line is woken by what it gets there.
             if !fleet.queue.room(runner, runner.room(), !runner.has_ours()) {
                 let record = runner.capacity();
+                let mut cpu = record.0.free.cpu_millis;
                 for function in fleet.elsewhere.functions() {
                     let idle = record.0.functions.get(&function).map_or(0, |warmth| warmth.idle);
-                    fleet.elsewhere.idle(&function, runner, idle);
+                    cpu = fleet.elsewhere.idle(&function, runner, idle, cpu);
                 }
             }
         }

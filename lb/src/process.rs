@@ -19,7 +19,7 @@ use stoker_runtime::metrics::{self, Metrics};
 use stoker_runtime::reload::{Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
-use stoker_runtime::tls::Tls;
+use stoker_runtime::tls::{Tls, open_to_others};
 
 use crate::app::{Balancer, CLOSING};
 use crate::config::Config;
@@ -62,11 +62,13 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     };
     audit.measure(&metrics);
     let (tls, access) = (plan.balancer.tls.clone(), plan.balancer.access.clone());
+    let insecure = plan.balancer.insecure;
     let files = tls.iter().flat_map(|tls| tls.files()).chain(access.as_deref());
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
     let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), audit, ..plan.balancer };
     let balancer = Balancer::start(config, Arc::new(registry)).await?;
-    let pages = Pages::new(readiness.clone(), metrics, settings).live(balancer.page());
+    let viewers = balancer.viewers(tls.is_some() && open_to_others(plan.admin), insecure);
+    let pages = Pages::new(readiness.clone(), metrics, settings).live(balancer.page()).viewers(viewers);
     let shown = pages.shown();
     let admin = Admin::start(plan.admin, pages, tls.clone())
         .await

@@ -17,15 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use stoker_core::resources::{Ask, Resources};
-use stoker_policy::waiting::{self, FairQueue, Limits, Rate};
+use stoker_policy::waiting::{self, FairQueue, Limits, MOST_LINES, Rate};
 use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
 mod tests;
-
-/// A turn that was no use to so many lines is over. A runner that is full refuses all of them, and there may be thousands; the lines
-/// that have seen it stand behind the others now, and more news will come.
-const MOST_LINES: usize = 16;
 
 /// The queue. `R` is a runner.
 pub struct Queue<R: Clone>(Arc<Shared<R>>);

@@ -3,6 +3,8 @@
 //! Ours and not tonic's, because tonic answers an expired `grpc-timeout` by itself and with the wrong status, and waits for ever
 //! for open streams when it is told to stop.
 
+mod cork;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,11 +17,13 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use stoker_core::call::WINDOW;
 use stoker_runtime::tls::{self, Incoming as Connections, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cork::Corked;
 use crate::auth::Origin;
 
 /// Listens on `address`.
@@ -47,6 +51,11 @@ pub struct Stops {
 
 /// Most bytes of the headers of one request, whatever they are for.
 const HEADERS: usize = 256 << 10;
+
+/// Bytes that may be on the way to us on a stream, which is what a call may have on the way anywhere, and on a connection. With more, bodies
+/// are read ahead of whoever takes them, and have left the caches when they are passed on: a third less throughput of 1 MB bodies.
+const STREAM_WINDOW: u32 = WINDOW;
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`; `service` makes what serves it.
 pub async fn serve<F, S, B>(
@@ -78,8 +87,8 @@ pub async fn serve<F, S, B>(
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(stoker_proto::HTTP2_FRAME)
         .max_concurrent_streams(10_000)
         .max_header_list_size(HEADERS as u32);
@@ -109,14 +118,15 @@ pub async fn serve<F, S, B>(
         };
         let (builder, service, stops) = (builder.clone(), service(Origin::of(&stream)), stops.clone());
         tasks.spawn(async move {
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let stream = Corked::new(stream);
+            let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
-                ended = connection.as_mut() => ended,
+                ended = stream.drive(connection.as_mut()) => ended,
                 () = stops.calm.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     tokio::select! {
-                        ended = connection.as_mut() => ended,
+                        ended = stream.drive(connection.as_mut()) => ended,
                         () = stops.now.cancelled() => return,
                     }
                 }

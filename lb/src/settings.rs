@@ -1,5 +1,6 @@
 //! What `stoker-lb` can be told: the table of its keys, and what becomes of their values.
 
+mod lambda;
 mod later;
 
 use std::collections::BTreeMap;
@@ -16,7 +17,7 @@ use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
 use stoker_runtime::{logs, metrics, telemetry};
 
 use self::later::Place;
-use crate::config::{Config, LambdaConfig, LambdaRuntimes, Limits};
+use crate::config::{Config, Limits};
 
 static NAME: Key<String> = Key::found(
     "name",
@@ -85,25 +86,6 @@ static AUDIT: Maybe<PathBuf> = Key::required(
 )
 .optional();
 
-static LAMBDA_CODE: Maybe<PathBuf> = Key::required(
-    "lambda.code",
-    PATH,
-    "Where code is kept that comes as a zip by AWS Lambda's API: a directory that all balancers and runners see at this path",
-)
-.optional();
-static LAMBDA_RUNTIMES: Maybe<PathBuf> = Key::required(
-    "lambda.runtimes",
-    PATH,
-    "A file in JSON that says what runs it: {\"python3.12\": {\"rootfs\": …, \"command\": […]}}; by itself the host's programs do",
-)
-.optional();
-static LAMBDA_EMULATE: Maybe<String> = Key::required(
-    "lambda.emulate",
-    TEXT,
-    "The function, app/function, that /2015-03-31/functions/function/invocations calls, with the words of the Runtime Interface Emulator",
-)
-.optional();
-
 static LATER_QUEUE: Key<Place> = Key::new(
     "later.queue",
     Kind::one("none|DIR|URL", later::place),
@@ -161,7 +143,8 @@ pub static PROGRAM: Program = Program {
             &DRAIN_GRACE,
         ],
         tls::KEYS,
-        &[&CLIENT_CA, &ACCESS, &AUDIT, &LAMBDA_CODE, &LAMBDA_RUNTIMES, &LAMBDA_EMULATE],
+        &[&CLIENT_CA, &ACCESS, &AUDIT],
+        lambda::KEYS,
         &[&LATER_QUEUE, &LATER_LEASE, &LATER_NATS_USER, &LATER_NATS_PASSWORD, &LATER_NATS_CA, &LATER_NATS_REPLICAS],
         logs::KEYS,
         telemetry::KEYS,
@@ -233,7 +216,7 @@ impl Plan {
         if let Some(Err(why)) = access.as_deref().map(stoker_runtime::auth::Access::read) {
             mistakes.push(settings.mistake(&ACCESS, why));
         }
-        let lambda = lambda(settings, &mut mistakes);
+        let lambda = lambda::config(settings, &mut mistakes);
         let later = later::queue(settings, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(Mistakes(mistakes));
@@ -280,20 +263,6 @@ fn etcd(settings: &Settings, mistakes: &mut Vec<Mistake>) -> etcd::Config {
         tls: told.tls.map(|tls| etcd::Tls { ca: tls.ca, identity: tls.identity }),
         ..etcd::Config::new(told.endpoints)
     }
-}
-
-fn lambda(settings: &Settings, mistakes: &mut Vec<Mistake>) -> LambdaConfig {
-    let code = settings.maybe(&LAMBDA_CODE);
-    if code.as_ref().is_some_and(|code| !code.is_absolute()) {
-        mistakes.push(settings.mistake(&LAMBDA_CODE, "is not an absolute path: runners must find it too"));
-    }
-    let runtimes = settings.maybe(&LAMBDA_RUNTIMES).map(|path| LambdaRuntimes::read(&path));
-    let runtimes = runtimes.unwrap_or_else(|| Ok(LambdaRuntimes::default()));
-    let runtimes = runtimes.unwrap_or_else(|why| {
-        mistakes.push(settings.mistake(&LAMBDA_RUNTIMES, why));
-        LambdaRuntimes::default()
-    });
-    LambdaConfig { code, runtimes, emulate: settings.maybe(&LAMBDA_EMULATE) }
 }
 
 /// A size of memory.

@@ -16,7 +16,7 @@ use stoker_proto::{convert, v1};
 use super::legs::{Act, Leg, Legs, Which, Word};
 use super::{Dispatch, Placing};
 use crate::admission::Admitted;
-use crate::call::{Answer, End, Rest};
+use crate::call::{Answer, End, Input, Rest};
 use crate::elsewhere::Standing;
 use crate::explain::{What, Why};
 use crate::fleet::{InFlight, Runner};
@@ -133,8 +133,10 @@ impl Dispatch {
             }
             match (&places.at[Which::First as usize], places.legs.may_ask_second()) {
                 (Some(at), true) if places.elsewhere.is_none() => {
-                    let digest = placing.call.function.digest;
-                    places.elsewhere = Some(self.fleet.elsewhere.stand(digest, at.runner.clone()));
+                    let function = &placing.call.function;
+                    let works = function.spec.ask().working().cpu_millis;
+                    let standing = self.fleet.elsewhere.stand(function.digest, works, at.runner.clone());
+                    places.elsewhere = Some(standing);
                 }
                 (_, true) => {}
                 (_, false) => places.elsewhere = None,
@@ -317,7 +319,8 @@ impl Dispatch {
             && let Some(rest) = placing.input.rest.take()
         {
             placing.replayable = false;
-            self.upload(&at.link, &placing.call.function.spec, rest, placing.input.first.len());
+            let Input { first, trailers, .. } = &mut placing.input;
+            self.upload(&at.link, &placing.call.function.spec, rest, first.len(), trailers.take());
         }
     }
 }
@@ -333,12 +336,12 @@ impl Placed {
         match self {
             Placed::Answering { head, link, runner, offer } => {
                 let rest = Rest::new(link, runner.clone(), offer, admitted);
-                let end = End { timings: None, runner };
+                let end = End { runner, ..End::default() };
                 Answer { head, first: Bytes::new(), rest: Some(rest), end }
             }
             Placed::Done { finished, runner } => {
                 let head = finished.head.unwrap_or(v1::ResponseHead { status: 200, headers: Vec::new() });
-                let end = End { timings: finished.timings, runner };
+                let end = End { timings: finished.timings, runner, trailers: finished.trailers };
                 if let Some(meter) = admitted.meter() {
                     meter.passed(finished.body.len());
                 }

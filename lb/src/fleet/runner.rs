@@ -51,12 +51,15 @@ enum Standing {
 }
 
 /// One link: a connection with its stream.
+#[derive(Default)]
 pub struct Lane {
     pub session: ArcSwapOption<Session>,
     /// The runner asked for no more offers here.
     draining: AtomicBool,
     pub channel: ArcSwapOption<Channel>,
     status: Mutex<(LinkState, String)>,
+    /// Frames of the runner on all streams of this connection; only ever compared.
+    heard: AtomicU32,
 }
 
 impl Peer for Runner {
@@ -102,6 +105,16 @@ impl Lane {
         }
     }
 
+    /// A frame has come.
+    pub fn hear(&self) {
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes with every frame that comes.
+    pub fn heard(&self) -> u32 {
+        self.heard.load(Ordering::Relaxed)
+    }
+
     /// Whether the runner takes offers here.
     pub fn is_open(&self) -> bool {
         !self.draining.load(Ordering::Relaxed) && self.session.load().is_some()
@@ -111,12 +124,6 @@ impl Lane {
 impl Runner {
     fn new(capacity: Capacity, lanes: usize, seat: Seat, board: Arc<Mutex<Board<Arc<Runner>>>>) -> Self {
         let now = Instant::now();
-        let lane = || Lane {
-            session: ArcSwapOption::empty(),
-            draining: AtomicBool::new(false),
-            channel: ArcSwapOption::empty(),
-            status: Mutex::new((LinkState::Connecting, String::new())),
-        };
         Self {
             name: capacity.runner.as_str().to_owned(),
             address: capacity.address.clone(),
@@ -124,7 +131,7 @@ impl Runner {
             seat,
             board,
             capacity: ArcSwap::from_pointee((capacity, now)),
-            lanes: (0..lanes.max(1)).map(|_| lane()).collect(),
+            lanes: (0..lanes.max(1)).map(|_| Lane::default()).collect(),
             turn: AtomicUsize::new(0),
             in_flight: Arc::default(),
             in_line: Arc::default(),

@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::Either;
 use futures_util::{Stream, StreamExt as _};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body::Frame;
 use hyper::body::Incoming;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
@@ -21,7 +21,7 @@ use stoker_proto::v1::function_service_server::FunctionServiceServer;
 use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
 use tonic::Status;
 use tonic::body::Body;
-use tonic::server::NamedService;
+use tonic::metadata::MetadataValue;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
@@ -43,21 +43,31 @@ const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
 /// How long a client that opened a stream may take to say which call it is for, where it sets no deadline.
 const FIRST_FRAME: Duration = Duration::from_secs(30);
 
-/// All gRPC services.
+/// All that is served on this port.
+const SERVED: [&str; 6] = [
+    "stoker.v1.CallService",
+    "stoker.v1.FunctionService",
+    "stoker.v1.FleetService",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// All gRPC services but that of calls.
 pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
-    let calls = Calls(door.clone());
     let stop = door.stopping.clone();
     let operators = Arc::new(Guarded { service: Arc::new(Operators(door.clone())), door });
     let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
     let fleet = FleetServiceServer::from_arc(operators).max_decoding_message_size(MAX_FRAME);
     let reflection = || {
-        tonic_reflection::server::Builder::configure()
+        let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+        // The descriptors have what runners serve as well.
+        SERVED.into_iter().fold(builder, |builder, service| builder.with_service_name(service))
     };
     let mut routes = Routes::builder();
     routes
-        .add_service(calls)
         .add_service(functions)
         .add_service(fleet)
         .add_service(Until { service: HealthServer::new(health.service()), stop: stop.clone() })
@@ -86,34 +96,86 @@ fn is_open(path: &str) -> bool {
 }
 
 impl hyper::service::Service<Request<Incoming>> for Served {
-    type Response = Response<Body>;
+    type Response = Response<Sent>;
     type Error = Infallible;
-    type Future = Either<
-        <Routes as tower::Service<Request<Incoming>>>::Future,
-        Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>,
-    >;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Sent>, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let mut routes = self.routes.clone();
-        if self.door.guard.is_open() || is_open(request.uri().path()) {
-            return Either::Left(routes.call(request));
+        let door = self.door.clone();
+        let path = request.uri().path();
+        let is_call = path.starts_with(CALLS);
+        if door.guard.is_open() || is_open(path) {
+            if is_call {
+                return Box::pin(async move { Ok(answer(door, request).await) });
+            }
+            return Box::pin(routed(self.routes.clone(), request));
         }
-        let (door, origin) = (self.door.clone(), self.origin.clone());
-        Either::Right(Box::pin(async move {
+        let (routes, origin) = (self.routes.clone(), self.origin.clone());
+        Box::pin(async move {
             match door.guard.identify(request.headers_mut(), &origin).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
-                    routes.call(request).await
+                    match is_call {
+                        true => Ok(answer(door, request).await),
+                        false => routed(routes, request).await,
+                    }
                 }
                 Err(error) => Ok(status::to_status(&error, "").into_http()),
             }
-        }))
+        })
     }
 }
 
-/// `CallService`, served by hand: the generated service would copy each body twice on its way in and twice on its way out.
-#[derive(Clone)]
-struct Calls(Arc<Door>);
+/// One request for what is not a method of `CallService`.
+async fn routed(mut routes: Routes, request: Request<Incoming>) -> Result<Response<Sent>, Infallible> {
+    let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+    if !SERVED.contains(&service) {
+        let service: String = service.chars().take(100).collect();
+        return Ok(Status::unimplemented(format!("there is no service {service:?} here")).into_http());
+    }
+    Ok(routes.call(request).await?.map(Sent::Other))
+}
+
+/// The path of each method of `CallService`. It is served by hand, and in front of the router: the generated service would copy each body
+/// twice on its way in and twice on its way out, and the router puts boxes around what every call sends and gets.
+const CALLS: &str = "/stoker.v1.CallService/";
+
+/// What goes back to a client.
+pub enum Sent {
+    Whole(Whole),
+    Session(Encoded<session::Frames>),
+    Other(Body),
+}
+
+impl Default for Sent {
+    fn default() -> Self {
+        Self::Other(Body::empty())
+    }
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut *self {
+            Self::Whole(body) => Pin::new(body).poll_frame(cx),
+            Self::Session(body) => Pin::new(body).poll_frame(cx),
+            Self::Other(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Session(body) => body.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+}
 
 /// The type of every request and answer.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -143,49 +205,32 @@ pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     }))
 }
 
-impl NamedService for Calls {
-    const NAME: &'static str = "stoker.v1.CallService";
-}
-
-impl tower::Service<Request<Body>> for Calls {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let door = self.0.clone();
-        Box::pin(async move { Ok(answer(door, request).await) })
-    }
-}
-
-/// One request for a method of the service.
-async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
+/// One request for a method of `CallService`.
+async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
     let (parts, body) = request.into_parts();
     let kind = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     if !kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes())) {
-        let mut wrong = Response::new(Body::empty());
+        let mut wrong = Response::new(Sent::default());
         *wrong.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return wrong;
     }
     let caller = Caller::of(&parts.extensions);
-    let method = parts.uri.path().rsplit_once('/').map_or("", |(_, method)| method);
+    let method = &parts.uri.path()[CALLS.len()..];
     let answered = match method {
-        "Invoke" => invoke(&door, caller, &parts.headers, body).await.map(Body::new),
-        "InvokeStream" => invoke_stream(&door, caller, &parts.headers, body).await.map(Body::new),
+        "Invoke" => invoke(&door, caller, &parts.headers, body).await.map(Sent::Whole),
+        "InvokeStream" => {
+            let frames = invoke_stream(&door, caller, &parts.headers, body).await;
+            frames.map(|frames| Sent::Other(Body::new(frames)))
+        }
         "Session" => {
             let frames = session::open(door, caller, Decoded::request(body, MESSAGE));
-            Ok(Body::new(Encoded::answer(frames)))
+            Ok(Sent::Session(Encoded::answer(frames)))
         }
         "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
-            return later::answer(&door, Request::from_parts(parts, body)).await;
+            let request = Request::from_parts(parts, Body::new(body));
+            return later::answer(&door, request).await.map(Sent::Other);
         }
-        _ => {
-            Err(Status::unimplemented(format!("{} has no method {method:?}", <Calls as NamedService>::NAME)))
-        }
+        _ => Err(Status::unimplemented(format!("there is no method {method:?} in {CALLS}"))),
     };
     match answered {
         Ok(body) => {
@@ -197,8 +242,8 @@ async fn answer(door: Arc<Door>, request: Request<Body>) -> Response<Body> {
     }
 }
 
-async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Body) -> Result<Whole, Status> {
-    let (message, body) = frames::invoke_request(body, MESSAGE).await?;
+async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {
+    let (message, body) = frames::invoke_request(body, MESSAGE).await.map_err(unread)?;
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
     watch.by(caller);
@@ -209,11 +254,28 @@ async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Body) ->
     answer.map_err(|error| failed(&error, id, revision))
 }
 
+/// Why a request could not be read, with what a client can make of it.
+fn unread(mut status: Status) -> Status {
+    let text = status.message();
+    match status.code() {
+        tonic::Code::OutOfRange => {
+            let text = format!("{text}: InvokeStream, Session and HTTP take bodies in pieces");
+            status::to_status(&Error::new(Code::RequestTooLarge, text), "")
+        }
+        tonic::Code::InvalidArgument => status::to_status(&Error::new(Code::InvalidRequest, text), ""),
+        tonic::Code::Unimplemented => {
+            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
+            status
+        }
+        _ => status,
+    }
+}
+
 async fn invoke_stream(
     door: &Door,
     caller: Caller,
     headers: &HeaderMap,
-    body: Body,
+    body: Incoming,
 ) -> Result<Encoded<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + use<>>, Status> {
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
@@ -286,15 +348,16 @@ async fn invoked(
         timings: end.timings,
         runner: end.runner,
         revision,
+        trailers: end.trailers,
     };
-    Ok(Whole::new(answer, body))
+    Ok(Whole::answer(answer, body))
 }
 
 async fn streamed(
     door: &Door,
     id: CallId,
     headers: &HeaderMap,
-    mut stream: Decoded<Body, v1::InvokeStreamRequest>,
+    mut stream: Decoded<Incoming, v1::InvokeStreamRequest>,
     watch: &mut Watch,
 ) -> Result<(Vec<Result<v1::InvokeStreamResponse, Status>>, Tail), Error> {
     use v1::invoke_stream_request::Frame as In;
@@ -344,6 +407,7 @@ async fn streamed(
                 timings: answer.end.timings,
                 runner: answer.end.runner,
                 revision,
+                trailers: answer.end.trailers,
             })));
             Tail::Done
         }
@@ -394,6 +458,7 @@ impl Stream for Tail {
                         timings: end.timings,
                         runner: end.runner,
                         revision: *revision,
+                        trailers: end.trailers,
                     })),
                     true,
                 )

@@ -1,8 +1,11 @@
 //! HTTP for clients: Fn's direct invocation, its HTTP triggers and its [control] plane, CloudEvents ([events]), what [mless] has, and what AWS [lambda] has.
 
+mod answer;
 mod control;
 mod cors;
 mod events;
+mod fields;
+mod input;
 mod lambda;
 mod later;
 mod mless;
@@ -12,28 +15,33 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, StreamExt as _};
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyStream;
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
-use stoker_core::call::{CHUNK, is_hop_by_hop};
+use stoker_core::Format;
+use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::{status, v1};
 
-pub use self::lambda::{Config as LambdaConfig, Lambda, Runtimes};
+use self::answer::AnswerBody;
+use self::fields::{request_headers, response_headers};
+pub use self::input::begin;
+use self::input::pieces;
+pub use self::lambda::{CodePlace as LambdaCode, Config as LambdaConfig, Lambda, Runtimes};
 use super::{Door, http_trace};
 use crate::auth::{CHALLENGE, Origin};
-use crate::call::{Input, Pieces, Rest};
+use crate::call::{Input, Trailers};
 use crate::observe::{Asked, Watch};
 
 /// What Fn's clients read the call's id from.
 const CALL_ID: HeaderName = HeaderName::from_static("fn-call-id");
+
+/// The code of a call's error: by it, and by nothing that a function can write, an error is told from an answer of the function's.
+const ERROR: HeaderName = HeaderName::from_static("stoker-error");
 
 /// Which of the function's revisions ran a call.
 const REVISION: HeaderName = HeaderName::from_static("stoker-revision");
@@ -210,6 +218,12 @@ async fn handle(
         }
     }
     let mut headers = request_headers(&parts.headers);
+    let for_later = intent == v1::Intent::Invoke && later::is_asked(&parts.headers);
+    // Its format has a place for what follows a body.
+    let followed = !for_later && matches!(function.spec.format, Format::Http | Format::HttpStream);
+    if followed {
+        fields::about_trailers(&parts.headers, &mut headers);
+    }
     route.tell(&mut headers);
     let head = v1::RequestHead {
         intent: intent.into(),
@@ -219,7 +233,7 @@ async fn handle(
     };
     let length = body.size_hint().exact();
     door.dispatch.fits(&function.spec, length.unwrap_or_default())?;
-    if intent == v1::Intent::Invoke && later::is_asked(&parts.headers) {
+    if for_later {
         let qualifier = super::later::qualifier(&decoded(parts.uri.path())?);
         return later::submit(door, id, function, qualifier, &parts, head, body, watch).await;
     }
@@ -230,23 +244,34 @@ async fn handle(
         Input::whole(Bytes::new())
     } else {
         // A client that is slow with a small body holds its place no longer than the call may take.
-        let begun = tokio::time::timeout_at(call.deadline.0.into(), begin(pieces(body), small)).await;
-        begun.map_err(|_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time"))??
+        // Behind a body whose length was told HTTP/1.1 has no place for more.
+        let trailers =
+            (followed && (length.is_none() || parts.version == Version::HTTP_2)).then(Trailers::default);
+        let begun = begin(input::followed(body, trailers.clone()), small);
+        let begun = tokio::time::timeout_at(call.deadline.0.into(), begun).await;
+        let late = |_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time");
+        begun.map_err(late)??.followed_by(trailers)
     };
     let answer = door.dispatch.call(call, input, watch).await?;
-    let mut response = Response::new(AnswerBody::new(answer.first, answer.rest));
+    let takes_trailers = fields::takes_trailers(&parts);
+    let mut body = AnswerBody::new(answer.first, answer.rest);
+    let mut headers = HeaderMap::new();
+    response_headers(&mut headers, answer.head.headers, takes_trailers);
+    headers.insert(CALL_ID, header(&id.to_string()));
+    if lambda::direct::is_told(format, &parts, &headers) {
+        lambda::direct::announce(&mut headers);
+        body.with_ending();
+    } else if takes_trailers {
+        body.with_trailers(answer.end.trailers, &mut headers);
+    }
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
     // Whether a function decides about the status is a matter of its format and of the intent, and settled where those are known.
     *response.status_mut() = u16::try_from(answer.head.status)
         .ok()
         .and_then(|status| StatusCode::from_u16(status).ok())
         .filter(|status| !status.is_informational())
         .unwrap_or(StatusCode::OK);
-    response_headers(response.headers_mut(), answer.head.headers);
-    response.headers_mut().insert(CALL_ID, header(&id.to_string()));
-    if lambda::direct::is_told(format, &parts, response.headers()) {
-        lambda::direct::announce(response.headers_mut());
-        response.body_mut().trailers = Some(lambda::direct::ending(Ok(())));
-    }
     Ok(response)
 }
 
@@ -260,108 +285,6 @@ fn url(uri: &http::Uri, headers: &HeaderMap) -> String {
         Some(host) if !host.bytes().any(|b| b <= b' ' || b == 0x7f) => format!("http://{host}{path}"),
         _ => path.to_owned(),
     }
-}
-
-/// Whether a header goes no further than to the neighbour. A body's length is told again by who sends it on.
-fn stays_here(name: &str, named: &[String]) -> bool {
-    is_hop_by_hop(name) || name == "content-length" || named.iter().any(|other| other == name)
-}
-
-/// What `Connection` names is between neighbours as well.
-fn named<'a>(connection: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
-    connection
-        .filter_map(|value| std::str::from_utf8(value).ok())
-        .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
-        .collect()
-}
-
-fn request_headers(headers: &HeaderMap) -> Vec<v1::Header> {
-    let named = named(headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes));
-    headers
-        .iter()
-        .filter(|(name, _)| !stays_here(name.as_str(), &named) && *name != CALL_ID)
-        .map(|(name, value)| v1::Header {
-            name: name.as_str().to_owned(),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-        })
-        .collect()
-}
-
-fn response_headers(to: &mut HeaderMap, headers: Vec<v1::Header>) {
-    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
-    let named = named(connection.map(|header| header.value.as_ref()));
-    for v1::Header { name, value } in headers {
-        let name = name.to_ascii_lowercase();
-        if stays_here(&name, &named) {
-            continue;
-        }
-        // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value)) {
-            to.append(name, value);
-        }
-    }
-}
-
-fn pieces(body: Incoming) -> Pieces {
-    Box::pin(BodyStream::new(body).filter_map(|frame| {
-        std::future::ready(match frame {
-            // Trailers are no part of a call.
-            Ok(frame) => frame.into_data().ok().map(Ok),
-            Err(error) => Some(Err(broken(&error))),
-        })
-    }))
-}
-
-/// Why a request's body cannot be read to its end.
-fn broken(error: &hyper::Error) -> Error {
-    use std::io::ErrorKind::{InvalidData, InvalidInput};
-    let mut causes =
-        std::iter::successors(std::error::Error::source(error), |cause| std::error::Error::source(*cause));
-    match causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()) {
-        Some(cause) if matches!(cause.kind(), InvalidInput | InvalidData) => {
-            Error::new(Code::InvalidRequest, format!("the request's body is not valid HTTP: {cause}"))
-        }
-        _ => Error::new(Code::Cancelled, "the request's body broke off: the client went away"),
-    }
-}
-
-/// The beginning of a body for the offer. A body that is known to be small is read whole; of another only what is there
-/// already is taken, since a function may answer before its input has come.
-pub async fn begin(mut pieces: Pieces, small: bool) -> Result<Input, Error> {
-    let mut first = BytesMut::new();
-    let mut single: Option<Bytes> = None;
-    loop {
-        let next = if small {
-            pieces.next().await
-        } else {
-            match pieces.next().now_or_never() {
-                Some(next) => next,
-                None => break,
-            }
-        };
-        let mut piece = match next {
-            Some(piece) => piece?,
-            None => {
-                let first = single.unwrap_or_else(|| first.freeze());
-                return Ok(Input::begun(first, None));
-            }
-        };
-        // One piece that fits is passed on as it is, uncopied.
-        if single.is_none() && first.is_empty() && piece.len() <= CHUNK {
-            single = Some(piece);
-            continue;
-        }
-        if let Some(single) = single.take() {
-            first.extend_from_slice(&single);
-        }
-        let fits = piece.split_to(piece.len().min(CHUNK - first.len()));
-        first.extend_from_slice(&fits);
-        if !piece.is_empty() || first.len() == CHUNK {
-            let left = futures_util::stream::iter((!piece.is_empty()).then_some(Ok(piece)));
-            return Ok(Input::begun(first.freeze(), Some(Box::pin(left.chain(pieces)))));
-        }
-    }
-    Ok(Input::begun(single.unwrap_or_else(|| first.freeze()), Some(pieces)))
 }
 
 /// Says which revision a call came to.
@@ -430,6 +353,7 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CALL_ID, header(&id.to_string()));
+    headers.insert(ERROR, HeaderValue::from_static(row.reason));
     let kind = error.report.as_ref().filter(|report| !report.kind.is_empty());
     if let Some(kind) = kind.and_then(|report| HeaderValue::from_str(&report.kind).ok()) {
         headers.insert(lambda::direct::ERROR_TYPE, kind);
@@ -456,111 +380,6 @@ fn retry_after(headers: &mut HeaderMap, retry: Retry) {
     }
 }
 
-/// The body of an answer, as it comes. Dropping it cancels the call.
-pub struct AnswerBody {
-    /// What is there already.
-    first: Bytes,
-    rest: Option<Rest>,
-    /// What the door itself puts at the end.
-    last: Bytes,
-    /// There until the end of what is streamed.
-    watch: Option<Watch>,
-    /// Where the pieces go out as events of a stream.
-    events: Option<Box<lambda::stream::Events>>,
-    /// Where the end is told by trailers: how it is if nothing happens.
-    trailers: Option<HeaderMap>,
-}
-
-impl AnswerBody {
-    fn whole(body: Bytes) -> Self {
-        Self::new(body, None)
-    }
-
-    fn new(first: Bytes, rest: Option<Rest>) -> Self {
-        Self { first, rest, last: Bytes::new(), watch: None, events: None, trailers: None }
-    }
-
-    /// The call ends where its answer does.
-    fn watched(&mut self, watch: Watch) {
-        match self.rest {
-            Some(_) => self.watch = Some(watch),
-            None => watch.end(self.events.as_ref().and_then(|events| events.failed()).map_or(Ok(()), Err)),
-        }
-    }
-
-    fn ended(&mut self, outcome: Result<(), &Error>) {
-        if let Some(watch) = self.watch.take() {
-            watch.end(outcome);
-        }
-    }
-}
-
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        loop {
-            if let Some(frame) = self.events.as_mut().and_then(|events| events.next()) {
-                return Poll::Ready(Some(Ok(Frame::data(frame))));
-            }
-            let this = &mut *self;
-            let piece = if !this.first.is_empty() {
-                std::mem::take(&mut this.first)
-            } else if let Some(rest) = this.rest.as_mut() {
-                match std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx)) {
-                    Some(Ok(piece)) => piece,
-                    Some(Err(error)) => {
-                        this.rest = None;
-                        this.ended(Err(&error));
-                        match (&mut this.events, &mut this.trailers) {
-                            // The stream of events has words for it, and so have trailers.
-                            (Some(events), _) => events.fail(&error),
-                            (_, Some(trailers)) => *trailers = lambda::direct::ending(Err(&error)),
-                            (None, None) => return Poll::Ready(Some(Err(error))),
-                        }
-                        continue;
-                    }
-                    None => {
-                        this.rest = None;
-                        this.ended(Ok(()));
-                        continue;
-                    }
-                }
-            } else if let Some(events) = &mut this.events {
-                match std::task::ready!(events.poll_end(cx)) {
-                    true => continue,
-                    false => return Poll::Ready(None),
-                }
-            } else if let Some(trailers) = this.trailers.take() {
-                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
-            } else {
-                let last = std::mem::take(&mut this.last);
-                return Poll::Ready((!last.is_empty()).then(|| Ok(Frame::data(last))));
-            };
-            match &mut this.events {
-                Some(events) => events.piece(piece),
-                None => return Poll::Ready(Some(Ok(Frame::data(piece)))),
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let said = self.first.is_empty() && self.rest.is_none() && self.last.is_empty();
-        said && self.events.is_none() && self.trailers.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match (&self.rest, &self.events, &self.trailers) {
-            (None, None, None) => SizeHint::with_exact((self.first.len() + self.last.len()) as u64),
-            _ => SizeHint::default(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -575,34 +394,5 @@ mod tests {
         for wrong in ["/%", "/%6", "/%6g", "/%+1", "/a%%41", "/%é"] {
             assert_eq!(decoded(wrong).map_err(|error| error.code), Err(Code::InvalidRequest), "{wrong}");
         }
-    }
-
-    #[test]
-    fn headers_between_neighbours_stay_there() {
-        let mut headers = HeaderMap::new();
-        for (name, value) in
-            [("connection", "x-mine, close"), ("x-mine", "1"), ("te", "trailers"), ("x-app", "2")]
-        {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        let names: Vec<_> = request_headers(&headers).into_iter().map(|h| h.name).collect();
-        assert_eq!(names, ["x-app"]);
-    }
-
-    #[tokio::test]
-    async fn a_body_begins_with_what_is_there() {
-        let all =
-            |parts: Vec<Bytes>| -> Pieces { Box::pin(futures_util::stream::iter(parts.into_iter().map(Ok))) };
-        let input = begin(all(vec![Bytes::from_static(b"ab")]), true).await.expect("a body");
-        assert!(input.first == "ab" && input.rest.is_none());
-        let input = begin(all(vec![Bytes::from(vec![1; CHUNK + 5]), Bytes::from(vec![2; 9])]), false)
-            .await
-            .expect("a body");
-        assert_eq!(input.first.len(), CHUNK);
-        let rest: Vec<_> =
-            input.rest.expect("more").map(|piece| piece.expect("a piece").len()).collect().await;
-        assert_eq!(rest, [5, 9]);
-        let input = begin(Box::pin(futures_util::stream::pending()), false).await.expect("a body");
-        assert!(input.first.is_empty() && input.rest.is_some());
     }
 }

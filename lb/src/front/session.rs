@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
+use hyper::body::Incoming;
 use stoker_core::call::{CHUNK, WINDOW};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
@@ -23,7 +24,6 @@ use stoker_proto::v1::session_response::Frame as Out;
 use stoker_proto::{convert, status, v1};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
-use tonic::body::Body;
 
 use super::Door;
 use crate::auth::Caller;
@@ -32,7 +32,7 @@ use crate::link::outbox::{Outbox, Outgoing, outbox};
 use crate::observe::{Door as Way, Watch};
 
 /// Frames of the client.
-type Requests = Decoded<Body, v1::SessionRequest>;
+type Requests = Decoded<Incoming, v1::SessionRequest>;
 
 type Sender = Outbox<Result<v1::SessionResponse, Status>>;
 
@@ -334,6 +334,7 @@ async fn follow(
             body: answer.first,
             timings: answer.end.timings,
             runner: answer.end.runner,
+            trailers: answer.end.trailers,
             ..v1::SessionFinished::default()
         });
     };
@@ -360,7 +361,12 @@ async fn follow(
         }
     }
     let end = rest.end();
-    Ok(v1::SessionFinished { timings: end.timings, runner: end.runner, ..v1::SessionFinished::default() })
+    Ok(v1::SessionFinished {
+        timings: end.timings,
+        runner: end.runner,
+        trailers: end.trailers,
+        ..v1::SessionFinished::default()
+    })
 }
 
 /// Waits until the client takes more of an answer.

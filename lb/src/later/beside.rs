@@ -13,8 +13,8 @@ const REMEMBERED: Duration = Duration::from_secs(1);
 const ROUND: usize = 32;
 
 /// So much longer than with little is too long.
-const FACTOR: f64 = 1.25;
-const ALLOWANCE: Duration = Duration::from_micros(50);
+const FACTOR: f64 = 1.15;
+const ALLOWANCE: Duration = Duration::from_micros(25);
 
 /// After so many rounds it is found out anew what little costs, since that changes with what the others do.
 const RENEWED: u32 = 64;

@@ -10,11 +10,12 @@ use stoker_runtime::tls::{Secured, Tls};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
-/// A connection on which nothing came for this long is pinged, and given up if nothing comes for [`SILENCE`] after that: a frozen
-/// machine and a cut cable send no reset. A busy connection costs nothing, an idle one a small packet each way a second. Three seconds
-/// together are far below a runner's lease, and far above any pause of a runner that lives.
-pub const PING_AFTER: Duration = Duration::from_secs(1);
-pub const SILENCE: Duration = Duration::from_secs(2);
+/// Pings of HTTP/2 notice what [`pulse`](super::pulse) does not ask: runners of a release that knows no such question, and connections that are not engaged yet.
+const PING_AFTER: Duration = Duration::from_secs(10);
+const UNANSWERED: Duration = Duration::from_secs(20);
+
+/// How long they take to notice it.
+pub const LONGEST: Duration = Duration::from_secs(30);
 
 /// HTTP/2 windows. Credit per call bounds what is under way; these only must not be what limits it.
 const STREAM_WINDOW: u32 = 8 << 20;
@@ -55,7 +56,7 @@ impl Dial {
             .connect_timeout(Duration::from_secs(3))
             .max_frame_size(stoker_proto::HTTP2_FRAME)
             .http2_keep_alive_interval(PING_AFTER)
-            .keep_alive_timeout(SILENCE)
+            .keep_alive_timeout(UNANSWERED)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

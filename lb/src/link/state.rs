@@ -4,8 +4,9 @@ use stoker_core::listed;
 use stoker_core::machine::Machine;
 
 /// How a link stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LinkState {
+    #[default]
     Connecting,
     Ready,
     Draining,

@@ -9,6 +9,7 @@ use stoker_runtime::telemetry::{Facts, SpanKind};
 
 use super::{DOORS, Door};
 use crate::auth::Origin;
+use crate::explain::Why;
 
 /// How the span of a call by this door is called; where one door has several methods, by the first of them.
 pub(super) fn span(door: Door) -> (Name, SpanKind) {
@@ -33,7 +34,16 @@ static CALLS: LazyLock<[Facts; DOORS.len()]> = LazyLock::new(|| {
 });
 
 /// Of all offers.
-pub(super) static OFFERS: LazyLock<Facts> = LazyLock::new(|| rpc(names::ENGAGE));
+pub(super) static OFFERS: LazyLock<Facts> =
+    LazyLock::new(|| rpc(names::ENGAGE).with(names::FAAS_INVOKED_PROVIDER, "stoker"));
+
+/// Of an offer by why that runner was asked, in the order of [`Why::LABELS`].
+static CHOICES: LazyLock<[Facts; Why::LABELS.len()]> =
+    LazyLock::new(|| Why::LABELS.map(|why| Facts::default().with(names::CHOICE, why)));
+
+pub(super) fn of_choice(why: Why) -> &'static Facts {
+    &CHOICES[why.at()]
+}
 
 /// Of all calls that are put into the queue.
 pub(super) static SENT: LazyLock<Facts> = LazyLock::new(|| queued("send"));
@@ -60,7 +70,6 @@ fn queued(operation: &str) -> Facts {
 pub fn of_function(spec: &FunctionSpec, revision: u64) -> Facts {
     Facts::default()
         .with(names::FAAS_INVOKED_NAME, spec.name.as_str())
-        .with(names::FAAS_INVOKED_PROVIDER, "stoker")
         .with(names::FAAS_VERSION, revision.to_string().as_str())
 }
 

@@ -9,6 +9,7 @@ use stoker_runtime::telemetry::{Span, Value, names};
 
 use super::Observer;
 use super::facts::OK;
+use crate::explain::Why;
 
 /// What can become of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,7 @@ impl Offered {
 /// One offer of a call to a runner. Dropped before its end, the call was over first.
 pub struct OfferWatch {
     pub(super) observer: Arc<Observer>,
+    pub(super) why: Why,
     pub(super) span: Option<Span>,
     pub(super) ended: bool,
     /// Where what the runner measured is noted at the end of an answer.
@@ -88,7 +90,10 @@ impl OfferWatch {
     }
 
     /// No byte of it reached the function.
-    pub fn refused(self, reason: Refusal, detail: &str) {
+    pub fn refused(mut self, reason: Refusal, detail: &str) {
+        if let Some(span) = &mut self.span {
+            self.why.note(span);
+        }
         self.end(Offered::Refused(reason), || (Offered::Refused(reason).label(), detail.to_owned()));
     }
 

@@ -44,6 +44,7 @@ async fn an_error_is_json_with_five_fields_and_a_time_to_retry() {
     let head = head.to_lowercase();
     assert!(head.starts_with("http/1.1 503") && head.contains("retry-after: "), "{head}");
     assert!(head.contains("content-type: application/json"), "{head}");
+    assert!(head.contains("stoker-error: overloaded"), "{head}");
     let json: serde_json::Value = serde_json::from_str(body).expect("it is JSON");
     let id = json["call_id"].as_str().expect("an id");
     assert!(head.contains(&format!("fn-call-id: {id}")), "{head}");
@@ -72,6 +73,7 @@ fn mirror(tell: mpsc::Sender<wire::Offer>) -> Play {
                     header("Transfer-Encoding", "chunked"),
                     header("Content-Length", "77"),
                     header("Fn-Call-Id", "forged"),
+                    header("Stoker-Error", "forged"),
                 ];
                 let head = Some(v1::ResponseHead { status: 418, headers });
                 let done = wire::Finished { call: offer.call, head, ..Default::default() };
@@ -226,6 +228,7 @@ async fn operators_see_functions_fleet_and_logs() {
 
 #[tokio::test]
 async fn health_and_reflection_answer() {
+    use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
     use tonic_health::pb::health_client::HealthClient;
     use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
     use tonic_reflection::pb::{v1, v1alpha};
@@ -249,7 +252,16 @@ async fn health_and_reflection_answer() {
     let Some(v1::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer else {
         panic!("{answer:?}")
     };
-    assert!(list.service.iter().any(|service| service.name == "stoker.v1.CallService"), "{list:?}");
+    let mut names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    names.sort_unstable();
+    let (reflection, older) =
+        ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection");
+    let ours = ["stoker.v1.CallService", "stoker.v1.FleetService", "stoker.v1.FunctionService"];
+    assert_eq!(names, [&["grpc.health.v1.Health", reflection, older][..], &ours].concat());
+    let mut runner = RunnerServiceClient::new(stage.channel().await);
+    let none = runner.get_status(wire::GetStatusRequest {}).await.expect_err("it is not served here");
+    assert_eq!(none.code(), Code::Unimplemented);
+    assert!(none.message().contains("stoker.runner.v1.RunnerService"), "{none:?}");
 
     let symbol = "stoker.v1.CallService".to_owned();
     let ask = v1alpha::ServerReflectionRequest {

@@ -86,7 +86,8 @@ fn actor(tell: mpsc::Sender<wire::Offer>) -> Play {
                         s.send(Out::Head(wire::Head { call, head: ok() })).await;
                         for data in ["one ", "two "] {
                             let data = Bytes::from_static(data.as_bytes());
-                            s.send(Out::Body(wire::Body { call, data, last: false })).await;
+                            s.send(Out::Body(wire::Body { call, data, last: false, ..Default::default() }))
+                                .await;
                         }
                         match &offer.body[..] {
                             b"\"pieces\"" => s.finish(call, "three").await,
@@ -256,7 +257,7 @@ async fn everything_else_has_a_name_that_kits_know() {
             "FunctionName",
         ),
         (
-            "GET /2018-10-31/layers".to_owned(),
+            "GET /2018-10-31/layers/x/versions".to_owned(),
             "",
             &large,
             501,

@@ -25,7 +25,7 @@ async fn run(program: &Path, script: &str, arguments: &[&str]) -> String {
 /// A balancer that keeps code.
 async fn set_up(code: &Path) -> (Stage, String) {
     let mut config = config();
-    config.lambda.code = Some(code.join("code"));
+    config.lambda.code = Some(stoker_lb::LambdaCode::Directory(code.join("code")));
     let stage = stage(config, vec![echo()]).await;
     stage.registry.apply_functions(vec![spec("b", "only"), spec("b", "f")]).await.expect("valid");
     let endpoint = format!("http://{}", stage.balancer.http_address());
@@ -215,7 +215,7 @@ async fn rules_of_a_runtime_are_read_from_a_file() {
     let text = serde_json::json!({"python3.12": {"rootfs": root, "command": ["/bin/python", "{handler}"], "env": {"P": "1"}}});
     std::fs::write(&file, text.to_string()).expect("a file");
     let mut config = config();
-    config.lambda.code = Some(directory.path().join("code"));
+    config.lambda.code = Some(stoker_lb::LambdaCode::Directory(directory.path().join("code")));
     config.lambda.runtimes = stoker_lb::LambdaRuntimes::read(&file).expect("it is right");
     let stage = stage(config, vec![echo()]).await;
     let body = r#"{"FunctionName":"x","Role":"r","Runtime":"python3.12","Handler":"f.h","Code":{"ZipFile":"UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA=="}}"#;

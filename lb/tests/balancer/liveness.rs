@@ -67,7 +67,7 @@ async fn wired(play: Play) -> (Stage, Wire, Capacity) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let wire = Wire::to(listener.local_addr().expect("an address")).await;
     let record = record(0, wire.address);
-    serve(listener, record.clone(), 1, play);
+    serve(listener, record.clone(), SESSION_VERSION, play);
     stage.registrations.push(stage.registry.register(record.clone()).await.expect("the name is free"));
     stage.linked(1).await;
     (stage, wire, record)

@@ -17,6 +17,7 @@ mod liveness;
 mod moves;
 mod nonsense;
 mod overload;
+mod places;
 mod process;
 mod promises;
 mod revisions;

@@ -25,7 +25,7 @@ fn any_frame(seed: &mut u64, newest: u64) -> Option<Out> {
             call,
             head: Some(v1::ResponseHead { status: below(seed, 1200) as u32, headers: Vec::new() }),
         }),
-        5 => Out::Body(wire::Body { call, data, last: below(seed, 2) == 0 }),
+        5 => Out::Body(wire::Body { call, data, last: below(seed, 2) == 0, ..Default::default() }),
         6 => Out::Credit(wire::Credit { call, bytes: split_mix(seed) as u32 }),
         7 => Out::Finished(Box::new(wire::Finished { call, body: data, ..Default::default() })),
         8 => Out::Finished(Box::new(wire::Finished {

@@ -1,5 +1,7 @@
 //! What becomes of a call, row by row of the promises: refused, lost, started, violated, cancelled, late.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::stage::*;
 
 #[tokio::test]
@@ -152,6 +154,27 @@ async fn an_idempotent_one_is() {
 }
 
 #[tokio::test]
+async fn an_idempotent_one_that_then_finds_no_room_does_not_say_that_nobody_saw_it() {
+    let died = Arc::new(AtomicBool::new(false));
+    let dies_once = play(move |mut s| {
+        let died = died.clone();
+        async move {
+            while let Some(offer) = s.offer().await {
+                if !died.swap(true, Ordering::Relaxed) {
+                    s.out.send(Err(Status::unavailable("gone"))).await.ok();
+                    return;
+                }
+                s.refuse(offer.call, wire::RefusalReason::Full).await;
+            }
+        }
+    });
+    let config = Config { max_wait: Duration::from_millis(500), ..config() };
+    let stage = stage(config, vec![dies_once]).await;
+    let (_, error) = reason(&stage.invoke("a/again", "hi").await.expect_err("there is no room"));
+    assert_eq!((error.may_have_started, error.retry), (true, stoker_core::Retry::Never), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_waiting_call_asks_before_it_starts() {
     let cold = play(|mut s| async move {
         while let Some(offer) = s.offer().await {
@@ -215,7 +238,7 @@ async fn a_violation_ends_the_session_and_each_call_once() {
     let wrong = play(|mut s| async move {
         let offer = s.offer().await.expect("an offer");
         let data = Bytes::from_static(b"x");
-        s.send(Out::Body(wire::Body { call: offer.call, data, last: false })).await;
+        s.send(Out::Body(wire::Body { call: offer.call, data, last: false, ..Default::default() })).await;
         assert!(s.next().await.is_none(), "the session is over");
     });
     let stage = stage(config(), vec![wrong]).await;
@@ -242,9 +265,9 @@ async fn a_call_that_was_told_to_start_is_not_run_again() {
 async fn each_call_of_a_lost_session_gets_its_own_outcome() {
     // The first has begun, the second waits: only the second may go elsewhere.
     let (tell, mut told) = mpsc::channel(4);
-    let again = Arc::<std::sync::atomic::AtomicBool>::default();
+    let again = Arc::<AtomicBool>::default();
     let dies_with_two = play(move |mut s| {
-        let (tell, again) = (tell.clone(), again.swap(true, std::sync::atomic::Ordering::SeqCst));
+        let (tell, again) = (tell.clone(), again.swap(true, Ordering::SeqCst));
         async move {
             if again {
                 while let Some(offer) = s.offer().await {
@@ -288,7 +311,9 @@ async fn a_foreign_version_is_refused_with_both_named() {
     let mut watch = fleet.watch_fleet(v1::WatchFleetRequest {}).await.expect("a stream").into_inner();
     loop {
         let seen = watch.message().await.expect("no error").expect("more").runners;
-        if seen[0].reason.contains("version 99") && seen[0].reason.contains("we speak 1") {
+        if seen[0].reason.contains("version 99")
+            && seen[0].reason.contains(&format!("we speak {SESSION_VERSION}"))
+        {
             break;
         }
     }
@@ -314,7 +339,7 @@ async fn what_a_newer_runner_says_and_what_comes_late_is_passed_over() {
 async fn every_violation_is_named_and_ends_the_session() {
     let large = Bytes::from(vec![0; 65_537]);
     let head = Out::Head(wire::Head { call: 1, head: ok() });
-    let body = |data: Bytes| Out::Body(wire::Body { call: 1, data, last: false });
+    let body = |data: Bytes| Out::Body(wire::Body { call: 1, data, last: false, ..Default::default() });
     for (frames, text) in [
         (vec![Out::Welcome(Box::default())], "a second Welcome"),
         (vec![Out::Ready(wire::Ready { call: 1 })], "Ready is not allowed in state Offered"),

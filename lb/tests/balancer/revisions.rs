@@ -257,6 +257,13 @@ async fn a_function_of_lambda_is_told_its_version_and_runners_what_changes_witho
     {
         assert_eq!(ran(&stage, function).await, (told.to_owned(), revision), "{function}");
     }
+    // A runner of a release that knows no numbers runs them all as it always did.
+    let older = set(config(), vec![(1, numbers())]).await;
+    older.linked(1).await;
+    older.registry.apply_functions(vec![lambda(0)]).await.expect("valid");
+    for function in ["b/f", "b/f:1"] {
+        assert_eq!(ran(&older, function).await, ("0 0".to_owned(), 1), "{function}");
+    }
     // Nobody can apply a number.
     let functions = FunctionServiceClient::new(stage.channel().await);
     let mut numbered = convert::to_function(&lambda(0));

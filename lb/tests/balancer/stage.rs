@@ -13,6 +13,7 @@ pub use stoker_core::function::{FunctionName, FunctionSpec};
 pub use stoker_core::ids::{Incarnation, RunnerName};
 pub use stoker_core::resources::Resources;
 pub use stoker_lb::{Balancer, Config};
+pub use stoker_proto::SESSION_VERSION;
 pub use stoker_proto::convert;
 pub use stoker_proto::runner::v1 as wire;
 pub use stoker_proto::runner::v1::engage_request::Frame as In;
@@ -37,9 +38,14 @@ pub struct Script {
 }
 
 impl Script {
-    /// The next frame; `None` when the balancer is gone.
+    /// The next frame but for pings, which are answered; `None` when the balancer is gone.
     pub async fn next(&mut self) -> Option<In> {
-        self.stream.message().await.ok().flatten()?.frame
+        loop {
+            match self.stream.message().await.ok().flatten()?.frame? {
+                In::Ping(ping) => self.send(Out::Pong(wire::Pong { number: ping.number })).await,
+                frame => return Some(frame),
+            }
+        }
     }
 
     /// The next offer; definitions are passed over.
@@ -111,7 +117,7 @@ impl Actor {
             .collect();
         for out in sessions {
             let said = if state == RunnerState::Draining {
-                Out::Draining(wire::Draining { reason: "told to".into() })
+                Out::Draining(wire::Draining { reason: "told to".into(), ..Default::default() })
             } else {
                 Out::Capacity(Box::new(wire::CapacityChanged { capacity: Some(capacity.clone()) }))
             };
@@ -135,7 +141,9 @@ impl RunnerService for Actor {
         let mut script = Script { stream: request.into_inner(), out };
         let (play, record, version) = (self.play.clone(), self.record(), self.version);
         tokio::spawn(async move {
-            assert!(matches!(script.next().await, Some(In::Hello(hello)) if hello.version == 1));
+            assert!(
+                matches!(script.next().await, Some(In::Hello(hello)) if hello.version == SESSION_VERSION)
+            );
             let capacity = Some(convert::to_capacity(&record));
             script
                 .send(Out::Welcome(Box::new(wire::Welcome { version, capacity, software: "script".into() })))
@@ -215,7 +223,7 @@ pub const MIB: u64 = 1 << 20;
 
 /// A balancer and one runner for each play, and the functions `a/f` and, idempotent, `a/again`.
 pub async fn stage(config: Config, plays: Vec<Play>) -> Stage {
-    let stage = set(config, plays.into_iter().map(|play| (1, play)).collect()).await;
+    let stage = set(config, plays.into_iter().map(|play| (SESSION_VERSION, play)).collect()).await;
     stage.linked(stage.registrations.len()).await;
     stage
 }
@@ -411,7 +419,7 @@ pub fn streaming_echo() -> Play {
                 let data = held.pop_front().expect("there is one");
                 window -= data.len();
                 let bytes = data.len() as u32;
-                s.send(Out::Body(wire::Body { call, data, last: false })).await;
+                s.send(Out::Body(wire::Body { call, data, last: false, ..Default::default() })).await;
                 s.send(Out::Credit(wire::Credit { call, bytes })).await;
             }
             if last && held.is_empty() {

@@ -117,7 +117,13 @@ fn flood() -> Play {
             for (call, window) in &mut floods {
                 while *window >= piece.len() {
                     *window -= piece.len();
-                    s.send(Out::Body(wire::Body { call: *call, data: piece.clone(), last: false })).await;
+                    s.send(Out::Body(wire::Body {
+                        call: *call,
+                        data: piece.clone(),
+                        last: false,
+                        ..Default::default()
+                    }))
+                    .await;
                 }
             }
         }
@@ -180,7 +186,7 @@ async fn a_runner_lost_in_the_middle_of_an_answer_breaks_it_off() {
         let Some(offer) = s.offer().await else { return };
         s.send(Out::Head(wire::Head { call: offer.call, head: ok() })).await;
         let data = Bytes::from_static(b"half");
-        s.send(Out::Body(wire::Body { call: offer.call, data, last: false })).await;
+        s.send(Out::Body(wire::Body { call: offer.call, data, last: false, ..Default::default() })).await;
         s.out.send(Err(Status::unavailable("gone"))).await.ok();
     });
     let stage = stage(config(), vec![breaks.clone(), breaks]).await;
@@ -205,7 +211,13 @@ async fn a_reader_that_stands_still_is_given_up_at_the_deadline() {
                 while window >= 64 * 1024 {
                     window -= 64 * 1024;
                     let data = Bytes::from(vec![7; 64 * 1024]);
-                    s.send(Out::Body(wire::Body { call: offer.call, data, last: false })).await;
+                    s.send(Out::Body(wire::Body {
+                        call: offer.call,
+                        data,
+                        last: false,
+                        ..Default::default()
+                    }))
+                    .await;
                 }
                 match s.next().await {
                     Some(In::Credit(credit)) => window += credit.bytes as usize,

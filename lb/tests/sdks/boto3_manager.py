@@ -202,6 +202,15 @@ for wrong, said, asked in [
 refused("ResourceNotFoundException", client.get_function, FunctionName="x")
 refused("NotImplementedException", client.create_event_source_mapping, FunctionName="made")
 
+# What is not kept is none to those who look.
+assert client.list_event_source_mappings(FunctionName="made")["EventSourceMappings"] == []
+assert client.list_layers()["Layers"] == [] and client.list_function_url_configs(FunctionName="made")["FunctionUrlConfigs"] == []
+assert client.get_function_code_signing_config(FunctionName="made")["FunctionName"] == "made"
+assert client.get_runtime_management_config(FunctionName="made")["UpdateRuntimeOn"] == "Auto"
+refused("ResourceNotFoundException", client.get_policy, FunctionName="made")
+refused("ResourceNotFoundException", client.get_function_url_config, FunctionName="made")
+refused("ResourceNotFoundException", client.get_runtime_management_config, FunctionName="gone")
+
 client.delete_function(FunctionName="made")
 client.delete_function(FunctionName="pictured")
 refused("ResourceNotFoundException", client.list_versions_by_function, FunctionName="made")

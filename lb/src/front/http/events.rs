@@ -126,7 +126,7 @@ pub async fn handle(
     let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
     let mut response = Response::new(AnswerBody::new(answer.first, answer.rest));
     *response.status_mut() = status_of(answer.head.status);
-    response_headers(response.headers_mut(), answer.head.headers);
+    response_headers(response.headers_mut(), answer.head.headers, false);
     response.headers_mut().insert(CALL_ID, header(&id.to_string()));
     Ok(response)
 }
@@ -360,7 +360,7 @@ async fn one(
 /// An answer in JSON, where it is an event.
 async fn answered(answer: Answer) -> Result<Option<Value>, Error> {
     let mut headers = HeaderMap::new();
-    response_headers(&mut headers, answer.head.headers.clone());
+    response_headers(&mut headers, answer.head.headers.clone(), false);
     let body = Limited::new(AnswerBody::new(answer.first, answer.rest), LARGEST).collect().await;
     let body = body.map_err(|error| {
         let text = format!("the answer to one event of a batch: {error}");

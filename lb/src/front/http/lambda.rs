@@ -4,6 +4,7 @@
 //! function's own words as the body, for callers would send it again otherwise. And everything else that a caller can do about
 //! an error is in its name, which stands in a header.
 
+mod absent;
 mod change;
 mod code;
 pub mod direct;
@@ -33,6 +34,7 @@ use serde_json::Value;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 
+pub use self::code::CodePlace;
 use self::code::Store;
 use self::invoke::{Asked, Trail};
 use self::refused::Refused;
@@ -69,8 +71,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// What an operator says of this API.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// Where code that comes as a zip is kept, seen by balancers and runners at the same path.
-    pub code: Option<std::path::PathBuf>,
+    /// Where code that comes as a zip is kept.
+    pub code: Option<CodePlace>,
     pub runtimes: Runtimes,
     /// The function for which this balancer is what the Runtime Interface Emulator is for one.
     pub emulate: Option<String>,
@@ -85,7 +87,7 @@ pub struct Lambda {
 
 impl Lambda {
     pub fn new(config: Config) -> Self {
-        let code = config.code.map(|directory| Arc::new(Store::new(directory)));
+        let code = config.code.map(|place| Arc::new(Store::new(place)));
         Self { code, runtimes: config.runtimes, emulate: config.emulate }
     }
 }
@@ -320,6 +322,10 @@ async fn managed(
         ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),
         ("DELETE", ["2017-03-31", "tags", name]) => limits::untag(door, parts, target(name)?).await.and(done),
         ("GET", ["2016-08-19", "account-settings"]) => ok(limits::account(door)),
+        ("GET", _) => match absent::look(door, parts, segments)? {
+            Some(nothing) => ok(nothing),
+            None => Err(not_here(parts)),
+        },
         _ => Err(not_here(parts)),
     }
 }

@@ -20,7 +20,7 @@ use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
-use super::{AnswerBody, CALL_ID, Door, challenge, header, pieces, retry_after, url};
+use super::{AnswerBody, CALL_ID, Door, ERROR, challenge, header, pieces, retry_after, url};
 use crate::call::{Input, Pieces};
 use crate::directory::Named;
 use crate::observe::Watch;
@@ -75,7 +75,7 @@ pub async fn handle(
     let answer = door.dispatch.call(call, Input::whole(asked.event), watch).await?;
     // A function of another format may say that it failed in its status.
     let failed = answer.head.status >= 400;
-    let body = AnswerBody { last: Bytes::from_static(b"\n"), ..AnswerBody::new(answer.first, answer.rest) };
+    let body = AnswerBody::new(answer.first, answer.rest).last(Bytes::from_static(b"\n"));
     Ok(plain(if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK }, body, id))
 }
 
@@ -90,6 +90,9 @@ pub fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let mut response = plain(status, body, id);
+    response
+        .headers_mut()
+        .insert(ERROR, HeaderValue::from_static(stoker_proto::status::row(error.code).reason));
     challenge(response.headers_mut(), error.code);
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     retry_after(response.headers_mut(), error.retry);

@@ -15,7 +15,7 @@ use stoker_core::{FunctionSpec, ImageRef};
 use stoker_registry::revisions::{Change, Expect, Revision, Wish};
 
 use super::functions::{self, notes};
-use super::{Refused, Target, arn, code, split};
+use super::{Refused, Target, arn, split};
 use crate::auth::{Caller, Permission};
 use crate::front::Door;
 use crate::front::operators::images::{self, Unpinned};
@@ -167,7 +167,7 @@ impl Draft {
     }
 
     /// Makes what runs the code of the runtime and the zip, where there is one or the runtime has changed.
-    async fn settle(&mut self, door: &Door, code_at: Option<PathBuf>) -> Result<(), Refused> {
+    async fn settle(&mut self, door: &Door, code_at: Option<String>) -> Result<(), Refused> {
         let Some(runtime) = self.notes.get(notes::RUNTIME) else {
             return match &self.zip {
                 Some(_) => Err(Refused::parameter("Runtime is missing: a zip needs one")),
@@ -175,7 +175,7 @@ impl Draft {
             };
         };
         let Some(store) = &door.lambda.code else {
-            let text = "this balancer keeps no code: set lambda.code to a directory that balancers and runners see, or use an image";
+            let text = "this balancer keeps no code: set lambda.code to a repository of a registry, or to a directory that balancers and runners see; or use an image";
             return Err(Refused::parameter(text));
         };
         let runtime = door.lambda.runtimes.find(runtime).map_err(Refused::parameter)?;
@@ -183,23 +183,25 @@ impl Draft {
         if handler.is_empty() {
             return Err(Refused::parameter("Handler is missing: a zip needs one"));
         }
-        let stored = match self.zip.take() {
-            Some(zip) => store.put(zip).await?,
-            None => store.find(code_at.as_deref())?,
+        let kept = match (self.zip.take(), code_at) {
+            (Some(zip), _) => {
+                let (kept, zip) = store.put(zip, &runtime).await?;
+                self.note(notes::SHA256, &zip.sha256);
+                self.note(notes::SIZE, &zip.bytes.to_string());
+                kept
+            }
+            (None, Some(at)) => store.again(&at, &runtime).await?,
+            (None, None) => return Err(Refused::parameter("ZipFile is missing")),
         };
         self.spec.command = runtime.command(&handler);
-        (self.spec.root, self.spec.workdir) = match runtime.rootfs.clone() {
-            None => (Root::Host, stored.directory.clone()),
-            Some(root) => (Root::Rootfs(store.rooted(&stored, root).await?), code::TASK.into()),
-        };
+        (self.spec.root, self.spec.workdir) = (kept.root, kept.workdir);
+        if let Some(credentials) = kept.credentials {
+            self.spec.credentials = credentials;
+        }
         for (key, value) in runtime.env {
             self.spec.env.entry(key).or_insert(value);
         }
-        self.note(notes::SHA256, &stored.sha256);
-        if let Some(bytes) = stored.bytes {
-            self.note(notes::SIZE, &bytes.to_string());
-        }
-        self.notes.insert(CODE_AT.to_owned(), stored.directory.to_string_lossy().into_owned());
+        self.notes.insert(CODE_AT.to_owned(), kept.at);
         Ok(())
     }
 
@@ -231,7 +233,7 @@ impl Draft {
     }
 }
 
-/// Where a revision's zip was unpacked.
+/// Where a revision's zip is kept.
 const CODE_AT: &str = "stoker.code";
 
 /// A version that somebody says it has seen.
@@ -329,7 +331,7 @@ pub async fn configuration(door: &Door, target: Target, body: &[u8]) -> Result<V
             return Err(Refused::parameter(format!("{key} is not kept here: leave it out")));
         }
     }
-    let code_at = revision.notes.get(CODE_AT).map(PathBuf::from);
+    let code_at = revision.notes.get(CODE_AT).cloned();
     let before = &revision.spec.format_options.handler;
     let moved = draft.notes.get(notes::RUNTIME) != revision.notes.get(notes::RUNTIME)
         || draft.spec.format_options.handler != *before;
@@ -352,13 +354,15 @@ pub async fn code(door: &Door, target: Target, body: &[u8]) -> Result<Value, Ref
             return Err(Refused::parameter(format!("{key} is not kept here: leave it out")));
         }
     }
-    let image = revision.spec.root.is_image();
-    match (image, draft.spec.root.is_image(), draft.zip.is_some()) {
-        (true, true, false) | (false, false, true) => {}
-        (true, ..) => {
+    let image = functions::is_image(&revision);
+    match (image, draft.zip.is_some()) {
+        (true, false) => {}
+        // The code of a zip may be kept as an image, which is not what was sent.
+        (false, true) if draft.spec.root == revision.spec.root => {}
+        (true, true) => {
             return Err(Refused::parameter("ImageUri is missing: the function's package is an image"));
         }
-        (false, ..) => return Err(Refused::parameter("ZipFile is missing: the function's package is a zip")),
+        (false, _) => return Err(Refused::parameter("ZipFile is missing: the function's package is a zip")),
     }
     if !image {
         draft.settle(door, None).await?;

@@ -31,7 +31,7 @@ pub fn described(name: &str, revision: &Revision, version: Option<&str>) -> Valu
     let spec = &revision.spec;
     let note = |key: &str| revision.notes.get(key).map(String::as_str);
     let digest = spec.digest();
-    let image = spec.root.is_image();
+    let image = is_image(revision);
     let qualifier = version.filter(|version| *version != LATEST);
     let mut configuration = json!({
         "FunctionName": name,
@@ -70,6 +70,11 @@ pub fn described(name: &str, revision: &Revision, version: Option<&str>) -> Valu
         configuration["Handler"] = spec.format_options.handler.as_str().into();
     }
     configuration
+}
+
+/// Whether a function came as an image: the code of a zip may be kept as one, which is nobody's business.
+pub fn is_image(revision: &Revision) -> bool {
+    revision.spec.root.is_image() && !revision.notes.contains_key(notes::SHA256)
 }
 
 /// The architecture of this fleet, in AWS's words.
@@ -118,7 +123,7 @@ pub fn configuration(door: &Door, target: &Target) -> Result<Value, Refused> {
 pub fn description(door: &Door, target: &Target) -> Result<Value, Refused> {
     let revision = target.revision(door)?;
     let code = match &revision.spec.root {
-        Root::Image(image) => {
+        Root::Image(image) if is_image(&revision) => {
             json!({"RepositoryType": "ECR", "ImageUri": image.unpinned().to_string(), "ResolvedImageUri": image.to_string()})
         }
         _ => json!({"RepositoryType": "S3", "Location": location(&revision.spec)}),

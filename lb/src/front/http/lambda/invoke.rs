@@ -115,12 +115,12 @@ impl Asked {
         let event = checked(event)?;
         let head = head(id, parts, self.headers);
         let limited = self.target.known.gate.is_limited();
-        let call = door.admit_to(place, id, self.target.known, head, None, watch);
-        let call = call.map_err(|error| match limited && error.code == Code::Overloaded {
+        let refused = |error: Error| match limited && error.code == Code::Overloaded {
             true => Refused::from(error).over_reserved(),
             false => error.into(),
-        })?;
-        Ok(door.dispatch.call(call, Input::whole(event), watch).await?)
+        };
+        let call = door.admit_to(place, id, self.target.known, head, None, watch).map_err(refused)?;
+        door.dispatch.call(call, Input::whole(event), watch).await.map_err(refused)
     }
 }
 
@@ -303,16 +303,13 @@ pub async fn invoke_streaming(
     };
     let body = match asked.call(door, id, parts, place, event, watch).await {
         Ok(answer) => {
-            let mut body = AnswerBody::new(answer.first, answer.rest);
-            body.events = Some(Box::new(Events::new(log(answer.end.runner))));
-            body
+            let events = Events::new(log(answer.end.runner));
+            AnswerBody::new(answer.first, answer.rest).events(events)
         }
         Err(refused) if is_of_function(&refused) => {
             let mut events = Events::new(log(String::new()));
             events.fail(&refused.error);
-            let mut body = AnswerBody::whole(Bytes::new());
-            body.events = Some(Box::new(events));
-            body
+            AnswerBody::whole(Bytes::new()).events(events)
         }
         Err(refused) => return Err(refused),
     };

@@ -18,7 +18,7 @@ use crate::front::Door;
 /// Calls at once of an account, as AWS has it where nobody asked for more. Nothing here holds them back.
 const ACCOUNT: u32 = 1000;
 
-/// `PutFunctionConcurrency`: each balancer lets in so many calls of the function at once, by every door.
+/// `PutFunctionConcurrency`: so many calls of the function are let in at once, by every door of every balancer.
 pub async fn reserve(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("PutFunctionConcurrency", body)?;

@@ -5,22 +5,31 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
+use stoker_core::ImageRef;
 
 /// Stands in a command for the function's handler.
 const HANDLER: &str = "{handler}";
 
 /// How a runtime runs.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
-    /// What the function sees as `/`, on the balancer and on every runner; none: the host's files.
+    /// Where code is in a directory: what the function sees as `/`, on the balancer and on every runner; none: the host's files.
     #[serde(default)]
     pub rootfs: Option<PathBuf>,
+    /// Where code is in a registry: the image that it is put on; none: the code is all there is.
+    #[serde(default, deserialize_with = "image")]
+    pub image: Option<ImageRef>,
     /// Program and arguments, started where the code is.
     pub command: Vec<String>,
     /// Variables that the function's own give way to nothing.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+}
+
+fn image<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ImageRef>, D::Error> {
+    let text = String::deserialize(from)?;
+    ImageRef::parse(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 impl Runtime {
@@ -62,6 +71,24 @@ impl Runtimes {
         Ok(Self(runtimes))
     }
 
+    /// What is wrong with them where code is kept in a registry, or is not.
+    ///
+    /// # Errors
+    /// The first of them that cannot be.
+    pub fn check(&self, registry: bool) -> Result<(), String> {
+        for (name, runtime) in &self.0 {
+            if registry && runtime.rootfs.is_some() {
+                return Err(format!("{name}: code is kept in a registry: write `image`, not `rootfs`"));
+            }
+            if !registry && runtime.image.is_some() {
+                return Err(format!(
+                    "{name}: an `image` needs code that is kept in a registry, lambda.code: oci://…"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     /// The runtime of this name. Of those that the operator does not name, the host's programs run what is in the zip: its `bootstrap`, or
     /// AWS's runtime client beside the handler.
     ///
@@ -85,7 +112,7 @@ impl Runtimes {
             }
         };
         let command = host.iter().map(|part| (*part).to_owned()).collect();
-        Ok(Runtime { rootfs: None, command, env: BTreeMap::new() })
+        Ok(Runtime { command, ..Runtime::default() })
     }
 }
 
@@ -119,12 +146,25 @@ mod tests {
     }
 
     #[test]
+    fn what_code_is_put_on_is_where_the_code_is() {
+        let check = |text: &str, registry| Runtimes::parse(text.as_bytes()).unwrap().check(registry);
+        let image = r#"{"x": {"command": ["a"], "image": "registry.example/python:3"}}"#;
+        let rootfs = r#"{"x": {"command": ["a"], "rootfs": "/roots/x"}}"#;
+        let neither = r#"{"x": {"command": ["a"]}}"#;
+        assert_eq!((check(image, true), check(rootfs, false)), (Ok(()), Ok(())));
+        assert_eq!((check(neither, true), check(neither, false)), (Ok(()), Ok(())));
+        assert!(check(image, false).unwrap_err().contains("oci://"));
+        assert!(check(rootfs, true).unwrap_err().contains("image"));
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, named) in [
             ("[]", "write"),
             (r#"{"x": {}}"#, "command"),
             (r#"{"x": {"command": []}}"#, "command"),
-            (r#"{"x": {"command": ["a"], "image": "b"}}"#, "image"),
+            (r#"{"x": {"command": ["a"], "image": "B"}}"#, "lower case"),
+            (r#"{"x": {"command": ["a"], "picture": "b"}}"#, "picture"),
             (r#"{"x": {"command": ["a"], "rootfs": "b"}}"#, "rootfs"),
         ] {
             let wrong = Runtimes::parse(text.as_bytes()).unwrap_err();

@@ -1,6 +1,9 @@
+use std::io::{Cursor, Write as _};
+
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
+use super::super::zipped::{DEEPEST, MOST_BYTES};
 use super::*;
 
 /// A zip with these files (name, mode, content).
@@ -20,10 +23,19 @@ fn zipped(files: &[(&str, u32, &[u8])]) -> Bytes {
     zip.finish().unwrap().into_inner().into()
 }
 
-fn store() -> (tempfile::TempDir, Arc<Store>) {
+fn store() -> (tempfile::TempDir, Arc<Directory>) {
     let directory = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::new(directory.path().join("code")));
+    let store = Directory::new(directory.path().join("code"), MOST_BYTES);
     (directory, store)
+}
+
+fn runtime(rootfs: Option<PathBuf>) -> Runtime {
+    Runtime { rootfs, ..Runtime::default() }
+}
+
+async fn put(store: &Arc<Directory>, zip: Bytes) -> Result<PathBuf, Refused> {
+    let hash = digest::digest(&digest::SHA256, &zip);
+    store.put(zip, hash.as_ref(), &runtime(None)).await.map(|kept| kept.workdir)
 }
 
 fn mode(path: &Path) -> u32 {
@@ -39,18 +51,16 @@ async fn a_zip_becomes_a_directory_that_everybody_can_read() {
         ("empty/", 0o700, b""),
         ("bin/again", 0o120_777, b"../bin/run"),
     ]);
-    let stored = store.put(zip.clone()).await.unwrap();
-    let at = &stored.directory;
+    let at = &put(&store, zip.clone()).await.unwrap();
     assert_eq!(fs::read(at.join("func.py")).unwrap(), b"code");
     assert_eq!(fs::read(at.join("bin/again")).unwrap(), b"#!");
     assert_eq!([at, &at.join("bin"), &at.join("empty")].map(|path| mode(path)), [0o755; 3]);
     assert_eq!((mode(&at.join("func.py")), mode(&at.join("bin/run"))), (0o644, 0o755), "and no setuid");
-    assert_eq!(stored.bytes, Some(zip.len()));
-    let found = store.find(Some(at)).unwrap();
-    assert_eq!((&found.sha256, &found.directory), (&stored.sha256, at));
-    assert!(store.find(Some(&at.join("gone"))).is_err() && store.find(None).is_err());
+    let again = async |at: PathBuf| store.again(&at.to_string_lossy(), &runtime(None)).await;
+    assert_eq!(again(at.clone()).await.unwrap().workdir, *at);
+    assert!(again(at.join("gone")).await.is_err() && again("somewhere".into()).await.is_err());
     // The same is the same, and nothing else lies about.
-    assert_eq!(store.put(zip).await.unwrap().directory, *at);
+    assert_eq!(put(&store, zip).await.unwrap(), *at);
     assert_eq!(fs::read_dir(at.parent().unwrap()).unwrap().count(), 1);
 }
 
@@ -73,7 +83,7 @@ async fn what_would_do_harm_is_refused_and_leaves_nothing() {
         (Bytes::from_static(b"PK no zip"), "Could not unzip"),
         (Bytes::new(), "Could not unzip"),
     ] {
-        let refused = store.put(zip).await.unwrap_err();
+        let refused = put(&store, zip).await.unwrap_err();
         assert_eq!(refused.name(), (400, "InvalidParameterValueException"));
         assert!(refused.error.message.contains(said), "{said}: {}", refused.error);
     }
@@ -84,11 +94,11 @@ async fn what_would_do_harm_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn a_bomb_is_counted_while_it_goes_off() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store { most: 1 << 20, ..Store::new(directory.path().join("code")) };
+    let store = Directory::new(directory.path().join("code"), 1 << 20);
     let zeros = vec![0; 1 << 19];
     let zip = zipped(&[("one", 0o644, &zeros), ("two", 0o644, &zeros), ("last", 0o644, b"0")]);
     assert!(zip.len() < 1 << 16, "{}", zip.len());
-    let refused = Arc::new(store).put(zip).await.unwrap_err();
+    let refused = put(&store, zip).await.unwrap_err();
     assert!(refused.error.message.contains("Unzipped size"), "{}", refused.error);
     assert_eq!(fs::read_dir(directory.path().join("code")).unwrap().count(), 0, "nothing is left");
 }
@@ -103,21 +113,24 @@ async fn a_root_with_code_shares_its_files() {
     fs::write(root.join("bin/python"), "an interpreter").unwrap();
     fs::write(root.join("var/task/old"), "of the root").unwrap();
     symlink("bin", root.join("sbin")).unwrap();
-    let stored = store.put(zipped(&[("func.py", 0o644, b"code")])).await.unwrap();
-    let rooted = store.rooted(&stored, root.clone()).await.unwrap();
+    let code = put(&store, zipped(&[("func.py", 0o644, b"code")])).await.unwrap();
+    let with_root = async || store.again(&code.to_string_lossy(), &runtime(Some(root.clone()))).await;
+    let kept = with_root().await.unwrap();
+    assert_eq!((kept.workdir.as_path(), kept.at.as_str()), (Path::new(TASK), &*code.to_string_lossy()));
+    let Root::Rootfs(rooted) = kept.root else { panic!("{:?}", kept.root) };
     assert_eq!(fs::read(rooted.join("var/task/func.py")).unwrap(), b"code");
     assert_eq!(fs::read_link(rooted.join("sbin")).unwrap(), Path::new("bin"));
     assert!(!rooted.join("var/task/old").exists() && root.join("var/task/old").exists());
     let inode = |path: PathBuf| path.metadata().unwrap().ino();
     assert_eq!(inode(rooted.join("bin/python")), inode(root.join("bin/python")));
-    assert_eq!(store.rooted(&stored, root).await.unwrap(), rooted);
+    assert_eq!(with_root().await.unwrap().root, Root::Rootfs(rooted));
 }
 
 #[tokio::test]
 async fn what_nobody_names_goes_a_day_later() {
     let (_directory, store) = store();
-    let one = store.put(zipped(&[("a", 0o644, b"1")])).await.unwrap().directory;
-    let other = store.put(zipped(&[("a", 0o644, b"2")])).await.unwrap().directory;
+    let one = put(&store, zipped(&[("a", 0o644, b"1")])).await.unwrap();
+    let other = put(&store, zipped(&[("a", 0o644, b"2")])).await.unwrap();
     let place = one.parent().unwrap();
     let named = BTreeSet::from([one.clone()]);
     let (now, later) = (SystemTime::now(), SystemTime::now() + UNUSED + Duration::from_secs(60));
