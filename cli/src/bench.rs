@@ -1,5 +1,6 @@
 //! `bench`: a closed loop of callers on one function, through one of the balancer's doors or at the function's own socket.
 
+mod calls;
 mod cpu;
 mod doors;
 
@@ -38,6 +39,21 @@ struct Tally {
 impl Tally {
     fn failed(&self) -> u64 {
         self.errors.values().map(|(count, _)| count).sum()
+    }
+
+    /// A run is no success if a call of it was none.
+    fn outcome(&self) -> Result<(), Failure> {
+        let (failed, all) = (self.failed(), self.latencies.len() + self.failed());
+        let what = match self.latencies.is_empty() {
+            true => "no call succeeded".to_owned(),
+            false => format!("{failed} of {all} calls failed, most of them so"),
+        };
+        let error = match self.errors.values().max_by_key(|(count, _)| *count) {
+            Some((_, why)) => Error { message: format!("{what}: {}", why.message), ..why.clone() },
+            None if all == 0 => Error::new(Code::Unavailable, "no call was answered"),
+            None => return Ok(()),
+        };
+        Err(Failure::new(error, "try one with `stoker call`"))
     }
 }
 
@@ -184,14 +200,7 @@ pub async fn run(args: Bench, common: &Common) -> Result<(), Failure> {
         Output::Json => outcome.print_json()?,
         Output::Table => outcome.print_table()?,
     }
-    if tally.latencies.is_empty() {
-        let most = tally.errors.values().max_by_key(|(count, _)| *count);
-        let why =
-            most.map_or_else(|| Error::new(Code::Unavailable, "none was answered"), |(_, why)| why.clone());
-        let error = Error { message: format!("no call succeeded: {}", why.message), ..why };
-        return Err(Failure::new(error, "try one with `stoker call`"));
-    }
-    Ok(())
+    tally.outcome()
 }
 
 /// Runs the callers for `length`, and shows how it goes.

@@ -83,7 +83,7 @@ pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
     if args.show_timing {
         output::say(&answer.timing(total));
     }
-    Ok(())
+    answer.succeeded()
 }
 
 fn silent(server: &str) -> Failure {
@@ -101,6 +101,20 @@ struct Answer {
 }
 
 impl Answer {
+    /// A status that says of itself that it is an error is the function's answer all the same: it is written as any other, and the exit code tells a
+    /// script that the function did not succeed, as it does for calls that are made later.
+    fn succeeded(&self) -> Result<(), Failure> {
+        let status = self.head.head.as_ref().map_or(200, |head| head.status);
+        match status {
+            0..400 => Ok(()),
+            _ => Err(Failure::new(
+                Error::new(Code::FunctionFailed, format!("the function answered with the status {status}"))
+                    .may_have_started(),
+                "its answer is on STDOUT; see `stoker logs` for what it wrote besides",
+            )),
+        }
+    }
+
     fn json(&self, total: Duration) -> Value {
         let head = self.head.head.clone().unwrap_or_default();
         let end = self.end.clone().unwrap_or_default();

@@ -15,6 +15,9 @@ use crate::failure::Failure;
 /// Room for the head beside a body of [`MAX_MESSAGE`].
 const HEAD_ROOM: usize = 256 * 1024;
 
+/// Most bytes of an answer of `CallService` in one message.
+pub const MAX_ANSWER: usize = MAX_MESSAGE + HEAD_ROOM;
+
 /// Lists of functions and runners have no limit of their own.
 const LIST_MESSAGE: usize = 64 << 20;
 
@@ -35,8 +38,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 pub fn calls(connection: Connection) -> CallServiceClient<Connection> {
     let origin = connection.origin();
     CallServiceClient::with_origin(connection, origin)
-        .max_decoding_message_size(MAX_MESSAGE + HEAD_ROOM)
-        .max_encoding_message_size(MAX_MESSAGE + HEAD_ROOM)
+        .max_decoding_message_size(MAX_ANSWER)
+        .max_encoding_message_size(MAX_ANSWER)
 }
 
 /// Functions.

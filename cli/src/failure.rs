@@ -184,7 +184,10 @@ fn advice(error: &Error) -> String {
         Code::ResourcesImpossible => {
             "lower `memory` or `cpu` in the function's file, or start larger runners"
         }
-        Code::Unavailable if !error.may_have_started => "see `stoker runners`; start one with `stoker up`",
+        // Of a part that is missing the message says which, and how to have it.
+        Code::Unavailable if error.message.contains("runner") && !error.may_have_started => {
+            "see `stoker runners`"
+        }
         Code::Internal => "this is a mistake in Stoker: please report it, with what its log says",
         _ => "",
     };

@@ -15,14 +15,14 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use stoker_core::{Resources, RunnerName};
+use stoker_core::{FunctionName, Resources, RunnerName};
 use stoker_registry::Registry;
 use stoker_runtime::admin::{Admin, Pages};
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::Readiness;
 use stoker_runtime::metrics::Metrics;
 use stoker_sandbox::select::Choice;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::failure::Failure;
 
@@ -61,10 +61,32 @@ pub struct Images {
     pub ca: Option<PathBuf>,
 }
 
+/// Tells runners that files of functions were changed.
+#[derive(Debug, Clone, Default)]
+pub struct Renewer(Vec<mpsc::Sender<Renewed>>);
+
+/// The functions, and who waits until it is so.
+type Renewed = (Arc<[FunctionName]>, oneshot::Sender<()>);
+
+impl Renewer {
+    /// Returns when calls of these functions find only containers that are started from now on.
+    pub async fn renew(&self, names: impl Into<Arc<[FunctionName]>>) {
+        let names = names.into();
+        for runner in &self.0 {
+            let (done, is_done) = oneshot::channel();
+            // A runner that has ended has no containers.
+            if runner.send((Arc::clone(&names), done)).await.is_ok() {
+                _ = is_done.await;
+            }
+        }
+    }
+}
+
 /// A fleet that serves.
 pub struct Fleet {
     balancer: Member,
     runners: Vec<Member>,
+    renewer: Renewer,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub admin: SocketAddr,
@@ -77,13 +99,14 @@ impl Fleet {
     pub async fn start(plan: Plan, registry: Arc<dyn Registry>) -> Result<Self, Failure> {
         // The runners first: then the balancer's first view of the fleet is the whole of it.
         let starting = plan.runners.iter().map(|name| runner(&plan, name.clone(), Arc::clone(&registry)));
-        let mut runners = Vec::new();
+        let (mut runners, mut renewer) = (Vec::new(), Renewer::default());
         let mut sandbox = String::new();
         let mut failed = None;
         for started in join_all(starting).await {
             match started {
-                Ok((member, description)) => {
+                Ok((member, renew, description)) => {
                     runners.push(member);
+                    renewer.0.push(renew);
                     sandbox = description;
                 }
                 Err(failure) => failed = Some(failure),
@@ -95,13 +118,18 @@ impl Fleet {
         };
         match started {
             Ok((balancer, Addresses { grpc, http, admin })) => {
-                Ok(Self { balancer, runners, grpc, http, admin, sandbox })
+                Ok(Self { balancer, runners, renewer, grpc, http, admin, sandbox })
             }
             Err(failure) => {
                 join_all(runners.into_iter().map(Member::stop)).await;
                 Err(failure)
             }
         }
+    }
+
+    /// For whoever sees files of functions change.
+    pub fn renewer(&self) -> Renewer {
+        self.renewer.clone()
     }
 
     /// Returns when a member ended that was not told to.
@@ -178,7 +206,7 @@ async fn runner(
     plan: &Plan,
     name: RunnerName,
     registry: Arc<dyn Registry>,
-) -> Result<(Member, String), Failure> {
+) -> Result<(Member, mpsc::Sender<Renewed>, String), Failure> {
     let state = plan.state.join(name.as_str());
     let mut config = stoker_runner::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -197,17 +225,27 @@ async fn runner(
     config.images.registries.without_tls = without_tls;
     config.images.registries.ca = ca;
     let grace = plan.grace;
-    let serve = async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| {
+    let (renew, mut renewed) = mpsc::channel::<Renewed>(1);
+    let serve = async move |ready: oneshot::Sender<_>, mut stop: oneshot::Receiver<()>| {
         match stoker_runner::Runner::start(config, registry).await {
             Ok(runner) => {
                 _ = ready.send(Ok(runner.describe().to_owned()));
-                _ = stop.await;
+                loop {
+                    tokio::select! {
+                        _ = &mut stop => break,
+                        Some((names, done)) = renewed.recv() => {
+                            runner.renew(|spec| names.contains(&spec.name));
+                            _ = done.send(());
+                        }
+                    }
+                }
                 runner.stop(grace).await;
             }
             Err(error) => _ = ready.send(Err(error)),
         }
     };
-    Member::start(name.to_string(), serve).await
+    let (member, description) = Member::start(name.to_string(), serve).await?;
+    Ok((member, renew, description))
 }
 
 /// Where a balancer serves.
@@ -224,7 +262,10 @@ async fn balancer(plan: &Plan, registry: Arc<dyn Registry>) -> Result<(Member, A
         grpc: plan.grpc,
         http: plan.http,
         later: stoker_lb::CallQueue::Disk(stoker_queue::disk::Config::new(&plan.queue)),
-        lambda: stoker_lb::LambdaConfig { code: Some(plan.code.clone()), ..Default::default() },
+        lambda: stoker_lb::LambdaConfig {
+            code: Some(stoker_lb::LambdaCode::Directory(plan.code.clone())),
+            ..Default::default()
+        },
         metrics: metrics.clone(),
         ..stoker_lb::Config::default()
     };

@@ -10,7 +10,7 @@ use stoker_proto::v1::function_service_client::FunctionServiceClient;
 use crate::args::{Apply, Common, Function, Functions, Output};
 use crate::client::{self, Connection};
 use crate::failure::Failure;
-use crate::{file, output, rollout};
+use crate::{file, output, plan, rollout};
 
 /// Reads the files, or fails with all mistakes of all of them.
 pub fn read(files: &[std::path::PathBuf]) -> Result<Vec<FunctionSpec>, Failure> {
@@ -59,6 +59,9 @@ pub async fn apply(args: Apply, common: &Common) -> Result<(), Failure> {
     if specs.is_empty() && common.output == Output::Table {
         output::say("There are no functions in what was to be applied: nothing was done.\n");
         return Ok(());
+    }
+    if args.dry_run {
+        return plan::run(&specs, common).await;
     }
     let applied = send(&mut client::functions(&common.server).await?, &specs, args.hold).await?;
     let outcome = |f: &v1::AppliedFunction| match f.outcome() {

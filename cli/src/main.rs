@@ -16,6 +16,7 @@ mod fleet;
 mod functions;
 mod logs;
 mod output;
+mod plan;
 mod rollout;
 mod runners;
 mod simulate;

@@ -5,11 +5,12 @@ mod programs;
 mod sample;
 mod stop;
 mod trial;
+mod watch;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use stoker_runtime::tls;
 use self::places::Places;
 use self::sample::Sample;
 use self::stop::Stop;
+use self::watch::Watch;
 use crate::args::{Common, Output, Up};
 use crate::failure::Failure;
 use crate::fleet::{Fleet, Images, Plan};
@@ -78,7 +80,9 @@ fn prepare(args: Up, common: &Common, settings: Settings) -> Result<(), Failure>
     let plan = plan(&args, &name, &places, settings)?;
     let registry = registry(&args, &places)?;
     places.clear_queue(&name)?;
-    let result = client::runtime()?.block_on(serve(args, common, plan, registry, specs));
+    // What changes there is no change of a function.
+    let own = places.all().into_iter().chain(plan.images.directory.clone()).collect();
+    let result = client::runtime()?.block_on(serve(args, common, plan, registry, specs, own));
     result.and(places.clear_queue(&name))
 }
 
@@ -88,6 +92,7 @@ async fn serve(
     plan: Plan,
     registry: Arc<dyn Registry>,
     specs: Vec<FunctionSpec>,
+    own: Vec<PathBuf>,
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let resources = plan.resources;
@@ -120,12 +125,18 @@ async fn serve(
         }))),
         Output::Table => introduce(&fleet, &args, resources, &all, &specs),
     }
+    let renewer = fleet.renewer();
     let try_and_wait = async {
         if !args.no_try && common.output == Output::Table && !specs.is_empty() {
             trial::run(&server, &specs).await?;
         }
         if common.output == Output::Table {
-            tell(output::print("\nServing. Ctrl-C drains and stops.\n"));
+            let watched =
+                if args.watch { " What changes in the functions' directories is taken up." } else { "" };
+            tell(output::print(&format!("\nServing.{watched} Ctrl-C drains and stops.\n")));
+        }
+        if args.watch {
+            Watch::new(&args.functions, specs, own, server, renewer).run().await?;
         }
         Ok::<_, Failure>(())
     };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use stoker_core::call::CHUNK;
+use stoker_core::call::{CHUNK, WINDOW};
 use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Error};
 use stoker_proto::v1;
@@ -22,6 +22,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Load;
+use super::calls::Calls;
 use crate::client::{self, Connection};
 use crate::failure::Failure;
 
@@ -30,6 +31,8 @@ struct Caller {
     call: u64,
     began: Instant,
     bytes: usize,
+    /// Bytes of the answer that the balancer was given no new credit for.
+    taken: u32,
     /// Bytes of the body that are sent.
     sent: usize,
 }
@@ -84,17 +87,17 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
     };
     let mut callers = Vec::with_capacity(load.concurrency);
     for n in 0..load.concurrency {
-        let caller = Caller { call: n as u64, began: Instant::now(), bytes: 0, sent: first.len() };
+        let caller = Caller { call: n as u64, began: Instant::now(), bytes: 0, taken: 0, sent: first.len() };
         outbox.send(caller.call, start(&caller))?;
         callers.push(caller);
     }
-    let mut stream = client::calls(connection).session(ReceiverStream::new(receiver)).await?.into_inner();
+    let mut stream = Calls::new(connection).session(ReceiverStream::new(receiver)).await?;
     let mut open = load.concurrency;
     // Callers that rest, in the order in which they go on, since all rest equally long.
     let mut resting: VecDeque<(Instant, usize)> = VecDeque::new();
     let next = |callers: &mut [Caller], at: usize, outbox: &mut Outbox| {
         let call = callers[at].call + load.concurrency as u64;
-        callers[at] = Caller { call, began: Instant::now(), bytes: 0, sent: first.len() };
+        callers[at] = Caller { call, began: Instant::now(), bytes: 0, taken: 0, sent: first.len() };
         outbox.send(call, start(&callers[at]))
     };
     while open > 0 {
@@ -133,8 +136,11 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
         match response.frame {
             Some(Receive::Body(piece)) => {
                 caller.bytes += piece.data.len();
-                let bytes = piece.data.len() as u32;
-                outbox.send(caller.call, Send::Credit(v1::SessionCredit { bytes }))?;
+                caller.taken += piece.data.len() as u32;
+                if caller.taken >= WINDOW / 4 {
+                    let bytes = std::mem::take(&mut caller.taken);
+                    outbox.send(caller.call, Send::Credit(v1::SessionCredit { bytes }))?;
+                }
             }
             Some(Receive::Credit(credit)) => {
                 let end = load.body.len().min(caller.sent + credit.bytes as usize);
@@ -173,20 +179,21 @@ fn ended() -> Failure {
 
 /// A unary call after the other, by each caller, on one connection.
 pub async fn invoke(connection: Connection, load: &Load) -> Result<(), Failure> {
+    let calls = Calls::new(connection);
     let callers = (0..load.concurrency).map(|_| {
-        let mut client = client::calls(connection.clone());
+        let mut calls = calls.clone();
         async move {
             loop {
                 let began = Instant::now();
                 let request = v1::InvokeRequest {
                     function: load.function.clone(),
                     head: Some(v1::RequestHead::default()),
-                    body: load.body.clone(),
+                    ..Default::default()
                 };
-                match client.invoke(request).await {
-                    Ok(answer) => {
-                        let answer = answer.into_inner();
-                        load.success(began, answer.body.len(), answer.timings.as_ref());
+                match calls.invoke(request, load.body.clone()).await {
+                    Ok((answer, body)) => {
+                        let bytes = body.iter().map(Bytes::len).sum();
+                        load.success(began, bytes, answer.timings.as_ref());
                     }
                     Err(refused) => load.error(status::from_status(&refused)),
                 }

@@ -33,8 +33,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that says nothing is asked whether it lives after this, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Bytes that may be on the way to us, for a call and for all of them.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// Bytes that may be on the way to us, for a call and for all of them. With more on a stream they are read ahead of whoever takes them, and
+/// have left the caches by then.
+const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
 const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
@@ -122,7 +123,15 @@ fn reason(error: &dyn std::error::Error) -> String {
 
 /// Why there will be no answer; of a call only the balancer knew whether it had started.
 fn broken(server: &str, is_call: bool, why: &dyn std::error::Error) -> Status {
-    let text = format!("the balancer at {server} went away before it had answered: {}", reason(why));
+    let why = reason(why);
+    // What TLS and HTTP/1 answer to a client that speaks neither is, read as HTTP/2, the head of a frame that is too large.
+    if why.contains("frame with invalid size") && !server.starts_with("https://") {
+        let text = format!(
+            "what answers at {server} speaks no HTTP/2 in the clear: a balancer with TLS is written https://, and its gRPC port is 7070 by default"
+        );
+        return to_status(&Error::new(Code::InvalidRequest, text), "");
+    }
+    let text = format!("the balancer at {server} went away before it had answered: {why}");
     let error = Error::new(Code::Unavailable, text);
     to_status(&if is_call { error.may_have_started() } else { error }, "")
 }

@@ -446,8 +446,8 @@ mod tests {
         assert_eq!((picture.window, picture.total.rate), (Duration::from_secs(5), Some(110.0)));
         let row = &picture.functions[0];
         assert_eq!((row.gain.calls, row.gain.cold, row.calls, row.idle), (550, 50, 2_200, 2));
-        assert_eq!(row.gain.percentile(0.5), Some((slots::begin(10) + slots::begin(11)) / 2));
-        assert_eq!(row.gain.percentile(0.99), Some((slots::begin(60) + slots::begin(61)) / 2));
+        assert_eq!(row.gain.percentile(0.5), Some(slots::middle(10)));
+        assert_eq!(row.gain.percentile(0.99), Some(slots::middle(60)));
         let runner = &picture.runners[0];
         assert_eq!((runner.rate, runner.memory), (Some(100.0), Held { busy: 30, idle: 20, total: 100 }));
     }

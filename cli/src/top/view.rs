@@ -320,22 +320,23 @@ fn function(row: &FunctionRow, styles: Styles) -> Text<'static> {
     Text::from(lines)
 }
 
-/// How long the calls took: one line for each doubling.
+/// How long the calls took: one line for times from 1, 2, 3, 5 and 7 of each tenfold on.
 fn spread(gain: &Gain, styles: Styles) -> Vec<Line<'static>> {
     const WIDTH: f64 = 40.0;
-    let octaves: Vec<(u64, u64)> = gain
-        .times
-        .chunks(4)
-        .enumerate()
-        .map(|(at, counts)| (slots::begin(at * 4), counts.iter().sum()))
-        .collect();
+    let mut bars: Vec<(u64, u64)> = Vec::new();
+    for (slot, count) in gain.times.iter().enumerate() {
+        match bars.last_mut() {
+            Some((_, sum)) if !slots::is_round(slot) => *sum += count,
+            _ => bars.push((slots::begin(slot), *count)),
+        }
+    }
     let used = |(_, count): &(u64, u64)| *count > 0;
-    let (Some(first), Some(last)) = (octaves.iter().position(used), octaves.iter().rposition(used)) else {
+    let (Some(first), Some(last)) = (bars.iter().position(used), bars.iter().rposition(used)) else {
         return Vec::new();
     };
-    let most = octaves.iter().map(|(_, count)| *count).max().unwrap_or(1) as f64;
+    let most = bars.iter().map(|(_, count)| *count).max().unwrap_or(1) as f64;
     let mut lines = vec![Line::default()];
-    lines.extend(octaves[first..=last].iter().map(|(from, count)| {
+    lines.extend(bars[first..=last].iter().map(|(from, count)| {
         let cells = (*count as f64 / most * WIDTH).ceil() as usize;
         Line::from(vec![
             Span::styled(format!("{:>10} ", time(Some(*from))), styles.faint()),

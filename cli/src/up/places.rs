@@ -24,6 +24,8 @@ const LOCK: &str = "up.lock";
 pub struct Places {
     /// Of `--state`, and its lock.
     state: Option<(PathBuf, File)>,
+    /// Above the runners of this fleet, and of others that share it.
+    base: PathBuf,
     runners: PathBuf,
     /// Of a fleet of its own: the directory's lock.
     own: Option<File>,
@@ -45,10 +47,21 @@ impl Places {
             }
         };
         let base = std::path::absolute(&base).unwrap_or(base);
-        let Some(name) = own else { return Ok(Self { state, runners: base, own: None }) };
+        let Some(name) = own else {
+            return Ok(Self { state, runners: base.clone(), base, own: None });
+        };
         let (runners, lock) =
             take_own(&base, name).map_err(|error| failed(&base, &format!("cannot be used: {error}")))?;
-        Ok(Self { state, runners, own: Some(lock) })
+        Ok(Self { state, base, runners, own: Some(lock) })
+    }
+
+    /// Everything that fleets write of their own accord.
+    pub fn all(&self) -> Vec<PathBuf> {
+        let state = self.state.iter().map(|(directory, _)| directory);
+        state
+            .map(|directory| std::path::absolute(directory).unwrap_or_else(|_| directory.clone()))
+            .chain([self.base.clone()])
+            .collect()
     }
 
     /// The file of functions, if they are kept.
@@ -287,7 +300,7 @@ mod tests {
         drop(lock);
         let (third, lock) = take_own(&base, "runner-p3").unwrap();
         assert_eq!(third, first);
-        let places = Places { state: None, runners: third, own: Some(lock) };
+        let places = Places { state: None, base: base.clone(), runners: third, own: Some(lock) };
         assert_eq!(places.name(), Some("runner-p1"));
         drop(places);
         assert!(record.exists(), "it says what is still to be removed");

@@ -15,6 +15,8 @@ use crate::output;
 
 /// Warm calls; the fastest is shown, since the machine has other things to do as well.
 const WARM: usize = 10;
+/// But no more once they took so long together: somebody waits.
+const LONG: Duration = Duration::from_millis(250);
 
 pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
     let style = output::Style::stdout();
@@ -37,7 +39,10 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
         }
         match one(&mut calls, spec).await {
             Ok([cold, warm, answer]) => row(spec.name.as_str(), &cold, &warm, &answer),
-            Err(failure) => failed.push((spec, failure)),
+            Err(failure) => {
+                row(spec.name.as_str(), "failed", "", "");
+                failed.push((spec, failure));
+            }
         }
     }
     tell(output::print(&left_out.concat()));
@@ -52,14 +57,25 @@ pub async fn run(server: &str, specs: &[FunctionSpec]) -> Result<(), Failure> {
 async fn one(calls: &mut CallServiceClient<Connection>, spec: &FunctionSpec) -> Result<[String; 3], Failure> {
     let (cold, answer) = call(calls, spec).await?;
     let mut warm = Duration::MAX;
+    let begun = Instant::now();
     for _ in 0..WARM {
         warm = warm.min(call(calls, spec).await?.0);
+        if begun.elapsed() > LONG {
+            break;
+        }
     }
-    let text = String::from_utf8_lossy(&answer.body);
-    let line: String =
-        text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(60).collect();
     let us = |time: Duration| output::human_us(time.as_micros() as u64);
-    Ok([us(cold), us(warm), line])
+    Ok([us(cold), us(warm), shown(&answer.body)])
+}
+
+/// The first line of an answer, where that is text.
+fn shown(answer: &[u8]) -> String {
+    match std::str::from_utf8(answer) {
+        Ok(text) => {
+            text.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(60).collect()
+        }
+        Err(_) => format!("({} bytes)", answer.len()),
+    }
 }
 
 async fn call(
@@ -75,4 +91,16 @@ async fn call(
     let began = Instant::now();
     let answer = calls.invoke(request).await?.into_inner();
     Ok((began.elapsed(), answer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn an_answer_is_shown_where_it_is_text() {
+        assert_eq!(shown("Hallo, Äda!\r\nand more".as_bytes()), "Hallo, Äda!");
+        assert_eq!(shown(b"\x1b[31mred"), "[31mred");
+        assert_eq!((shown(b"").as_str(), shown(b"\xff\x00\x01").as_str()), ("", "(3 bytes)"));
+    }
 }
