@@ -1,8 +1,8 @@
 #!/bin/sh
 # Makes a Debian package of programs that are built: deploy/debian/build.sh PROGRAMS DIRECTORY [VERSION]
 #
-#   cargo build --release --workspace --bins
-#   deploy/debian/build.sh target/release .
+#   cargo build --profile dist --workspace --bins
+#   deploy/debian/build.sh target/dist .
 #   apt-get install ./stoker_*.deb
 #
 # It needs dpkg-deb and nothing else. Its path is the last line that it writes. The same programs and version give the same package, byte by

@@ -2,11 +2,14 @@
 # For other processors: docker buildx build --platform linux/amd64,linux/arm64 …
 # Another image with Rust can stand here, such as a mirror's.
 ARG BUILD_IMAGE=rust:1.95-bookworm
-FROM ${BUILD_IMAGE} AS build
+# Where it is built and what for, as BuildKit says.
+FROM --platform=${BUILDPLATFORM:-linux/amd64} ${BUILD_IMAGE} AS build
+ARG BUILDARCH
+ARG TARGETARCH
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked -p stoker-lb --bin stoker-lb
-RUN deploy/docker/root.sh target/release/stoker-lb /image
+RUN deploy/docker/build.sh stoker-lb /built
+RUN deploy/docker/root.sh /built/stoker-lb /image
 
 # No shell, no package manager, no user but a number.
 FROM scratch

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tries the images and the compose file for real, without a registry of images: deploy/docker/try.sh PROGRAMS [DIRECTORY]
 #
-#   cargo build --release --workspace --bins
-#   deploy/docker/try.sh target/release
+#   cargo build --profile dist --workspace --bins
+#   deploy/docker/try.sh target/dist
 #
 # As root, with docker.io, docker-compose, debootstrap, etcd-server, prometheus, iproute2, iptables and curl from Debian. It has a Docker daemon and a network of its
 # own, in DIRECTORY (a new one in /tmp), and leaves nothing behind. What it does:
@@ -110,9 +110,9 @@ cp "$programs/stoker-lb" "$programs/stoker-runner" build/
 cat >build/cargo <<'CARGO'
 #!/bin/sh
 # Hands out what was built elsewhere.
-mkdir -p target/release
+mkdir -p target/dist
 while [ "$1" != --bin ]; do shift; done
-cp "/built/$2" target/release/
+cp "/built/$2" target/dist/
 CARGO
 chmod +x build/cargo
 printf 'FROM try-debian\nCOPY . /built/\nRUN mv /built/cargo /usr/local/bin/\n' >build/Dockerfile

@@ -47,6 +47,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if and $both (not .Values.access.secret) (not .Values.tls.insecure) -}}
 {{- fail "access.secret is not set: give a secret with access.yaml, which says who may invoke, manage and observe what, or say tls.insecure=true where everybody may" -}}
 {{- end -}}
+{{- if and .Values.serviceMonitor.enabled .Values.access.secret (not .Values.serviceMonitor.tokenSecret) -}}
+{{- fail "serviceMonitor.tokenSecret is not set: servers with an access file show metrics to those who may observe: give a secret whose key `token` is a token with `observe: [\"*\"]`" -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Variables that both servers have. */ -}}
@@ -88,7 +91,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- if .Values.tls.balancerSecret -}}https{{- else -}}http{{- end -}}
 {{- end -}}
 
-{{- /* TLS of one kind of server: `secret` is its own. */ -}}
+{{- /* TLS of one kind of server, and whom it lets in: `secret` and `access` are its own. */ -}}
 {{- define "stoker.tls.env" -}}
 {{- if .secret }}
 - name: STOKER_TLS_CA
@@ -102,6 +105,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 - name: STOKER_INSECURE
   value: "true"
 {{- end }}
+{{- if .access }}
+- name: STOKER_ACCESS
+  value: /etc/stoker/access/access.yaml
+{{- end }}
 {{- end -}}
 
 {{- define "stoker.mounts" -}}
@@ -110,6 +117,9 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- if .root.Values.etcd.tlsSecret }}
 - {name: etcd-tls, mountPath: /etc/stoker/etcd, readOnly: true}
+{{- end }}
+{{- if .access }}
+- {name: access, mountPath: /etc/stoker/access, readOnly: true}
 {{- end }}
 {{- end -}}
 
@@ -120,6 +130,10 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 {{- with .root.Values.etcd.tlsSecret }}
 - name: etcd-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .access }}
+- name: access
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- end -}}
