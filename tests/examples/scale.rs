@@ -11,11 +11,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stoker_core::Capacity;
 use stoker_registry::testing::Etcd;
 use stoker_registry::{EtcdRegistry, Fleet, Registration, Registry as _, conformance, etcd};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 /// When a record was made, in microseconds.
 const AT: &str = "at";
@@ -166,7 +168,15 @@ fn etcd(members: &[Etcd]) -> [u64; 3] {
     sums
 }
 
+/// Each runner has a connection, and all of them are in this process, as their other ends are in etcd.
+fn allow_files() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .expect("it is not raised further");
+}
+
 async fn measure(arguments: &[String]) {
+    allow_files();
     let number = |at: usize, default: usize| -> usize {
         arguments.get(at).map_or(default, |word| word.parse().expect("a number"))
     };
@@ -186,8 +196,10 @@ async fn measure(arguments: &[String]) {
 
     // The runners share a process, and nothing else: each has a registration, with its connections, of its own.
     let began = Instant::now();
-    let here = registry(&endpoints);
-    let registering = (0..runners).map(|n| here.register(conformance::runner(&format!("runner-{n:04}"))));
+    let registering = (0..runners).map(|n| {
+        let (registry, record) = (registry(&endpoints), conformance::runner(&format!("runner-{n:04}")));
+        async move { registry.register(record).await }
+    });
     let registrations = futures_util::future::join_all(registering).await;
     let registrations: Vec<Box<dyn Registration>> =
         registrations.into_iter().collect::<Result<_, _>>().expect("they can be registered");
@@ -237,6 +249,7 @@ async fn measure(arguments: &[String]) {
     saw(&mut views, runners).await;
     // Every runner writes again: what every view sees then is newer than the restart.
     let since = now();
+    let here = registry(&endpoints);
     let mut fleet = here.fleet();
     let fresh = |record: &Arc<Capacity>| {
         record.labels.get(AT).and_then(|at| at.parse::<u64>().ok()).is_some_and(|at| at > since)
@@ -278,6 +291,8 @@ async fn publish(
         }
         let first = tokio::time::Instant::now() + pause.mul_f64(n as f64 / runners as f64);
         let mut ticks = tokio::time::interval_at(first, pause);
+        // A runner that could not publish in time publishes its newest record only.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         while !every.has_changed().unwrap_or(true) {
             ticks.tick().await;
             record.sequence += 1;

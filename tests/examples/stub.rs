@@ -44,6 +44,7 @@ fn answer(record: &Capacity, frame: EngageRequest) -> Option<EngageResponse> {
             warmth: Some(v1::Warmth { digest: offer.digest, idle: IDLE, busy: 1, waiting: 0 }),
             ..Default::default()
         })),
+        In::Ping(ping) => Out::Pong(wire::Pong { number: ping.number }),
         _ => return None,
     };
     Some(EngageResponse { frame: Some(frame) })

@@ -17,19 +17,19 @@ use stoker_core::function::FunctionSpec;
 use stoker_proto::v1::{LinkState, RunnerDescription, RunnerState};
 use stoker_proto::{convert, v1};
 use stoker_registry::testing::Etcd;
-use stoker_registry::{EtcdRegistry, etcd};
+use stoker_registry::{EtcdRegistry, Registry as _, etcd};
 
 use self::cut::Wire;
 use self::load::{Attempt, Load, Sums, Work, check};
 use self::port::Port;
 use self::server::Server;
 use self::starts::Starts;
-use crate::LIMIT;
 use crate::calls::{Clients, Page};
 use crate::functions::Change as _;
 use crate::left::{self, Ending, MARK};
 use crate::middlebox::{Middlebox, Skew};
 use crate::net::{self, Host, Net};
+use crate::{LIMIT, patiently, within};
 
 /// A cluster to be.
 #[derive(Clone)]
@@ -311,7 +311,13 @@ impl Cluster {
         for clients in self.clients() {
             let functions = vec![convert::to_function(&function)];
             let request = v1::ApplyFunctionsRequest { functions, ..Default::default() };
-            clients.functions().apply_functions(request).await.unwrap();
+            let applied = async {
+                // On a machine that is very busy etcd may answer too late. The same again is right whatever came of it.
+                while let Err(status) = clients.functions().apply_functions(request.clone()).await {
+                    assert_eq!(status.code(), tonic::Code::Unavailable, "{status:?}");
+                }
+            };
+            within("a function that is applied", applied).await;
         }
     }
 
@@ -351,8 +357,9 @@ impl Cluster {
                 last = seen.runners;
             }
         };
-        if tokio::time::timeout(LIMIT, seen).await.is_err() {
-            panic!("{what}: not within {LIMIT:?}; balancer {balancer} sees {last:#?}");
+        let limit = patiently(LIMIT);
+        if tokio::time::timeout(limit, seen).await.is_err() {
+            panic!("{what}: not within {limit:?}; balancer {balancer} sees {last:#?}");
         }
     }
 
@@ -428,6 +435,17 @@ impl Cluster {
             server.stop().await;
         }
         processes.wait().await;
+        let mut unanswered = false;
+        for Runner { server, .. } in &self.runners {
+            unanswered |= server.had_logged("its lease ends by itself").await;
+        }
+        if unanswered {
+            // etcd was too busy to answer when it was told.
+            let view = self.view();
+            let mut fleet = view.fleet();
+            let empty = fleet.wait_for(|fleet| fleet.known && fleet.runners.is_empty());
+            drop(within("the end of the leases", empty).await.unwrap());
+        }
         let keys = self.etcd.get("/stoker/v1/runners/").await;
         assert!(keys.is_empty(), "runners that have stopped are registered still: {keys:?}");
         let left = left::behind(&self.mark, &names, self.state.path());

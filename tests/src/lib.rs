@@ -18,19 +18,36 @@ pub mod net;
 pub mod prometheus;
 pub mod proxy;
 pub mod raw;
+pub mod registry;
 pub mod schema;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// A hang is a failure: nothing here waits longer than this for anything.
+/// A hang is a failure: nothing here waits longer than this for anything, but where a program [is patient](be_patient).
 pub const LIMIT: Duration = Duration::from_secs(30);
+
+static PATIENCE: AtomicU32 = AtomicU32::new(1);
+
+/// From now on this program waits so many times longer before it takes anything for a hang: one that runs for long beside other work may be
+/// without CPU for longer than a test ever is.
+pub fn be_patient(times: u32) {
+    PATIENCE.store(times, Ordering::Relaxed);
+}
+
+/// A time after which something counts as a hang, with the patience of this program.
+#[must_use]
+pub fn patiently(limit: Duration) -> Duration {
+    limit * PATIENCE.load(Ordering::Relaxed)
+}
 
 /// What it waits for, or the failure of the test that says what did not come.
 pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(LIMIT, wait).await {
+    let limit = patiently(LIMIT);
+    match tokio::time::timeout(limit, wait).await {
         Ok(value) => value,
-        Err(_) => panic!("{what}: nothing within {LIMIT:?}"),
+        Err(_) => panic!("{what}: nothing within {limit:?}"),
     }
 }
 

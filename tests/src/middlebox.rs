@@ -153,7 +153,7 @@ impl Forward {
         let Ok(mut decoded) = EngageRequest::decode(message.clone()) else { return message };
         let Some(engage_request::Frame::Hello(hello)) = &mut decoded.frame else { return message };
         match self.skew {
-            Skew::Older => {}
+            Skew::Older => (hello.version, hello.oldest_version) = (1, 1),
             Skew::Newer => hello.version += 1,
             Skew::Apart => (hello.version, hello.oldest_version) = (hello.version + 2, hello.version + 1),
         }

@@ -20,6 +20,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "stoker-lb",
         &[
             "stoker-core",
+            // For the client of registries alone: code that comes as a zip is put into one.
+            "stoker-image",
             "stoker-policy",
             "stoker-proto",
             "stoker-queue",

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use crate::left::MARK;
 use crate::net::Host;
-use crate::{program, within};
+use crate::{patiently, program, within};
 
 /// How long a server's end may take before it counts as a hang: longer than any grace that tests give.
 const END: Duration = Duration::from_secs(60);
@@ -96,6 +96,16 @@ impl Server {
         self.logged_that(message, |said| said == message).await
     }
 
+    /// Whether its last life, which has ended, had logged a message with this in it.
+    pub async fn had_logged(&self, part: &str) -> bool {
+        let mut log = self.log.clone();
+        // Its log ends a little after itself.
+        let over = async { while log.changed().await.is_ok() {} };
+        within(&format!("the end of the log of {}", self.name), over).await;
+        let lines = self.log.borrow();
+        lines.iter().any(|line| line["message"].as_str().is_some_and(|said| said.contains(part)))
+    }
+
     /// Waits until this life of it has logged a message with this in it, and gives the line.
     pub async fn logged_about(&self, part: &str) -> Value {
         self.logged_that(part, |said| said.contains(part)).await
@@ -139,8 +149,9 @@ impl Server {
     /// When it does not end well.
     pub async fn ended(&mut self) {
         let mut child = self.child.take().expect("it runs");
-        let Ok(status) = tokio::time::timeout(END, child.wait()).await else {
-            panic!("{} did not end within {END:?}:\n{}", self.name, self.tail());
+        let limit = patiently(END);
+        let Ok(status) = tokio::time::timeout(limit, child.wait()).await else {
+            panic!("{} did not end within {limit:?}:\n{}", self.name, self.tail());
         };
         let status = status.unwrap();
         assert!(status.success(), "{} ended with {status}:\n{}", self.name, self.tail());

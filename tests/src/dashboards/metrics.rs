@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use stoker_runtime::metrics::{About, Kind};
+use stoker_runtime::metrics::{About, BOUNDS, Kind};
 
 /// A part of the page.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ alerts mean.
 | setting | what it does |
 |---|---|
 | `metrics.functions` | so many functions have series of their own: the busy ones, since one that is idle for ten minutes gives its place to another that is called. All others share `function=\"(other)\"`, so that sums stay right |
-| `metrics.enabled` | `false`: nothing is counted, and the page is empty |
+| `metrics.enabled` | `false`: the page is empty, and what only it shows is not counted |
 
 Names are stable: one that changes is in the changelog. A counter's series have `_total` behind the name, a histogram's `_bucket`, `_sum` and `_count`; queries
 on counters are `rate` or `increase`. Times are in seconds, sizes in bytes. No metric has more than 10,000 series. Prometheus adds `job` and `instance`.
@@ -61,14 +61,21 @@ on counters are `rate` or `increase`. Times are in seconds, sizes in bytes. No m
 **Exemplars.** Each bucket of a histogram of calls has one: the trace of the first recorded call since the last scrape. Prometheus keeps them with
 `--enable-feature=exemplar-storage`.
 
-**Buckets** of times, in seconds: 0.0001, 0.00025, 0.0005, 0.001, 0.0025, … 2.5, 5, 10, 30, 60. A warm call takes a fraction of a millisecond, a function may
-take a minute. They are buckets and no native histograms: [adr/0028](adr/0028-metrics-are-written-here.md).
 ";
 
 /// `docs/metrics.md`.
 #[must_use]
 pub fn page() -> String {
     let mut page = BEGIN.to_owned();
+    let bounds: Vec<_> = BOUNDS.iter().map(|us| (*us as f64 / 1e6).to_string()).collect();
+    _ = write!(
+        page,
+        "**Buckets** of times end at {} seconds: steps of a tenth of a millisecond and less where a warm call is, a minute for what functions may take. A percentile
+that Prometheus makes of them is between the two bounds around it; `stoker top` and the page count in slots that are three times as fine. They are buckets and no native
+histograms, which Prometheus 3 makes of them by itself where a job says `convert_classic_histograms_to_nhcb: true`: [adr/0037](adr/0037-calls-are-counted-once.md).
+",
+        bounds.join(", ")
+    );
     for section in sections() {
         _ = write!(
             page,

@@ -86,10 +86,12 @@ async fn a_fleet_with_tls_and_tokens() {
     let more = [
         ("STATE", at("state")),
         ("SECRETS", at("secrets")),
+        ("ACCESS", at("access.yaml")),
         ("MEMORY", "256MiB".into()),
         ("CPU", "1".into()),
     ];
     let mut runner = Server::start("stoker-runner", "secure-r", &mark, tls("runner").into_iter().chain(more));
+    let runner_pages = runner.logged("starting").await["admin"].as_str().unwrap().to_owned();
     let runner_at = runner.logged("serving").await["address"].as_str().unwrap().to_owned();
     let more = [
         ("HTTP_LISTEN", "127.0.0.1:0".to_owned()),
@@ -119,6 +121,42 @@ async fn a_fleet_with_tls_and_tokens() {
         told.push(call().await.out);
     }
     assert_eq!(told.last().map(String::as_str), Some("north second\n"), "{told:?}");
+
+    // The pages of both are for those who may observe everything, however they come; whether the servers live is everybody's to see.
+    let pages = [serving["admin"].as_str().unwrap().to_owned(), runner_pages];
+    let curl = async |admin: &str, path: &str, words: &[&str]| {
+        let port = admin.rsplit(':').next().unwrap();
+        let mut curl = Command::new("curl");
+        // The runner's certificate is for no host.
+        curl.args([
+            "-sk",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            &format!("https://localhost:{port}{path}"),
+        ]);
+        let output = within("curl's end", curl.args(words).kill_on_drop(true).output()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (bearer, basic, wrong) = (
+        format!("Authorization: Bearer {admin}"),
+        format!("anybody:{admin}"),
+        format!("Authorization: Bearer {stranger}"),
+    );
+    for page in &pages {
+        for (path, words, status) in [
+            ("/livez", vec![], "200"),
+            ("/readyz", vec![], "200"),
+            ("/metrics", vec![], "401"),
+            ("/config", vec![], "401"),
+            ("/metrics", vec!["-H", &*bearer], "200"),
+            ("/metrics", vec!["-u", &*basic], "200"),
+            ("/config", vec!["-H", &*wrong], "403"),
+        ] {
+            assert_eq!(curl(page, path, &words).await, status, "{page}{path} {words:?}");
+        }
+    }
 
     // Everybody else is not, and is told why.
     let without = |token: &'static str| {
@@ -170,6 +208,11 @@ async fn a_fleet_with_tls_and_tokens() {
     let changed = serde_json::json!({ "tokens": [other], "certificates": certificate }).to_string();
     write(&directory.path().join("access.yaml"), &changed);
     balancer.logged("certificates and access file are as they are on disk").await;
+    runner.logged("certificates and access file are as they are on disk").await;
+    for page in &pages {
+        assert_eq!(curl(page, "/metrics", &["-H", &bearer]).await, "401");
+        assert_eq!(curl(page, "/metrics", &["--cert", &cert, "--key", &key]).await, "200");
+    }
     let by_certificate = [
         ("STOKER_SERVER", server.as_str()),
         ("STOKER_CA_FILE", &ca),

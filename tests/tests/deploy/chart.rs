@@ -65,7 +65,7 @@ fn values() -> [Value; 2] {
                 "clients": [{"podSelector": {"matchLabels": {"app": "web"}}}],
                 "monitoring": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
             },
-            "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}},
+            "serviceMonitor": {"enabled": true, "tokenSecret": "scrape", "labels": {"release": "prometheus"}},
             "prometheusRule": {"enabled": true},
             "dashboards": {"enabled": true},
         }),
@@ -118,6 +118,13 @@ fn what_is_missing_or_misspelled_is_refused_with_what_would_be_right() {
         (
             json!({"etcd": etcd, "tls": {"balancerSecret": "one", "runnerSecret": "two"}}),
             "access.secret is not set",
+        ),
+        (
+            json!({
+                "etcd": etcd, "tls": {"insecure": true}, "access": {"secret": "access"},
+                "serviceMonitor": {"enabled": true},
+            }),
+            "serviceMonitor.tokenSecret is not set",
         ),
         (json!({"etcd": etcd, "tls": {"insecure": true}, "runner": {"kidn": "DaemonSet"}}), "kidn"),
         (json!({"etcd": {"endpoints": ["etcd:2379"]}, "tls": {"insecure": true}}), "/etcd/endpoints/0"),

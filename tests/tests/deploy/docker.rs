@@ -110,7 +110,7 @@ fn build_image(daemon: &Daemon, directory: &Path) {
     };
     let ldd = fs::read_to_string(which("ldd")).unwrap();
     script("ldd", &ldd.replacen("/bin/bash", "/usr/local/bin/bash", 1));
-    script("cargo", "#!/bin/sh\nmkdir -p target/release && cp /usr/local/bin/stoker-lb target/release/\n");
+    script("cargo", "#!/bin/sh\nmkdir -p target/dist && cp /usr/local/bin/stoker-lb target/dist/\n");
     fs::create_dir_all(root.join("bin")).unwrap();
     std::os::unix::fs::symlink("/usr/local/bin/sh", root.join("bin/sh")).unwrap();
     let tar = Command::new("tar").arg("-C").arg(&root).args(["-cf", "-", "."]).stdout(Stdio::piped()).spawn();

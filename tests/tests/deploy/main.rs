@@ -190,9 +190,9 @@ fn images_are_made_of_what_there_is() {
             assert!(stages.contains(&stage), "{name}: there is no stage {stage}");
         }
         // What is built exists, and is what is copied and started.
-        let Some((_, build)) = all.iter().find(|(_, rest)| rest.starts_with("cargo build")) else { continue };
-        let after = |flag: &str| build.split(' ').skip_while(|word| *word != flag).nth(1).unwrap_or_default();
-        let (package, binary) = (after("-p"), after("--bin"));
+        let build = all.iter().find_map(|(_, rest)| rest.strip_prefix("deploy/docker/build.sh "));
+        let Some((package, place)) = build.and_then(|words| words.split_once(' ')) else { continue };
+        let binary = package;
         let packages = metadata["packages"].as_array().unwrap();
         let found =
             packages.iter().find(|p| p["name"] == package).unwrap_or_else(|| panic!("{name}: {package}"));
@@ -202,7 +202,7 @@ fn images_are_made_of_what_there_is() {
             "{name}: no program {binary}"
         );
         // By itself, or with what it is linked with.
-        let taken = format!("target/release/{binary} ");
+        let taken = format!("{place}/{binary} ");
         let takes_it = |(word, rest): &(String, String)| {
             rest.contains(&taken) && (word == "COPY" || rest.starts_with("deploy/docker/root.sh "))
         };

@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod clients;
 mod commands;
+mod errors;
 mod links;
 mod page;
 mod reference;

@@ -78,7 +78,7 @@ fn own_part(help: &str) -> String {
     let mut common = false;
     for line in help.lines() {
         if !line.is_empty() && !line.starts_with(' ') {
-            common = line == "Identity:";
+            common = line == "Global options:";
         }
         if !common {
             shown.push_str(line.trim_end());
@@ -104,7 +104,7 @@ fn command_line() {
         "\
 # The `stoker` command
 
-Made from the command's own help by a test; do not edit. Options under *Identity* are the same for all commands and stand here once.
+Made from the command's own help by a test; do not edit. *Global options* are the same for all commands and stand here once.
 The servers `stoker-lb` and `stoker-runner` take settings: [configuration.md](configuration.md).
 
 ```text

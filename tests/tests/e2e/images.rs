@@ -1,11 +1,10 @@
 //! Functions that come as images: from archives, layouts and a real registry, through the whole fleet.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use stoker_core::ImageRef;
@@ -15,6 +14,7 @@ use stoker_proto::{convert, v1};
 use stoker_tests::calls::{Call, Door};
 use stoker_tests::fleet::Plan;
 use stoker_tests::functions::function;
+use stoker_tests::registry::Registry;
 
 use crate::sandbox;
 
@@ -217,78 +217,20 @@ async fn what_is_wrong_with_an_image_is_its_authors_to_mend() {
     fleet.end().await;
 }
 
-/// A registry on a port of its own.
-struct Registry {
-    process: Child,
-    address: SocketAddr,
-    _directory: tempfile::TempDir,
-}
-
-impl Registry {
-    fn start() -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        let config = json!({
-            "version": 0.1, "log": {"formatter": "json"}, "http": {"addr": "127.0.0.1:0"},
-            "storage": {"filesystem": {"rootdirectory": directory.path().join("data")}},
-        });
-        let path = directory.path().join("config.yml");
-        std::fs::write(&path, config.to_string()).unwrap();
-        let mut command = Command::new("docker-registry");
-        command.arg("serve").arg(path).stderr(Stdio::piped()).stdout(Stdio::null());
-        let Ok(mut process) = command.spawn() else {
-            println!("left out: docker-registry is missing");
-            return None;
-        };
-        let mut log = BufReader::new(process.stderr.take().unwrap());
-        let mut line = String::new();
-        let address = loop {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the registry ended before it listened");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split(['"', ',', '\n']).next().unwrap().parse().unwrap();
-            }
-        };
-        // It would stop when the pipe is full. Ends with the process.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Some(Self { process, address, _directory: directory })
-    }
-
-    fn send(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> String {
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
-            self.address,
-            body.len()
-        );
-        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 20"), "{method} {path}: {answer}");
-        answer
-    }
-
-    fn push(&self, repository: &str, tag: &str, image: &Image) {
-        for (path, blob) in &image.files {
-            if path.starts_with("blobs/") && *blob != image.manifest {
-                let answer =
-                    self.send("POST", &format!("/v2/{repository}/blobs/uploads/"), "text/plain", b"");
-                let location =
-                    answer.lines().find_map(|line| line.strip_prefix("Location: ")).unwrap().trim();
-                let to = &location[location.find("/v2/").unwrap()..];
-                self.send("PUT", &format!("{to}&digest={}", digest(blob)), "application/octet-stream", blob);
-            }
+fn push(registry: &Registry, repository: &str, tag: &str, image: &Image) {
+    for (path, blob) in &image.files {
+        if path.starts_with("blobs/") && *blob != image.manifest {
+            let path = format!("/v2/{repository}/blobs/uploads/");
+            let answer = registry.send("POST", &path, "text/plain", b"");
+            let location = answer.lines().find_map(|line| line.strip_prefix("Location: ")).unwrap().trim();
+            let to = &location[location.find("/v2/").unwrap()..];
+            let to = format!("{to}&digest={}", digest(blob));
+            registry.send("PUT", &to, "application/octet-stream", blob);
         }
-        let kind = serde_json::from_slice::<Value>(&image.manifest).unwrap()["mediaType"].clone();
-        let path = format!("/v2/{repository}/manifests/{tag}");
-        self.send("PUT", &path, kind.as_str().unwrap(), &image.manifest);
     }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
+    let kind = serde_json::from_slice::<Value>(&image.manifest).unwrap()["mediaType"].clone();
+    let path = format!("/v2/{repository}/manifests/{tag}");
+    registry.send("PUT", &path, kind.as_str().unwrap(), &image.manifest);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -298,7 +240,7 @@ async fn a_tag_is_pinned_when_its_function_is_applied() {
         println!("left out: images need a sandbox: {}", sandbox().why);
         return;
     }
-    registry.push("team/app", "1", &image);
+    push(&registry, "team/app", "1", &image);
     let fleet = Plan::default().start([]).await;
     let apply = async |name: &str, image: &str| {
         let image = ImageRef::parse(&format!("{}/{image}", registry.address)).unwrap();

@@ -20,6 +20,8 @@ mod relay;
 mod revisions;
 mod sharing;
 mod top;
+mod trailers;
+mod watch;
 
 use std::sync::OnceLock;
 

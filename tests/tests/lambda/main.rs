@@ -7,6 +7,7 @@ mod extensions;
 mod kits;
 mod lifecycle;
 mod versions;
+mod zips;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -181,7 +182,7 @@ async fn a_handler_is_at_home(sandbox: Choice) {
     assert_eq!(report["custom"], json!({ "foo": "bar", "baz": 123 }));
     assert_eq!((&report["identity"], &report["tenant"]), (&json!("me"), &json!("blue")));
     assert_eq!(report["trace"], "Root=1-5bef4de7-ad49b0e87f6ef6c87fc2e700;Parent=9a9197af755a6419;Sampled=1");
-    assert_eq!(report["arn"], "arn:aws:lambda:us-east-1:000000000000:function:main");
+    assert_eq!(report["arn"], "arn:aws:lambda:us-east-1:012345678912:function:main");
     assert_eq!((&report["name"], &report["memory"]), (&json!("main"), &json!("256")));
     let remaining = report["remaining"].as_u64().unwrap();
     assert!((10_000..=20_000).contains(&remaining), "{remaining} of 20 s");

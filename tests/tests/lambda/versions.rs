@@ -60,6 +60,33 @@ async fn a_version_knows_its_number() {
     fleet.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_provisioned_for_a_version_is_there_before_its_first_call() {
+    let Some(main) = python("main", "kit.handler") else { return };
+    let fleet = fleet(Choice::Auto, [main]).await;
+    aws(&fleet, "POST", "/versions", &json!({})).await;
+    let provisioned = async |method: &str, body: &str| {
+        let path = "/2019-09-30/functions/main/provisioned-concurrency?Qualifier=1";
+        fleet.clients.page(method, path, &[], body.to_owned()).await
+    };
+    let made = provisioned("PUT", r#"{"ProvisionedConcurrentExecutions": 2}"#).await;
+    assert_eq!(made.status, 202, "{made:?}");
+    fleet.until("both are there", |record| record.functions.values().any(|warmth| warmth.idle == 2)).await;
+    let found = |answer: &Value| {
+        ["AWS_LAMBDA_FUNCTION_VERSION", "AWS_LAMBDA_INITIALIZATION_TYPE"]
+            .map(|name| answer["env"][name].clone())
+    };
+    let one = aws(&fleet, "POST", "/invocations?Qualifier=1", &json!({})).await;
+    assert_eq!(found(&one), ["1", "provisioned-concurrency"], "{one}");
+    // They are the version's: whoever names none has a container started.
+    let latest = ask(&fleet, "main", json!({})).await.unwrap();
+    assert!(latest.timings.unwrap().cold);
+    assert_eq!(found(&latest.json()), ["$LATEST", "on-demand"]);
+    assert_eq!(provisioned("DELETE", "").await.status, 204);
+    assert_eq!(provisioned("GET", "").await.status, 404);
+    fleet.end().await;
+}
+
 /// How the answer of a direct invoke ended, as its trailers say it, and what came of it.
 async fn told(
     fleet: &Fleet,

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod members;
 mod room;
 
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ use stoker_tests::cluster::{Cluster, Plan};
 use stoker_tests::functions::probe;
 use stoker_tests::within;
 use tonic::Request;
+
+use members::Members;
 
 /// Calls of each round.
 const CALLS: usize = 40;
@@ -109,30 +112,36 @@ async fn check(cluster: &mut Cluster, ids: &HashMap<String, String>) -> usize {
     twice
 }
 
-/// A queue that is a server of its own, and the wire by which balancers reach it.
-struct Away {
-    nats: Nats,
-    wire: Wire,
+/// What keeps the calls.
+enum Kept {
+    /// A directory of the one balancer.
+    Disk,
+    /// A server of its own, and the wire by which balancers reach it.
+    Server { nats: Nats, wire: Wire },
+    /// Three members of one cluster.
+    Members(Members),
 }
 
 /// Kinds of faults.
 const KINDS: u64 = 4;
 
 /// One fault of a kind: something dies, and starts again, or nothing is heard of it for a while.
-async fn fault(cluster: &mut Cluster, away: Option<&mut Away>, kind: u64, seed: &mut u64) {
+async fn fault(cluster: &mut Cluster, kept: &mut Kept, kind: u64, seed: &mut u64) {
     let choice = split_mix(seed);
-    match (kind % KINDS, away) {
-        (0, Some(away)) => {
+    match (kind % KINDS, kept) {
+        (0, Kept::Members(members)) => members.kill_one(seed).await,
+        (3, Kept::Members(members)) => members.part_one(seed).await,
+        (0, Kept::Server { nats, .. }) => {
             println!("nats-server is killed");
-            away.nats.kill();
-            away.nats.start_again().await;
+            nats.kill();
+            nats.start_again().await;
         }
-        (3, Some(away)) => {
+        (3, Kept::Server { wire, .. }) => {
             println!("nothing passes between balancers and nats-server");
             // By the name that our clients have there. Longer than a lease, so that calls are given to others.
-            away.wire.fault("stoker", Fault::Silence);
+            wire.fault("stoker", Fault::Silence);
             tokio::time::sleep(Duration::from_millis(3000)).await;
-            away.wire.fault("stoker", Fault::None);
+            wire.fault("stoker", Fault::None);
         }
         (0 | 1, _) => {
             let n = (choice >> 8) as usize % cluster.balancers.len();
@@ -153,10 +162,10 @@ async fn fault(cluster: &mut Cluster, away: Option<&mut Away>, kind: u64, seed: 
     }
 }
 
-async fn rounds(mut cluster: Cluster, mut away: Option<Away>) {
+async fn rounds(mut cluster: Cluster, mut kept: Kept, seeds: &[u64]) {
     cluster.apply(work()).await;
     let mut ids = HashMap::new();
-    for round in SEEDS {
+    for &round in seeds {
         println!("seed {round}");
         let (mut seed, mut faults) = (round, round.wrapping_mul(0x9e37));
         let clients: Vec<_> = cluster.balancers.iter().map(|b| b.clients.clone()).collect();
@@ -172,7 +181,7 @@ async fn rounds(mut cluster: Cluster, mut away: Option<Away>) {
             // Each kind, in an order that is drawn.
             let first = split_mix(&mut faults);
             for kind in 0..KINDS {
-                fault(&mut cluster, away.as_mut(), first % KINDS + kind, &mut faults).await;
+                fault(&mut cluster, &mut kept, first % KINDS + kind, &mut faults).await;
             }
         };
         let (accepted, ()) = tokio::join!(submits, dies);
@@ -195,7 +204,7 @@ async fn nothing_accepted_is_lost_on_one_disk() {
     let queue = directory.path().join("queue");
     let plan = Plan::new(1, 2).set("LATER_QUEUE", queue.to_str().unwrap());
     let Some(cluster) = plan.start([]).await else { return };
-    rounds(cluster, None).await;
+    rounds(cluster, Kept::Disk, &SEEDS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -205,5 +214,14 @@ async fn nothing_accepted_is_lost_in_a_cluster_with_nats() {
     let url = format!("nats://{}", wire.address);
     let plan = Plan::new(2, 2).set("LATER_QUEUE", &url).set("LATER_LEASE", "2s");
     let Some(cluster) = plan.start([]).await else { return };
-    rounds(cluster, Some(Away { nats, wire })).await;
+    rounds(cluster, Kept::Server { nats, wire }, &SEEDS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_accepted_is_lost_when_members_of_the_queue_die_or_are_cut_off() {
+    let Some(members) = Members::start().await else { return };
+    let plan = Plan::new(2, 2).set("LATER_QUEUE", &members.url());
+    let plan = plan.set("LATER_NATS_REPLICAS", "3").set("LATER_LEASE", "2s");
+    let Some(cluster) = plan.start([]).await else { return };
+    rounds(cluster, Kept::Members(members), &SEEDS[..2]).await;
 }
