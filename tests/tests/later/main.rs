@@ -218,7 +218,7 @@ async fn nothing_accepted_is_lost_in_a_cluster_with_nats() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "one run in three or four ends with a submit that got no answer for 30 s after a member had been cut off and killed: not understood yet"]
+#[ignore = "one run of three ended with a submit that got no answer for 30 s after a member had been cut off and killed: not understood yet"]
 async fn nothing_accepted_is_lost_when_members_of_the_queue_die_or_are_cut_off() {
     let Some(members) = Members::start().await else { return };
     let plan = Plan::new(2, 2).set("LATER_QUEUE", &members.url());
