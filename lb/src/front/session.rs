@@ -208,8 +208,9 @@ async fn run(door: &Door, caller: &Caller, mut stream: Requests, out: &Sender) -
                     running.values().for_each(Running::end);
                 }
                 Err(status) => {
+                    // Too large, or not to be understood: the client learns what was wrong. One that is gone reads nothing.
                     tracing::debug!(%status, "a session broke off");
-                    return Ok(());
+                    return Err(status::from_status(&status));
                 }
             },
         }
