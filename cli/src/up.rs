@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,25 +97,34 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let resources = plan.resources;
-    let starting = async {
-        known(&args, &*registry).await?;
-        let fleet = Fleet::start(plan, Arc::clone(&registry)).await?;
-        // As anybody else would: it is the balancer that finds out what an image's name leads to.
-        match apply(&format!("http://{}", reachable(fleet.grpc)), &specs).await {
-            Ok(()) => Ok(fleet),
-            Err(failure) => {
-                fleet.stop().await;
-                Err(failure)
-            }
-        }
-    };
-    let mut fleet = tokio::select! {
-        started = starting => started?,
+    let mut patience = pin!(patience());
+    tokio::select! {
+        known = known(&args, &*registry) => known?,
         () = stop.asked() => return Ok(()),
-        never = patience() => match never {},
+        never = &mut patience => match never {},
+    }
+    let mut starting = pin!(Fleet::start(plan, Arc::clone(&registry)));
+    let (mut fleet, asked) = tokio::select! {
+        started = &mut starting => (started?, false),
+        // Not left halfway: only a fleet that stands can take down what it has made.
+        () = stop.asked() => (starting.await?, true),
+        never = &mut patience => match never {},
     };
-    let all: Vec<_> = registry.functions().borrow().by_name.values().map(Arc::clone).collect();
+    // As anybody else would: it is the balancer that finds out what an image's name leads to.
     let server = format!("http://{}", reachable(fleet.grpc));
+    let applied = match asked {
+        true => None,
+        false => tokio::select! {
+            applied = apply(&server, &specs) => Some(applied),
+            () = stop.asked() => None,
+            never = &mut patience => match never {},
+        },
+    };
+    if !matches!(applied, Some(Ok(()))) {
+        fleet.stop().await;
+        return applied.unwrap_or(Ok(()));
+    }
+    let all: Vec<_> = registry.functions().borrow().by_name.values().map(Arc::clone).collect();
     match common.output {
         Output::Json => tell(output::print_json(&json!({
             "grpc": server, "http": format!("http://{}", reachable(fleet.http)),
