@@ -210,7 +210,7 @@ impl Family {
     }
 
     fn grow(&mut self, program: Program, pipes: [OwnedFd; 4]) -> Result<Pid, Failure> {
-        self.stem.as_mut().ok_or_else(no_stem)?.grow(program, &pipes)
+        self.stem.as_mut().ok_or_else(no_stem)?.grow(program, &pipes)?.ok_or_else(no_stem)
     }
 
     /// Stops everything and returns once it stands still. Without a cgroup: by signal, repeated until no process is left

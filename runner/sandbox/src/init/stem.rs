@@ -45,14 +45,23 @@ impl Stem {
         self.answer()
     }
 
-    /// Has a process made.
+    /// Has a process made. None if the stem is gone, reaped or not yet.
     ///
     /// # Errors
-    /// When it is not.
-    pub fn grow(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Pid, Failure> {
+    /// When it is not made.
+    pub fn grow(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Option<Pid>, Failure> {
         let pipes = pipes.each_ref().map(AsFd::as_fd);
-        wire::send_frame(self.socket.as_fd(), &Grow { program }, &pipes).step(step)?;
-        self.answer()?.ok_or_else(|| Failure { function: false, step: step(), errno: libc::EPIPE })
+        match wire::send_frame(self.socket.as_fd(), &Grow { program }, &pipes) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(None)
+            }
+            sent => {
+                sent.step(step)?;
+                self.answer()
+            }
+        }
     }
 
     fn answer(&mut self) -> Result<Option<Pid>, Failure> {
