@@ -7,6 +7,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -47,8 +48,14 @@ pub struct Connection {
     origin: http::Uri,
     /// Who we are, as every request says it.
     authorization: Option<HeaderValue>,
+    server: Arc<Server>,
+}
+
+struct Server {
     /// As the user named it.
-    server: Arc<str>,
+    name: String,
+    /// It has answered something: it speaks as we do.
+    speaks: AtomicBool,
 }
 
 impl Connection {
@@ -90,7 +97,8 @@ impl Connection {
         let (sender, connection) = handshake.await.map_err(|error| away(reason(&error)))?;
         // Ends when the last sender is dropped; its error comes out of the requests that meet it.
         tokio::spawn(async move { _ = connection.await });
-        Ok(Self { sender, origin, authorization, server: server.into() })
+        let server = Arc::new(Server { name: server.to_owned(), speaks: AtomicBool::new(false) });
+        Ok(Self { sender, origin, authorization, server })
     }
 
     /// What requests are addressed to.
@@ -122,16 +130,21 @@ fn reason(error: &dyn std::error::Error) -> String {
 }
 
 /// Why there will be no answer; of a call only the balancer knew whether it had started.
-fn broken(server: &str, is_call: bool, why: &dyn std::error::Error) -> Status {
-    let why = reason(why);
+fn broken(server: &Server, is_call: bool, why: &dyn std::error::Error) -> Status {
+    let (name, why) = (&server.name, reason(why));
+    let clear = !name.starts_with("https://");
     // What TLS and HTTP/1 answer to a client that speaks neither is, read as HTTP/2, the head of a frame that is too large.
-    if why.contains("frame with invalid size") && !server.starts_with("https://") {
+    if clear && why.contains("frame with invalid size") {
         let text = format!(
-            "what answers at {server} speaks no HTTP/2 in the clear: a balancer with TLS is written https://, and its gRPC port is 7070 by default"
+            "what answers at {name} speaks no HTTP/2 in the clear: a balancer with TLS is written https://, and its gRPC port is 7070 by default"
         );
         return to_status(&Error::new(Code::InvalidRequest, text), "");
     }
-    let text = format!("the balancer at {server} went away before it had answered: {why}");
+    let mut text = format!("the balancer at {name} went away before it had answered: {why}");
+    // They also hang up, and that may overtake what they answered.
+    if clear && !server.speaks.load(Ordering::Relaxed) {
+        text.push_str("; one with TLS is written https://");
+    }
     let error = Error::new(Code::Unavailable, text);
     to_status(&if is_call { error.may_have_started() } else { error }, "")
 }
@@ -169,8 +182,9 @@ impl GrpcService<Body> for Connection {
             let answer = answer.await.map_err(|error| broken(&server, is_call, &error))?;
             let kind = answer.headers().get(CONTENT_TYPE);
             if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-                return Err(not_grpc(&server, answer.status()));
+                return Err(not_grpc(&server.name, answer.status()));
             }
+            server.speaks.store(true, Ordering::Relaxed);
             let broken: Broken = Box::new(move |error| broken(&server, is_call, &error));
             Ok(answer.map(|body| body.map_err(broken)))
         })

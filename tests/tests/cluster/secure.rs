@@ -175,7 +175,7 @@ async fn a_fleet_with_tls_and_tokens() {
     refused(&without("")[..2], "UNAUTHENTICATED").await;
     refused(&without("stk_forged"), "UNAUTHENTICATED").await;
     let plain = format!("http://127.0.0.1:{port}");
-    refused(&[("STOKER_SERVER", plain)], "went away").await;
+    refused(&[("STOKER_SERVER", plain)], "with TLS is written https://").await;
     refused(&[("STOKER_SERVER", server.clone())], "cannot be spoken to by TLS").await;
     let wrong_host = format!("https://127.0.0.2:{port}");
     refused(&[("STOKER_SERVER", wrong_host), ("STOKER_CA_FILE", ca.clone())], "").await;
