@@ -275,6 +275,7 @@ pub fn refusal(reason: i32) -> Refusal {
         Ok(R::TooLarge) => Refusal::TooLarge,
         Ok(R::Expired) => Refusal::Expired,
         Ok(R::LaunchFailed) => Refusal::LaunchFailed,
+        Ok(R::NoneIdle) => Refusal::NoneIdle,
         Ok(R::Full | R::Unspecified) | Err(_) => Refusal::Full,
     }
 }
@@ -289,6 +290,7 @@ pub fn to_refusal(reason: Refusal) -> runner::v1::RefusalReason {
         Refusal::TooLarge => R::TooLarge,
         Refusal::Expired => R::Expired,
         Refusal::LaunchFailed => R::LaunchFailed,
+        Refusal::NoneIdle => R::NoneIdle,
     }
 }
 

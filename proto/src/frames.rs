@@ -11,7 +11,7 @@ mod invoke;
 
 pub use self::decoded::{Decoded, Received};
 pub use self::encoded::{Carries, Encoded, Out, trailers};
-pub use self::invoke::{Whole, invoke_request, invoke_response};
+pub use self::invoke::{Invoked, Rest, Whole, invoke_request, invoke_response};
 
 /// From this length on a piece is worth a frame of its own, and a slice worth to be held: what holds a slice holds the whole
 /// buffer that it was received in, so that small ones are copied out.

@@ -241,6 +241,8 @@ pub enum Refusal {
     Expired,
     /// The function is not wanted here any more (its container could not be started for a reason that is the platform's).
     LaunchFailed,
+    /// It was to start at once or not at all, and no container is idle.
+    NoneIdle,
 }
 
-listed!(Refusal: Full, Draining, TooLarge, Expired, LaunchFailed);
+listed!(Refusal: Full, Draining, TooLarge, Expired, LaunchFailed, NoneIdle);

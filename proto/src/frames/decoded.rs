@@ -14,8 +14,8 @@ use tonic::Status;
 
 use super::{LONG, PREFIX};
 
-/// What was received and not read yet.
-#[derive(Debug, Default)]
+/// What was received and not read yet. A clone is another reader of the same bytes.
+#[derive(Debug, Clone, Default)]
 pub struct Received {
     frames: VecDeque<Bytes>,
     length: usize,
@@ -34,12 +34,17 @@ impl Received {
     pub fn pieces(&mut self, mut length: usize) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         while length > 0 {
-            let most = self.frames.front().map_or(length, Bytes::len);
-            let piece = self.slice(length.min(most));
+            let piece = self.next(length);
             length -= piece.len();
             pieces.push(piece);
         }
         pieces
+    }
+
+    /// What is next and came in one frame, at most `most` bytes of it. There must be some.
+    fn next(&mut self, most: usize) -> Bytes {
+        let there = self.frames.front().map_or(most, Bytes::len);
+        self.slice(most.min(there))
     }
 
     /// The beginning of the first frame.
@@ -142,19 +147,57 @@ where
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(&mut Received, usize)>, Status>> {
+        let Some(length) = ready!(self.poll_begun(cx, usize::MAX))? else { return Poll::Ready(Ok(None)) };
+        self.head = Head::Missing;
+        Poll::Ready(Ok(Some((&mut self.received, length))))
+    }
+
+    /// The length of the next message, once `enough` bytes of it are there, or all of them where it has less; `None` at the end. The message stays.
+    pub(super) fn poll_begun(
+        &mut self,
+        cx: &mut Context<'_>,
+        enough: usize,
+    ) -> Poll<Result<Option<usize>, Status>> {
         if self.over {
             return Poll::Ready(Ok(None));
         }
         loop {
             match self.head()? {
-                Head::Known(length) if self.received.remaining() >= length => {
-                    self.head = Head::Missing;
-                    return Poll::Ready(Ok(Some((&mut self.received, length))));
+                Head::Known(length) if self.received.remaining() >= length.min(enough) => {
+                    self.head = Head::Known(length);
+                    return Poll::Ready(Ok(Some(length)));
                 }
                 head => self.head = head,
             }
+            if !ready!(self.poll_more(cx))? {
+                return Poll::Ready(Ok(None));
+            }
+        }
+    }
+
+    /// What is there of the message that has begun, and of what follows it.
+    pub(super) fn received(&mut self) -> &mut Received {
+        &mut self.received
+    }
+
+    /// The next bytes of the message that has begun, at most `most`; they are missed if the sender ends here.
+    pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Bytes, Status>> {
+        while self.received.frames.is_empty() {
+            if !ready!(self.poll_more(cx))? {
+                return Poll::Ready(Err(cut_short()));
+            }
+        }
+        Poll::Ready(Ok(self.received.next(most)))
+    }
+
+    /// Waits for more bytes; `false` at the end.
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Status>> {
+        if self.over {
+            return Poll::Ready(Ok(false));
+        }
+        loop {
             let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                None => return Poll::Ready(self.ended(None).map(|()| None)),
+                None => return Poll::Ready(self.ended(None).map(|()| false)),
                 Some(Err(error)) => {
                     self.over = true;
                     return Poll::Ready(Err(Status::from_error(error.into())));
@@ -162,10 +205,13 @@ where
                 Some(Ok(frame)) => frame,
             };
             match frame.into_data() {
-                Ok(data) => self.received.push(data),
+                Ok(data) => {
+                    self.received.push(data);
+                    return Poll::Ready(Ok(true));
+                }
                 Err(other) => {
                     if let Ok(trailers) = other.into_trailers() {
-                        return Poll::Ready(self.ended(Some(&trailers)).map(|()| None));
+                        return Poll::Ready(self.ended(Some(&trailers)).map(|()| false));
                     }
                 }
             }
@@ -211,9 +257,13 @@ where
     fn complete(&self) -> Result<(), Status> {
         match (self.received.remaining(), &self.head) {
             (0, Head::Missing) => Ok(()),
-            _ => Err(Status::internal("the stream ended in the middle of a message")),
+            _ => Err(cut_short()),
         }
     }
+}
+
+fn cut_short() -> Status {
+    Status::internal("the stream ended in the middle of a message")
 }
 
 impl<B, M> Stream for Decoded<B, M>

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
@@ -21,6 +21,9 @@ use crate::v1::{InvokeStreamResponse, SessionRequest, SessionResponse, invoke_st
 
 /// Room that is made for messages at once.
 const ROOM: usize = 8 << 10;
+
+/// Most bytes of a length.
+const LONGEST_VARINT: usize = 10;
 
 /// Messages that are there at once go out together, up to about this many bytes.
 const ENOUGH: usize = 32 << 10;
@@ -47,13 +50,24 @@ impl Out {
     }
 
     /// A message that holds nothing long.
-    pub fn whole(&mut self, message: &impl Message) {
+    fn whole(&mut self, message: &impl Message) {
         self.prefix(message.encoded_len());
         message.encode_raw(&mut self.open);
     }
 
+    /// One message and no other, whose field `field` is `pieces`, one behind the other, besides what else is in `message`. Room is made for what is
+    /// written and not for more: a call has as much of it as is touched, and 64 of them stay in the caches.
+    pub fn only(message: &impl Message, field: u32, pieces: Vec<Bytes>) -> VecDeque<Bytes> {
+        let short: usize = pieces.iter().map(Bytes::len).filter(|length| *length < LONG).sum();
+        let around = PREFIX + message.encoded_len() + bytes_len(field, 0) + LONGEST_VARINT;
+        let mut out = Self { open: BytesMut::with_capacity(around + short), ..Self::default() };
+        out.with_pieces(message, field, pieces);
+        out.close();
+        out.frames
+    }
+
     /// A message whose field `field` is `pieces`, one behind the other, besides what else is in `message`.
-    pub fn with_pieces(&mut self, message: &impl Message, field: u32, pieces: Vec<Bytes>) {
+    fn with_pieces(&mut self, message: &impl Message, field: u32, pieces: Vec<Bytes>) {
         let length = pieces.iter().map(Bytes::len).sum();
         self.prefix(message.encoded_len() + bytes_len(field, length));
         message.encode_raw(&mut self.open);
@@ -85,13 +99,6 @@ impl Out {
         if !self.open.is_empty() {
             self.frames.push_back(self.open.split().freeze());
         }
-    }
-
-    /// Everything, in frames.
-    #[must_use]
-    pub fn finish(mut self) -> VecDeque<Bytes> {
-        self.close();
-        self.frames
     }
 
     fn is_enough(&self) -> bool {
@@ -182,6 +189,13 @@ impl<S> Encoded<S> {
     }
 }
 
+/// The trailers of an answer that is a success.
+pub fn success() -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    trailers.insert(Status::GRPC_STATUS, HeaderValue::from_static("0"));
+    trailers
+}
+
 /// The trailers of an answer that ends so.
 pub fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
@@ -209,7 +223,7 @@ impl<M: Carries, S: Stream<Item = Result<M, Status>> + Unpin> Body for Encoded<S
                 Poll::Ready(Some(Err(status))) if is_answer => this.state = State::Ending(trailers(&status)),
                 Poll::Ready(Some(Err(status))) => this.state = State::Broken(status),
                 Poll::Ready(None) if is_answer => {
-                    this.state = State::Ending(trailers(&Status::new(tonic::Code::Ok, "")));
+                    this.state = State::Ending(success());
                 }
                 Poll::Ready(None) => this.state = State::Ended,
                 Poll::Pending if this.out.open.is_empty() => return Poll::Pending,

@@ -222,7 +222,7 @@ fn a_message_may_have_its_body_in_pieces() {
 fn an_invocation_is_read_in_the_pieces_in_which_it_came() {
     let head = v1::RequestHead { method: "PUT".into(), ..Default::default() };
     let body = Bytes::from((0..200_000u32).map(|n| n as u8).collect::<Vec<_>>());
-    let message = InvokeRequest { function: "a/f".into(), head: Some(head), body };
+    let message = InvokeRequest { function: "a/f".into(), head: Some(head), body, ..Default::default() };
     let mut bytes = vec![0];
     bytes.put_u32(message.encoded_len() as u32);
     message.encode(&mut bytes).expect("a vector grows");
@@ -231,7 +231,15 @@ fn an_invocation_is_read_in_the_pieces_in_which_it_came() {
     assert!(whole.concat() == bytes && trailers.is_none());
     let read = |bytes: &[u8], every| {
         let body = cut(&[Bytes::copy_from_slice(bytes)], every, None);
-        invoke_request(body, 1 << 20).now_or_never().expect("all is there")
+        let Invoked { call, length, mut begun, rest } =
+            invoke_request(body, 1 << 20).now_or_never().expect("all is there")?;
+        for piece in
+            rest.into_iter().flat_map(|rest| rest.collect::<Vec<_>>().now_or_never().expect("all is there"))
+        {
+            begun.push(piece?);
+        }
+        assert_eq!(begun.iter().map(Bytes::len).sum::<usize>(), length);
+        Ok::<_, Status>((call, begun))
     };
     for every in [1, 100, 16 << 10, 128 << 10, 1 << 20] {
         let (got, pieces) = read(&bytes, every).expect("a message");
@@ -263,5 +271,67 @@ fn an_invocation_is_read_in_the_pieces_in_which_it_came() {
         assert_eq!((body, request.function.len()), (vec![Bytes::from_static(&[2])], text));
         let long = read(&message(&[0x1a, 9, 1]), 1000).expect_err("the body ends behind its message");
         assert_eq!(long.code(), tonic::Code::InvalidArgument);
+    }
+}
+
+/// The bytes of a message.
+fn message(parts: &[&[u8]]) -> Bytes {
+    let all = parts.concat();
+    let mut bytes = vec![0];
+    bytes.put_u32(all.len() as u32);
+    bytes.extend_from_slice(&all);
+    bytes.into()
+}
+
+#[test]
+fn a_long_invocation_is_a_call_before_all_of_it_is_there() {
+    let body = vec![7; 300_000];
+    let before = InvokeRequest { function: "a/f".into(), ..Default::default() }.encode_to_vec();
+    let field = InvokeRequest { body: body.clone().into(), ..Default::default() }.encode_to_vec();
+    let whole = message(&[&before, &field]);
+    let begin = |bytes: &Bytes, there: usize| {
+        let body = cut(&[bytes.slice(..there)], 16 << 10, None);
+        invoke_request(body, 1 << 20).now_or_never().expect("nothing more comes")
+    };
+    let invoked = begin(&whole, 200_000).expect("a call");
+    let begun: usize = invoked.begun.iter().map(Bytes::len).sum();
+    assert_eq!((invoked.call.function.as_str(), invoked.length), ("a/f", 300_000));
+    assert!(begun < 150_000, "what is there is enough, and no more is read: {begun}");
+    let rest: Vec<_> =
+        invoked.rest.expect("more").collect::<Vec<_>>().now_or_never().expect("all that comes");
+    let came: usize = rest.iter().flatten().map(Bytes::len).sum();
+    assert!(begun + came + (whole.len() - 300_000) == 200_000 && rest.last().is_some_and(Result::is_err));
+    // All of it, and then nothing.
+    let rest = begin(&whole, whole.len()).expect("a call").rest.expect("more");
+    let rest: Vec<_> = rest.collect::<Vec<_>>().now_or_never().expect("all of it");
+    assert_eq!(begun + rest.into_iter().map(|piece| piece.expect("a piece").len()).sum::<usize>(), 300_000);
+    // What has something behind its body, two bodies, or a long head, is read whole.
+    let behind = message(&[&field, &before]);
+    let twice = message(&[&field, &field]);
+    let headed = InvokeRequest { function: "f".repeat(200_000), ..Default::default() }.encode_to_vec();
+    let headed = message(&[&headed, &field]);
+    for odd in [behind, twice, headed] {
+        assert!(begin(&odd, 200_000).is_err());
+        let invoked = begin(&odd, odd.len()).expect("a call");
+        assert!(invoked.rest.is_none() && invoked.begun.concat() == body);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// However it is cut, what comes is what was sent.
+    #[test]
+    fn an_invocation_in_pieces_is_the_one_that_was_sent(
+        length in prop_oneof![0usize..1000, 120_000usize..400_000], head in 0usize..140_000, every in 500usize..200_000,
+    ) {
+        let body: Bytes = (0..length).map(|n| n as u8).collect::<Vec<_>>().into();
+        let call = InvokeRequest { function: "f".repeat(head), ..Default::default() };
+        let (sent, _) = sent(Whole::request(call.clone(), vec![body.clone()]));
+        let invoked = invoke_request(cut(&sent, every, None), 1 << 20).now_or_never().expect("all is there").expect("a call");
+        let rest = invoked.rest.map(|rest| rest.map(|piece| piece.expect("a piece")).collect::<Vec<_>>());
+        let rest = rest.map(|rest| rest.now_or_never().expect("all is there")).unwrap_or_default();
+        prop_assert_eq!((invoked.call, invoked.length), (call, length));
+        prop_assert!([invoked.begun, rest].concat().concat() == body);
     }
 }
