@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::board::{Board, Peer, Plan, Wanted};
 use stoker_policy::placement::key;
@@ -46,20 +47,27 @@ fn main() {
     let begun = Instant::now();
     (0..calls).for_each(|n| _ = black_box(Plan::new(wanted(n * 7919), n).next(&mut board, now)));
     report("cold: by rank", calls, begun);
-    for n in 0..functions {
-        // As after a day: each is warm on a few, some on many.
-        let many = if n % 100 == 0 { 200 } else { 3 };
-        (0..many)
-            .for_each(|at| board.said(seats[((n + at) % runners) as usize], wanted(n).version, 1 << 20, now));
+    let idle = Warmth { idle: 1 << 20, ..Warmth::default() };
+    let busy = Warmth { idle: 0, busy: 4, waiting: 2 };
+    for (warmth, what) in
+        [(idle, "warm, with what is noted of its use and its end"), (busy, "the same, all are busy")]
+    {
+        for n in 0..functions {
+            // As after a day: each is warm on a few, some on many.
+            let many = if n % 100 == 0 { 200 } else { 3 };
+            (0..many).for_each(|at| {
+                board.said(seats[((n + at) % runners) as usize], wanted(n).version, warmth, now)
+            });
+        }
+        let begun = Instant::now();
+        for n in 0..calls {
+            let wanted = wanted(n * 7919);
+            let choice = Plan::new(wanted, n).next(&mut board, now).expect("there are runners");
+            board.used(choice.seat, wanted.version);
+            board.said(choice.seat, wanted.version, warmth, now);
+        }
+        report(what, calls, begun);
     }
-    let begun = Instant::now();
-    for n in 0..calls {
-        let wanted = wanted(n * 7919);
-        let choice = Plan::new(wanted, n).next(&mut board, now).expect("there are runners");
-        board.used(choice.seat, wanted.version);
-        board.said(choice.seat, wanted.version, 1 << 20, now);
-    }
-    report("warm, with what is noted of its use and its end", calls, begun);
     let begun = Instant::now();
     for n in 0..calls / 10 {
         let mut plan = Plan::new(wanted(n * 7919), n);

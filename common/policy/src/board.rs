@@ -7,26 +7,24 @@
 //!
 //! What is known gets better while a call is being offered around, so a [`Plan`] is asked for one runner at a time.
 
+mod hints;
+mod plan;
+
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use stoker_core::backoff::split_mix;
+use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 
-use crate::placement::{FULL_FOR, HINT_TTL, MAX_TRIES, ramp, score, share, weight};
+use self::hints::{Hint, Warm};
+pub use self::plan::{Choice, Plan, Why};
+use crate::placement::{FULL_FOR, HINT_TTL, score, weight};
 
 /// Ranks kept of each function. Who finds none of these open is one of many, in a fleet that is full or mostly drained, and the
 /// spill over all runners serves it better than a walk down the list.
 pub const DEPTH: usize = 32;
-
-/// With this many warm runners or more the call is spread over them; below, the best ranked is used so that warmth gathers.
-const SPREAD_FROM: usize = 3;
-
-/// Longer lists of warm runners are sampled instead of read: so many draws, each of which finds one that is still warm with a good
-/// chance, cost less than reading hundreds.
-const DRAWS: usize = 8;
 
 /// Functions whose ranks are kept. A key costs 150 bytes; beyond this all are forgotten at once, and ranked again by their next call.
 const ORDERS: usize = 65_536;
@@ -67,35 +65,6 @@ pub struct Wanted {
     pub ask: Ask,
 }
 
-/// Why a runner is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It said, so long ago, that so many containers of the function were idle.
-    Warm {
-        /// Containers, those not counted that we used since.
-        idle: u32,
-        /// How old that word is.
-        age: Duration,
-    },
-    /// It is the best ranked of those that are left.
-    Rank,
-    /// The same, though it is too young for its whole share: nobody older is left.
-    Young,
-    /// One of two drawn from all, the less loaded.
-    Spill,
-}
-
-/// The next runner to ask.
-#[derive(Debug, Clone)]
-pub struct Choice<P> {
-    /// Its place.
-    pub seat: Seat,
-    /// It.
-    pub peer: P,
-    /// What speaks for it.
-    pub why: Why,
-}
-
 struct Place<P> {
     life: u32,
     taken: Option<Taken<P>>,
@@ -109,14 +78,6 @@ struct Taken<P> {
     full_until: Option<Instant>,
     /// Counts its whole records: a hint of an earlier one is void.
     era: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Hint {
-    seat: Seat,
-    idle: u32,
-    era: u32,
-    at: Instant,
 }
 
 struct Order {
@@ -154,7 +115,7 @@ pub struct Board<P> {
     /// Since when the eldest is there.
     eldest: Option<Instant>,
     orders: ByKey<Order>,
-    hints: ByKey<Vec<Hint>>,
+    hints: ByKey<Warm>,
     /// Versions with hints when they were last looked through.
     swept: usize,
     scratch: Vec<(f64, u64, u32)>,
@@ -230,28 +191,24 @@ impl<P: Peer + Clone> Board<P> {
         place.taken.as_mut()
     }
 
-    /// Its whole record: idle containers by version. What it does not name is not warm there.
-    pub fn spoke(&mut self, seat: Seat, warm: impl IntoIterator<Item = (u64, u32)>, now: Instant) {
+    /// Its whole record: how warm it is by version. What it does not name is not warm there.
+    pub fn spoke(&mut self, seat: Seat, warm: impl IntoIterator<Item = (u64, Warmth)>, now: Instant) {
         let Some(taken) = self.taken(seat) else { return };
         taken.full_until = None;
         taken.era = taken.era.wrapping_add(1);
-        for (version, idle) in warm {
-            self.said(seat, version, idle, now);
+        for (version, warmth) in warm {
+            self.said(seat, version, warmth, now);
         }
     }
 
-    /// It said that so many containers of a version are idle.
-    pub fn said(&mut self, seat: Seat, version: u64, idle: u32, now: Instant) {
+    /// It said how warm it is for a version.
+    pub fn said(&mut self, seat: Seat, version: u64, warmth: Warmth, now: Instant) {
         let Some(era) = self.taken(seat).map(|taken| taken.era) else { return };
-        let hint = Hint { seat, idle, era, at: now };
-        if let Some(list) = self.hints.get_mut(&version) {
-            match list.iter_mut().find(|known| known.seat.at == seat.at) {
-                Some(known) => *known = hint,
-                None if idle > 0 => list.push(hint),
-                None => {}
-            }
-        } else if idle > 0 {
-            self.hints.insert(version, vec![hint]);
+        let hint = Hint { seat, warmth, era, at: now };
+        if let Some(warm) = self.hints.get_mut(&version) {
+            warm.put(hint);
+        } else if warmth.idle > 0 || warmth.busy > 0 {
+            self.hints.entry(version).or_default().put(hint);
             if self.hints.len() > 2 * self.swept + 1024 {
                 self.sweep(now);
             }
@@ -261,9 +218,9 @@ impl<P: Peer + Clone> Board<P> {
     /// Forgets versions of which nobody is warm any more.
     fn sweep(&mut self, now: Instant) {
         let places = &self.places;
-        self.hints.retain(|_, list| {
-            list.retain(|hint| holds(places, hint, now).is_some());
-            !list.is_empty()
+        self.hints.retain(|_, warm| {
+            warm.retain(|hint| holds(places, hint, now).is_some());
+            !warm.is_empty()
         });
         self.swept = self.hints.len();
     }
@@ -282,11 +239,10 @@ impl<P: Peer + Clone> Board<P> {
         }
     }
 
-    /// A call goes there: one idle container less, as far as we know.
+    /// A call goes there: one idle container less, as far as we know, or one more in the line.
     pub fn used(&mut self, seat: Seat, version: u64) {
-        let list = self.hints.get_mut(&version);
-        if let Some(hint) = list.and_then(|list| list.iter_mut().find(|hint| hint.seat == seat)) {
-            hint.idle = hint.idle.saturating_sub(1);
+        if let Some(warm) = self.hints.get_mut(&version) {
+            warm.used(seat);
         }
     }
 
@@ -331,133 +287,7 @@ fn holds<'a, P>(places: &'a [Place<P>], hint: &Hint, now: Instant) -> Option<&'a
     let place = &places[hint.seat.at as usize];
     let taken = place.taken.as_ref().filter(|_| place.life == hint.seat.life)?;
     let fresh = hint.era == taken.era && now.saturating_duration_since(hint.at) < HINT_TTL;
-    (fresh && hint.idle > 0).then_some(taken)
-}
-
-/// The order in which the runners are asked for one call, each at most once.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    wanted: Wanted,
-    asked: [u32; MAX_TRIES + 1],
-    tries: usize,
-    spilled: bool,
-    seed: u64,
-}
-
-impl Plan {
-    /// Of a call; calls of one balancer differ in their seeds.
-    #[must_use]
-    pub fn new(wanted: Wanted, seed: u64) -> Self {
-        Self { wanted, asked: [0; MAX_TRIES + 1], tries: 0, spilled: false, seed }
-    }
-
-    /// Who is asked next, by what is known now. `None`: the call waits.
-    pub fn next<P: Peer + Clone>(&mut self, board: &mut Board<P>, now: Instant) -> Option<Choice<P>> {
-        let found = if self.tries < MAX_TRIES {
-            self.warm(board, now).or_else(|| self.ranked(board, now))
-        } else {
-            None
-        };
-        let (at, why) = found.or_else(|| self.spill(board, now))?;
-        let place = &board.places[at as usize];
-        let peer = place.taken.as_ref()?.peer.clone();
-        self.asked[self.tries] = at;
-        self.tries += 1;
-        Some(Choice { seat: Seat { at, life: place.life }, peer, why })
-    }
-
-    /// How many were asked so far.
-    #[must_use]
-    pub fn tries(&self) -> usize {
-        self.tries
-    }
-
-    fn asked(&self, at: u32) -> bool {
-        self.asked[..self.tries].contains(&at)
-    }
-
-    fn warm<P: Peer + Clone>(&mut self, board: &mut Board<P>, now: Instant) -> Option<(u32, Why)> {
-        let Board { hints, places, .. } = board;
-        let list = hints.get_mut(&self.wanted.version)?;
-        let why = |hint: &Hint| Why::Warm { idle: hint.idle, age: now.saturating_duration_since(hint.at) };
-        if list.len() > 2 * DRAWS {
-            for _ in 0..DRAWS {
-                let hint = &list[below(&mut self.seed, list.len())];
-                let open = holds(places, hint, now).is_some_and(|taken| taken.peer.is_open());
-                if open && !self.asked(hint.seat.at) {
-                    return Some((hint.seat.at, why(hint)));
-                }
-            }
-        }
-        list.retain(|hint| holds(places, hint, now).is_some());
-        let usable = |hint: &&Hint| {
-            let taken = places[hint.seat.at as usize].taken.as_ref();
-            taken.is_some_and(|taken| taken.peer.is_open()) && !self.asked(hint.seat.at)
-        };
-        let count = list.iter().filter(usable).count();
-        let chosen = if count < SPREAD_FROM {
-            let rank = |hint: &&Hint| {
-                let taken = places[hint.seat.at as usize].taken.as_ref();
-                taken.map_or(0.0, |t| score(self.wanted.function, t.key, weight(&t.total)))
-            };
-            list.iter().filter(usable).max_by(|a, b| rank(a).total_cmp(&rank(b)))
-        } else {
-            let mut seed = self.seed;
-            let nth = below(&mut seed, count);
-            let chosen = list.iter().filter(usable).nth(nth);
-            self.seed = seed;
-            chosen
-        };
-        chosen.map(|hint| (hint.seat.at, why(hint)))
-    }
-
-    fn ranked<P: Peer + Clone>(&self, board: &mut Board<P>, now: Instant) -> Option<(u32, Why)> {
-        board.rank(&self.wanted);
-        let eldest = board.eldest?;
-        let ranked = &board.orders.get(&self.wanted.function)?.ranked;
-        let mut young = None;
-        for at in ranked {
-            let Some(taken) = self.open(board, *at, now) else { continue };
-            let age = now.saturating_duration_since(taken.since);
-            // Against the eldest: where all are young, nobody steps back.
-            let part = ramp(age) / ramp(now.saturating_duration_since(eldest));
-            if part >= 1.0 || share(self.wanted.function, taken.key) < part {
-                return Some((*at, Why::Rank));
-            }
-            young = young.or(Some((*at, Why::Young)));
-        }
-        young
-    }
-
-    /// A runner that may be asked by what is known of it, warm or not.
-    fn open<'a, P: Peer + Clone>(&self, board: &'a Board<P>, at: u32, now: Instant) -> Option<&'a Taken<P>> {
-        let taken = board.places[at as usize].taken.as_ref()?;
-        let full = taken.full_until.is_some_and(|until| now < until);
-        (!full && !self.asked(at) && taken.total.could_hold(&self.wanted.ask) && taken.peer.is_open())
-            .then_some(taken)
-    }
-
-    fn spill<P: Peer + Clone>(&mut self, board: &Board<P>, now: Instant) -> Option<(u32, Why)> {
-        if std::mem::replace(&mut self.spilled, true) || board.places.is_empty() {
-            return None;
-        }
-        // Two that are open, from where two draws point; in a fleet of which most is, that is at once.
-        let count = board.places.len();
-        let mut found = [None; 2];
-        for found in &mut found {
-            let from = below(&mut self.seed, count);
-            *found = (0..count).map(|step| ((from + step) % count) as u32).find_map(|at| {
-                let taken = self.open(board, at, now)?;
-                Some((f64::from(taken.peer.load()) / weight(&taken.total), at))
-            });
-        }
-        let [one, other] = found;
-        [one?, other?].into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, at)| (at, Why::Spill))
-    }
-}
-
-fn below(seed: &mut u64, n: usize) -> usize {
-    (split_mix(seed) % n as u64) as usize
+    fresh.then_some(taken)
 }
 
 #[cfg(test)]

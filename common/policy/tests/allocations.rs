@@ -4,6 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Instant;
 
+use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::board::{Board, Peer, Plan, Wanted};
 use stoker_policy::placement::key;
@@ -59,12 +60,14 @@ fn a_call_among_a_thousand_runners_allocates_nothing() {
         let function = key(&n.to_le_bytes());
         Wanted { function, version: function, ask: Ask { memory: 128 << 20, cpu_millis: 0 } }
     };
+    let idle = |idle| Warmth { idle, ..Warmth::default() };
     for n in 0..1000 {
         // A first call ranks its function; some are warm somewhere, one of them everywhere.
         Plan::new(wanted(n), n).next(&mut board, now);
-        (0..n % 4).for_each(|at| board.said(seats[(n + at) as usize % 1000], wanted(n).version, 2, now));
+        (0..n % 4)
+            .for_each(|at| board.said(seats[(n + at) as usize % 1000], wanted(n).version, idle(2), now));
     }
-    seats.iter().for_each(|seat| board.said(*seat, wanted(0).version, 9, now));
+    seats.iter().for_each(|seat| board.said(*seat, wanted(0).version, idle(9), now));
     let before = COUNT.with(Cell::get);
     for n in 0..20_000 {
         let wanted = wanted(n % 1000);
@@ -75,7 +78,8 @@ fn a_call_among_a_thousand_runners_allocates_nothing() {
             board.refused(choice.seat, now);
             board.freed(choice.seat);
             board.used(choice.seat, wanted.version);
-            board.said(choice.seat, wanted.version, 2, now);
+            let warmth = if n % 5 == 0 { Warmth { idle: 0, busy: 2, waiting: 1 } } else { idle(2) };
+            board.said(choice.seat, wanted.version, warmth, now);
         }
     }
     let count = COUNT.with(Cell::get) - before;

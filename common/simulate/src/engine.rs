@@ -3,6 +3,7 @@
 mod balancer;
 mod calls;
 mod events;
+mod fleet;
 pub mod node;
 mod rivals;
 
@@ -10,22 +11,27 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Instant;
 
-use stoker_core::resources::{Ask, Resources};
+use stoker_core::resources::Ask;
 use stoker_policy::board::Plan;
-use stoker_policy::keeping::PATIENCE;
 use stoker_policy::placement::key;
 
-use self::balancer::{Balancer, Kept, Link, Turn};
+use self::balancer::{Balancer, Turn};
 use self::events::{Entry, Event};
 use self::node::{Act, Node, Start};
-use self::rivals::{Known, Listing, Rival};
+use self::rivals::{Listing, Rival};
 use crate::measure::{Meter, Report};
 use crate::random::Random;
-use crate::scenario::{Change, Manners, Placer, Scenario};
+use crate::scenario::{Manners, Placer, Scenario};
 use crate::trace::{Micros, SECOND, Trace, duration, micros};
 
 /// News of a runner comes at most so often, as at the runner.
 const NEWS_APART: Micros = 75_000;
+
+/// A runner says nothing of a wait that is as short as this, as at the runner.
+const UNTOLD: Micros = 5_000;
+
+/// Those who call again and again begin one after the other.
+const CALLERS_APART: Micros = 1_000;
 
 /// A registry tells of a runner that came after this long.
 const REGISTRY: Micros = SECOND / 10;
@@ -66,24 +72,30 @@ enum Stage {
 }
 
 /// A call that is not over.
-struct Active {
-    nth: usize,
-    function: u32,
+pub struct Active {
+    pub nth: usize,
+    pub function: u32,
     arrived: Micros,
-    takes: Micros,
-    balancer: u32,
+    pub takes: Micros,
+    pub balancer: u32,
     stamp: u32,
     stage: Stage,
-    tries: u32,
+    pub tries: u32,
     node: u32,
-    start: Start,
+    pub start: Start,
     plan: Option<Plan>,
     unheard: u64,
     /// Its number in the line, once it has one, and whether it stands there.
     place: Option<u64>,
     queued: bool,
-    /// It stands in a runner's line.
+    /// It stands in a runner's line, as its balancer knows.
     in_line: bool,
+    /// When its runner says so.
+    told: Micros,
+    /// It was offered to a second runner, which has not answered; meanwhile it does not start at the first.
+    second: bool,
+    /// Its balancer knows by then that a container is held for it.
+    ready: Option<Micros>,
     turn: Option<Turn>,
     /// Of a rival: the rest of its round, and its last pause.
     round: Vec<u32>,
@@ -172,7 +184,12 @@ impl Run<'_> {
         if self.scenario.placer != Placer::Stoker {
             self.after(self.scenario.report, Event::Report);
         }
-        if let Some(first) = self.trace.calls.first() {
+        let callers = self.scenario.callers.min(self.trace.calls.len());
+        for caller in 0..callers {
+            let balancer = (caller * self.balancers.len() / callers) as u32;
+            self.at(caller as Micros * CALLERS_APART, Event::Caller { balancer });
+        }
+        if let Some(first) = self.trace.calls.first().filter(|_| callers == 0) {
             self.at(first.at, Event::Arrive);
         }
         while let Some(Reverse(Entry { at, event, .. })) = self.events.pop() {
@@ -195,46 +212,30 @@ impl Run<'_> {
         self.at(self.now + pause, event);
     }
 
-    /// A runner is there; nobody knows it yet.
-    fn add(&mut self, size: Resources) -> u32 {
-        self.nodes.push(Node::new(size));
-        self.news.push((Vec::new(), None));
-        self.meter.added();
-        (self.nodes.len() - 1) as u32
-    }
-
-    /// Everybody knows it.
-    fn list(&mut self, node: u32) {
-        let name = format!("runner-{node}");
-        let (key, size, now) =
-            (key(name.as_bytes()), self.nodes[node as usize].size, self.rules.instant(self.now));
-        for balancer in &mut self.balancers {
-            let link = balancer.board.join(key, size, now, |seat| Link::new(node, seat));
-            balancer.links.resize(balancer.links.len().max(node as usize + 1), None);
-            balancer.links[node as usize] = Some(link);
-        }
-        let cores = (f64::from(size.cpu_millis) / 1000.0).max(0.001);
-        self.listing.known.push(Known { node, key, cores, reported: 0 });
-        self.listing.changed();
-        for at in 0..self.balancers.len() {
-            self.balancers[at].room(node, size);
-            self.called(at);
-        }
-    }
-
     fn on(&mut self, event: Event) {
         match event {
-            Event::Arrive => self.arrive(),
+            Event::Arrive => {
+                if let Some(next) = self.trace.calls.get(self.next + 1) {
+                    self.at(next.at, Event::Arrive);
+                }
+                let balancer = self.random.below(self.balancers.len()) as u32;
+                self.arrive(balancer);
+            }
+            Event::Caller { balancer } if self.next < self.trace.calls.len() => self.arrive(balancer),
+            Event::Accepted { call, stamp } if self.is(call, stamp) => self.accepted(call),
+            Event::SecondRefused { call, stamp, node, warmth } if self.is(call, stamp) => {
+                self.second_refused(call, node, warmth);
+            }
             Event::Offered { call, stamp } if self.is(call, stamp) => self.offered(call),
             Event::Second { call, stamp, node, life } if self.is(call, stamp) => {
                 self.second(call, node, self.lives(node, life));
             }
-            Event::Refused { call, stamp, idle, closed } if self.is(call, stamp) => {
-                self.refused(call, Some(idle), closed);
+            Event::Refused { call, stamp, warmth, closed } if self.is(call, stamp) => {
+                self.refused(call, Some(warmth), closed);
             }
             Event::Begin { call, stamp } if self.is(call, stamp) => self.begin(call),
             Event::Done { call, stamp } if self.is(call, stamp) => self.done(call),
-            Event::Answered { call, stamp, idle } if self.is(call, stamp) => self.answered(call, idle),
+            Event::Answered { call, stamp, warmth } if self.is(call, stamp) => self.answered(call, warmth),
             Event::Again { call, stamp } if self.is(call, stamp) => self.round(call),
             Event::TooLong { call, stamp } => {
                 let known = self.calls.get(call as usize).filter(|c| c.stamp == stamp && c.queued);
@@ -253,8 +254,8 @@ impl Run<'_> {
                 }
                 if left {
                     self.left_line(call);
-                    let (stamp, idle) = (self.stamp(call), self.nodes[node as usize].idle(function));
-                    self.after(self.scenario.hop, Event::Refused { call, stamp, idle, closed: false });
+                    let (stamp, warmth) = (self.stamp(call), self.nodes[node as usize].warmth(function));
+                    self.after(self.scenario.hop, Event::Refused { call, stamp, warmth, closed: false });
                 }
                 self.acts(node);
             }
@@ -325,14 +326,7 @@ impl Run<'_> {
                     self.meter.launched();
                     self.after(took, Event::Launched { node, life, function, start, took });
                 }
-                Act::Give { call, start } => {
-                    self.left_line(call);
-                    let active = &mut self.calls[call as usize];
-                    (active.start, active.stage) = (start, Stage::Held);
-                    let stamp = self.stamp(call);
-                    // The word that it is ready, and the permission to start.
-                    self.after(2 * self.scenario.hop, Event::Begin { call, stamp });
-                }
+                Act::Give { call, start } => self.given(call, start),
                 Act::Rests { function, container } => {
                     let timeout = self.scenario.idle_timeout;
                     self.after(timeout, Event::Expire { node, life, function, container });
@@ -357,139 +351,5 @@ impl Run<'_> {
                 self.at(launch.max(self.now), Event::Prewarm { node, life, function, until });
             }
         }
-    }
-
-    /// Every balancer decides which runners keep how many containers ready, and says so.
-    fn keep(&mut self) {
-        let wanted = self.scenario.min_containers;
-        if wanted == 0 || self.scenario.placer != Placer::Stoker {
-            return;
-        }
-        for at in 0..self.balancers.len() {
-            let now = self.rules.instant(self.now);
-            for Kept { node, function, containers } in
-                self.balancers[at].keep(wanted, &self.keys, &self.asks, &self.nodes, now)
-            {
-                if !self.nodes[node as usize].alive {
-                    continue;
-                }
-                let ask = self.asks[function as usize];
-                self.nodes[node as usize].keep(at, function, ask, containers, self.now, &self.rules);
-            }
-        }
-        (0..self.nodes.len() as u32).for_each(|node| self.acts(node));
-        // A runner that cannot is passed over after a while.
-        if !self.looks && self.nodes.iter().any(Node::is_short) {
-            self.looks = true;
-            self.after(micros(PATIENCE), Event::Keep);
-        }
-    }
-
-    /// A function's warmth is news.
-    fn changed(&mut self, node: u32, function: u32) {
-        if self.scenario.placer != Placer::Stoker {
-            return;
-        }
-        let (changed, last) = &mut self.news[node as usize];
-        let due = changed.is_empty();
-        if !changed.contains(&function) {
-            changed.push(function);
-        }
-        if due {
-            let wait = last.map_or(0, |last| (last + NEWS_APART).saturating_sub(self.now));
-            let life = self.nodes[node as usize].life;
-            self.after(wait, Event::News { node, life });
-        }
-    }
-
-    fn heard(&mut self, node: u32) {
-        let mut changed = std::mem::take(&mut self.news[node as usize].0);
-        let now = self.rules.instant(self.now);
-        let room = self.nodes[node as usize].room();
-        for at in 0..self.balancers.len() {
-            let balancer = &mut self.balancers[at];
-            let Some(link) = balancer.link(node).cloned() else { continue };
-            balancer.board.freed(link.seat());
-            for function in &changed {
-                let idle = self.nodes[node as usize].idle(*function);
-                balancer.board.said(link.seat(), self.keys[*function as usize], idle, now);
-            }
-            let given = balancer.room(node, room);
-            self.called(at);
-            let mut cpu = room.cpu_millis;
-            for function in changed.iter().filter(|_| !given) {
-                cpu = self.idle(at, *function, node, self.nodes[node as usize].idle(*function), cpu);
-            }
-        }
-        changed.clear();
-        // What changed while the news was told is the next news.
-        changed.append(&mut self.news[node as usize].0);
-        let more = !changed.is_empty();
-        self.news[node as usize].0 = changed;
-        if more {
-            let life = self.nodes[node as usize].life;
-            self.after(NEWS_APART, Event::News { node, life });
-        }
-    }
-
-    fn tell(&mut self, node: u32) {
-        let at = (self.now + REGISTRY).max(self.silent_until);
-        self.at(at, Event::Listed { node });
-    }
-
-    fn change(&mut self, nth: u32) {
-        let Some((_, change)) = self.scenario.changes.get(nth as usize).copied() else { return };
-        match change {
-            Change::Silence { lasts } => self.silent_until = self.now + lasts,
-            Change::Add { size } => {
-                let node = self.add(size);
-                self.tell(node);
-            }
-            Change::Kill { runner, back } => {
-                if self.nodes.get(runner).is_some_and(|node| node.alive) {
-                    self.kill(runner as u32);
-                    if let Some(back) = back {
-                        self.after(back, Event::Back { node: runner as u32 });
-                    }
-                }
-            }
-        }
-        self.meter.changed(self.now);
-    }
-
-    fn kill(&mut self, node: u32) {
-        self.meter.idle(node, &self.nodes[node as usize], self.now);
-        self.nodes[node as usize].kill();
-        self.news[node as usize] = (Vec::new(), None);
-        for balancer in &mut self.balancers {
-            if let Some(link) = balancer.gone(node) {
-                link.open(false);
-                balancer.board.leave(link.seat());
-            }
-        }
-        self.listing.known.retain(|known| known.node != node);
-        self.listing.changed();
-        let there = |active: &Active| active.node == node && active.stage != Stage::Placing;
-        let of_it: Vec<(u32, Stage)> = (0u32..)
-            .zip(&self.calls)
-            .filter(|(call, active)| there(active) && !self.free.contains(call))
-            .map(|(call, active)| (call, active.stage))
-            .collect();
-        for (call, stage) in of_it {
-            match stage {
-                Stage::Running => {
-                    self.exit(call);
-                    self.lost(call);
-                }
-                // An answer that is on its way arrives; what has not begun is offered elsewhere.
-                Stage::Answering | Stage::Placing => {}
-                Stage::Offered | Stage::Held => {
-                    self.stamp(call);
-                    self.calls[call as usize].in_line = false;
-                    self.refused(call, None, false);
-                }
-            }
-        }
-        self.keep();
     }
 }

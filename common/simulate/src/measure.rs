@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use stoker_core::resources::Resources;
 
+use crate::engine::Active;
 use crate::engine::node::{Node, Start};
 use crate::scenario::Scenario;
 use crate::trace::{Micros, SECOND, Trace};
@@ -36,6 +37,8 @@ pub struct Report {
     pub calls: u64,
     /// Of them, in percent: the first in a container that was launched because of waiting calls.
     pub cold_percent: f64,
+    /// By the balancer that they came to.
+    pub by_balancer: Vec<u64>,
     /// Calls that were not answered: their runner was killed, or nobody had room for too long.
     pub lost: u64,
     /// Milliseconds added: half of the calls have less.
@@ -107,6 +110,7 @@ pub struct Meter {
     evictions: u64,
     added: Histogram<u64>,
     functions: Vec<PerFunction>,
+    balancers: Vec<u64>,
     nodes: Vec<PerNode>,
     moment: Micros,
     moments: Vec<Moment>,
@@ -134,6 +138,7 @@ impl Meter {
             evictions: 0,
             added: Histogram::new_with_max(LONGEST, 3).expect("these bounds are valid"),
             functions: vec![PerFunction::default(); trace.functions.len()],
+            balancers: vec![0; scenario.balancers.max(1)],
             nodes: Vec::new(),
             // About two hundred of them, of whole seconds.
             moment: (span / 200).div_ceil(SECOND).max(1) * SECOND,
@@ -170,16 +175,8 @@ impl Meter {
         }
     }
 
-    pub fn answered(
-        &mut self,
-        nth: usize,
-        function: u32,
-        now: Micros,
-        added: Micros,
-        takes: Micros,
-        tries: u32,
-        start: Start,
-    ) {
+    pub fn answered(&mut self, call: &Active, now: Micros, added: Micros) {
+        let Active { nth, function, takes, tries, start, .. } = *call;
         self.ended += 1;
         let moment = self.moment(now);
         moment.calls += 1;
@@ -189,6 +186,7 @@ impl Meter {
             return;
         }
         self.calls += 1;
+        self.balancers[call.balancer as usize] += 1;
         self.measured_tries += u64::from(tries);
         self.cold += u64::from(start == Start::Cold);
         self.prewarm_hits += u64::from(start == Start::Ahead);
@@ -245,6 +243,7 @@ impl Meter {
         Report {
             placer: scenario.placer.as_str(),
             calls: self.calls,
+            by_balancer: std::mem::take(&mut self.balancers),
             cold_percent: self.cold as f64 * 100.0 / calls,
             lost: self.lost,
             added_p50_ms: ms(0.5),

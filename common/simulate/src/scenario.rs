@@ -105,6 +105,9 @@ pub struct Scenario {
     pub runners: Vec<Kind>,
     /// Balancers; calls come to any of them.
     pub balancers: usize,
+    /// Callers, the same number at each balancer, who each make the next call of the trace when the one before is answered; none: calls
+    /// come when the trace says.
+    pub callers: usize,
     /// How calls find their runners.
     pub placer: Placer,
     /// What runners do.
@@ -139,6 +142,7 @@ impl Default for Scenario {
         Self {
             runners: vec![Kind { count: 20, size }],
             balancers: 4,
+            callers: 0,
             placer: Placer::Stoker,
             manners: Manners::Stoker,
             function_cpu: 1000,

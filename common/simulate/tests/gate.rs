@@ -1,9 +1,10 @@
 //! What a change of a policy must not make worse, over three seeds. Ratios to other placers over the same calls: a model's own
 //! figures say little, its differences a lot.
 
-use stoker_simulate::trace::synthetic::{Cloud, Steady};
+use stoker_core::resources::Resources;
+use stoker_simulate::trace::synthetic::{Again, Cloud, Steady};
 use stoker_simulate::trace::{SECOND, Trace};
-use stoker_simulate::{Change, Placer, Report, Scenario, run};
+use stoker_simulate::{Change, Kind, Placer, Report, Scenario, run};
 
 const SEEDS: [u64; 3] = [1, 2, 3];
 
@@ -108,6 +109,30 @@ fn a_minimum_is_met_warm() {
     let text = format!("{:.2} % to {:.2} %", with.cold_percent, without.cold_percent);
     assert!(with.cold_percent * 4.0 < without.cold_percent, "{text}");
     assert!(with.idle_memory_percent > without.idle_memory_percent, "it is not for nothing");
+}
+
+/// Two balancers, two runners, and callers of one short function at both who call again as soon as they are answered. Those of the first
+/// balancer come first, and fill one runner: what that has, and what the other has, is shared by both all the same.
+#[test]
+fn callers_at_two_balancers_get_the_same() {
+    let size = Resources { memory: 8 << 30, cpu_millis: 2_000, slots: 1000 };
+    for (seed, callers) in SEEDS.into_iter().flat_map(|seed| [(seed, 16), (seed, 64), (seed, 200)]) {
+        let scenario = Scenario {
+            runners: vec![Kind { count: 2, size }],
+            balancers: 2,
+            callers,
+            function_cpu: 100,
+            hop: 60,
+            seed,
+            ..Scenario::default()
+        };
+        let trace = Again { calls: 40_000, takes: 400, cold: 4_000, seed }.trace();
+        let report = run(&scenario, &trace);
+        let [one, other] = report.by_balancer[..] else { panic!("two balancers") };
+        let text = format!("seed {seed}, {callers} callers: {one} and {other}");
+        assert!(one.min(other) * 10 >= one.max(other) * 9, "{text}");
+        assert!(report.lost == 0 && report.tries <= 1.1, "{text}, {} offers a call", report.tries);
+    }
 }
 
 #[test]

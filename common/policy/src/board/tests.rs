@@ -1,9 +1,10 @@
 use super::*;
-use crate::placement::{RAMP, key};
+use crate::placement::{MAX_TRIES, RAMP, key};
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::time::Duration;
 
 #[derive(Clone)]
 struct Runner(Rc<(Seat, Cell<bool>, Cell<u32>)>);
@@ -51,6 +52,14 @@ fn home(board: &mut Board<Runner>, n: u64, now: Instant) -> Option<Seat> {
     Plan::new(wanted(n), 1).next(board, now).map(|choice| choice.seat)
 }
 
+fn idle(idle: u32) -> Warmth {
+    Warmth { idle, ..Warmth::default() }
+}
+
+fn busy(busy: u32, waiting: u32) -> Warmth {
+    Warmth { idle: 0, busy, waiting }
+}
+
 #[test]
 fn a_lost_runner_moves_only_its_share() {
     let now = Instant::now();
@@ -89,7 +98,7 @@ fn warm_ones_come_first_until_they_are_used_up_or_void() {
     let cold = home(&mut board, 7, now).unwrap();
     let other = runners.iter().find(|runner| runner.seat() != cold).unwrap();
     let first = |board: &mut Board<Runner>, now| order(board, wanted, 3, now)[0];
-    board.said(other.seat(), wanted.version, 2, now);
+    board.said(other.seat(), wanted.version, idle(2), now);
     assert_eq!(first(&mut board, now), (other.seat(), Why::Warm { idle: 2, age: Duration::ZERO }));
     // A refusal of another function does not hold back one that is warm there.
     board.refused(other.seat(), now);
@@ -101,12 +110,12 @@ fn warm_ones_come_first_until_they_are_used_up_or_void() {
     board.freed(other.seat());
     assert!(order(&mut board, wanted, 3, now).iter().any(|(seat, _)| *seat == other.seat()));
     // A whole record that does not name it, its age, and the end of its life each make a hint void.
-    board.said(other.seat(), wanted.version, 2, now);
+    board.said(other.seat(), wanted.version, idle(2), now);
     assert_eq!(first(&mut board, now + HINT_TTL).0, cold);
-    board.said(other.seat(), wanted.version, 2, now);
-    board.spoke(other.seat(), [(9, 1)], now);
+    board.said(other.seat(), wanted.version, idle(2), now);
+    board.spoke(other.seat(), [(9, idle(1))], now);
     assert_eq!(first(&mut board, now).0, cold);
-    board.said(other.seat(), wanted.version, 2, now);
+    board.said(other.seat(), wanted.version, idle(2), now);
     board.renew(other.seat(), now);
     assert_eq!(first(&mut board, now).0, cold);
 }
@@ -116,9 +125,52 @@ fn three_warm_ones_share_the_calls() {
     let now = Instant::now();
     let (mut board, runners) = board(40, now);
     for count in [3, 30] {
-        runners[..count].iter().for_each(|runner| board.said(runner.seat(), wanted(1).version, 9, now));
+        runners[..count].iter().for_each(|runner| board.said(runner.seat(), wanted(1).version, idle(9), now));
         let firsts: HashSet<_> = (0..400).map(|seed| order(&mut board, wanted(1), seed, now)[0].0).collect();
         assert_eq!(firsts.len(), count);
+    }
+}
+
+#[test]
+fn where_all_are_busy_the_shortest_line_is_asked() {
+    let now = Instant::now();
+    let (mut board, _runners) = board(6, now);
+    let wanted = wanted(7);
+    let ranked: Vec<Seat> = order(&mut board, wanted, 3, now).iter().map(|(seat, _)| *seat).collect();
+    let (home, next) = (ranked[0], ranked[1]);
+    let first = |board: &mut Board<Runner>, now| order(board, wanted, 3, now)[0];
+    // Equal lines: the best ranked, so that warmth gathers.
+    board.said(next, wanted.version, busy(4, 0), now);
+    board.said(home, wanted.version, busy(4, 0), now);
+    assert_eq!(first(&mut board, now), (home, Why::Line { busy: 4, waiting: 0, age: Duration::ZERO }));
+    // Each call that goes there makes it longer, and so they take turns.
+    let mut asked = [0; 2];
+    for _ in 0..20 {
+        let (seat, _) = first(&mut board, now);
+        board.used(seat, wanted.version);
+        asked[usize::from(seat == next)] += 1;
+    }
+    assert_eq!(asked, [10, 10]);
+    // A line is as long as those who work are few.
+    board.said(home, wanted.version, busy(8, 7), now);
+    board.said(next, wanted.version, busy(1, 1), now);
+    assert_eq!(first(&mut board, now).0, home);
+    // Somebody idle is better than any line, and a runner where nothing of it runs is asked last.
+    board.said(next, wanted.version, idle(1), now);
+    assert_eq!(first(&mut board, now), (next, Why::Warm { idle: 1, age: Duration::ZERO }));
+    assert_eq!(order(&mut board, wanted, 3, now)[1].0, home);
+    // Nor is one asked that refused, or of which nothing was heard for long.
+    board.refused(home, now);
+    board.said(next, wanted.version, busy(0, 0), now);
+    assert_eq!(first(&mut board, now), (next, Why::Rank));
+    assert_eq!(first(&mut board, now + HINT_TTL), (home, Why::Rank));
+    // Of many some are drawn, and none that is much worse than the others.
+    let (mut board, runners) = self::board(40, now);
+    let all: Vec<Seat> = runners.iter().map(Runner::seat).collect();
+    all.iter().for_each(|seat| board.said(*seat, wanted.version, busy(1, 0), now));
+    board.said(all[11], wanted.version, busy(1, 50), now);
+    for seed in 0..200 {
+        assert_ne!(order(&mut board, wanted, seed, now)[0].0, all[11]);
     }
 }
 
@@ -172,7 +224,7 @@ fn a_seat_is_used_again_and_late_words_reach_nobody() {
     board.leave(gone);
     let next = join(&mut board, 9, SIZE, now);
     assert_eq!(next.seat().at, gone.at);
-    board.said(gone, wanted(1).version, 5, now);
+    board.said(gone, wanted(1).version, idle(5), now);
     board.refused(gone, now);
     let order = order(&mut board, wanted(1), 1, now);
     assert_eq!(order.len(), 2);
@@ -184,9 +236,9 @@ fn what_nobody_is_warm_for_is_forgotten() {
     let now = Instant::now();
     let (mut board, runners) = board(2, now);
     for n in 0..5000 {
-        board.said(runners[0].seat(), n, 1, now);
+        board.said(runners[0].seat(), n, idle(1), now);
         if n % 100 == 99 {
-            board.spoke(runners[0].seat(), [(n, 1)], now);
+            board.spoke(runners[0].seat(), [(n, idle(1))], now);
         }
     }
     assert!(board.hints.len() <= 2 * 100 + 1100, "{}", board.hints.len());
@@ -195,19 +247,19 @@ fn what_nobody_is_warm_for_is_forgotten() {
 proptest! {
     #[test]
     fn each_is_asked_at_most_once_by_whoever_may_be_and_the_same_seed_repeats(
-        facts in prop::collection::vec((any::<bool>(), 0u32..3, any::<bool>(), 0u32..9, 1u64..64), 0..DEPTH), n: u64, seed: u64,
+        facts in prop::collection::vec((any::<bool>(), (0u32..3, 0u32..3, 0u32..9), any::<bool>(), 0u32..9, 1u64..64), 0..DEPTH), n: u64, seed: u64,
     ) {
         let now = Instant::now();
         let mut board = Board::default();
         let mut open = HashSet::new();
-        for ((is_open, warm, full, load, gib), n) in facts.into_iter().zip(0..) {
+        for ((is_open, (idle, busy, waiting), full, load, gib), n) in facts.into_iter().zip(0..) {
             let runner = join(&mut board, n, Resources { memory: gib << 30, ..SIZE }, now);
             runner.0.1.set(is_open);
             runner.0.2.set(load);
             if full {
                 board.refused(runner.seat(), now);
             }
-            board.said(runner.seat(), wanted(n).version, warm, now);
+            board.said(runner.seat(), wanted(n).version, Warmth { idle, busy, waiting }, now);
             if is_open && !full {
                 open.insert(runner.seat());
             }

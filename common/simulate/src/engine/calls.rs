@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use stoker_core::capacity::Warmth;
 use stoker_policy::board::Wanted;
 use stoker_policy::placement::key;
 
 use super::balancer::{Balancer, Called};
 use super::events::Event;
 use super::node::{Acquired, Asker, Start};
-use super::{Active, PAUSES, Run, Stage};
+use super::{Active, PAUSES, Run, Stage, UNTOLD};
 use crate::scenario::Placer;
 use crate::trace::Micros;
 
@@ -24,14 +25,10 @@ impl Run<'_> {
         active.stamp
     }
 
-    pub(super) fn arrive(&mut self) {
+    pub(super) fn arrive(&mut self, balancer: u32) {
         let nth = self.next;
         let coming = self.trace.calls[nth];
         self.next += 1;
-        if let Some(next) = self.trace.calls.get(self.next) {
-            self.at(next.at, Event::Arrive);
-        }
-        let balancer = self.random.below(self.balancers.len()) as u32;
         let active = Active {
             nth,
             function: coming.function,
@@ -48,6 +45,9 @@ impl Run<'_> {
             place: None,
             queued: false,
             in_line: false,
+            told: 0,
+            second: false,
+            ready: None,
             turn: None,
             round: Vec::new(),
             pause: PAUSES.0 / 2,
@@ -167,6 +167,7 @@ impl Run<'_> {
     pub(super) fn offer(&mut self, call: u32, node: u32) {
         let active = &mut self.calls[call as usize];
         (active.node, active.stage) = (node, Stage::Offered);
+        (active.second, active.ready) = (false, None);
         active.tries += 1;
         self.meter.tries += 1;
         let (at, function) = (active.balancer as usize, active.function as usize);
@@ -211,22 +212,49 @@ impl Run<'_> {
                 let stamp = self.stamp(call);
                 self.after(takes, Event::Done { call, stamp });
             }
-            Acquired::Wait(pause) => {
-                self.calls[call as usize].in_line = true;
-                let at = self.calls[call as usize].balancer as usize;
-                self.balancers[at].stands(node, function, call);
+            Acquired::Wait { expected, pause } => {
+                let active = &mut self.calls[call as usize];
+                active.told = if expected > UNTOLD { self.now } else { self.now + UNTOLD };
+                let (told, stamp) = (active.told, active.stamp);
+                self.at(told + self.scenario.hop, Event::Accepted { call, stamp });
                 self.after(pause, Event::Overdue { node, life, call, function, pause });
             }
             Acquired::Refused { closed } => {
-                let (stamp, idle) = (self.stamp(call), self.nodes[node as usize].idle(function));
-                self.after(self.scenario.hop, Event::Refused { call, stamp, idle, closed });
+                let (stamp, warmth) = (self.stamp(call), self.nodes[node as usize].warmth(function));
+                self.after(self.scenario.hop, Event::Refused { call, stamp, warmth, closed });
             }
         }
         self.acts(node);
     }
 
+    /// Its balancer knows that it stands in a line.
+    pub(super) fn accepted(&mut self, call: u32) {
+        let active = &mut self.calls[call as usize];
+        active.in_line = true;
+        let (at, node, function) = (active.balancer as usize, active.node, active.function);
+        self.balancers[at].stands(node, function, call);
+    }
+
+    /// A call that stood in a line has a container.
+    pub(super) fn given(&mut self, call: u32, start: Start) {
+        self.left_line(call);
+        let (now, hop) = (self.now, self.scenario.hop);
+        let active = &mut self.calls[call as usize];
+        active.start = start;
+        if now < active.told {
+            // Nobody was told that it waits: it starts like one that did not.
+            return self.begin(call);
+        }
+        (active.stage, active.ready) = (Stage::Held, Some(now + hop));
+        if !active.second {
+            let stamp = self.stamp(call);
+            // The word that it is ready, and the permission to start.
+            self.after(2 * hop, Event::Begin { call, stamp });
+        }
+    }
+
     /// Refused, with how warm its function is there; or its runner is lost and it has not begun.
-    pub(super) fn refused(&mut self, call: u32, idle: Option<u32>, closed: bool) {
+    pub(super) fn refused(&mut self, call: u32, warmth: Option<Warmth>, closed: bool) {
         self.exit(call);
         let active = &self.calls[call as usize];
         let (at, node, function) = (active.balancer as usize, active.node, active.function as usize);
@@ -236,9 +264,9 @@ impl Run<'_> {
         }
         let now = self.rules.instant(self.now);
         let balancer = &mut self.balancers[at];
-        if let (Some(link), Some(idle)) = (balancer.link(node).cloned(), idle) {
+        if let (Some(link), Some(warmth)) = (balancer.link(node).cloned(), warmth) {
             balancer.board.refused(link.seat(), now);
-            balancer.board.said(link.seat(), self.keys[function], idle, now);
+            balancer.board.said(link.seat(), self.keys[function], warmth, now);
         }
         if self.calls[call as usize].turn.is_some() {
             if closed {
@@ -261,6 +289,7 @@ impl Run<'_> {
             cpu = left;
             let active = &mut self.calls[call as usize];
             active.tries += 1;
+            active.second = true;
             self.meter.tries += 1;
             let (stamp, life) = (active.stamp, self.nodes[node as usize].life);
             if let Some(link) = self.balancers[at].link(node) {
@@ -275,10 +304,8 @@ impl Run<'_> {
     /// The second runner has it: it starts there at once, or not there.
     pub(super) fn second(&mut self, call: u32, node: u32, lives: bool) {
         let active = &self.calls[call as usize];
-        if active.stage != Stage::Offered || !active.in_line {
-            return;
-        }
-        let (first, function, at) = (active.node, active.function, active.balancer as usize);
+        let (first, function, at, stamp) =
+            (active.node, active.function, active.balancer as usize, active.stamp);
         let instant = self.rules.instant(self.now);
         if lives {
             self.meter.idle(node, &self.nodes[node as usize], self.now);
@@ -286,9 +313,14 @@ impl Run<'_> {
         let started =
             if lives { self.nodes[node as usize].start(function, instant, &self.rules) } else { None };
         let Some(start) = started else {
-            return self.balancers[at].would_move(first, function, call);
+            let warmth = self.nodes[node as usize].warmth(function);
+            return self.after(self.scenario.hop, Event::SecondRefused { call, stamp, node, warmth });
         };
-        self.nodes[first as usize].leave(function, call, self.now, &self.rules);
+        if self.calls[call as usize].stage == Stage::Held {
+            self.nodes[first as usize].give_back(function, self.now, &self.rules);
+        } else {
+            self.nodes[first as usize].leave(function, call, self.now, &self.rules);
+        }
         self.left_line(call);
         self.exit(call);
         if let Some(link) = self.balancers[at].link(node) {
@@ -299,6 +331,28 @@ impl Run<'_> {
         self.begin(call);
         self.acts(first);
         self.acts(node);
+    }
+
+    /// Nobody was idle there: it starts at the first where that is ready, and is offered elsewhere again where not.
+    pub(super) fn second_refused(&mut self, call: u32, node: u32, warmth: Warmth) {
+        let active = &mut self.calls[call as usize];
+        active.second = false;
+        let (at, first, function, ready) =
+            (active.balancer as usize, active.node, active.function, active.ready);
+        let now = self.rules.instant(self.now);
+        if let Some(link) = self.balancers[at].link(node).cloned() {
+            let board = &mut self.balancers[at].board;
+            board.refused(link.seat(), now);
+            board.said(link.seat(), self.keys[function as usize], warmth, now);
+        }
+        match ready {
+            Some(ready) => {
+                let stamp = self.stamp(call);
+                self.at(ready.max(self.now) + self.scenario.hop, Event::Begin { call, stamp });
+            }
+            None if self.calls[call as usize].in_line => self.balancers[at].would_move(first, function, call),
+            None => {}
+        }
     }
 
     /// A call does not stand in a runner's line any more: another of its balancer may.
@@ -312,7 +366,8 @@ impl Run<'_> {
     }
 
     pub(super) fn begin(&mut self, call: u32) {
-        self.calls[call as usize].stage = Stage::Running;
+        let active = &mut self.calls[call as usize];
+        (active.stage, active.second, active.ready) = (Stage::Running, false, None);
         let (takes, stamp) = (self.calls[call as usize].takes, self.stamp(call));
         self.after(takes, Event::Done { call, stamp });
     }
@@ -324,24 +379,25 @@ impl Run<'_> {
         self.meter.worked(node, nth, takes);
         self.meter.idle(node, &self.nodes[node as usize], self.now);
         self.nodes[node as usize].release(function, takes, self.now, &self.rules);
-        let (stamp, idle) = (self.stamp(call), self.nodes[node as usize].idle(function));
-        self.after(self.scenario.hop, Event::Answered { call, stamp, idle });
+        let (stamp, warmth) = (self.stamp(call), self.nodes[node as usize].warmth(function));
+        self.after(self.scenario.hop, Event::Answered { call, stamp, warmth });
         self.acts(node);
     }
 
-    pub(super) fn answered(&mut self, call: u32, idle: u32) {
+    pub(super) fn answered(&mut self, call: u32, warmth: Warmth) {
         self.exit(call);
         let active = &self.calls[call as usize];
         let (at, node, function) = (active.balancer as usize, active.node, active.function);
         let added = self.now - active.arrived - active.takes;
-        self.meter.answered(active.nth, function, self.now, added, active.takes, active.tries, active.start);
+        self.meter.answered(active, self.now, added);
         self.over(call);
         let now = self.rules.instant(self.now);
         let balancer = &mut self.balancers[at];
         if let Some(link) = balancer.link(node).cloned() {
             balancer.board.freed(link.seat());
-            balancer.board.said(link.seat(), self.keys[function as usize], idle, now);
+            balancer.board.said(link.seat(), self.keys[function as usize], warmth, now);
         }
+        let idle = warmth.idle;
         if self.scenario.placer == Placer::Stoker {
             let given = balancer.ended(node, idle > 0);
             self.called(at);
@@ -356,8 +412,13 @@ impl Run<'_> {
 
     pub(super) fn over(&mut self, call: u32) {
         self.stamp(call);
-        self.calls[call as usize].queued = false;
+        let active = &mut self.calls[call as usize];
+        active.queued = false;
+        let balancer = active.balancer;
         self.free.push(call);
+        if self.scenario.callers > 0 {
+            self.after(0, Event::Caller { balancer });
+        }
     }
 
     /// A call that nobody answers.

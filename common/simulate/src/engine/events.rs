@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use stoker_core::capacity::Warmth;
+
 use super::node::Start;
 use crate::trace::Micros;
 
@@ -10,6 +12,22 @@ use crate::trace::Micros;
 pub enum Event {
     /// The next call of the trace.
     Arrive,
+    /// The next call of one who calls again and again, at this balancer.
+    Caller {
+        balancer: u32,
+    },
+    /// A balancer hears that its call stands in a line.
+    Accepted {
+        call: u32,
+        stamp: u32,
+    },
+    /// The second runner had nobody idle.
+    SecondRefused {
+        call: u32,
+        stamp: u32,
+        node: u32,
+        warmth: Warmth,
+    },
     /// An offer is at its runner.
     Offered {
         call: u32,
@@ -26,7 +44,7 @@ pub enum Event {
     Refused {
         call: u32,
         stamp: u32,
-        idle: u32,
+        warmth: Warmth,
         closed: bool,
     },
     /// A call that waited may start.
@@ -43,7 +61,7 @@ pub enum Event {
     Answered {
         call: u32,
         stamp: u32,
-        idle: u32,
+        warmth: Warmth,
     },
     /// A rival's pause is over.
     Again {

@@ -8,6 +8,7 @@ mod room;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::eviction::Frequency;
 use stoker_policy::launch::{Admission, Facts, Full, House, Mean, admit, cap, turn, width};
@@ -61,8 +62,11 @@ pub enum Start {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Acquired {
     Now(Start),
-    /// It stands in the line; it looks again after this pause.
-    Wait(Micros),
+    /// It stands in the line, as long as expected; it looks again after the pause.
+    Wait {
+        expected: Micros,
+        pause: Micros,
+    },
     /// `closed` is for calls of every function.
     Refused {
         closed: bool,
@@ -206,9 +210,13 @@ impl Node {
         *self = Self { life: self.life + 1, alive: false, ..Self::new(self.size) };
     }
 
-    /// Containers of a function that are idle.
-    pub fn idle(&self, function: u32) -> u32 {
-        self.pools.get(&function).map_or(0, |pool| pool.idle.len() as u32)
+    /// How warm it is for a function.
+    pub fn warmth(&self, function: u32) -> Warmth {
+        self.pools.get(&function).map_or(Warmth::default(), |pool| Warmth {
+            idle: pool.idle.len() as u32,
+            busy: pool.busy,
+            waiting: pool.waiters.len() as u32,
+        })
     }
 
     /// What idle containers hold.
@@ -297,7 +305,7 @@ impl Node {
         self.waiting += 1;
         self.acts.push(Act::Changed { function });
         self.pump(now, rules);
-        Acquired::Wait(patience)
+        Acquired::Wait { expected, pause: patience }
     }
 
     fn pool(&mut self, function: u32, ask: Ask, now: Instant) -> &mut Pool {
@@ -351,10 +359,17 @@ impl Node {
 
     /// A call is over that took so long in its function.
     pub fn release(&mut self, function: u32, took: Micros, now: Micros, rules: &Rules) {
+        if let Some(pool) = self.pools.get_mut(&function) {
+            pool.run.add(duration(took));
+            self.run.add(duration(took));
+        }
+        self.give_back(function, now, rules);
+    }
+
+    /// A call that had a container does not need it any more.
+    pub fn give_back(&mut self, function: u32, now: Micros, rules: &Rules) {
         let Some(pool) = self.pools.get_mut(&function) else { return };
         pool.busy -= 1;
-        pool.run.add(duration(took));
-        self.run.add(duration(took));
         pool.moves += 1;
         self.moves += 1;
         self.running -= 1;

@@ -102,6 +102,31 @@ impl Steady {
     }
 }
 
+/// One short function, for callers who make their next call when the one before is answered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Again {
+    /// Calls to make.
+    pub calls: usize,
+    /// What one takes in the middle.
+    pub takes: Micros,
+    /// What a launch takes in the middle.
+    pub cold: Micros,
+    /// Repeats it.
+    pub seed: u64,
+}
+
+impl Again {
+    /// Makes it.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        let mut random = Random::new(self.seed, 3);
+        let mut takes = || random.log_normal(self.takes as f64, 0.3).max(1.0) as Micros;
+        let calls = (0..self.calls).map(|_| Call { at: 0, function: 0, takes: takes() }).collect();
+        let function = Function { name: "again/f".to_owned(), memory: 16 * MIB as u64, cold: self.cold };
+        Trace { title: "one function, again and again".to_owned(), functions: vec![function], calls, span: 0 }
+    }
+}
+
 /// Hours of a cloud as it was published for Azure Functions in 2019: nearly half of the functions are called less than once an
 /// hour, four fifths less than once a minute, a sixth by timers, and a few make nearly all calls. Where keeping warm is tested.
 #[derive(Debug, Clone, PartialEq)]
