@@ -14,6 +14,7 @@ mod help;
 pub mod kind;
 mod layers;
 mod reference;
+pub mod registries;
 mod show;
 #[cfg(test)]
 mod tests;

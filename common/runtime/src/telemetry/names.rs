@@ -156,8 +156,9 @@ names! { Attribute,
     RUNNER = "stoker.runner", "Engage (stoker-lb)", "The runner that is asked.";
     OFFER = "stoker.offer", "Engage (stoker-lb)", "Which of the call's offers this is, from the second on.";
     OFFERS = "stoker.offers", "CallService, HTTP, process", "How many offers the call took, where it was more than one.";
-    CHOICE = "stoker.choice", "Engage (stoker-lb)", "Why this runner: `warm`, `rank`, `young`, `spill`, `turn` or `idle`.";
+    CHOICE = "stoker.choice", "Engage (stoker-lb)", "Why this runner: `warm`, `line`, `rank`, `young`, `spill`, `turn` or `idle`.";
     HINT_IDLE = "stoker.hint.idle", "Engage (stoker-lb)", "How many idle containers a runner that refused was thought to have.";
+    HINT_WAITING = "stoker.hint.waiting", "Engage (stoker-lb)", "How many calls were thought to wait at a runner that refused.";
     HINT_AGE = "stoker.hint.age_ms", "Engage (stoker-lb)", "How old that word was.";
     MOVED = "stoker.moved", "Engage (stoker-lb)", "The call waited there and started elsewhere.";
     EXPECTED_WAIT = "stoker.expected_wait_ms", "event stoker.accepted", "How long the runner expects it to wait.";
@@ -206,10 +207,11 @@ macro_rules! route {
 }
 
 /// The HTTP doors, by what their paths begin with. Their spans are called by method and route, like `POST /invoke/{function}`.
-pub static ROUTES: [(&str, Route); 7] = [
+pub static ROUTES: [(&str, Route); 8] = [
     ("/invoke/", route!("/invoke/{function}")),
     ("/t/", route!("/t/{app}/{source}")),
     ("/ce/", route!("/ce/{app}/{function}")),
+    ("/lambda-url/", route!("/lambda-url/{function}")),
     ("/v2/", route!("/v2/{resource}")),
     ("/v1/", route!("/v1/{resource}")),
     ("/invoke", route!("/invoke")),

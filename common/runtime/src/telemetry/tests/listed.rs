@@ -16,6 +16,7 @@ fn requests_have_few_names() {
     assert_eq!(asked("BREW", "/t/a/x").0, "HTTP /t/{app}/{source}");
     assert_eq!(asked("POST", "/invoke").0, "POST /invoke");
     assert_eq!(asked("POST", "/ce/a/f").0, "POST /ce/{app}/{function}");
+    assert_eq!(asked("GET", "/lambda-url/a.f/x").0, "GET /lambda-url/{function}");
     assert_eq!(asked("GET", "/v2/apps").0, "GET /v2/{resource}");
     assert_eq!(asked("POST", "/2015-03-31/functions/f/invocations").0, "POST /{date}/functions/{function}");
     for nowhere in ["/", "", "/x", "/2015-3-31/functions", "/invoked", "/t/"] {
