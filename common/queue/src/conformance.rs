@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -347,8 +348,9 @@ async fn many(queue: Arc<dyn Queue>) {
         });
         futures_util::stream::iter(all).buffer_unordered(32).count().await
     };
+    let lost = Arc::new(AtomicUsize::new(0));
     let workers = (0..6u64).map(|worker| {
-        let (queue, ends) = (queue.clone(), ends.clone());
+        let (queue, ends, lost) = (queue.clone(), ends.clone(), lost.clone());
         async move {
             let mut seed = worker;
             let function = format!("many/f{}", worker % 3);
@@ -359,19 +361,29 @@ async fn many(queue: Arc<dyn Queue>) {
                     // The others may end the last of them meanwhile.
                     tokio::time::timeout(Duration::from_millis(50), news.changed()).await.ok();
                 }
-                for taken in all {
-                    match split_mix(&mut seed) % 3 {
-                        0 => {
-                            let back = put_back(&taken, now_ms());
-                            queue.again(&taken.ticket, back).await.expect("it is held");
-                        }
-                        _ => {
-                            queue.finish(&taken.ticket, done(&taken, "")).await.expect("it is held");
-                            let twice = ends.lock().await.insert(taken.call.id, taken.progress.attempts);
-                            assert_eq!(twice, None, "a call ended twice");
+                // Together: whoever is long about it loses what it has taken.
+                let ended = all.into_iter().map(|taken| {
+                    let (queue, ends, lost, put) =
+                        (&queue, &ends, &lost, split_mix(&mut seed).is_multiple_of(3));
+                    async move {
+                        let told = match put {
+                            true => queue.again(&taken.ticket, put_back(&taken, now_ms())).await,
+                            false => queue.finish(&taken.ticket, done(&taken, "")).await,
+                        };
+                        match told {
+                            Ok(()) if put => {}
+                            Ok(()) => {
+                                let attempts = taken.progress.attempts;
+                                let twice = ends.lock().await.insert(taken.call.id, attempts);
+                                assert_eq!(twice, None, "a call ended twice");
+                            }
+                            // On a machine that is busy enough a lease is over before.
+                            Err(Error::Lost) => _ = lost.fetch_add(1, Ordering::Relaxed),
+                            Err(error) => panic!("{error}"),
                         }
                     }
-                }
+                });
+                futures_util::future::join_all(ended).await;
             }
         }
     });
@@ -379,7 +391,8 @@ async fn many(queue: Arc<dyn Queue>) {
     let (submitted, _) =
         tokio::time::timeout(PATIENCE, async { tokio::join!(submits, work) }).await.expect("all of them end");
     assert_eq!(submitted, CALLS);
-    assert!(ends.lock().await.values().flatten().all(|attempt| !attempt.interrupted));
+    let interrupted = ends.lock().await.values().flatten().filter(|attempt| attempt.interrupted).count();
+    assert!(interrupted <= lost.load(Ordering::Relaxed), "{interrupted} of {lost:?}");
     let backlog = queue.backlog().await.expect("the queue answers");
     let left: u64 = backlog.iter().map(|b| b.queued + b.running).sum();
     assert_eq!(left, 0, "{backlog:?}");

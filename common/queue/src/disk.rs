@@ -1,24 +1,27 @@
 //! The queue of one machine: a file of transactions ([`store`], [`tables`]), and large bodies as files beside it ([`bodies`]).
 //!
-//! One task writes. What is asked while it waits for the disk goes into the next transaction together, so that a thousand submits
+//! One thread writes ([`writer`]). What is asked while it waits for the disk goes into the next transaction together, so that a thousand submits
 //! cost one wait and not a thousand. Reads are made beside it, on snapshots. The file has one owner: a second process that opens it is
 //! told so.
 
 mod bodies;
+mod lanes;
 mod store;
 mod tables;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::bodies::Bodies;
-use self::store::{Lanes, Op, Shared, Store};
+use self::store::{Op, Shared, Store};
 use self::tables::Reader;
+use self::writer::Writer;
 use crate::{Backlog, Call, End, Error, Filter, Kept, LEASE, Pieces, Progress, Queue, Taken, Ticket, now_ms};
 
 /// Room that is left on the disk for calls that are here to end, once submits are refused.
@@ -27,17 +30,11 @@ pub const RESERVE: u64 = 64 << 20;
 /// What is asked and not written yet.
 const AHEAD: usize = 4096;
 
-/// Most that goes into one transaction.
-const BATCH: usize = 1024;
-
 /// Reads at once. Each has a thread while it reads, and what a thread has once had stays with it for a while.
 const READERS: usize = 4;
 
 /// Ids of ended calls that a slow listener may be behind.
 const NEWS: usize = 1024;
-
-/// The timer looks at least so often, in case the clock of the machine is set.
-const LOOK: Duration = Duration::from_secs(60);
 
 /// How a queue on disk behaves.
 #[derive(Debug, Clone)]
@@ -69,7 +66,7 @@ pub struct DiskQueue {
 }
 
 impl DiskQueue {
-    /// Opens it, and starts the task that writes; it ends with [`Queue::stop`], or when the queue is dropped. Calls that an earlier life
+    /// Opens it, and starts the task and the thread that write; they end with [`Queue::stop`], or when the queue is dropped. Calls that an earlier life
     /// had begun are due again.
     ///
     /// # Errors
@@ -88,14 +85,15 @@ impl DiskQueue {
             let (shared, bodies, config) = (shared.clone(), bodies.clone(), config.clone());
             move || {
                 make(&config.directory)?;
-                let store = Store::open(config, shared, bodies.clone())?;
+                let (store, lanes) = Store::open(config, shared, bodies.clone())?;
                 bodies.clean(|name| store.wants_body(name));
-                Ok::<_, Error>(store)
+                Ok::<_, Error>((Writer::start(store)?, lanes))
             }
         };
-        let store = blocking(opened).await?;
+        let (writer, lanes) = blocking(opened).await?;
+        *shared.lanes() = lanes;
         let (ops, asked) = mpsc::channel(AHEAD);
-        let writer = tokio::spawn(write(store, asked));
+        let writer = tokio::spawn(writer::run(writer, shared.clone(), asked));
         let (ops, writer) = (Mutex::new(Some(ops)), Mutex::new(Some(writer)));
         Ok(Self { ops, shared, bodies, readers: Arc::new(Semaphore::new(READERS)), lease, writer })
     }
@@ -122,10 +120,6 @@ impl DiskQueue {
         })
         .await
     }
-
-    fn lanes_now(&self) -> std::sync::MutexGuard<'_, Lanes> {
-        self.shared.lanes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn make(directory: &Path) -> Result<(), Error> {
@@ -142,37 +136,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Error::Unavailable(format!("its work broke off: {error}"))))
-}
-
-/// The one who writes. Ends when nobody can ask any more.
-async fn write(mut store: Store, mut asked: mpsc::Receiver<Op>) {
-    loop {
-        let wait = store.next().unwrap_or(LOOK).min(LOOK);
-        let mut batch = Vec::new();
-        // Until then nothing changes by itself.
-        match tokio::time::timeout(wait, asked.recv()).await {
-            Ok(None) => return,
-            Ok(Some(op)) => batch.push(op),
-            Err(_) => {}
-        }
-        while batch.len() < BATCH
-            && let Ok(op) = asked.try_recv()
-        {
-            batch.push(op);
-        }
-        let written = tokio::task::spawn_blocking(move || {
-            store.write(batch, now_ms(), Instant::now());
-            store
-        });
-        store = match written.await {
-            Ok(store) => store,
-            Err(error) => {
-                // Whoever asks from now on is told that there is no answer; the file is sound.
-                tracing::error!(%error, "the queue's writer broke off: please report this");
-                return;
-            }
-        };
-    }
 }
 
 #[async_trait]
@@ -266,7 +229,7 @@ impl Queue for DiskQueue {
 
     fn lanes(&self) -> Vec<String> {
         let now = now_ms();
-        self.lanes_now().due(now)
+        self.shared.lanes().due(now)
     }
 
     fn news(&self) -> watch::Receiver<u64> {
@@ -279,7 +242,7 @@ impl Queue for DiskQueue {
 
     async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
         let now = now_ms();
-        Ok(self.lanes_now().backlog(now))
+        Ok(self.shared.lanes().backlog(now))
     }
 
     async fn stop(&self) {

@@ -56,6 +56,9 @@ pub enum Error {
     /// It does not answer. What was asked for may have been done.
     #[error("the queue does not answer: {0}")]
     Unavailable(String),
+    /// What it has kept cannot be read. It does not help to ask again.
+    #[error("{0}")]
+    Spoiled(String),
     /// Whoever asked does not hold the call any more: it was cancelled, or another has it.
     #[error("the call was cancelled, or is held by another")]
     Lost,
@@ -70,6 +73,7 @@ impl From<&Error> for stoker_core::Error {
         let code = match error {
             Error::Full(_) => Code::Overloaded,
             Error::Unavailable(_) => Code::Unavailable,
+            Error::Spoiled(_) => Code::Internal,
             Error::Lost => Code::Cancelled,
             Error::Unsupported(_) => Code::InvalidRequest,
         };
@@ -77,7 +81,7 @@ impl From<&Error> for stoker_core::Error {
         match error {
             Error::Full(_) => says.retry(Retry::After(Duration::from_secs(10))),
             Error::Unavailable(_) => says.retry(Retry::After(Duration::from_secs(1))),
-            Error::Lost | Error::Unsupported(_) => says,
+            Error::Spoiled(_) | Error::Lost | Error::Unsupported(_) => says,
         }
     }
 }

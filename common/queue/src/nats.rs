@@ -17,11 +17,13 @@ mod setup;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::message::{AckKind, Acker};
+use async_nats::Client;
+use async_nats::connection::State as Connection;
+use async_nats::jetstream::message::Acker;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -34,14 +36,17 @@ use tokio_util::task::TaskTracker;
 
 use self::lane::Lane;
 use self::setup::Store;
-use crate::record::{Call, Kept, Progress, State};
-use crate::{Backlog, End, Error, Filter, Follow, INLINE, LEASE, Pieces, Queue, Taken, Ticket, now_ms};
+use crate::record::{Call, Kept, Progress};
+use crate::{Backlog, End, Error, Filter, INLINE, LEASE, Pieces, Queue, Taken, Ticket, now_ms};
 
 /// Ids of cancelled calls that a slow listener may be behind.
 const NEWS: usize = 1024;
 
 /// Whoever asks while the server is away waits so long for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What somebody waits for is answered within this, or is said not to be known.
+const BOUND: Duration = Duration::from_secs(10);
 
 /// Calls of one take that are begun at once.
 const AT_ONCE: usize = 32;
@@ -79,6 +84,7 @@ pub struct NatsQueue(Arc<Inner>);
 
 struct Inner {
     config: Config,
+    client: Client,
     /// There once the server has answered.
     store: watch::Receiver<Option<Arc<Store>>>,
     lanes: Mutex<BTreeMap<String, Arc<Lane>>>,
@@ -87,6 +93,8 @@ struct Inner {
     news: watch::Sender<u64>,
     /// Ticks with every connection to the server.
     connected: watch::Sender<u64>,
+    /// The last of them that was left because it did not answer.
+    doubted: AtomicU64,
     cancelled: broadcast::Sender<String>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -113,7 +121,7 @@ fn away(error: impl std::fmt::Display) -> Error {
 }
 
 fn read<M: prost::Message + Default>(bytes: Bytes) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::Unavailable(format!("a record in NATS is spoiled: {error}")))
+    M::decode(bytes).map_err(|error| Error::Spoiled(format!("a record in NATS cannot be read: {error}")))
 }
 
 impl NatsQueue {
@@ -127,17 +135,19 @@ impl NatsQueue {
         let (ready, store) = watch::channel(None);
         let inner = Arc::new(Inner {
             config,
+            client,
             store,
             lanes: Mutex::default(),
             held: Mutex::default(),
             tickets: AtomicU64::new(0),
             news: watch::Sender::new(0),
             connected,
+            doubted: AtomicU64::new(0),
             cancelled: broadcast::Sender::new(NEWS),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        inner.tasks.spawn(setup::run(inner.clone(), client, ready));
+        inner.tasks.spawn(setup::run(inner.clone(), ready));
         Ok(Self(inner))
     }
 }
@@ -153,6 +163,40 @@ impl Inner {
 
     fn tick(&self) {
         self.news.send_modify(|count| *count += 1);
+    }
+
+    /// The number of the connection that there is.
+    fn connection(&self) -> u64 {
+        *self.connected.borrow()
+    }
+
+    /// What was asked by this connection was not answered. The member of the cluster at its end may be cut off from the others, so the next one
+    /// is asked from now on. Once a connection: where none answers they are tried in turn, as slowly as they do not answer.
+    async fn doubt(&self, connection: u64) {
+        let first = self.doubted.fetch_max(connection, Ordering::Relaxed) < connection;
+        let connected = self.client.connection_state() == Connection::Connected;
+        if first && connected && self.connection() == connection {
+            tracing::warn!("the NATS server does not answer what it is asked: the next one is");
+            // It is being ended.
+            self.client.force_reconnect().await.ok();
+        }
+    }
+
+    /// What came of something that was asked by this connection.
+    async fn heard<T>(&self, connection: u64, what: Result<T, Error>) -> Result<T, Error> {
+        if matches!(what, Err(Error::Unavailable(_))) {
+            self.doubt(connection).await;
+        }
+        what
+    }
+
+    /// Something that somebody waits for.
+    async fn bounded<T>(&self, what: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let (connection, made) = (self.connection(), self.store.borrow().is_some());
+        let late = |_| Error::Unavailable(format!("nothing was heard of it within {} s", BOUND.as_secs()));
+        let what = tokio::time::timeout(BOUND, what).await.unwrap_or_else(|elapsed| Err(late(elapsed)));
+        // Until then nothing but what is made is asked.
+        if made { self.heard(connection, what).await } else { what }
     }
 
     async fn store(&self) -> Result<Arc<Store>, Error> {
@@ -173,7 +217,7 @@ impl Inner {
         }
         let lane = Lane::open(self, store, function).await?;
         let subject = format!("{}.lane", self.config.prefix);
-        store.client.publish(subject, function.to_owned().into()).await.map_err(away)?;
+        self.client.publish(subject, function.to_owned().into()).await.map_err(away)?;
         Ok(lane)
     }
 }
@@ -189,7 +233,7 @@ fn named(name: &str) -> Result<(), Error> {
 #[async_trait]
 impl Queue for NatsQueue {
     async fn submit(&self, call: Call) -> Result<bool, Error> {
-        self.0.submit(call).await
+        self.0.bounded(self.0.submit(call)).await
     }
 
     async fn put_body(&self, name: &str, pieces: Pieces) -> Result<u64, stoker_core::Error> {
@@ -231,7 +275,8 @@ impl Queue for NatsQueue {
         let lane = self.0.lanes().get(function).cloned();
         let Some(lane) = lane.filter(|_| most > 0) else { return Ok(Vec::new()) };
         let store = self.0.store().await?;
-        let messages = lane.take(most).await?;
+        let connection = self.0.connection();
+        let messages = self.0.heard(connection, lane.take(most).await).await?;
         if lane.is_hot() {
             self.0.tick();
         }
@@ -245,72 +290,30 @@ impl Queue for NatsQueue {
     }
 
     async fn extend(&self, ticket: &Ticket) -> Result<(), Error> {
-        self.0.holds(ticket)?;
-        let acker = {
-            let mut held = self.0.held();
-            let mine = held.get_mut(&ticket.number).ok_or(Error::Lost)?;
-            mine.until = Instant::now() + self.0.config.lease;
-            mine.acker.clone()
-        };
-        acker.ack_with(AckKind::Progress).await.map_err(away)
+        self.0.bounded(self.0.extend(ticket)).await
     }
 
     async fn finish(&self, ticket: &Ticket, end: End) -> Result<(), Error> {
-        let (_, _, aside) = self.0.holds(ticket)?;
-        let store = self.0.store().await?;
-        // Before the end is known: a follow-up is sent at least once, under an id that is the same each time.
-        for follow in end.then {
-            match follow {
-                Follow::Call(call) => _ = self.0.submit(call).await?,
-                Follow::Message { subject, id, body } => Inner::send(&store, subject, id, body).await?,
-            }
-        }
-        let (progress, answer) = (end.progress, end.answer);
-        let dead = progress.is() == State::Dead;
-        // Its message goes, and with it the body, without which it could not be made again.
-        let message = if dead { self.0.message(&store, &ticket.id).await? } else { None };
-        let body = message.map(|message| read::<Call>(message.payload)).transpose()?.map(|call| call.body);
-        let ends = |kept: &mut Kept| {
-            (kept.progress, kept.answer) = (progress, answer);
-            kept.call.body = body.unwrap_or_default();
-        };
-        self.0.write(&store, ticket, ends).await?;
-        let mine = self.0.held().remove(&ticket.number);
-        if let Some(mine) = mine {
-            // Should it be lost, whoever meets the message reads the end.
-            mine.acker.ack().await.ok();
-        }
-        if aside && !dead {
-            store.bodies.delete(&ticket.id).await.ok();
-        }
-        Ok(())
+        self.0.bounded(self.0.finish(ticket, end)).await
     }
 
     async fn again(&self, ticket: &Ticket, progress: Progress) -> Result<(), Error> {
-        let store = self.0.store().await?;
-        let wait = Duration::from_millis(progress.due_ms.saturating_sub(now_ms()));
-        self.0.write(&store, ticket, |kept| kept.progress = progress).await?;
-        let mine = self.0.held().remove(&ticket.number);
-        if let Some(mine) = mine {
-            // Should it be lost, the message comes again when the lease is over.
-            mine.acker.ack_with(AckKind::Nak((!wait.is_zero()).then_some(wait))).await.ok();
-        }
-        Ok(())
+        self.0.bounded(self.0.again(ticket, progress)).await
     }
 
     async fn cancel(&self, id: &str, keep_until_ms: u64) -> Result<Option<Kept>, Error> {
-        let store = self.0.store().await?;
-        self.0.cancel(&store, id, keep_until_ms).await
+        let inner = &self.0;
+        inner.bounded(async { inner.cancel(&*inner.store().await?, id, keep_until_ms).await }).await
     }
 
     async fn redrive(&self, id: &str) -> Result<Option<(Kept, bool)>, Error> {
-        let store = self.0.store().await?;
-        self.0.redrive(&store, id).await
+        let inner = &self.0;
+        inner.bounded(async { inner.redrive(&*inner.store().await?, id).await }).await
     }
 
     async fn get(&self, id: &str) -> Result<Option<Kept>, Error> {
-        let store = self.0.store().await?;
-        self.0.get(&store, id).await
+        let inner = &self.0;
+        inner.bounded(async { inner.get(&*inner.store().await?, id).await }).await
     }
 
     async fn wait(&self, id: &str) -> Result<Option<Kept>, Error> {
@@ -387,7 +390,7 @@ impl Queue for NatsQueue {
         let mut all = Vec::new();
         for lane in lanes {
             let running = self.0.held().values().filter(|held| held.function == lane.function).count() as u64;
-            let open = lane.open_calls().await?;
+            let open = self.0.bounded(lane.open_calls()).await?;
             if open == 0 && running == 0 {
                 continue;
             }
@@ -408,10 +411,10 @@ impl Queue for NatsQueue {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        let store = self.0.store.borrow().clone();
-        if let Some(store) = store {
+        let used = self.0.store.borrow().is_some();
+        if used {
             // What was said last goes out; a server that is away hears nothing anyway.
-            tokio::time::timeout(FAREWELL, store.client.flush()).await.ok();
+            tokio::time::timeout(FAREWELL, self.0.client.flush()).await.ok();
         }
     }
 }

@@ -8,14 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{ClusterInfo, PeerInfo};
 use futures_util::TryStreamExt as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Ports from here on are taken: below those that the kernel gives out, so that none is given away while the server is down.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
 /// A machine that is very busy may take this.
 const START: Duration = Duration::from_secs(60);
+
+/// Between two looks at a cluster, which says nothing by itself.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The name of a cluster. Its members say it when they connect to each other.
 pub const CLUSTER: &str = "members";
@@ -140,6 +145,18 @@ impl Nats {
         child.wait().expect("it can be waited for");
     }
 
+    /// From now on it says nothing, and what is said to it waits; or it goes on.
+    pub fn freeze(&self, frozen: bool) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = Pid::from_child(child);
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        kill_process(pid, signal).expect("it is our child");
+        if frozen {
+            // Until it has stopped.
+            waitpid(Some(pid), WaitOptions::UNTRACED).expect("it is our child");
+        }
+    }
+
     /// Starts it on what it has written, and returns when it serves.
     pub async fn start_again(&mut self) {
         self.spawn();
@@ -161,10 +178,25 @@ impl Nats {
         self.child = Some(child);
     }
 
-    async fn serves(&self) {
+    /// Returns when everything in its cluster has somebody who leads, and all members have all of it: with three of them one may be lost
+    /// then, and before that one is lost already.
+    pub async fn is_whole(&self) {
+        let jetstream = self.jetstream().await;
+        let whole = async {
+            while !is_whole(&jetstream).await.unwrap_or(false) {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::time::timeout(2 * START, whole).await.expect("the cluster becomes whole");
+    }
+
+    async fn jetstream(&self) -> jetstream::Context {
         let serves = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(self.url());
-        let client = serves.await.expect("the address is one");
-        let jetstream = async_nats::jetstream::new(client);
+        jetstream::new(serves.await.expect("the address is one"))
+    }
+
+    async fn serves(&self) {
+        let jetstream = self.jetstream().await;
         let answers = async {
             // Each try waits for its answer.
             while jetstream.stream_names().try_next().await.is_err() {
@@ -173,6 +205,29 @@ impl Nats {
         };
         tokio::time::timeout(START, answers).await.expect("nats-server serves");
     }
+}
+
+async fn is_whole(jetstream: &jetstream::Context) -> Result<bool, async_nats::Error> {
+    let whole = |cluster: &Option<ClusterInfo>| {
+        let has_all = |member: &PeerInfo| member.current && !member.offline;
+        cluster
+            .as_ref()
+            .is_none_or(|cluster| cluster.leader.is_some() && cluster.replicas.iter().all(has_all))
+    };
+    let mut names = jetstream.stream_names();
+    while let Some(name) = names.try_next().await? {
+        let stream = jetstream.get_stream(name).await?;
+        if !whole(&stream.cached_info().cluster) {
+            return Ok(false);
+        }
+        let mut consumers = stream.consumers();
+        while let Some(consumer) = consumers.try_next().await? {
+            if !whole(&consumer.cluster) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 impl Drop for Nats {

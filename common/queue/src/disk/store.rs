@@ -1,7 +1,7 @@
-//! The one who writes the file: what was asked together goes into one transaction, and what became true with it is known to everybody.
-//! Nothing here waits for anything but the disk.
+//! What is asked together goes into one transaction, and what became true with it is found out. Nothing here waits for anything but the
+//! disk.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,10 @@ use tokio::sync::{broadcast, oneshot, watch};
 
 use super::Config;
 use super::bodies::Bodies;
+use super::lanes::{Changes, Lanes};
 use super::tables::{Effect, Reader, Tables, broken};
 use crate::record::{Call, Kept, Progress};
-use crate::{Backlog, End, Error, Follow, Taken, Ticket};
+use crate::{End, Error, Follow, Taken, Ticket};
 
 /// The database's own memory.
 const CACHE: usize = 16 << 20;
@@ -20,6 +21,7 @@ const CACHE: usize = 16 << 20;
 /// What others see of the store.
 pub struct Shared {
     pub db: Mutex<Option<Arc<Database>>>,
+    /// Only those who serve take this lock, and not the thread that writes.
     pub lanes: Mutex<Lanes>,
     pub news: watch::Sender<u64>,
     pub ended: broadcast::Sender<String>,
@@ -31,7 +33,7 @@ impl Shared {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lanes(&self) -> MutexGuard<'_, Lanes> {
+    pub fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -47,38 +49,6 @@ impl Shared {
     }
 }
 
-/// What there is of each function.
-#[derive(Default)]
-pub struct Lanes(BTreeMap<String, Lane>);
-
-#[derive(Default)]
-struct Lane {
-    queued: u64,
-    running: u64,
-    /// When the first is due.
-    first: Option<u64>,
-    /// When the next is due of those that were not when this was looked up.
-    next: Option<u64>,
-}
-
-impl Lanes {
-    /// Functions of which something is due.
-    pub fn due(&self, now: u64) -> Vec<String> {
-        let due = self.0.iter().filter(|(_, lane)| lane.first.is_some_and(|first| first <= now));
-        due.map(|(function, _)| function.clone()).collect()
-    }
-
-    pub fn backlog(&self, now: u64) -> Vec<Backlog> {
-        let of = |(function, lane): (&String, &Lane)| Backlog {
-            function: function.clone(),
-            queued: lane.queued,
-            running: lane.running,
-            oldest_due_ms: lane.first.filter(|first| *first <= now),
-        };
-        self.0.iter().map(of).collect()
-    }
-}
-
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What can be asked.
@@ -90,6 +60,52 @@ pub enum Op {
     Again { ticket: Ticket, progress: Progress, reply: Reply<()> },
     Cancel { id: String, keep_until_ms: u64, reply: Reply<Option<Kept>> },
     Redrive { id: String, reply: Reply<Option<(Kept, bool)>> },
+}
+
+impl Op {
+    /// Whoever asked does not wait for it, but for others.
+    pub fn can_wait(&self) -> bool {
+        matches!(self, Op::Extend { .. } | Op::Finish { .. } | Op::Again { .. })
+    }
+}
+
+/// What is to be written.
+pub struct Work {
+    pub batch: Vec<Op>,
+    /// Functions of which something has become due.
+    pub passed: Vec<String>,
+    pub now: u64,
+}
+
+/// What came of it.
+pub struct Written {
+    pub became: Became,
+    /// When it is time again, with nobody asking.
+    pub next: Option<Duration>,
+    tells: Vec<Tell>,
+    outcome: Result<(), Error>,
+}
+
+impl Written {
+    /// Whether the transaction is on disk.
+    pub fn holds(&self) -> bool {
+        self.outcome.is_ok()
+    }
+
+    /// Answers those who asked.
+    pub fn tell(self) {
+        for tell in self.tells {
+            tell(self.outcome.clone());
+        }
+    }
+}
+
+/// What is true now that was not before.
+pub enum Became {
+    Nothing,
+    Changed(Changes),
+    /// It could not be written, and this is what there is.
+    Found(Lanes),
 }
 
 /// Tells who asked, once it is known whether the transaction holds.
@@ -115,12 +131,12 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn open(config: Config, shared: Arc<Shared>, bodies: Bodies) -> Result<Self, Error> {
+    pub fn open(config: Config, shared: Arc<Shared>, bodies: Bodies) -> Result<(Self, Lanes), Error> {
         let mut store = Self { config, shared, bodies, leases: HashMap::new(), tickets: 0, forget: None };
         let db = store.reopen()?;
         store.recover(&db, crate::now_ms())?;
-        store.survey()?;
-        Ok(store)
+        let lanes = store.survey()?;
+        Ok((store, lanes))
     }
 
     /// Whether a body that is kept aside has its call.
@@ -157,23 +173,14 @@ impl Store {
     }
 
     /// Counts what there is.
-    fn survey(&mut self) -> Result<(), Error> {
+    fn survey(&mut self) -> Result<Lanes, Error> {
         let now = crate::now_ms();
-        let (mut lanes, mut running) = (BTreeMap::<String, Lane>::new(), Vec::new());
+        let (mut lanes, mut running) = (Lanes::default(), Vec::new());
         let reader = self.shared.reader()?;
-        reader.waiting(|function, due| {
-            if !lanes.contains_key(function) {
-                lanes.insert(function.to_owned(), Lane { first: Some(due), ..Lane::default() });
-            }
-            let Some(lane) = lanes.get_mut(function) else { return };
-            lane.queued += 1;
-            if lane.next.is_none() && due > now {
-                lane.next = Some(due);
-            }
-        })?;
+        reader.waiting(|function, due| lanes.waits(function, due, now))?;
         for (id, number) in reader.running()? {
             if let Some(call) = reader.call(&id)? {
-                lanes.entry(call.function).or_default().running += 1;
+                lanes.runs(call.function);
             }
             running.push((id, number));
         }
@@ -182,43 +189,37 @@ impl Store {
         for (id, number) in running {
             self.leases.entry(id).or_insert((number, Instant::now() + self.config.lease));
         }
-        *self.shared.lanes() = Lanes(lanes);
-        self.tick();
-        Ok(())
-    }
-
-    fn tick(&self) {
-        self.shared.news.send_modify(|count| *count += 1);
+        Ok(lanes)
     }
 
     /// How long nothing happens by itself.
-    pub fn next(&self) -> Option<Duration> {
-        let now = crate::now_ms();
-        let lanes = self.shared.lanes().0.values().filter_map(|lane| lane.next).min();
-        let timers = [lanes, self.forget].into_iter().flatten();
-        let timers = timers.map(|at| Duration::from_millis(at.saturating_sub(now)));
+    fn next(&self) -> Option<Duration> {
+        let forget = self.forget.map(|at| Duration::from_millis(at.saturating_sub(crate::now_ms())));
         let leases = self.leases.values().map(|(_, until)| until.saturating_duration_since(Instant::now()));
-        timers.chain(leases).min()
+        forget.into_iter().chain(leases).min()
     }
 
     /// One transaction for all of a batch and for what time has brought.
-    pub fn write(&mut self, batch: Vec<Op>, now: u64, instant: Instant) {
-        let mut effects = Vec::new();
-        let mut tells = Vec::new();
-        let outcome = self.transact(batch, now, instant, &mut effects, &mut tells);
-        if let Err(error) = &outcome {
-            tracing::warn!(%error, "the queue could not write");
-            // A file that failed once answers nothing more until it is opened again; what it holds then is the truth.
-            *self.shared.db() = None;
-        }
-        if outcome.is_ok() {
-            self.take_effect(effects, now);
-        } else if let Err(error) = self.reopen().and_then(|_| self.survey()) {
-            tracing::warn!(%error, "the queue's file cannot be opened again");
-        }
-        for tell in tells {
-            tell(outcome.clone());
-        }
+    pub fn write(&mut self, work: Work) -> Written {
+        let Work { batch, passed, now } = work;
+        let (mut effects, mut tells) = (Vec::new(), Vec::new());
+        let outcome = self.transact(batch, now, Instant::now(), &mut effects, &mut tells);
+        let became = match &outcome {
+            Ok(()) => self.take_effect(effects, passed, now),
+            Err(error) => {
+                tracing::warn!(%error, "the queue could not write");
+                // A file that failed once answers nothing more until it is opened again; what it holds then is the truth.
+                *self.shared.db() = None;
+                match self.reopen().and_then(|_| self.survey()) {
+                    Ok(lanes) => Became::Found(lanes),
+                    Err(error) => {
+                        tracing::warn!(%error, "the queue's file cannot be opened again");
+                        Became::Nothing
+                    }
+                }
+            }
+        };
+        Written { became, next: self.next(), tells, outcome }
     }
 
     fn transact(
@@ -310,54 +311,34 @@ impl Store {
         })
     }
 
-    fn take_effect(&mut self, effects: Vec<Effect>, now: u64) {
-        let mut touched = BTreeSet::new();
-        let mut files = Vec::new();
-        {
-            let mut lanes = self.shared.lanes();
-            for effect in effects {
-                match effect {
-                    Effect::Count { function, queued, running } => {
-                        let lane = lanes.0.entry(function.clone()).or_default();
-                        lane.queued = lane.queued.saturating_add_signed(queued);
-                        lane.running = lane.running.saturating_add_signed(running);
-                        touched.insert(function);
-                    }
-                    Effect::Held(id, number) => {
-                        self.leases.insert(id, (number, Instant::now() + self.config.lease));
-                    }
-                    Effect::Released(id) => _ = self.leases.remove(&id),
-                    // Nobody may be listening.
-                    Effect::Ended(id) => _ = self.shared.ended.send(id).ok(),
-                    Effect::Cancelled(id) => _ = self.shared.cancelled.send(id).ok(),
-                    Effect::DropBody(name) => files.push(name),
+    fn take_effect(&mut self, effects: Vec<Effect>, passed: Vec<String>, now: u64) -> Became {
+        let mut changes = Changes::default();
+        let mut touched = BTreeSet::from_iter(passed);
+        for effect in effects {
+            match effect {
+                Effect::Count { function, queued, running } => {
+                    touched.insert(function.clone());
+                    changes.counts.push((function, queued, running));
                 }
-            }
-            let passed = lanes.0.iter().filter(|(_, lane)| lane.next.is_some_and(|next| next <= now));
-            touched.extend(passed.map(|(function, _)| function.clone()));
-        }
-        for name in files {
-            self.bodies.remove(&name);
-        }
-        if touched.is_empty() {
-            return;
-        }
-        match self.shared.reader().and_then(|reader| reader.firsts(touched, now)) {
-            Ok(firsts) => {
-                let mut lanes = self.shared.lanes();
-                for (function, first, next) in firsts {
-                    let Some(lane) = lanes.0.get_mut(&function) else { continue };
-                    (lane.first, lane.next) = (first, next);
-                    if lane.queued == 0 && lane.running == 0 {
-                        lanes.0.remove(&function);
-                    }
+                Effect::Held(id, number) => {
+                    self.leases.insert(id, (number, Instant::now() + self.config.lease));
                 }
+                Effect::Released(id) => _ = self.leases.remove(&id),
+                Effect::Ended(id) => changes.ended.push(id),
+                Effect::Cancelled(id) => changes.cancelled.push(id),
+                Effect::DropBody(name) => self.bodies.remove(&name),
             }
-            Err(error) => tracing::warn!(%error, "the queue could not look up what is due"),
         }
         if self.forget.is_none() {
             self.forget = self.shared.reader().and_then(|reader| reader.first_ended()).unwrap_or(None);
         }
-        self.tick();
+        if touched.is_empty() {
+            return Became::Nothing;
+        }
+        match self.shared.reader().and_then(|reader| reader.firsts(touched, now)) {
+            Ok(firsts) => changes.firsts = firsts,
+            Err(error) => tracing::warn!(%error, "the queue could not look up what is due"),
+        }
+        Became::Changed(changes)
     }
 }

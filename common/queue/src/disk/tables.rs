@@ -57,7 +57,8 @@ pub fn broken(error: impl Into<redb::Error>) -> Error {
 }
 
 fn read<M: Message + Default>(bytes: &[u8]) -> Result<M, Error> {
-    M::decode(bytes).map_err(|error| Error::Unavailable(format!("a record of its file is spoiled: {error}")))
+    M::decode(bytes)
+        .map_err(|error| Error::Spoiled(format!("a record of the queue's file cannot be read: {error}")))
 }
 
 /// The tables of one transaction.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind};
 use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::message::{AckKind, Acker, Message, PublishMessage, StreamMessage};
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use prost::Message as _;
 use super::setup::Store;
 use super::{Held, Inner, away, read};
 use crate::record::{Call, Kept, Progress, State};
-use crate::{Error, Taken, Ticket, now_ms};
+use crate::{End, Error, Follow, Taken, Ticket, now_ms};
 
 /// A call that could not be begun comes again after this.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -146,6 +146,60 @@ impl Inner {
         }
     }
 
+    pub async fn extend(&self, ticket: &Ticket) -> Result<(), Error> {
+        self.holds(ticket)?;
+        let acker = {
+            let mut held = self.held();
+            let mine = held.get_mut(&ticket.number).ok_or(Error::Lost)?;
+            mine.until = Instant::now() + self.config.lease;
+            mine.acker.clone()
+        };
+        acker.ack_with(AckKind::Progress).await.map_err(away)
+    }
+
+    pub async fn finish(self: &Arc<Self>, ticket: &Ticket, end: End) -> Result<(), Error> {
+        let (_, _, aside) = self.holds(ticket)?;
+        let store = self.store().await?;
+        // Before the end is known: a follow-up is sent at least once, under an id that is the same each time.
+        for follow in end.then {
+            match follow {
+                Follow::Call(call) => _ = self.submit(call).await?,
+                Follow::Message { subject, id, body } => self.send(&store, subject, id, body).await?,
+            }
+        }
+        let (progress, answer) = (end.progress, end.answer);
+        let dead = progress.is() == State::Dead;
+        // Its message goes, and with it the body, without which it could not be made again.
+        let message = if dead { self.message(&store, &ticket.id).await? } else { None };
+        let body = message.map(|message| read::<Call>(message.payload)).transpose()?.map(|call| call.body);
+        let ends = |kept: &mut Kept| {
+            (kept.progress, kept.answer) = (progress, answer);
+            kept.call.body = body.unwrap_or_default();
+        };
+        self.write(&store, ticket, ends).await?;
+        let mine = self.held().remove(&ticket.number);
+        if let Some(mine) = mine {
+            // Should it be lost, whoever meets the message reads the end.
+            mine.acker.ack().await.ok();
+        }
+        if aside && !dead {
+            store.bodies.delete(&ticket.id).await.ok();
+        }
+        Ok(())
+    }
+
+    pub async fn again(&self, ticket: &Ticket, progress: Progress) -> Result<(), Error> {
+        let store = self.store().await?;
+        let wait = Duration::from_millis(progress.due_ms.saturating_sub(now_ms()));
+        self.write(&store, ticket, |kept| kept.progress = progress).await?;
+        let mine = self.held().remove(&ticket.number);
+        if let Some(mine) = mine {
+            // Should it be lost, the message comes again when the lease is over.
+            mine.acker.ack_with(AckKind::Nak((!wait.is_zero()).then_some(wait))).await.ok();
+        }
+        Ok(())
+    }
+
     /// Writes how far a call is, by whoever holds it.
     pub async fn write(
         &self,
@@ -230,7 +284,7 @@ impl Inner {
             }
             if ran {
                 let subject = format!("{}.cancelled", self.config.prefix);
-                store.client.publish(subject, id.to_owned().into()).await.map_err(away)?;
+                self.client.publish(subject, id.to_owned().into()).await.map_err(away)?;
             }
             if kept.call.aside {
                 store.bodies.delete(id).await.ok();
@@ -278,17 +332,23 @@ impl Inner {
         Ok(self.get(store, id).await?.map(|kept| (kept, first)))
     }
 
-    pub async fn send(store: &Store, subject: String, id: String, body: Bytes) -> Result<(), Error> {
-        let message = PublishMessage::build().payload(body.clone()).message_id(&id);
-        let sent = store.jetstream.send_publish(subject.clone(), message).await.map_err(away)?;
-        match sent.await {
-            Ok(_) => Ok(()),
-            // No stream keeps it: whoever listens now hears it.
-            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => {
-                store.client.publish(subject, body).await.map_err(away)
+    /// Sends what follows from an end. A stream that keeps the subject says that it has it; without one whoever listens now hears it, who answers
+    /// nothing.
+    pub async fn send(&self, store: &Store, subject: String, id: String, body: Bytes) -> Result<(), Error> {
+        match store.jetstream.stream_by_subject(&subject).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == GetStreamByNameErrorKind::NotFound => {
+                return self.client.publish(subject, body).await.map_err(away);
             }
-            Err(error) => Err(away(error)),
+            Err(error) if error.kind() == GetStreamByNameErrorKind::InvalidSubject => {
+                return Err(Error::Unsupported(format!("{subject:?} is no subject")));
+            }
+            Err(error) => return Err(away(error)),
         }
+        // Sent once more, it is known by its id.
+        let message = PublishMessage::build().payload(body).message_id(&id);
+        let sent = store.jetstream.send_publish(subject, message).await.map_err(away)?;
+        sent.await.map(|_| ()).map_err(away)
     }
 }
 

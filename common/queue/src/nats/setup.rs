@@ -1,13 +1,14 @@
 //! The way to NATS, and what must be there: made once the server answers, found again by every other balancer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::object_store::{self, ObjectStore};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType, Stream};
 use async_nats::jetstream::{self, kv};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, ReconnectToServer};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use stoker_core::backoff::Backoff;
 use stoker_core::later::MAX_AGE_MS;
@@ -31,17 +32,23 @@ pub const ANSWER: Duration = Duration::from_secs(5);
 
 /// What there is in NATS.
 pub struct Store {
-    pub client: Client,
     pub jetstream: jetstream::Context,
     pub calls: Stream,
     pub progress: kv::Store,
     pub bodies: ObjectStore,
 }
 
-/// Begins to connect, and goes on for ever. `connected` ticks with every connection.
+/// Begins to connect, and goes on for ever. `connected` ticks with every connection. Each is to the next of the servers, from one that is
+/// drawn: who leaves one that does not answer comes to another.
 pub async fn connect(config: &Config, connected: watch::Sender<u64>) -> Result<Client, Error> {
+    let turn = Arc::new(AtomicUsize::new(uuid::Uuid::now_v7().as_u128() as usize));
     let mut options = ConnectOptions::new()
         .name("stoker")
+        .reconnect_to_server_callback(move |servers, _| {
+            let next = servers.get(turn.fetch_add(1, Ordering::Relaxed) % servers.len().max(1));
+            let next = next.map(|server| ReconnectToServer { addr: server.addr.clone(), delay: None });
+            std::future::ready(next)
+        })
         .event_callback(move |event| {
             if matches!(event, Event::Connected) {
                 connected.send_modify(|count| *count += 1);
@@ -62,18 +69,20 @@ pub async fn connect(config: &Config, connected: watch::Sender<u64>) -> Result<C
 }
 
 /// Makes what must be there, and then hears what others tell, until the queue stops.
-pub async fn run(inner: Arc<Inner>, client: Client, ready: watch::Sender<Option<Arc<Store>>>) {
+pub async fn run(inner: Arc<Inner>, ready: watch::Sender<Option<Arc<Store>>>) {
     let stop = inner.stop.clone();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = follow(&inner, client, ready) => {}
+        () = follow(&inner, ready) => {}
     }
 }
 
-async fn follow(inner: &Arc<Inner>, client: Client, ready: watch::Sender<Option<Arc<Store>>>) {
+async fn follow(inner: &Arc<Inner>, ready: watch::Sender<Option<Arc<Store>>>) {
     let mut waits = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0);
     let store = loop {
-        match make(&inner.config, client.clone()).await {
+        let connection = inner.connection();
+        let made = make(&inner.config, inner.client.clone()).await;
+        match inner.heard(connection, made).await {
             Ok(store) => break Arc::new(store),
             Err(error) => {
                 let wait = waits.next().unwrap_or(LOOK);
@@ -97,18 +106,20 @@ async fn listen(
     ready: &watch::Sender<Option<Arc<Store>>>,
 ) -> Result<(), Error> {
     let prefix = &inner.config.prefix;
-    let mut lanes = store.client.subscribe(format!("{prefix}.lane")).await.map_err(away)?;
-    let mut cancelled = store.client.subscribe(format!("{prefix}.cancelled")).await.map_err(away)?;
+    let mut lanes = inner.client.subscribe(format!("{prefix}.lane")).await.map_err(away)?;
+    let mut cancelled = inner.client.subscribe(format!("{prefix}.cancelled")).await.map_err(away)?;
     // Who may not hear it waits for as long as a request does.
     let elected = format!("$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{prefix}-calls.*");
-    let mut elected = store.client.subscribe(elected).await.map_err(away)?;
-    store.client.flush().await.map_err(away)?;
+    let mut elected = inner.client.subscribe(elected).await.map_err(away)?;
+    inner.client.flush().await.map_err(away)?;
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = looks.tick() => {
-                if let Err(error) = look(inner, store).await {
+                let connection = inner.connection();
+                let looked = look(inner, store).await;
+                if let Err(error) = inner.heard(connection, looked).await {
                     tracing::warn!(%error, "the consumers in NATS cannot be listed");
                 }
                 // From here on nothing that others tell is missed.
@@ -213,7 +224,7 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
             .await
             .map_err(away)?,
     };
-    Ok(Store { client, jetstream, calls, progress, bodies })
+    Ok(Store { jetstream, calls, progress, bodies })
 }
 
 /// The name of a function's consumer.

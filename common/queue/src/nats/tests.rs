@@ -1,6 +1,7 @@
 use super::*;
 use crate::conformance::{self, call, done, next};
 use crate::testing::Nats;
+use crate::{Follow, State};
 
 const LEASE: Duration = Duration::from_millis(1500);
 
@@ -51,5 +52,81 @@ async fn a_server_that_is_away_is_said_to_be() {
     let queue = NatsQueue::open(Config::new(vec!["nats://127.0.0.1:1".into()])).await.unwrap();
     let refused = queue.submit(call("a/b", "")).await;
     assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("127.0.0.1:1")), "{refused:?}");
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn who_asks_a_server_that_says_nothing_is_told_so_and_goes_on_when_it_speaks() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let (before, late) = (call("a/b", "before"), call("a/b", "late"));
+    assert!(queue.submit(before.clone()).await.unwrap());
+    nats.freeze(true);
+    let (refused, unknown) = tokio::join!(queue.submit(late.clone()), queue.get(&before.id));
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(matches!(unknown, Err(Error::Unavailable(_))), "{unknown:?}");
+    nats.freeze(false);
+    let accepted = async {
+        // Each try waits for its answer.
+        while queue.submit(late.clone()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), accepted).await.expect("it is accepted");
+    for call in [&before, &late] {
+        assert!(queue.get(&call.id).await.unwrap().is_some());
+    }
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn what_follows_an_end_is_told_once_whether_a_stream_keeps_it_or_somebody_listens() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client.clone());
+    let mut heard = client.subscribe("told.>").await.unwrap();
+    client.flush().await.unwrap();
+    let mut kept = async_nats::jetstream::stream::Config { name: "letters".into(), ..Default::default() };
+    kept.subjects = vec!["told.kept.>".into()];
+    let mut stream = jetstream.create_stream(kept).await.unwrap();
+    for subject in ["told.heard", "told.kept.here"] {
+        let made = call("a/b", subject);
+        queue.submit(made.clone()).await.unwrap();
+        let taken = next(&queue, "a/b").await;
+        let mut end = done(&taken, "bye");
+        let (id, body) = (format!("{}-dead", made.id), Bytes::from_static(b"{}"));
+        end.then = vec![Follow::Message { subject: subject.into(), id, body }];
+        queue.finish(&taken.ticket, end).await.unwrap();
+        let ended = queue.get(&made.id).await.unwrap().unwrap();
+        assert_eq!(ended.progress.is(), State::Done, "{subject}");
+    }
+    for subject in ["told.heard", "told.kept.here"] {
+        let message = heard.next().await.unwrap();
+        assert_eq!((message.subject.as_str(), &message.payload[..]), (subject, &b"{}"[..]));
+    }
+    assert_eq!(stream.info().await.unwrap().state.messages, 1);
+    // Nothing is told twice: what is said now is the next that is heard.
+    client.publish("told.last", Bytes::new()).await.unwrap();
+    assert_eq!(heard.next().await.unwrap().subject.as_str(), "told.last");
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_left_for_the_next() {
+    let (Some(one), Some(other)) = (Nats::start().await, Nats::start().await) else { return };
+    let queue = NatsQueue::open(Config::new(vec![one.url(), other.url()])).await.unwrap();
+    assert!(queue.submit(call("a/b", "first")).await.unwrap());
+    let at = || queue.0.client.server_info().port;
+    let first = at();
+    let (left, found) = if first == one.address().port() { (&one, &other) } else { (&other, &one) };
+    let mut connected = queue.0.connected.subscribe();
+    connected.mark_unchanged();
+    left.freeze(true);
+    let refused = queue.submit(call("a/b", "second")).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    tokio::time::timeout(Duration::from_secs(60), connected.changed()).await.expect("it connects").unwrap();
+    assert_eq!(at(), found.address().port());
+    left.freeze(false);
     queue.stop().await;
 }
