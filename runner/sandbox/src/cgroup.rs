@@ -78,23 +78,29 @@ pub struct Limits {
 }
 
 impl Base {
+    /// Every directory that [`Base::create`] may make, to be written down before it does.
+    pub fn places(name: &str, parent: Option<&Path>) -> Vec<PathBuf> {
+        let hierarchies = hierarchies_here();
+        hierarchies
+            .iter()
+            .flat_map(|hierarchy| above(hierarchy, parent))
+            .map(|above| above.join(name))
+            .collect()
+    }
+
     /// Makes directories named `name` in every hierarchy we may write to. What cannot be had is left out: look at
     /// [`Base::has`].
     pub fn create(name: &str, parent: Option<&Path>) -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
         let mut base = Self::default();
-        for hierarchy in hierarchies(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup")) {
+        for hierarchy in hierarchies_here() {
+            let above = above(&hierarchy, parent);
             if hierarchy.v2 {
-                base.create_v2(&hierarchy, name, parent);
-            } else {
-                let own = hierarchy.own.join(name);
-                let made = fs::create_dir(&own).map(|()| own).or_else(|_| {
-                    let top = hierarchy.mount.join(name);
-                    fs::create_dir(&top).map(|()| top)
-                });
-                if let Ok(directory) = made {
-                    base.v1.push((directory, hierarchy.controllers));
-                }
+                base.create_v2(&hierarchy, name, &above);
+                continue;
+            }
+            let mut directories = above.iter().map(|above| above.join(name));
+            if let Some(directory) = directories.find(|directory| fs::create_dir(directory).is_ok()) {
+                base.v1.push((directory, hierarchy.controllers));
             }
         }
         // A version 1 hierarchy is only used for what version 2 does not give.
@@ -115,20 +121,10 @@ impl Base {
         base
     }
 
-    /// Version 2: below the configured parent, our own cgroup, or the top, whichever gives the most controllers.
-    fn create_v2(&mut self, hierarchy: &Hierarchy, name: &str, parent: Option<&Path>) {
-        // Where we have moved aside before, ours is the one around.
-        let own = match hierarchy.own.parent() {
-            Some(around) if hierarchy.own.ends_with(ASIDE) => around,
-            _ => hierarchy.own.as_path(),
-        };
-        let mut candidates = match parent {
-            Some(parent) => vec![parent],
-            None => vec![own, hierarchy.mount.as_path()],
-        };
-        candidates.dedup();
+    /// Version 2: in whichever of these gives the most controllers.
+    fn create_v2(&mut self, hierarchy: &Hierarchy, name: &str, candidates: &[&Path]) {
         let mut best: Option<(PathBuf, Vec<Controller>)> = None;
-        for candidate in candidates {
+        for candidate in candidates.iter().copied() {
             // Controllers can be handed down only by a cgroup without processes of its own: we go to another within it where it is ours.
             if enable_controllers(candidate).is_err()
                 && move_aside(candidate, candidate == hierarchy.mount).is_ok()
@@ -203,6 +199,27 @@ impl Base {
             }
         }
     }
+}
+
+/// The hierarchies of this machine.
+fn hierarchies_here() -> Vec<Hierarchy> {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    hierarchies(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
+}
+
+/// Where our directory in a hierarchy may be: below the configured parent (in version 2), our own cgroup, or the top.
+fn above<'a>(hierarchy: &'a Hierarchy, parent: Option<&'a Path>) -> Vec<&'a Path> {
+    if let Some(parent) = parent.filter(|_| hierarchy.v2) {
+        return vec![parent];
+    }
+    // Where we have moved aside before, ours is the one around.
+    let own = match hierarchy.own.parent() {
+        Some(around) if hierarchy.v2 && hierarchy.own.ends_with(ASIDE) => around,
+        _ => hierarchy.own.as_path(),
+    };
+    let mut above = vec![own, hierarchy.mount.as_path()];
+    above.dedup();
+    above
 }
 
 /// Our own place in the tree for another engine to work below: the path by which it is named, and its directories in all

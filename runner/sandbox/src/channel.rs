@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Gid, Uid, fchown};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -66,10 +67,17 @@ impl Channel {
             match more {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) if wire::is_gone(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether the other side is still there, at this moment.
+    pub fn is_open(&self) -> bool {
+        let mut sockets = [PollFd::new(self.socket.get_ref(), PollFlags::RDHUP)];
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut sockets, Some(&none)).is_ok_and(|ready| ready == 0)
     }
 
     /// Its socket, for the next program of this process. Nothing that was read is kept back.
@@ -177,16 +185,16 @@ impl Parked {
         })
     }
 
-    /// Waits until it is there.
+    /// Waits until it is there. `false` if it has ended before: then its end tells why.
     ///
     /// # Errors
     /// Why it never is.
-    pub async fn there(&self) -> Result<(), Error> {
+    pub async fn there(&self) -> Result<bool, Error> {
         let fail = |source| Error::Platform { step: "park the function's process".to_owned(), source };
         match self.launch.receive::<Launched>().await {
-            Ok(Some(Launched::Parked)) => Ok(()),
+            Ok(Some(Launched::Parked)) => Ok(true),
             Ok(Some(Launched::Failed(failure))) => Err(failure.into()),
-            Ok(None) => Err(fail(died())),
+            Ok(None) => Ok(false),
             Err(error) => Err(fail(error)),
         }
     }
@@ -197,7 +205,11 @@ impl Parked {
     /// As [`crate::Sandbox::start`].
     pub async fn start(self, env: Vec<(String, String)>) -> Result<Stdio, Error> {
         let fail = |source| Error::Platform { step: "start the sandbox".to_owned(), source };
-        self.launch.send(&Launch { env }, &[]).await.map_err(fail)?;
+        match self.launch.send(&Launch { env }, &[]).await {
+            // As if it had died a moment later.
+            Err(error) if wire::is_gone(&error) => return Ok(self.stdio),
+            sent => sent.map_err(fail)?,
+        }
         match self.launch.receive::<Launched>().await {
             // Closed by exec, or by a death just before it, which wait and the pipes tell.
             Ok(None) => Ok(self.stdio),

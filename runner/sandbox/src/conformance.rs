@@ -132,6 +132,7 @@ cases![
     a_writable_root_keeps_writes_private,
     a_writable_root_is_sized,
     a_writable_image_gets_its_work_directory,
+    a_directory_of_a_writable_image_is_made_anew,
     the_user_of_an_image_is_honoured,
     root_inside_has_no_power,
     names_are_those_of_the_sandbox,
@@ -147,6 +148,7 @@ cases![
     a_way_out_does_not_lead_to_the_host,
     memory_beyond_the_limit_ends_the_function,
     a_child_killed_for_memory_is_told,
+    too_little_memory_to_begin_with_is_the_functions_fault,
     a_fork_bomb_is_contained,
     cpu_is_limited,
     usage_grows,
@@ -157,6 +159,7 @@ cases![
     sigterm_ignored_is_killed,
     a_daemon_dies_with_its_function,
     dropping_kills,
+    an_order_that_meets_the_end_is_told_so,
     no_capabilities_and_no_new_privileges,
     others_are_not_seen,
     the_function_is_not_root,
@@ -169,6 +172,8 @@ cases![
     companions_run_beside_the_command,
     the_stop_signal_is_the_one_asked_for,
     who_ends_the_stem_is_told,
+    one_killed_while_it_is_parked_has_ended,
+    more_processes_than_the_limit_are_the_functions_fault,
     many_at_once,
 ];
 

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use self::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
 use self::upgrade::Former;
-use crate::cell::{Cell, Making};
+use crate::cell::{Cell, Making, too_little_memory};
 use crate::cgroup::{Base, Controller, Limits};
 use crate::channel::Channel;
 use crate::egress::Policy;
@@ -115,9 +115,9 @@ impl Engine {
         spawner: Command,
     ) -> Result<Arc<Self>, Error> {
         let state = State::open(state_dir, flavour.driver, name)?;
-        let base = Base::create(&state.cgroup_name(name), cgroup_parent);
-        // A death between these two lines leaves empty directories; nothing lives in them yet.
-        state.write_down(base.directories())?;
+        let cgroup = state.cgroup_name(name);
+        state.write_down(Base::places(&cgroup, cgroup_parent))?;
+        let base = Base::create(&cgroup, cgroup_parent);
         if !flavour.isolate {
             state.make_sockets()?;
         }
@@ -228,8 +228,11 @@ impl Engine {
         };
         if let Some(leaf) = blank.leaf.get() {
             let limits = Limits { memory: spec.memory, cpu_millis: spec.cpu_millis, pids: spec.pids };
-            leaf.limit(&limits)
-                .map_err(|source| Error::Platform { step: "set the cgroup's limits".to_owned(), source })?;
+            leaf.limit(&limits).map_err(|source| match source.kind() {
+                // Version 1 says so where version 2 kills: what waits in it has more already.
+                std::io::ErrorKind::ResourceBusy => too_little_memory(),
+                _ => Error::Platform { step: "set the cgroup's limits".to_owned(), source },
+            })?;
         }
         let slot = (self.flavour.isolate && !self.flavour.rootless).then(|| self.slot());
         let identity = match &slot {

@@ -20,7 +20,6 @@ pub mod tunnel;
 
 use std::ffi::CString;
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -142,7 +141,7 @@ impl Init {
 
     fn fill(&mut self) -> Result<bool, Failure> {
         match self.inbox.fill(self.control.as_fd()) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) if wire::is_gone(&error) => Ok(false),
             result => result.step(|| "hear the runner".to_owned()),
         }
     }

@@ -331,9 +331,15 @@ pub trait Sandbox: Send + Sync {
     }
 
     /// Stops every process in it without telling them. Returns once they stand still.
+    ///
+    /// # Errors
+    /// [`Error::Platform`] of the kind `NotFound` when the sandbox has ended, or is about to; [`Error::Unsupported`].
     async fn freeze(&self) -> Result<(), Error>;
 
     /// Undoes [`Sandbox::freeze`].
+    ///
+    /// # Errors
+    /// As [`Sandbox::freeze`].
     async fn thaw(&self) -> Result<(), Error>;
 
     /// Asks with [`Spec::stop_signal`], kills all of it after `grace` (at once when zero), and returns when it is gone. A frozen one

@@ -113,9 +113,11 @@ impl Oci {
         let runtime = find(config.runtime.as_deref())?;
         let state = State::open(&config.state_dir, NAME, &config.name)?;
         let name = state.cgroup_name(&config.name);
-        let base = Base::create(&name, config.cgroup_parent.as_deref());
+        let parent = config.cgroup_parent.as_deref();
+        state.write_down(Base::places(&name, parent))?;
+        let base = Base::create(&name, parent);
         let (cgroup, cgroups) = cgroup::place(&base, &name);
-        // A death between these two lines leaves empty directories; nothing lives in them yet.
+        // The runtime makes more of them.
         state.write_down(cgroups.clone())?;
         let record = Record { runtime: runtime.clone(), cgroups: cgroups.clone() };
         let engine = monitor::Engine::Runtime { life: state.life() };

@@ -210,16 +210,18 @@ impl State {
         }
     }
 
-    /// Writes down what this life has.
+    /// Writes down what this life may have, before it has it. A later word takes the place of an earlier one, whole.
     ///
     /// # Errors
     /// [`Error::Platform`] when that fails; then nothing may be made.
     pub fn write_down(&self, cgroups: Vec<PathBuf>) -> Result<(), Error> {
         let record = Record { cgroups, directories: vec![self.life(), self.sockets.clone()] };
         let path = self.record();
+        let next = path.with_extension("new");
         serde_json::to_vec(&record)
             .map_err(io::Error::other)
-            .and_then(|bytes| fs::write(&path, bytes))
+            .and_then(|bytes| fs::write(&next, bytes))
+            .and_then(|()| fs::rename(&next, &path))
             .map_err(|source| Error::Platform { step: format!("write {}", path.display()), source })
     }
 
@@ -425,6 +427,22 @@ mod tests {
         assert!(State::open(&state_dir, "d", "r").is_err(), "the name is held");
         next.remove();
         fs::remove_dir(top).unwrap();
+    }
+
+    /// A life that ended right after it had made its cgroups had said before which they might be.
+    #[test]
+    fn cgroups_are_found_by_what_was_said_before_they_were_made() {
+        let (top, _) = temporary("w");
+        let state = State::open(&top, "d", "r").unwrap();
+        let name = state.cgroup_name("state-test");
+        state.write_down(cgroup::Base::places(&name, None)).unwrap();
+        let made = cgroup::Base::create(&name, None).directories();
+        drop(state);
+        let next = State::open(&top, "d", "r").unwrap();
+        let removed = next.collect().unwrap();
+        assert_eq!(removed.len(), made.len(), "{removed:?} of {made:?}");
+        assert!(made.iter().all(|directory| !directory.exists()), "{made:?}");
+        fs::remove_dir_all(top).unwrap();
     }
 
     /// A function must be able to bind a socket of a long name in its directory, wherever the state directory is.

@@ -8,7 +8,7 @@
 #[path = "kit/daemon.rs"]
 mod daemon;
 #[path = "kit/kit.rs"]
-#[expect(dead_code, reason = "not every test uses all of it")]
+#[expect(dead_code, unused_imports, reason = "not every test uses all of it")]
 mod kit;
 
 use std::io::{BufRead as _, BufReader};

@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "kit/kit.rs"]
-#[expect(dead_code, reason = "not every test uses all of it")]
+#[expect(dead_code, unused_imports, reason = "not every test uses all of it")]
 mod kit;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::oci::{self, Oci};
-use stoker_sandbox::{Driver, Error, ExitCause, Network, Root, Spec, egress};
+use stoker_sandbox::{Driver, Error, ExitCause, Network, Spec, egress};
 
 use kit::{ORDINARY, State, command, for_everybody, guest, we_are_root};
 
@@ -169,26 +169,13 @@ async fn inner_ordinary() {
 }
 
 fn spec(id: &str, words: &[&str]) -> Spec {
-    let mut command = vec![guest().to_string_lossy().into_owned(), "guest".to_owned()];
-    command.extend(words.iter().map(|word| (*word).to_owned()));
     Spec {
-        id: id.to_owned(),
-        root: Root::Host,
-        writable_root: false,
-        command,
-        env: Vec::new(),
-        user: None,
-        groups: Vec::new(),
-        workdir: PathBuf::from("/"),
         memory: 256 << 20,
-        cpu_millis: 0,
         pids: 256,
-        tmp_size: 1 << 20,
         open_files: 512,
         network: Network::Egress,
         shared: None,
-        stop_signal: stoker_sandbox::SIGTERM,
-        stays: false,
+        ..kit::spec(id, words)
     }
 }
 

@@ -44,14 +44,15 @@ async fn conforms(runtime: &str) {
     if !wanted(runtime) {
         return;
     }
-    let state = State::new(runtime);
-    let driver = oci(runtime, &format!("conform-{runtime}"), &state.0).await.unwrap();
+    let name = format!("conform-{}", Path::new(runtime).file_name().unwrap().display());
+    let state = State::new(&name);
+    let driver = oci(runtime, &name, &state.0).await.unwrap();
     let report = conformance::run(Subject { driver: &driver, guest: &guest() }).await;
     println!("{}: {}\n{report}", driver.describe().name, driver.describe().why);
     assert!(report.failed.is_empty(), "{} case(s) failed:\n{report}", report.failed.len());
     driver.close().await;
-    assert!(!state.0.join("oci").join(format!("conform-{runtime}")).exists(), "something was left behind");
-    assert!(cgroups(&format!("conform-{runtime}")).is_empty());
+    assert!(!state.0.join("oci").join(&name).exists(), "something was left behind");
+    assert!(cgroups(&name).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,6 +63,14 @@ async fn crun_conforms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn runc_conforms() {
     conforms("runc").await;
+}
+
+/// Any other, by hand: `STOKER_TEST_OCI_RUNTIME=/path/to/youki cargo nextest run -p stoker-sandbox --run-ignored all -E 'test(another_runtime)'`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a runtime that STOKER_TEST_OCI_RUNTIME names"]
+async fn another_runtime_conforms() {
+    let Ok(runtime) = std::env::var("STOKER_TEST_OCI_RUNTIME") else { return };
+    conforms(&runtime).await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "kit/kit.rs"]
-#[expect(dead_code, reason = "not every test uses all of it")]
+#[expect(dead_code, unused_imports, reason = "not every test uses all of it")]
 mod kit;
 
 use std::collections::BTreeSet;

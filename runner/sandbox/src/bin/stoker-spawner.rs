@@ -89,6 +89,14 @@ fn guest(words: &[&str]) -> io::Result<()> {
         ["status"] => say(fs::read_to_string("/proc/self/status")?),
         ["limits"] => say(fs::read_to_string("/proc/self/limits")?),
         ["write", path] => say(outcome(fs::write(path, "x"))),
+        // An empty one in the place of one that had something in it, and how much is in that.
+        ["empty-anew", path] => {
+            let made = fs::remove_dir_all(path).and_then(|()| fs::create_dir(path));
+            match made.and_then(|()| fs::read_dir(path)) {
+                Ok(entries) => say(format_args!("{} left", entries.count())),
+                Err(error) => say(outcome::<()>(Err(error))),
+            }
+        }
         ["append-stdout"] => say(outcome(fs::File::options().write(true).open("/dev/stdout"))),
         ["read", path] => match fs::read(path) {
             Ok(bytes) => say(String::from_utf8_lossy(&bytes)),

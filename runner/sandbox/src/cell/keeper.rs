@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use tokio::sync::{mpsc, watch};
 
-use super::Inner;
+use super::inner::Inner;
 use crate::wire::{Order, Report};
 use crate::{Exit, ExitCause};
 
@@ -35,11 +35,8 @@ impl Heard {
                 inner.command.send_replace(Some(inner.exit(cause)));
             }
             Report::Over { number, end } => {
-                let ended = inner.companions().ends.remove(&number);
-                if let (Some(ended), Some(cause)) = (ended, inner.over(end)) {
-                    // Who does not care has dropped it.
-                    ended.send(cause).ok();
-                }
+                let cause = inner.over(end);
+                inner.companion_over(number, cause);
             }
             Report::Orphaned => self.lost = true,
             // Only what we asked for is answered, one at a time; more is a lie that nobody hears.
@@ -95,7 +92,7 @@ pub async fn keep(
     waitid(WaitId::PidFd(inner.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
     inner.count();
     inner.grip.clear().await;
-    inner.companions().ends.clear();
+    inner.companions_gone();
     let cause = match (lost, said.cause) {
         (true, _) => ExitCause::Lost,
         (false, cause) => cause.unwrap_or(ExitCause::Signal(libc::SIGKILL)),

@@ -189,3 +189,33 @@ pub async fn who_ends_the_stem_is_told(subject: Subject<'_>) -> Outcome {
         other => fail(format!("{other:?}")),
     }
 }
+
+/// It was there, and was killed before it was told to start: that is how it ended, and nobody failed to start it.
+pub async fn one_killed_while_it_is_parked_has_ended(subject: Subject<'_>) -> Outcome {
+    subject.isolated()?;
+    let sandbox = subject.driver.create(subject.staying("parked", &["wait"])).await?;
+    let process = sandbox.spawn(subject.companion(&["kill-others"])).await?;
+    let line = Pipe::new(process.stdio.stdout)?.line().await?;
+    expect(line == "ready", || line)?;
+    let mut guest = start(sandbox, Vec::new()).await?;
+    let out = guest.stdout.rest().await?;
+    let exit = guest.sandbox.ended().await;
+    expect(exit.cause == ExitCause::Signal(9) && out.is_empty(), || format!("{exit:?}, it said {out:?}"))
+}
+
+pub async fn more_processes_than_the_limit_are_the_functions_fault(subject: Subject<'_>) -> Outcome {
+    if !subject.claims().limits_pids {
+        return super::left_out("the driver claims no limit of processes");
+    }
+    let spec = Spec { pids: 20, ..subject.staying("crowd", &["fork", "1000"]) };
+    let mut guest = subject.launch(spec).await?;
+    guest.stdout.line().await?;
+    match guest.sandbox.spawn(subject.companion(&["wait"])).await {
+        Err(Error::Function(text)) => expect(text.contains("processes"), || text)?,
+        other => return fail(format!("{other:?}")),
+    }
+    // They go with the start that they belong to.
+    guest.again(Vec::new()).await?;
+    guest.stdout.line().await?;
+    Ok(())
+}

@@ -109,6 +109,35 @@ pub async fn a_writable_image_gets_its_work_directory(subject: Subject<'_>) -> O
     expect(out == "/not/in/the/image", || out)
 }
 
+pub async fn a_directory_of_a_writable_image_is_made_anew(subject: Subject<'_>) -> Outcome {
+    subject.isolated()?;
+    let scratch = Scratch::new("writable-anew")?;
+    let root = small_root(&scratch, subject, true)?;
+    let old = scratch.0.join("root/around/old");
+    std::fs::create_dir_all(&old)?;
+    std::fs::write(old.join("was"), "there")?;
+    for directory in [&scratch.0.join("root/around"), &old] {
+        std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+    }
+    let mut spec = Spec { root, writable_root: true, ..subject.spec("anew", &["empty-anew", "/around/old"]) };
+    spec.command[0] = "/bin/guest".to_owned();
+    let out = subject.output_of(spec).await?;
+    // What hides the old one is an attribute that a user may set; before 6.6 the memory that layers are made of knew none.
+    let root = rustix::process::geteuid().is_root();
+    if out == libc::EIO.to_string() && !root && !kernel_is_at_least(6, 6) {
+        return left_out("without root this takes Linux 6.6");
+    }
+    expect(out == "0 left", || out)?;
+    expect(old.join("was").exists(), || "the image was written to".to_owned())
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let system = rustix::system::uname();
+    let mut numbers = system.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (major, minor)
+}
+
 /// Files of an image belong to several users, and the function is the one that the image names.
 pub async fn the_user_of_an_image_is_honoured(subject: Subject<'_>) -> Outcome {
     subject.isolated()?;

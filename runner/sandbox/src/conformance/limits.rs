@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{LIMIT, MIB, Outcome, Scratch, Spec, Stop, Subject, expect, left_out, start, until};
+use super::{LIMIT, MIB, Outcome, Pipe, Scratch, Spec, Stop, Subject, expect, fail, left_out, start, until};
 use crate::{Error, ExitCause};
 
 pub async fn memory_beyond_the_limit_ends_the_function(subject: Subject<'_>) -> Outcome {
@@ -35,6 +35,32 @@ pub async fn a_child_killed_for_memory_is_told(subject: Subject<'_>) -> Outcome 
     let spec = Spec { memory: 32 * MIB, ..subject.spec("memory-child", &["hold-in-child", "400"]) };
     let (exit, ..) = subject.complete(spec).await?;
     expect(exit.out_of_memory, || format!("{exit:?}"))
+}
+
+/// Its limit is its own, wherever on the way it shows that nothing fits into it.
+pub async fn too_little_memory_to_begin_with_is_the_functions_fault(subject: Subject<'_>) -> Outcome {
+    if !subject.claims().limits_memory {
+        return left_out("the driver claims no memory limit");
+    }
+    for memory in [64 << 10, 512 << 10, MIB, 4 * MIB] {
+        let spec = Spec { memory, ..subject.spec("memory-tiny", &["say", "it fits"]) };
+        let fits = async {
+            let sandbox = subject.driver.create(spec).await?;
+            let stdio = sandbox.start(Vec::new()).await?;
+            Ok::<_, Error>((sandbox, stdio))
+        };
+        match fits.await {
+            Ok((sandbox, stdio)) => {
+                let out = Pipe::new(stdio.stdout)?.rest().await?;
+                let exit = sandbox.wait().await;
+                let told = exit.out_of_memory || (exit.cause == ExitCause::Code(0) && out == "it fits");
+                expect(told, || format!("with {memory} bytes: {exit:?}, it said {out:?}"))?;
+            }
+            Err(Error::Function(text)) => expect(text.contains("memory"), || text)?,
+            Err(error) => return fail(format!("with {memory} bytes: {error}")),
+        }
+    }
+    Ok(())
 }
 
 pub async fn a_fork_bomb_is_contained(subject: Subject<'_>) -> Outcome {

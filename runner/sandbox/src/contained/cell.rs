@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::{Door, Handed, Holder};
 use crate::cell::{Cell, Grip, Held, Making, TAKE_UP};
 use crate::cgroup::Leaf;
+use crate::channel::died;
 use crate::egress::{Gate, Policy, Way};
 use crate::handover::{Bequest, HandedSandbox, Inheritance};
 use crate::init::tunnel;
@@ -59,7 +60,12 @@ async fn inhabit(
             Some(policy) => Some(Way::serve(tunnel(pid, policy.six).await?, policy)?),
             None => None,
         };
-        Ok((control, Leaf::of_process(pid)?, pidfd, way))
+        let leaf = Leaf::of_process(pid)?;
+        // While it lives its number is its own: what was found by it is its, and no other process's that may be killed with it.
+        if !control.is_open() {
+            return Err(died());
+        }
+        Ok((control, leaf, pidfd, way))
     };
     let (control, leaf, pidfd, way) = match entered.await {
         Ok(entered) => entered,

@@ -145,8 +145,18 @@ where
     gate.check(spec.network)?;
     let made = tokio::spawn(build(spec));
     let gone = |error| platform("create the sandbox")(io::Error::other(error));
-    let made = async { made.await.map_err(gone)? };
+    let made = async { made.await.map_err(gone)?.map_err(blame) };
     within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+}
+
+/// Engines say in words of their own that nothing can be started in so little memory; all of them name the limit.
+fn blame(error: Error) -> Error {
+    match error {
+        Error::Platform { source, .. } if source.to_string().contains("memory limit") => Error::Function(
+            format!("its memory limit is too small for a container to be started in it: {source}"),
+        ),
+        error => error,
+    }
 }
 
 /// Removes the files of a container, and the door that its init came through. Says in the log what could not be removed.

@@ -55,8 +55,13 @@ pub fn build(plan: &Plan, users: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Fa
     rustix::process::umask(Mode::empty());
     let mut copies = Vec::new();
     if let (true, RootPlan::Host(names)) = (plan.writable_root, &plan.root) {
-        let directories: Vec<_> =
+        let mut directories: Vec<_> =
             names.iter().filter(|name| name.symlink_metadata().is_ok_and(|found| found.is_dir())).collect();
+        if in_a_user_namespace(plan) {
+            // No layer is put over what something of the host's is mounted in, which might hide what is not for us: it is only shown.
+            let mounts = fs::read_to_string("/proc/self/mountinfo").step(|| "look at mounts".to_owned())?;
+            directories.retain(|name| !holds_mounts(&mounts, name));
+        }
         let trees = directories.iter().map(|name| detach(name, READ_ONLY)).collect::<Result<Vec<_>, _>>()?;
         copies = directories.iter().map(|name| (*name).clone()).zip(overlays(&trees, plan)?).collect();
     }
@@ -160,13 +165,18 @@ fn overlay(tree: &OwnedFd, upper: &OwnedFd, layer: &str, plan: &Plan) -> Result<
     fsconfig_set_string(&context, "lowerdir", format!("/proc/self/fd/{}", tree.as_raw_fd())).step(step)?;
     fsconfig_set_string(&context, "upperdir", format!("/proc/self/fd/{handle}/{layer}")).step(step)?;
     fsconfig_set_string(&context, "workdir", format!("/proc/self/fd/{handle}/{work}")).step(step)?;
-    if matches!(plan.identity, Identity::Inside | Identity::Renamed) {
+    if in_a_user_namespace(plan) {
         fsconfig_set_flag(&context, "userxattr").step(step)?;
     }
     fsconfig_create(&context).step(step)?;
     let tree = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).step(step)?;
     set(&tree, NO_SUID | NO_DEVICES, false).step(step)?;
     Ok(tree)
+}
+
+/// Without the power that only root on the host has, over mounts and attributes.
+fn in_a_user_namespace(plan: &Plan) -> bool {
+    matches!(plan.identity, Identity::Inside | Identity::Renamed)
 }
 
 /// A page of memory per inode at least, or empty files would be a way around a size.
@@ -339,7 +349,7 @@ impl Builder<'_> {
 
     /// The first directory on the way that the function's user cannot pass. Our own user passes where we do.
     fn closed_parent(&self, directory: &Path) -> Option<PathBuf> {
-        if matches!(self.plan.identity, Identity::Inside | Identity::Renamed) {
+        if in_a_user_namespace(self.plan) {
             return None;
         }
         let mut parents: Vec<_> = directory.ancestors().skip(1).collect();

@@ -52,11 +52,7 @@ impl Stem {
     pub fn grow(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Option<Pid>, Failure> {
         let pipes = pipes.each_ref().map(AsFd::as_fd);
         match wire::send_frame(self.socket.as_fd(), &Grow { program }, &pipes) {
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
-            {
-                Ok(None)
-            }
+            Err(error) if wire::is_gone(&error) => Ok(None),
             sent => {
                 sent.step(step)?;
                 self.answer()
@@ -70,6 +66,10 @@ impl Stem {
             if let Some(grown) = self.inbox.take::<Grown>().step(step)? {
                 return match grown {
                     Grown::Made { pid } => Ok(Pid::from_raw(pid)),
+                    // By the limit on its processes, or by the machine's, which is far off.
+                    Grown::Failed { errno: libc::EAGAIN } => {
+                        Err(Failure::function("the function has as many processes as it may have"))
+                    }
                     Grown::Failed { errno } => Err(Failure { function: false, step: step(), errno }),
                 };
             }
@@ -79,7 +79,7 @@ impl Stem {
                 ready => _ = ready.step(step)?,
             }
             match self.inbox.fill(self.socket.as_fd()) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                Err(error) if wire::is_gone(&error) => return Ok(None),
                 more => {
                     if !more.step(step)? {
                         return Ok(None);

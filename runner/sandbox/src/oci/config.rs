@@ -62,7 +62,8 @@ pub fn config(parts: &Parts<'_>) -> Value {
             "terminal": false,
             "user": user,
             "args": parts.program.arguments,
-            "env": none,
+            // The init's, without which youki starts nothing; the function has its own.
+            "env": [format!("PATH={}", super::PATH)],
             "cwd": "/",
             "capabilities": {"bounding": none, "effective": none, "inheritable": none, "permitted": none, "ambient": none},
             "rlimits": [

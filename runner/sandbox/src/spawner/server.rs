@@ -59,6 +59,8 @@ fn serve() -> io::Result<()> {
     sys::place(null.as_fd(), 0)?;
     drop(null);
     rustix::thread::set_name(c"stoker-spawner")?;
+    // For all that are cloned: kernels before 6.4 tell it by a file that is closed to an init that hides its memory.
+    rustix::param::page_size();
 
     let (message, _) = wire::receive_packet::<ToSpawner>(socket.as_fd())?;
     let ToSpawner::Setup(setup) = message else {

@@ -1,12 +1,16 @@
 //! What the tests of this crate share: the guest, what of it is alive, directories that go with a test, and ordinary users.
 
+mod left;
+
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use stoker_sandbox::{Driver, Network, Root, SIGTERM, Sandbox, Spec, spawner};
+
+pub use self::left::{alive, cgroups};
 
 /// An id that no account has; ordinary in every respect.
 pub const ORDINARY: u32 = 64_242;
@@ -87,30 +91,6 @@ pub fn spec(id: &str, words: &[&str]) -> Spec {
         stop_signal: SIGTERM,
         stays: false,
     }
-}
-
-/// Processes of the host that have this word among their arguments.
-pub fn alive(word: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap();
-    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
-}
-
-/// Cgroups of a runner's name.
-pub fn cgroups(name: &str) -> Vec<PathBuf> {
-    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    found.push(entry.path());
-                }
-                walk(&entry.path(), prefix, found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
-    found
 }
 
 /// A guest that has said that it is ready.

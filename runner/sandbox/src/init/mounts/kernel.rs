@@ -11,8 +11,8 @@ use rustix::mount::{
 };
 
 use super::tree::*;
-use super::{Builder, SHM_SIZE, inodes};
-use crate::wire::{Failure, Identity, Step};
+use super::{Builder, SHM_SIZE, in_a_user_namespace, inodes};
+use crate::wire::{Failure, Step};
 
 /// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide.
 pub const MASKED: &[&str] = &[
@@ -42,7 +42,7 @@ impl Builder<'_> {
         let shm_size = SHM_SIZE.min(self.plan.tmp_size).to_string();
         let dev = tmpfs(&options, NO_SUID | NO_EXEC)?;
         // A user namespace may not make devices: there the host's are shown.
-        let shown = matches!(self.plan.identity, Identity::Inside | Identity::Renamed);
+        let shown = in_a_user_namespace(self.plan);
         let sources = if shown {
             DEVICES
                 .iter()

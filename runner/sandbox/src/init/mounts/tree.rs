@@ -100,3 +100,22 @@ pub fn tmpfs(options: &[(&str, &str)], attributes: u64) -> Result<OwnedFd, Failu
     set(&tree, attributes, false).step(step)?;
     Ok(tree)
 }
+
+/// Whether something is mounted below a directory, as `/proc/self/mountinfo` has it.
+pub fn holds_mounts(mounts: &str, directory: &Path) -> bool {
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    points.any(|point| point != directory && point.starts_with(directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_directory_are_seen() {
+        let mounts = "24 1 254:0 / / rw - ext4 /dev/vda rw\n30 24 0:26 / /usr rw - ext4 /dev/vdb rw\n31 30 0:27 / /usr/lib/x rw - tmpfs t rw";
+        let holds = |path: &str| holds_mounts(mounts, Path::new(path));
+        assert!(holds("/") && holds("/usr") && holds("/usr/lib"));
+        assert!(!holds("/usr/lib/x") && !holds("/usr/li") && !holds("/opt"));
+    }
+}
