@@ -205,7 +205,12 @@ impl Container {
         let begun = Instant::now();
         let mut frozen = self.gate.lock().await;
         if *frozen {
-            self.sandbox.thaw().await?;
+            match self.sandbox.thaw().await {
+                // It has ended while it stood still: who opens it finds that out, and takes another.
+                Err(stoker_sandbox::Error::Platform { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound => {}
+                thawed => thawed?,
+            }
             *frozen = false;
         }
         self.still.store(false, Ordering::Release);

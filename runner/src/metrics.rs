@@ -35,7 +35,7 @@ pub static WAIT: Def<Histogram> = Def::times(
 );
 pub static REFUSED: Def<Counter> =
     Def::counter("stoker_runner_refused", "Calls that were given back untouched")
-        .labels(&[("reason", "`full`, `draining`, `too_large`, `expired`, `launch_failed`")]);
+        .labels(&[("reason", "`full`, `draining`, `too_large`, `expired`, `launch_failed`, `none_idle` (it was to start at once or not at all)")]);
 
 pub static COLD_STARTS: Def<Counter> =
     Def::counter("stoker_runner_cold_starts", "Calls that waited for a container of their own to start").labels(&[

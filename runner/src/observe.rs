@@ -242,5 +242,6 @@ pub fn refusal(reason: Refusal) -> &'static str {
         Refusal::TooLarge => "too_large",
         Refusal::Expired => "expired",
         Refusal::LaunchFailed => "launch_failed",
+        Refusal::NoneIdle => "none_idle",
     }
 }

@@ -9,10 +9,8 @@ use std::time::Duration;
 use stoker_core::units::{format_cpu, format_size};
 use stoker_core::{Resources, RunnerName};
 use stoker_registry::etcd;
-use stoker_runtime::config::kind::{
-    ADDRESS, COUNT, CPU, DURATION, MAP, PATH, REGISTRIES, SERVER, SIZE, TEXT, TRUTH,
-};
-use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings};
+use stoker_runtime::config::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, PATH, SERVER, SIZE, TEXT, TRUTH};
+use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings, registries};
 use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
 use stoker_runtime::{admin, logs, metrics, telemetry};
@@ -148,18 +146,6 @@ static REGISTRY_CREDENTIALS: Maybe<PathBuf> = Key::required(
     "A directory of files like Docker's config.json, which functions name in `credentials`",
 )
 .optional();
-static REGISTRY_WITHOUT_TLS: Key<Vec<String>> = Key::new(
-    "registry_without_tls",
-    REGISTRIES,
-    "",
-    "Registries that are asked without TLS, beside those on loopback, as images name them: host or host:port",
-);
-static REGISTRY_CA: Maybe<PathBuf> = Key::required(
-    "registry_ca",
-    PATH,
-    "Authorities, in PEM form, that sign certificates of registries, beside those that the system trusts",
-)
-.optional();
 static SECRETS: Maybe<PathBuf> = Key::required(
     "secrets",
     PATH,
@@ -217,8 +203,8 @@ pub static PROGRAM: Program = Program {
             &IMAGE_SIZE,
             &IMAGE_PULL_TIMEOUT,
             &REGISTRY_CREDENTIALS,
-            &REGISTRY_WITHOUT_TLS,
-            &REGISTRY_CA,
+            &registries::WITHOUT_TLS,
+            &registries::CA,
             &SECRETS,
             &ZONE,
             &LABELS,
@@ -368,9 +354,9 @@ fn images(settings: &Settings, state: &std::path::Path) -> stoker_image::Config 
         limits,
         pull_timeout: settings.get(&IMAGE_PULL_TIMEOUT),
         registries: stoker_image::RegistryConfig {
-            without_tls: settings.get(&REGISTRY_WITHOUT_TLS),
+            without_tls: settings.get(&registries::WITHOUT_TLS),
             credentials: settings.maybe(&REGISTRY_CREDENTIALS),
-            ca: settings.maybe(&REGISTRY_CA),
+            ca: settings.maybe(&registries::CA),
         },
         ..stoker_image::Config::new(std::path::absolute(&directory).unwrap_or(directory))
     }

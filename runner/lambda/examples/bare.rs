@@ -1,23 +1,31 @@
-//! Calls a function of AWS Lambda with nothing between: the Runtime API alone, on the loopback device. What a runner and a balancer
-//! add to a call is over this.
+//! A function of AWS Lambda with nothing between it and its caller: `Invoke` of AWS's API by HTTP, and the Runtime API, in one process. What a
+//! balancer, a session and a runner add to a call is over this.
 //!
-//! `cargo run --release -p stoker-lambda --example bare -- SECONDS PROGRAM [ARGUMENT...]` prints the number of calls, and the median, the
-//! 99th percentile and the mean of their times in microseconds, as JSON.
+//! `cargo run --release -p stoker-lambda --example bare -- PROGRAM [ARGUMENT...]` prints its address, serves one connection after the other
+//! until its STDIN ends, then prints the number of calls, and the median and the 99th percentile of the times that the Runtime API
+//! alone took for them, in microseconds, as JSON.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a measurement: what fails ends it")]
 
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use stoker_lambda::{About, Invocation, Kind, RuntimeApi, Said};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
-    let seconds: u64 = arguments.next().unwrap().parse().unwrap();
     let program = arguments.next().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -46,36 +54,73 @@ async fn main() {
         .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
         .env("_HANDLER", "event")
         .stdin(Stdio::null())
+        .stdout(Stdio::null())
         .spawn()
         .unwrap();
     api.ready().await.unwrap();
-    let payload = Bytes::from(format!("{{\"text\":\"{}\"}}", "x".repeat(1000)));
-    let end = Instant::now() + Duration::from_secs(seconds);
-    let mut times = Vec::new();
-    while Instant::now() < end {
-        api.idle().await.unwrap();
-        let invocation = Invocation {
-            request_id: format!("bare-{}", times.len()),
-            deadline: Some(SystemTime::now() + Duration::from_secs(10)),
-            arn: "arn:aws:lambda:us-east-1:000000000000:function:bare".into(),
-            payload: payload.clone(),
-            ..Invocation::default()
-        };
-        let begun = Instant::now();
-        let mut answer = api.invoke(invocation).unwrap();
-        let last = loop {
-            match answer.next().await.unwrap() {
-                Said::Head { .. } | Said::Piece(_) => {}
-                last => break last,
-            }
-        };
-        times.push(begun.elapsed());
-        assert_eq!(last, Said::End);
+    let times = RefCell::new(Vec::new());
+    tokio::select! {
+        never = serve(&api, &times) => match never {},
+        () = end_of_input() => {}
     }
     function.kill().unwrap();
     function.wait().unwrap();
+    let mut times = times.into_inner();
     times.sort_unstable();
-    let at = |part: usize| times[times.len() * part / 100].as_micros();
-    let mean = times.iter().sum::<Duration>().as_micros() / times.len() as u128;
-    println!("{{\"calls\":{},\"p50_us\":{},\"p99_us\":{},\"mean_us\":{mean}}}", times.len(), at(50), at(99));
+    let at = |part: usize| times.get(times.len() * part / 100).map_or(0, Duration::as_micros);
+    println!("{{\"calls\":{},\"p50_us\":{},\"p99_us\":{}}}", times.len(), at(50), at(99));
+}
+
+/// Returns when nobody needs it any more.
+async fn end_of_input() {
+    let (over, ended) = tokio::sync::oneshot::channel();
+    // Ends with the input.
+    std::thread::spawn(move || {
+        _ = std::io::stdin().read_to_end(&mut Vec::new());
+        _ = over.send(());
+    });
+    _ = ended.await;
+}
+
+async fn serve(api: &RuntimeApi, times: &RefCell<Vec<Duration>>) -> Infallible {
+    let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("http://{}", door.local_addr().unwrap());
+    loop {
+        let (stream, _) = door.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let service =
+            service_fn(move |request| async move { Ok::<_, Infallible>(invoke(api, times, request).await) });
+        // A caller may leave as it likes.
+        _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    }
+}
+
+async fn invoke(
+    api: &RuntimeApi,
+    times: &RefCell<Vec<Duration>>,
+    request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
+    let payload = request.into_body().collect().await.unwrap().to_bytes();
+    api.idle().await.unwrap();
+    let request_id = format!("bare-{}", times.borrow().len());
+    let invocation = Invocation {
+        request_id,
+        deadline: Some(SystemTime::now() + Duration::from_secs(10)),
+        arn: "arn:aws:lambda:us-east-1:000000000000:function:bare".into(),
+        payload,
+        ..Invocation::default()
+    };
+    let begun = Instant::now();
+    let mut said = api.invoke(invocation).unwrap();
+    let mut answer = BytesMut::new();
+    let last = loop {
+        match said.next().await.unwrap() {
+            Said::Head { .. } => {}
+            Said::Piece(piece) => answer.extend_from_slice(&piece),
+            last => break last,
+        }
+    };
+    times.borrow_mut().push(begun.elapsed());
+    assert_eq!(last, Said::End);
+    Response::new(Full::new(answer.freeze()))
 }

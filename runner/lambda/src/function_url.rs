@@ -110,11 +110,15 @@ fn join(all: &mut BTreeMap<String, String>, name: String, value: &str) {
     }
 }
 
-/// Below the app's own part of the URL, `/t/{app}`: a function's routes are its own.
+/// Below the app's own part of the URL, `/t/{app}`, or that of a function URL, `/lambda-url/{name}`: a function's routes are its own.
 fn path(whole: &str) -> &str {
     let path = url::path(whole);
-    let below = path.strip_prefix("/t/").and_then(|rest| rest.find('/').map(|at| &rest[at..]));
-    match below.unwrap_or(path) {
+    let below = |own: &str| path.strip_prefix(own).map(|rest| rest.find('/').map_or("", |at| &rest[at..]));
+    let below = match below("/lambda-url/") {
+        Some(below) => below,
+        None => below("/t/").filter(|below| !below.is_empty()).unwrap_or(path),
+    };
+    match below {
         "" => "/",
         path => path,
     }
@@ -289,6 +293,9 @@ mod tests {
         let bytes = event("http://h/t/demo", &[], b"\xff\xfe");
         assert_eq!((&bytes["body"], &bytes["isBase64Encoded"]), (&json!("//4="), &json!(true)));
         assert_eq!(bytes["rawPath"], "/t/demo");
+        for (url, path) in [("demo.f", "/"), ("demo.f/", "/"), ("demo.f.live/a/b", "/a/b")] {
+            assert_eq!(event(&format!("http://h/lambda-url/{url}?q=1"), &[], b"")["rawPath"], path, "{url}");
+        }
         let none = event("", &[], b"");
         assert_eq!((&none["rawPath"], none.get("body")), (&json!("/"), None));
     }

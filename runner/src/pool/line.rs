@@ -31,6 +31,8 @@ pub struct Asker {
     pub balancer: u64,
     /// The call has waited there.
     pub waited: bool,
+    /// It has a place in another runner's line, and is no use here but at once.
+    pub only_if_idle: bool,
 }
 
 /// A call in the line.
@@ -182,6 +184,11 @@ impl Pools {
                 retry_after: None,
                 line_full: false,
             };
+        }
+        if asker.only_if_idle {
+            let detail = "no container is idle, and the call waits elsewhere".to_owned();
+            let reason = Refusal::NoneIdle;
+            return Acquired::Refused { reason, detail, retry_after: None, line_full: false };
         }
         let room = self.room(&inner, &digest, spec);
         let (waiting, launching, moves) = (inner.waiting, inner.launching, inner.moves);

@@ -262,7 +262,7 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     let spec = specs()[0].clone();
     let spec = Arc::new(FunctionSpec { concurrency: 1, max_containers: 1, ..(*spec).clone() });
     let acquire = |balancer, waited| {
-        let asker = Asker { balancer, waited };
+        let asker = Asker { balancer, waited, ..Asker::default() };
         pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600))
     };
     let Acquired::Wait { ticket, .. } = acquire(1, false) else { panic!("there is no container yet") };
@@ -282,6 +282,12 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     let Acquired::Wait { ticket, .. } = acquire(2, true) else { panic!("it was kept out") };
     line.push((2, ticket));
     assert!(matches!(acquire(2, true), Acquired::Refused { .. }), "one, not two");
+    // Nor is one let in that is to start at once, and it claims nothing: its place in another line goes on.
+    let asker = Asker { balancer: 3, waited: true, only_if_idle: true };
+    let once = || pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600));
+    let Acquired::Refused { reason: Refusal::NoneIdle, line_full: false, .. } = once() else {
+        panic!("nobody is idle")
+    };
     let mut waits = tokio::task::JoinSet::new();
     for (balancer, ticket) in line {
         waits.spawn(async move { (balancer, ticket.wait().await) });
@@ -296,6 +302,8 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     }
     assert!(order[..2].contains(&2), "{order:?}");
     running.finish(true, None);
+    let Acquired::Now(lease) = once() else { panic!("one is idle now") };
+    lease.finish(true, None);
     pools.stop_all().await;
 }
 
@@ -314,7 +322,7 @@ async fn what_cannot_be_kept_is_not_tried_all_the_time() {
         assert_eq!(failures(), 1);
         assert_eq!(pools.inner().launching, 0);
     }
-    let asker = Asker { balancer: 1, waited: false };
+    let asker = Asker { balancer: 1, ..Asker::default() };
     let called = pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(60));
     let Acquired::Wait { ticket, .. } = called else { panic!("there is room") };
     assert!(ticket.wait().await.is_err());
@@ -338,7 +346,7 @@ async fn containers_with_former_secrets_go_and_no_call_with_them() {
     let mut watch = secrets.watch().unwrap();
     let (ledger, pools) = pools_with(secrets, puppets(0), total, Duration::from_secs(60));
     let acquire = async || {
-        let asker = Asker { balancer: 1, waited: false };
+        let asker = Asker { balancer: 1, ..Asker::default() };
         match pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600)) {
             Acquired::Now(lease) => (lease, false),
             Acquired::Wait { ticket, .. } => {
@@ -405,7 +413,7 @@ async fn calls_wait_for_the_place_of_one_that_goes() {
     let spec = Arc::new(FunctionSpec { idle_timeout_ms: 3_600_000, ..spec });
     let digest = spec.digest();
     let acquire = || {
-        let asker = Asker { balancer: 1, waited: false };
+        let asker = Asker { balancer: 1, ..Asker::default() };
         pools.acquire(digest, &spec, CallId::new(), asker, Duration::from_secs(3600))
     };
     let Acquired::Wait { ticket, .. } = acquire() else { panic!("there is no container yet") };
@@ -443,7 +451,7 @@ async fn a_rhythm_is_met_with_a_container() {
     let mut spec = (*specs()[0]).clone();
     (spec.concurrency, spec.idle_timeout_ms) = (1, 800);
     let spec = Arc::new(spec);
-    let asker = Asker { balancer: 1, waited: false };
+    let asker = Asker { balancer: 1, ..Asker::default() };
     for beat in 0.. {
         assert!(beat < 30, "no call of the rhythm was expected");
         let mut lease =
@@ -466,7 +474,8 @@ async fn a_rhythm_is_met_with_a_container() {
 async fn run(pools: Arc<Pools>, state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>, caller: Caller) {
     let spec = specs()[caller.function].clone();
     yields(caller.comes).await;
-    let asker = Asker { balancer: u64::from(caller.comes % 3), waited: caller.comes.is_multiple_of(2) };
+    let (balancer, waited) = (u64::from(caller.comes % 3), caller.comes.is_multiple_of(2));
+    let asker = Asker { balancer, waited, ..Asker::default() };
     let hour = Duration::from_secs(3600);
     let mut lease = match pools.acquire(spec.digest(), &spec, CallId::new(), asker, hour) {
         Acquired::Now(lease) => lease,

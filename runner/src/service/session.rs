@@ -357,17 +357,18 @@ impl Session {
             digest,
             spec,
             revision,
-            asker: Asker { balancer: self.balancer, waited: offer.waited },
+            asker: Asker { balancer: self.balancer, waited: offer.waited, only_if_idle: offer.only_if_idle },
             head,
             trace: TraceContext { parent: offer.traceparent, state: offer.tracestate },
             deadline: Deadline::after(Duration::from_millis(offer.remaining_ms)),
             arrived,
         };
         let (shared, calls) = (self.shared.clone(), self.calls.clone());
-        self.shared.tasks.spawn(async move {
+        // Behind a pointer: on its way into a task what is spawned is copied several times, and this is large.
+        self.shared.tasks.spawn(Box::pin(async move {
             call::run(line, offer, shared).await;
             calls.ended(number);
-        });
+        }));
         Ok(())
     }
 }

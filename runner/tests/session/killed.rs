@@ -13,6 +13,7 @@ use stoker_runner::Config;
 use stoker_sandbox::select::Choice;
 
 use crate::kit::{self, AMPLE, LIMIT, python, shell};
+use crate::left::{alive, cgroups};
 
 /// An id that no account has; ordinary in every respect.
 const ORDINARY: u32 = 64_243;
@@ -74,30 +75,6 @@ fn helper_process(driver: &str, name: &str, state: &Path) -> (Child, String) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
     let said = lines.find_map(|line| line.strip_prefix("ready ").map(str::to_owned));
     (child, said.expect("the helper came up"))
-}
-
-/// Processes of the host that have this word among their arguments.
-pub fn alive(word: &str) -> usize {
-    let entries = std::fs::read_dir("/proc").unwrap();
-    let lines = entries.flatten().filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    lines.filter(|line| line.split(|byte| *byte == 0).any(|argument| argument == word.as_bytes())).count()
-}
-
-/// Cgroups of a runner of this name.
-pub fn cgroups(name: &str) -> Vec<PathBuf> {
-    fn walk(directory: &Path, prefix: &str, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    found.push(entry.path());
-                }
-                walk(&entry.path(), prefix, found);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(Path::new("/sys/fs/cgroup"), &format!("stoker.{name}."), &mut found);
-    found
 }
 
 /// Directories that a runner's plain processes share with it, and sockets in them, by the record of its lives.

@@ -9,6 +9,8 @@ mod draining;
 mod killed;
 mod kit;
 mod launches;
+#[path = "../../sandbox/tests/kit/left.rs"]
+mod left;
 mod memory;
 mod pools;
 mod process;

@@ -12,8 +12,9 @@ use stoker_registry::testing::Etcd;
 use stoker_sandbox::egress;
 
 use crate::daemon::{Daemon, Kind};
-use crate::killed::{alive, cgroups, marked, until};
+use crate::killed::{marked, until};
 use crate::kit::{AMPLE, Session, heard, python, shell, speaker, warmth, we_are_root};
+use crate::left::{alive, cgroups};
 use crate::process::Program;
 use crate::secrets::{sees, swap, until_it_sees};
 
