@@ -89,6 +89,11 @@ impl Caller {
         }
     }
 
+    /// Whether it showed nothing of ours, and was let in as the access file's `anybody`.
+    pub fn is_anybody(&self) -> bool {
+        self.name() == "anybody"
+    }
+
     fn remote(&self) -> &str {
         self.0.as_deref().map_or("", |asker| asker.origin.remote.as_str())
     }

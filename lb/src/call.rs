@@ -102,21 +102,25 @@ impl Input {
 
     /// A body that is all there.
     pub fn whole(body: Bytes) -> Self {
-        Self::pieces(vec![body])
+        Self::pieces(vec![body], None)
     }
 
-    /// The same in pieces. What fits on the offer goes in one; of more only the first piece, as it is.
-    pub fn pieces(mut pieces: Vec<Bytes>) -> Self {
-        if pieces.iter().map(Bytes::len).sum::<usize>() <= CHUNK {
+    /// The same in pieces, and what is still to come behind them. What fits on the offer goes in one; of more only the first piece, as it is.
+    pub fn pieces(mut pieces: Vec<Bytes>, coming: Option<Pieces>) -> Self {
+        if coming.is_none() && pieces.iter().map(Bytes::len).sum::<usize>() <= CHUNK {
             let first = if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() };
             return Self::begun(first, None);
         }
-        let mut first = pieces.remove(0);
+        let mut first = if pieces.is_empty() { Bytes::new() } else { pieces.remove(0) };
         if first.len() > CHUNK {
             pieces.insert(0, first.split_off(CHUNK));
         }
         let here = pieces.iter().map(Bytes::len).sum();
-        let rest: Pieces = Box::pin(futures_util::stream::iter(pieces.into_iter().map(Ok)));
+        let there = futures_util::stream::iter(pieces.into_iter().map(Ok));
+        let rest: Pieces = match coming {
+            Some(coming) => Box::pin(there.chain(coming)),
+            None => Box::pin(there),
+        };
         Self { first, rest: Some(rest), trailers: None, here }
     }
 }

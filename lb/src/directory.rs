@@ -232,7 +232,7 @@ fn address(newest: &Arc<Known>, split: Split, mut find: impl FnMut(u64) -> Arc<K
 struct Index {
     source: Option<Arc<Functions>>,
     by_name: HashMap<String, Arc<Entry>>,
-    /// Within its app; `None` where several apps have one of this name.
+    /// Within its app; `None` where several apps have one of this name, and none of them is the app `default`.
     by_short_name: HashMap<String, Option<Arc<Known>>>,
     by_id: HashMap<String, Arc<Entry>>,
     /// By app.
@@ -260,6 +260,9 @@ impl Index {
         Some(known)
     }
 }
+
+/// The app of functions that are made without naming one, and so the one that is meant first where none is named.
+pub const DEFAULT_APP: &str = "default";
 
 /// The functions as of now.
 pub struct Directory {
@@ -339,8 +342,8 @@ impl Directory {
         asked.map_or_else(|| known.clone(), |known| known.chosen(0))
     }
 
-    /// `function` where no other app has one of that name, or `app.function`, as AWS Lambda's callers name it; and all that
-    /// [`Self::find`] takes.
+    /// `function` where no other app has one of that name or its app is `default`, else `app.function`, as AWS Lambda's callers
+    /// name it; and all that [`Self::find`] takes.
     pub fn find_called(&self, text: &str) -> Named {
         let index = self.current();
         let whole = || {
@@ -361,7 +364,7 @@ impl Directory {
     pub fn called(&self, known: &Known) -> String {
         let (app, function) = (known.spec.name.app(), known.spec.name.function());
         match self.current().by_short_name.get(function) {
-            Some(Some(_)) => function.to_owned(),
+            Some(Some(found)) if found.spec.name.app() == app => function.to_owned(),
             _ => format!("{app}.{function}"),
         }
     }
@@ -410,10 +413,15 @@ impl Directory {
             for trigger in wanted.live(name).flat_map(|spec| &spec.triggers) {
                 index.triggers.entry(name.app().to_owned()).or_default().add(trigger, known);
             }
+            let first = |found: &Arc<Known>| found.spec.name.app() == DEFAULT_APP;
             index
                 .by_short_name
                 .entry(name.function().to_owned())
-                .and_modify(|several| *several = None)
+                .and_modify(|found| {
+                    if !found.as_ref().is_some_and(first) {
+                        *found = first(known).then(|| known.clone());
+                    }
+                })
                 .or_insert_with(|| Some(known.clone()));
             index.by_id.insert(known.id.clone(), entry.clone());
             index.by_name.insert(name.as_str().to_owned(), entry);

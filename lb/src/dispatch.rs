@@ -7,6 +7,7 @@
 mod attempt;
 mod legs;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,11 @@ impl Dispatch {
             ruled_out: Vec::new(),
             replayable: true,
         };
-        let placed = tokio::time::timeout_at(call.deadline.0.into(), self.place(placing)).await;
+        let placed = {
+            // Where it stays: moved into the timeout it would be copied, and it is large.
+            let placing = pin!(self.place(placing));
+            tokio::time::timeout_at(call.deadline.0.into(), placing).await
+        };
         let error = match placed {
             Ok(Ok(placed)) => return placed.answer(call.admitted).limited(call.function.spec.max_response),
             Ok(Err(error)) => error,

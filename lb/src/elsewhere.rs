@@ -120,6 +120,9 @@ impl<R> Future for Standing<R> {
 
 impl<R> Drop for Standing<R> {
     fn drop(&mut self) {
+        // Else the end of its teller would wake the call that is leaving: it would be polled in vain, and a session that drives many calls would stop
+        // after two of them, and send what they say in a write of its own.
+        self.told.close();
         let mut inner = self.all.lock();
         let Some(line) = inner.lines.get_mut(&self.function) else { return };
         if let Some(at) = line.iter().position(|call| call.number == self.number) {
@@ -136,6 +139,7 @@ impl<R> Drop for Standing<R> {
 mod tests {
     use super::*;
     use futures_util::FutureExt as _;
+    use std::task::{Wake, Waker};
 
     #[test]
     fn as_many_learn_of_it_as_could_start_and_nobody_of_his_own_runner() {
@@ -155,5 +159,27 @@ mod tests {
         drop(calls);
         assert!(all.functions().is_empty());
         assert_eq!(all.0.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn who_leaves_is_not_woken_by_that() {
+        struct Woken(AtomicUsize);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(woken.clone());
+        let (all, f) = (Elsewhere::default(), Digest([1; 32]));
+        let mut call = all.stand(f, 250, Arc::new(1));
+        assert!(Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(call);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+        // One that is told is.
+        let mut call = all.stand(f, 250, Arc::new(1));
+        assert!(Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
+        all.idle(&f, &Arc::new(2), 1, 1000);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
     }
 }

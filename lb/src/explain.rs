@@ -38,7 +38,7 @@ pub enum Why {
 
 impl Why {
     /// What each is called, in the order of [`Why::at`].
-    pub const LABELS: [&str; 6] = ["warm", "rank", "young", "spill", "turn", "idle"];
+    pub const LABELS: [&str; 7] = ["warm", "rank", "young", "spill", "turn", "idle", "line"];
 
     /// Which of the labels is its own.
     pub fn at(self) -> usize {
@@ -49,15 +49,24 @@ impl Why {
             Why::Planned(board::Why::Spill) => 3,
             Why::Turn => 4,
             Why::Idle => 5,
+            Why::Planned(board::Why::Line { .. }) => 6,
         }
     }
 
     /// What it was thought to have, on the span of an offer that it refused.
     pub fn note(self, span: &mut Span) {
-        if let Why::Planned(board::Why::Warm { idle, age }) = self {
-            span.set(names::HINT_IDLE, i64::from(idle));
-            span.set(names::HINT_AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-        }
+        let age = match self {
+            Why::Planned(board::Why::Warm { idle, age }) => {
+                span.set(names::HINT_IDLE, i64::from(idle));
+                age
+            }
+            Why::Planned(board::Why::Line { waiting, age, .. }) => {
+                span.set(names::HINT_WAITING, i64::from(waiting));
+                age
+            }
+            _ => return,
+        };
+        span.set(names::HINT_AGE, i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
     }
 }
 

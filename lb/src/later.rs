@@ -232,7 +232,11 @@ impl Later {
                     queue.drop_body(&id).await;
                 }
                 sending.fail(error.to_string());
-                return Err(failed(error));
+                let mut told = failed(error.clone());
+                if matches!(error, stoker_queue::Error::Unavailable(_)) {
+                    told.message.push_str("; whether it has the call is not known: submit it again with the same idempotency key");
+                }
+                return Err(told);
             }
         }
         Ok(Accepted { id, repeated: false })
@@ -376,7 +380,7 @@ async fn keep(queue: &Arc<dyn Queue>, id: &str, input: Input, most: u64) -> Resu
 /// A body that was kept, as a call's input.
 async fn input(queue: &Arc<dyn Queue>, call: &Call) -> Result<Input, Error> {
     if !call.aside {
-        return Ok(Input::pieces(split(call.body.clone())));
+        return Ok(Input::pieces(split(call.body.clone()), None));
     }
     let pieces = queue.body(&call.id).await.map_err(|error| Error::from(&error))?;
     crate::front::http::begin(pieces, false).await

@@ -38,8 +38,9 @@ pub static OFFERS: Def<Counter> = Def::counter("stoker_lb_offers", "Offers of ca
 pub static PLACEMENTS: Def<Counter> = Def::counter("stoker_lb_placements", "Offers by why that runner was asked")
     .labels(&[(
         "why",
-        "`warm` (it said that a container is idle), `rank` (it comes next for that function), `young` (new, taking its part), `spill` (the \
-         less busy of two), `turn` (news of room for one that waits), `idle` (the call waits elsewhere meanwhile)",
+        "`warm` (it said that a container is idle), `line` (nobody is idle, and its line is the shortest), `rank` (it comes next for that \
+         function), `young` (new, taking its part), `spill` (the less busy of two), `turn` (news of room for one that waits), `idle` (the \
+         call waits elsewhere meanwhile)",
     )]);
 pub static TRIES: Def<Counts> = Def::counts(
     "stoker_lb_placement_tries",

@@ -21,7 +21,7 @@ impl Panics {
         Self(metrics.one(&PANICS))
     }
 
-    /// Runs something that may panic. What it shares with others it leaves as sound as any error would: locks are held over no code
+    /// Runs something that may panic. It is pinned where it is large: handed on by value it would be copied at each step. What it shares with others it leaves as sound as any error would: locks are held over no code
     /// that panics, and what it counted is given back by guards.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use stoker_core::call::WINDOW;
+use stoker_proto::stream_window;
 use stoker_runtime::tls::{self, Incoming as Connections, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,9 +52,7 @@ pub struct Stops {
 /// Most bytes of the headers of one request, whatever they are for.
 const HEADERS: usize = 256 << 10;
 
-/// Bytes that may be on the way to us on a stream, which is what a call may have on the way anywhere, and on a connection. With more, bodies
-/// are read ahead of whoever takes them, and have left the caches when they are passed on: a third less throughput of 1 MB bodies.
-const STREAM_WINDOW: u32 = WINDOW;
+/// Bytes that may be on the way to us on a connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`; `service` makes what serves it.
@@ -87,12 +85,13 @@ pub async fn serve<F, S, B>(
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(20))
-        .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(stoker_proto::HTTP2_FRAME)
         .max_concurrent_streams(10_000)
         .max_header_list_size(HEADERS as u32);
     if speaks == Speaks::Http2 {
+        // Nobody who speaks gRPC reads the date.
+        builder.http2().auto_date_header(false);
         builder = builder.http2_only();
     }
     let protocol = match speaks {
@@ -116,7 +115,8 @@ pub async fn serve<F, S, B>(
                 continue;
             }
         };
-        let (builder, service, stops) = (builder.clone(), service(Origin::of(&stream)), stops.clone());
+        let (mut builder, service, stops) = (builder.clone(), service(Origin::of(&stream)), stops.clone());
+        builder.http2().initial_stream_window_size(stream_window(stream.remote()));
         tasks.spawn(async move {
             let stream = Corked::new(stream);
             let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);

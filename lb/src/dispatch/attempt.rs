@@ -20,7 +20,7 @@ use crate::call::{Answer, End, Input, Rest};
 use crate::elsewhere::Standing;
 use crate::explain::{What, Why};
 use crate::fleet::{InFlight, Runner};
-use crate::link::session::{Event, LinkCall};
+use crate::link::session::{Event, How, LinkCall};
 use crate::observe::{OfferWatch, Watch};
 
 /// What came of asking one runner.
@@ -150,11 +150,12 @@ impl Dispatch {
         if !runner.may_take(function) || ruled_out.iter().any(|(out, ..)| Arc::ptr_eq(out, runner)) {
             return Err(Unasked::Refused);
         }
-        let (complete, waited) = (input.rest.is_none(), progress.waited);
+        let complete = input.rest.is_none();
+        let how = How { waited: progress.waited, only_if_idle: why == Why::Idle };
         let offer = watch.offer(runner, function, why);
         let place = || {
             let trace = watch.context(&offer);
-            runner.session()?.offer(call, &input.first, complete, waited, trace, runner.enter())
+            runner.session()?.offer(call, &input.first, complete, how, trace, runner.enter())
         };
         // A session that has just ended may have been followed by another.
         let Some(link) = place().or_else(place) else {

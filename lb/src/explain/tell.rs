@@ -55,6 +55,7 @@ fn reason(of: Refusal) -> &'static str {
         Refusal::TooLarge => "too_large",
         Refusal::Expired => "expired",
         Refusal::LaunchFailed => "launch_failed",
+        Refusal::NoneIdle => "none_idle",
     }
 }
 
@@ -67,8 +68,15 @@ fn step(step: &Step, began: Instant) -> v1::CallStep {
     let (kind, runner) = match &step.what {
         What::Offered { runner, why } => {
             told.choice = choice(*why).into();
-            if let Why::Planned(board::Why::Warm { idle, age }) = why {
-                (told.idle, told.hint_age) = (*idle, Some(convert::to_duration(*age)));
+            match why {
+                Why::Planned(board::Why::Warm { idle, age }) => {
+                    (told.idle, told.hint_age) = (*idle, Some(convert::to_duration(*age)));
+                }
+                Why::Planned(board::Why::Line { busy, waiting, age }) => {
+                    (told.busy, told.waiting) = (*busy, *waiting);
+                    told.hint_age = Some(convert::to_duration(*age));
+                }
+                _ => {}
             }
             (Kind::Offered, Some(runner))
         }
@@ -100,6 +108,7 @@ fn step(step: &Step, began: Instant) -> v1::CallStep {
 fn choice(why: Why) -> v1::CallChoice {
     match why {
         Why::Planned(board::Why::Warm { .. }) => v1::CallChoice::Warm,
+        Why::Planned(board::Why::Line { .. }) => v1::CallChoice::Line,
         Why::Planned(board::Why::Rank) => v1::CallChoice::Rank,
         Why::Planned(board::Why::Young) => v1::CallChoice::Young,
         Why::Planned(board::Why::Spill) => v1::CallChoice::Spill,
@@ -141,7 +150,9 @@ fn count(n: usize, what: &str) -> String {
 /// What it waited for, here and there.
 fn waited(record: &Record, found: &mut Vec<String>) {
     let steps: Vec<&Step> = record.story.steps().collect();
-    let refused = |step: &&Step| matches!(step.what, What::Refused { .. });
+    // What waits in one line is asked for elsewhere now and then, and where nobody is idle that changes nothing.
+    let refused =
+        |step: &&Step| matches!(step.what, What::Refused { reason, .. } if reason != Refusal::NoneIdle);
     if let Some(at) = steps.iter().position(|step| matches!(step.what, What::Waits { .. })) {
         let What::Waits { behind, census } = &steps[at].what else { return };
         let end = steps[at..].iter().find(|step| matches!(step.what, What::Offered { why: Why::Turn, .. }));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use stoker_core::capacity::{Capacity, RunnerState, Warmth};
+use stoker_core::capacity::{Capacity, RunnerState};
 use stoker_core::function::Digest;
 use stoker_core::machine::Machine as _;
 use stoker_core::resources::{Ask, Resources};
@@ -244,7 +244,7 @@ impl Runner {
         }
         board.resize(self.seat, record.total);
         if from_runner {
-            let warm = record.functions.iter().map(|(digest, warmth)| (version(digest), warmth.idle));
+            let warm = record.functions.iter().map(|(digest, warmth)| (version(digest), *warmth));
             board.spoke(self.seat, warm, now);
         }
         drop(board);
@@ -252,8 +252,8 @@ impl Runner {
     }
 
     fn warm(&self, board: &mut Board<Arc<Runner>>, warmth: Option<&v1::Warmth>, now: Instant) {
-        if let Some(Ok((digest, Warmth { idle, .. }))) = warmth.map(convert::warmth) {
-            board.said(self.seat, version(&digest), idle, now);
+        if let Some(Ok((digest, warmth))) = warmth.map(convert::warmth) {
+            board.said(self.seat, version(&digest), warmth, now);
         }
     }
 
@@ -279,7 +279,7 @@ impl Runner {
         self.warm(&mut board, warmth, now);
     }
 
-    /// A call goes there: one idle container less, as far as we know.
+    /// A call goes there: one idle container less, as far as we know, or one more in the line.
     pub fn used(&self, function: &Digest) {
         self.board().used(self.seat, version(function));
     }

@@ -1,7 +1,7 @@
 //! gRPC for clients: `CallService`, and everything that is served beside it on the port.
 
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
-use stoker_proto::frames::{self, Decoded, Encoded, Whole};
+use stoker_proto::frames::{self, Decoded, Encoded, Invoked, Whole};
 use stoker_proto::v1::fleet_service_server::FleetServiceServer;
 use stoker_proto::v1::function_service_server::FunctionServiceServer;
 use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
@@ -27,11 +27,12 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
 use super::guarded::Guarded;
+use super::http::fields;
 use super::operators::Operators;
 use super::until::Until;
 use super::{Door, Health, later, session, stopping, trace};
 use crate::auth::{Caller, Origin};
-use crate::call::{Input, Rest};
+use crate::call::{Input, Pieces, Rest, Trailers};
 use crate::observe::{Door as Way, Watch};
 
 /// Where a status says which of the function's revisions a call came to; an answer has a field for it.
@@ -228,7 +229,7 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
         }
         "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
             let request = Request::from_parts(parts, Body::new(body));
-            return later::answer(&door, request).await.map(Sent::Other);
+            return Box::pin(later::answer(&door, request)).await.map(Sent::Other);
         }
         _ => Err(Status::unimplemented(format!("there is no method {method:?} in {CALLS}"))),
     };
@@ -243,15 +244,22 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
 }
 
 async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {
-    let (message, body) = frames::invoke_request(body, MESSAGE).await.map_err(unread)?;
+    let invoked = frames::invoke_request(body, MESSAGE).await.map_err(unread)?;
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
     watch.by(caller);
-    let call = invoked(door, id, headers, message, body, &mut watch);
-    let answer = door.dispatch.fleet.panics.call(call).await;
+    let answer = {
+        let call = pin!(invoke_one(door, id, headers, invoked, &mut watch));
+        door.dispatch.fleet.panics.call(call).await
+    };
     let revision = watch.revision();
     watch.end(answer.as_ref().map(|_| ()));
     answer.map_err(|error| failed(&error, id, revision))
+}
+
+/// Why the rest of a body does not come.
+fn broken(status: &Status) -> Error {
+    Error::new(Code::Cancelled, format!("the request's body broke off: {}", status.message()))
 }
 
 /// Why a request could not be read, with what a client can make of it.
@@ -280,7 +288,7 @@ async fn invoke_stream(
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
     watch.by(caller);
-    let call = streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch);
+    let call = Box::pin(streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch));
     match door.dispatch.fleet.panics.call(call).await {
         Ok((opening, mut tail)) => {
             tail.watched(watch);
@@ -303,24 +311,32 @@ fn failed(error: &Error, id: CallId, revision: Option<u64>) -> Status {
     status
 }
 
-async fn invoked(
+async fn invoke_one(
     door: &Door,
     id: CallId,
     headers: &HeaderMap,
-    message: v1::InvokeRequest,
-    body: Vec<Bytes>,
+    invoked: Invoked<Incoming>,
     watch: &mut Watch,
 ) -> Result<Whole, Error> {
+    let Invoked { call: message, length, begun, rest } = invoked;
     let function = door.named(&message.function)?;
-    let length: usize = body.iter().map(Bytes::len).sum();
     if length > MAX_MESSAGE {
         let text =
             format!("the body has {length} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream");
         return Err(Error::new(Code::RequestTooLarge, text));
     }
+    let rest =
+        rest.map(|rest| -> Pieces { Box::pin(rest.map(|piece| piece.map_err(|status| broken(&status)))) });
+    let mut input = Input::pieces(begun, rest);
+    if !message.trailers.is_empty() && fields::is_followed(function.spec.format) {
+        let behind = Trailers::default();
+        behind.came(fields::said_behind(message.trailers)?);
+        input = input.followed_by(Some(behind));
+    }
     let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
+    door.dispatch.fits(&call.function.spec, length as u64)?;
     let revision = call.function.revision;
-    let mut answer = door.dispatch.call(call, Input::pieces(body), watch).await?;
+    let mut answer = door.dispatch.call(call, input, watch).await?;
     let mut end = answer.end;
     let mut length = answer.first.len();
     let mut body = vec![answer.first];
@@ -376,11 +392,28 @@ async fn streamed(
         return Err(Error::new(Code::InvalidRequest, "the first frame of InvokeStream is `start`"));
     };
     let function = door.named(&start.function)?;
+    let behind = fields::is_followed(function.spec.format).then(Trailers::default);
     let timeout = timeout.map(|timeout| timeout.saturating_sub(opened.elapsed()));
     let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let revision = call.function.revision;
-    let pieces = stream.filter_map(|message| {
+    let (said, mut ended) = (behind.clone(), false);
+    let pieces = stream.filter_map(move |message| {
         std::future::ready(match message.map(|message| message.frame) {
+            Ok(Some(_)) if ended => {
+                Some(Err(Error::new(Code::InvalidRequest, "a frame behind `trailers`, which is the last")))
+            }
+            Ok(Some(In::Trailers(all))) => {
+                ended = true;
+                match fields::said_behind(all.trailers) {
+                    Ok(all) => {
+                        if let Some(to) = &said {
+                            to.came(all);
+                        }
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                }
+            }
             Ok(Some(In::Body(piece))) if piece.len() <= CHUNK => Some(Ok(piece)),
             Ok(Some(In::Body(piece))) => {
                 let text =
@@ -392,7 +425,7 @@ async fn streamed(
             Err(status) => Some(Err(status::from_status(&status))),
         })
     });
-    let input = super::http::begin(Box::pin(pieces), false).await?;
+    let input = super::http::begin(Box::pin(pieces), false).await?.followed_by(behind);
     let answer = door.dispatch.call(call, input, watch).await?;
     let frame = |frame| Ok(v1::InvokeStreamResponse { frame: Some(frame) });
     let head = frame(Out::Answer(v1::CallAnswer { call_id: id.to_string(), head: Some(answer.head) }));

@@ -4,7 +4,7 @@ mod answer;
 mod control;
 mod cors;
 mod events;
-mod fields;
+pub mod fields;
 mod input;
 mod lambda;
 mod later;
@@ -13,7 +13,7 @@ mod triggers;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +21,6 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WW
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use stoker_core::Format;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
@@ -111,16 +110,23 @@ impl hyper::service::Service<Request<Incoming>> for Served {
                 }
             }
             match way {
-                Way::Lambda => return Ok(lambda::serve(door, id, request, watch).await),
-                Way::Control => return Ok(control::serve(door, id, request, watch, origin.secure).await),
+                Way::Lambda => {
+                    let serve = lambda::serve(door, id, request, watch, origin.secure);
+                    return Ok(Box::pin(serve).await);
+                }
+                Way::Control => {
+                    let serve = control::serve(door, id, request, watch, origin.secure);
+                    return Ok(Box::pin(serve).await);
+                }
                 Way::Fn | Way::Mless | Way::Event => {}
             }
             let mut allow = None;
             let handled = async {
                 let look = || triggers::route(&door, &request, request.method().as_str());
                 match way {
-                    Way::Mless => mless::handle(&door, id, request, &mut watch).await,
-                    Way::Event => events::handle(&door, id, request, &mut watch).await,
+                    // Every call pays for the size of what it might have been.
+                    Way::Mless => Box::pin(mless::handle(&door, id, request, &mut watch)).await,
+                    Way::Event => Box::pin(events::handle(&door, id, request, &mut watch)).await,
                     _ => match routed.unwrap_or_else(look) {
                         Ok(route) => handle(&door, id, request, route, &mut watch).await,
                         Err(nowhere) => {
@@ -130,7 +136,8 @@ impl hyper::service::Service<Request<Incoming>> for Served {
                     },
                 }
             };
-            let mut answer = match door.dispatch.fleet.panics.call(handled).await {
+            let handled = door.dispatch.fleet.panics.call(pin!(handled)).await;
+            let mut answer = match handled {
                 Ok(answer) => answer,
                 Err(error) => {
                     let revision = watch.revision();
@@ -206,6 +213,9 @@ async fn handle(
     route: triggers::Route,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
+    if let Some(config) = &route.url {
+        return Box::pin(lambda::url::serve(door, id, request, route.known, config, watch)).await;
+    }
     let (parts, body) = request.into_parts();
     let (function, intent) = (route.known.clone(), route.intent);
     if intent == v1::Intent::Invoke {
@@ -220,7 +230,7 @@ async fn handle(
     let mut headers = request_headers(&parts.headers);
     let for_later = intent == v1::Intent::Invoke && later::is_asked(&parts.headers);
     // Its format has a place for what follows a body.
-    let followed = !for_later && matches!(function.spec.format, Format::Http | Format::HttpStream);
+    let followed = !for_later && fields::is_followed(function.spec.format);
     if followed {
         fields::about_trailers(&parts.headers, &mut headers);
     }
@@ -235,7 +245,8 @@ async fn handle(
     door.dispatch.fits(&function.spec, length.unwrap_or_default())?;
     if for_later {
         let qualifier = super::later::qualifier(&decoded(parts.uri.path())?);
-        return later::submit(door, id, function, qualifier, &parts, head, body, watch).await;
+        let submit = later::submit(door, id, function, qualifier, &parts, head, body, watch);
+        return Box::pin(submit).await;
     }
     let format = function.spec.format;
     let call = door.admit(id, function, head, None, watch)?;
@@ -255,7 +266,8 @@ async fn handle(
     let answer = door.dispatch.call(call, input, watch).await?;
     let takes_trailers = fields::takes_trailers(&parts);
     let mut body = AnswerBody::new(answer.first, answer.rest);
-    let mut headers = HeaderMap::new();
+    // Room for those of the door as well: a map that grows is made anew.
+    let mut headers = HeaderMap::with_capacity(answer.head.headers.len() + 4);
     response_headers(&mut headers, answer.head.headers, takes_trailers);
     headers.insert(CALL_ID, header(&id.to_string()));
     if lambda::direct::is_told(format, &parts, &headers) {

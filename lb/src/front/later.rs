@@ -132,7 +132,7 @@ fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::Submit
             qualifier: qualifier(&message.function),
             function,
             head: message.head.unwrap_or_default(),
-            input: Input::pieces(vec![message.body]),
+            input: Input::whole(message.body),
             key: message.idempotency_key,
             delay,
         };

@@ -26,8 +26,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use super::Door;
+use super::http::fields;
 use crate::auth::Caller;
-use crate::call::Input;
+use crate::call::{Input, Trailers};
 use crate::link::outbox::{Outbox, Outgoing, outbox};
 use crate::observe::{Door as Way, Watch};
 
@@ -85,6 +86,10 @@ struct Shared(Mutex<Flow>);
 struct Flow {
     pieces: VecDeque<Bytes>,
     last: bool,
+    /// What is said behind the body goes there; made by whoever is first, the call or what is said.
+    behind: Option<Trailers>,
+    /// Of that which cannot go on.
+    wrong: Option<Box<Error>>,
     /// Bytes that the client may still send.
     granted: u64,
     /// Taken by the call since the last credit.
@@ -132,7 +137,7 @@ impl Stream for Uploaded {
                 }
                 Poll::Ready(Some(Ok(piece)))
             }
-            None if flow.last => Poll::Ready(None),
+            None if flow.last => Poll::Ready(flow.wrong.take().map(|error| Err(*error))),
             None if flow.broken => Poll::Ready(Some(Err(Error::new(
                 Code::Cancelled,
                 "the session ended in the middle of the body",
@@ -250,6 +255,18 @@ impl Running {
                 self.complete = body.last;
                 flow.input.take()
             }
+            In::Trailers(said) => {
+                if self.complete {
+                    return Err(format!("trailers: the body of call {number} was complete"));
+                }
+                match fields::said_behind(said.trailers) {
+                    Ok(said) => flow.behind.get_or_insert_default().came(said),
+                    Err(error) => flow.wrong = Some(Box::new(error)),
+                }
+                flow.last = true;
+                self.complete = true;
+                flow.input.take()
+            }
             In::Credit(credit) => {
                 flow.credit = flow.credit.saturating_add(credit.bytes.into());
                 flow.output.take()
@@ -282,7 +299,7 @@ async fn one(
     let mut watch = door.observer.grpc(Way::Session, id, &trace);
     watch.by(caller.clone());
     let outcome = {
-        let call = follow(door, number, id, start, &shared, out, &mut watch);
+        let call = pin!(follow(door, number, id, start, &shared, out, &mut watch));
         let mut call = pin!(door.dispatch.fleet.panics.call(call));
         poll_fn(|cx| {
             let mut flow = shared.lock();
@@ -322,11 +339,13 @@ async fn follow(
     }
     let function = door.named(&start.function)?;
     let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
+    let followed = fields::is_followed(function.spec.format);
     let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let until = call.deadline.0.into();
     let mut input = Input::begun(start.body, None);
     if !start.complete {
         input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
+        input.trailers = followed.then(|| shared.lock().behind.get_or_insert_default().clone());
     }
     let answer = door.dispatch.call(call, input, watch).await?;
     let Some(mut rest) = answer.rest else {

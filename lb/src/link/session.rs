@@ -58,6 +58,15 @@ pub struct Session {
 #[derive(Debug)]
 pub struct Violation(pub String);
 
+/// How a call is offered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How {
+    /// It has waited in this balancer.
+    pub waited: bool,
+    /// It stands in another runner's line, and is wanted here only if somebody is idle.
+    pub only_if_idle: bool,
+}
+
 impl Session {
     /// A session whose `Welcome` has come, with the version that both speak. It is [worn](Self::worn) after so many definitions.
     pub fn new(out: Outbox<wire::EngageRequest>, version: u32, renew_after: usize) -> Arc<Self> {
@@ -110,7 +119,7 @@ impl Session {
         call: &Call,
         first: &Bytes,
         complete: bool,
-        waited: bool,
+        how: How,
         trace: TraceContext,
         in_flight: InFlight,
     ) -> Option<LinkCall> {
@@ -134,7 +143,8 @@ impl Session {
             tracestate: trace.state,
             body: first.clone(),
             complete,
-            waited,
+            waited: how.waited,
+            only_if_idle: how.only_if_idle,
         }));
         drop(table);
         Some(LinkCall::new(self.clone(), number, inbox, call.deadline, in_flight))

@@ -25,7 +25,7 @@ pub enum Offered {
     Moved,
 }
 
-pub const OFFERED: [Offered; 9] = [
+pub const OFFERED: [Offered; 10] = [
     Offered::Finished,
     Offered::Lost,
     Offered::Abandoned,
@@ -35,6 +35,7 @@ pub const OFFERED: [Offered; 9] = [
     Offered::Refused(Refusal::TooLarge),
     Offered::Refused(Refusal::Expired),
     Offered::Refused(Refusal::LaunchFailed),
+    Offered::Refused(Refusal::NoneIdle),
 ];
 
 impl Offered {
@@ -49,6 +50,7 @@ impl Offered {
             Offered::Refused(Refusal::TooLarge) => "refused_too_large",
             Offered::Refused(Refusal::Expired) => "refused_expired",
             Offered::Refused(Refusal::LaunchFailed) => "refused_launch_failed",
+            Offered::Refused(Refusal::NoneIdle) => "refused_none_idle",
         }
     }
 }

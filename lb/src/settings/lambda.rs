@@ -6,7 +6,8 @@ use std::sync::Arc;
 use stoker_core::ImageRef;
 use stoker_core::ids::is_name;
 use stoker_image::{Publisher, RegistryConfig};
-use stoker_runtime::config::kind::{PATH, REGISTRIES, TEXT};
+use stoker_runtime::config::kind::{PATH, TEXT};
+use stoker_runtime::config::registries::{CA, WITHOUT_TLS};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Settings, Table};
 
 use crate::config::{LambdaCode, LambdaConfig, LambdaRuntimes};
@@ -41,21 +42,9 @@ static REGISTRY_CREDENTIALS: Maybe<PathBuf> = Key::required(
     "A directory of files like Docker's config.json, of which lambda.credentials names one",
 )
 .optional();
-static REGISTRY_WITHOUT_TLS: Key<Vec<String>> = Key::new(
-    "registry_without_tls",
-    REGISTRIES,
-    "",
-    "Registries that are asked without TLS, beside those on loopback, as images name them: host or host:port",
-);
-static REGISTRY_CA: Maybe<PathBuf> = Key::required(
-    "registry_ca",
-    PATH,
-    "Authorities, in PEM form, that sign certificates of registries, beside those that the system trusts",
-)
-.optional();
 
 pub static KEYS: Table =
-    &[&CODE, &CREDENTIALS, &RUNTIMES, &EMULATE, &REGISTRY_CREDENTIALS, &REGISTRY_WITHOUT_TLS, &REGISTRY_CA];
+    &[&CODE, &CREDENTIALS, &RUNTIMES, &EMULATE, &REGISTRY_CREDENTIALS, &WITHOUT_TLS, &CA];
 
 /// The value of `lambda.code`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,14 +106,14 @@ pub fn config(settings: &Settings, mistakes: &mut Vec<Mistake>) -> LambdaConfig 
         Place::Directory(directory) => Some(LambdaCode::Directory(directory)),
         Place::Repository(repository) => {
             let registries = RegistryConfig {
-                without_tls: settings.get(&REGISTRY_WITHOUT_TLS),
+                without_tls: settings.get(&WITHOUT_TLS),
                 credentials: settings.maybe(&REGISTRY_CREDENTIALS),
-                ca: settings.maybe(&REGISTRY_CA),
+                ca: settings.maybe(&CA),
             };
             match Publisher::new(registries, repository, credentials) {
                 Ok(publisher) => Some(LambdaCode::Registry(Arc::new(publisher))),
                 Err(why) => {
-                    mistakes.push(settings.mistake(&REGISTRY_CA, why.to_string()));
+                    mistakes.push(settings.mistake(&CA, why.to_string()));
                     None
                 }
             }

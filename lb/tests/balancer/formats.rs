@@ -62,7 +62,12 @@ async fn an_event_reaches_a_version_of_its_own_where_that_is_asked() {
     ] {
         let header = v1::Header { name: "Content-Type".into(), value: kind.into() };
         let head = v1::RequestHead { headers: vec![header], ..Default::default() };
-        let ask = v1::InvokeRequest { function: function.into(), head: Some(head), body: "{}".into() };
+        let ask = v1::InvokeRequest {
+            function: function.into(),
+            head: Some(head),
+            body: "{}".into(),
+            ..Default::default()
+        };
         client.invoke(ask).await.expect("an answer");
         let (defined, offer) = told.recv().await.expect("an offer");
         let formats: Vec<_> =
@@ -246,4 +251,21 @@ async fn half_of_a_proxys_request_is_no_call_and_keeps_no_place() {
     assert!(head.starts_with("http/1.1 200 "), "{head}");
     assert_eq!(told.recv().await.expect("an offer").1.body, "1");
     assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn of_functions_of_one_name_that_of_the_app_default_is_meant() {
+    let (tell, mut told) = mpsc::channel(8);
+    let stage = stage(config(), vec![teller(tell, |o| finished(o.call, 200, "x"))]).await;
+    for (app, status) in [("b", "500"), ("default", "200"), ("z", "200")] {
+        stage.registry.apply_functions(vec![spec(app, "f")]).await.expect("valid");
+        let (head, said) = ask(&stage, "POST /invoke", &proxied("f", "1")).await;
+        assert!(head.starts_with(&format!("http/1.1 {status} ")), "{app}: {head} {said}");
+    }
+    // It is defined at the first of its calls, and nothing else is.
+    let (defined, first) = told.recv().await.expect("an offer");
+    let names: Vec<_> = defined.into_iter().filter_map(|d| d.function).map(|f| (f.app, f.name)).collect();
+    assert_eq!(names, [("default".to_owned(), "f".to_owned())]);
+    let (defined, second) = told.recv().await.expect("an offer");
+    assert!(defined.is_empty() && first.digest == second.digest);
 }

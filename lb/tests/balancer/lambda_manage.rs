@@ -59,10 +59,10 @@ const KEY: &str = "AKIDCALLER";
 const SECRET: &str = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
 /// A balancer that asks who is there, and lets one key in.
-async fn guarded(directory: &Path) -> (Stage, String) {
+async fn guarded(directory: &Path, more: &str) -> (Stage, String) {
     std::fs::write(directory.join("secret"), SECRET).expect("it can be written");
     let access = format!(
-        "access_keys:\n  - {{name: caller, id: {KEY}, secret_file: secret, invoke: [b], manage: [b], observe: [b]}}\n"
+        "access_keys:\n  - {{name: caller, id: {KEY}, secret_file: secret, invoke: [b, public], manage: [b, public], observe: [b, public]}}\n{more}"
     );
     let file = directory.join("access.yaml");
     std::fs::write(&file, access).expect("it can be written");
@@ -78,15 +78,32 @@ async fn guarded(directory: &Path) -> (Stage, String) {
 async fn boto3_is_let_in_by_its_signature() {
     let Some(python) = installed("aws", "python/bin/python") else { return };
     let directory = tempfile::tempdir().expect("a directory");
-    let (_stage, endpoint) = guarded(directory.path()).await;
+    let (_stage, endpoint) = guarded(directory.path(), "").await;
     run(&python, "boto3_signed.py", &[&endpoint, KEY, SECRET]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_manages_function_urls() {
+    let Some(python) = installed("aws", "python/bin/python") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_stage, endpoint) = set_up(directory.path()).await;
+    run(&python, "boto3_urls.py", &[&endpoint]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn function_urls_ask_who_is_there() {
+    let Some(python) = installed("aws", "python/bin/python") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let (stage, endpoint) = guarded(directory.path(), "anybody: {invoke: [public]}\n").await;
+    stage.registry.apply_functions(vec![spec("public", "f")]).await.expect("valid");
+    run(&python, "boto3_urls.py", &[&endpoint, KEY, SECRET]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_javascript_sdk_is_let_in_by_its_signature() {
     let Some(kit) = installed_node() else { return };
     let directory = tempfile::tempdir().expect("a directory");
-    let (_stage, endpoint) = guarded(directory.path()).await;
+    let (_stage, endpoint) = guarded(directory.path(), "").await;
     let kit = kit.to_string_lossy().into_owned();
     run(Path::new("node"), "javascript_signed.mjs", &[&kit, &endpoint, KEY, SECRET]).await;
 }

@@ -153,6 +153,7 @@ async fn it_goes_where_somebody_is_idle_first() {
     two.runners[other].has_idle(other, 9, &offer).await;
     let second = two.runners[other].offer().await;
     assert_eq!((&second.call_id, &second.body), (&offer.call_id, &offer.body));
+    assert!(second.only_if_idle && !offer.only_if_idle, "it would only start there at once");
     two.runners[other].finish(second.call, "there", &offer).await;
     assert_eq!(answered(answer).await.runner, format!("r{other}"));
     two.runners[first].expect_leave(offer.call).await;
@@ -169,8 +170,8 @@ async fn it_is_not_started_here_while_it_may_start_there() {
     two.runners[first].has_idle(first, 9, &offer).await;
     two.seen(first, 9).await;
     assert!(two.runners[first].heard.try_recv().is_err(), "it was told to start, and may have started there");
-    let refused =
-        wire::Refused { call: second.call, reason: wire::RefusalReason::Full.into(), ..Default::default() };
+    let reason = wire::RefusalReason::NoneIdle.into();
+    let refused = wire::Refused { call: second.call, reason, ..Default::default() };
     two.runners[other].say(Out::Refused(Box::new(refused))).await;
     two.runners[first].expect_start(offer.call).await;
     two.runners[first].finish(offer.call, "here", &offer).await;
@@ -183,7 +184,8 @@ async fn it_does_not_stand_in_two_lines() {
     let (answer, first, other, offer) = two.waiting("a/f").await;
     two.runners[other].has_idle(other, 9, &offer).await;
     let second = two.runners[other].offer().await;
-    // The idle one was gone: there it would only wait, and have a container started for nothing.
+    // The idle one was gone, and the runner is of a release that takes it into its line all the same: there it would only wait, and have a
+    // container started for nothing.
     two.runners[other].accept(second.call).await;
     two.runners[other].expect_leave(second.call).await;
     two.runners[first].say(Out::Ready(wire::Ready { call: offer.call })).await;

@@ -346,7 +346,7 @@ impl Stage {
 
     pub async fn invoke(&self, function: &str, body: &'static str) -> Result<v1::InvokeResponse, Status> {
         let body = Bytes::from_static(body.as_bytes());
-        let request = v1::InvokeRequest { function: function.into(), head: None, body };
+        let request = v1::InvokeRequest { function: function.into(), body, ..Default::default() };
         self.client().await.invoke(request).await.map(Response::into_inner)
     }
 

@@ -86,6 +86,9 @@ assert client.publish_version(FunctionName="made")["Version"] == "2", "what has 
 pages = client.get_paginator("list_versions_by_function").paginate(FunctionName="made", PaginationConfig={"PageSize": 1})
 versions = [version["Version"] for page in pages for version in page["Versions"]]
 assert versions == ["$LATEST", "1", "2"], versions
+listed = client.get_paginator("list_functions").paginate(FunctionVersion="ALL", PaginationConfig={"PageSize": 2})
+versions = [one["Version"] for page in listed for one in page["Functions"] if one["FunctionName"] == "made"]
+assert versions == ["$LATEST", "1", "2"], versions
 one = client.get_function(FunctionName="made", Qualifier="1")
 assert one["Configuration"]["CodeSha256"] == created["CodeSha256"] and one["Tags"] == {"team": "blue"}, one
 assert client.get_function_configuration(FunctionName="made:2")["Version"] == "2"
@@ -204,11 +207,10 @@ refused("NotImplementedException", client.create_event_source_mapping, FunctionN
 
 # What is not kept is none to those who look.
 assert client.list_event_source_mappings(FunctionName="made")["EventSourceMappings"] == []
-assert client.list_layers()["Layers"] == [] and client.list_function_url_configs(FunctionName="made")["FunctionUrlConfigs"] == []
+assert client.list_layers()["Layers"] == []
 assert client.get_function_code_signing_config(FunctionName="made")["FunctionName"] == "made"
 assert client.get_runtime_management_config(FunctionName="made")["UpdateRuntimeOn"] == "Auto"
 refused("ResourceNotFoundException", client.get_policy, FunctionName="made")
-refused("ResourceNotFoundException", client.get_function_url_config, FunctionName="made")
 refused("ResourceNotFoundException", client.get_runtime_management_config, FunctionName="gone")
 
 client.delete_function(FunctionName="made")

@@ -272,7 +272,7 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, Refused> {
 }
 
 /// The scheme and host by which the client came.
-fn base(parts: &Parts, secure: bool) -> String {
+pub fn base(parts: &Parts, secure: bool) -> String {
     let host = parts.uri.authority().map(ToString::to_string);
     let host = host.or_else(|| Some(parts.headers.get(HOST)?.to_str().ok()?.to_owned())).unwrap_or_default();
     format!("{}://{host}", if secure { "https" } else { "http" })

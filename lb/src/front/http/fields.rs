@@ -4,7 +4,10 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HeaderName, HeaderValue, TE, TRAILER};
 use http::request::Parts;
 use http::{HeaderMap, Version};
-use stoker_core::call::{announced, is_hop_by_hop, may_trail, reads_trailers};
+use stoker_core::Format;
+use stoker_core::call::{
+    Header, HeaderProblem, Headers, announced, is_hop_by_hop, may_trail, reads_trailers,
+};
 use stoker_core::error::{Code, Error};
 use stoker_proto::{convert, v1};
 
@@ -41,17 +44,17 @@ pub fn response_headers(to: &mut HeaderMap, headers: Vec<v1::Header>, trailers: 
     let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
     let named = named(connection.map(|header| header.value.as_ref()));
     for v1::Header { name, value } in headers {
-        let name = name.to_ascii_lowercase();
-        if trailers && name == "trailer" {
+        // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+        if trailers && name == TRAILER {
             announced(&value).filter(|name| may_trail(name)).for_each(|name| announce(to, name));
             continue;
         }
         // What tells an error of the call is not a function's to say.
-        if stays_here(&name, &named) || ERROR == *name {
+        if stays_here(name.as_str(), &named) || name == ERROR {
             continue;
         }
-        // The runner checked them; what HTTP still cannot carry is left out rather than the whole answer.
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::from_maybe_shared(value)) {
+        if let Ok(value) = HeaderValue::from_maybe_shared(value) {
             to.append(name, value);
         }
     }
@@ -81,13 +84,34 @@ pub fn about_trailers(asked: &HeaderMap, to: &mut Vec<v1::Header>) {
 /// # Errors
 /// There is too much of it.
 pub fn request_trailers(trailers: &HeaderMap) -> Result<Vec<v1::Header>, Error> {
-    let kept = trailers.iter().filter(|(name, _)| may_trail(name.as_str()));
-    let kept = kept.map(|(name, value)| v1::Header {
+    let all = trailers.iter().map(|(name, value)| v1::Header {
         name: name.as_str().to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
     });
-    let checked = convert::trailers(kept.collect());
-    checked.map(convert::to_trailers).map_err(|why| Error::new(Code::HeadersTooLarge, why))
+    said_behind(all.collect())
+}
+
+/// The same of a caller that has no HTTP.
+///
+/// # Errors
+/// There is too much of it, or something in it is no header.
+pub fn said_behind(trailers: Vec<v1::Header>) -> Result<Vec<v1::Header>, Error> {
+    let kept = trailers.into_iter().filter(|trailer| may_trail(&trailer.name));
+    let kept = Headers(kept.map(|v1::Header { name, value }| Header { name, value }).collect());
+    let wrong = |problem| {
+        let (code, why) = match problem {
+            HeaderProblem::Invalid(why) => (Code::InvalidRequest, why),
+            HeaderProblem::TooLarge(why) => (Code::HeadersTooLarge, why),
+        };
+        Error::new(code, format!("trailers: {why}"))
+    };
+    kept.check_trailers().map_err(wrong)?;
+    Ok(convert::to_trailers(kept))
+}
+
+/// Whether functions of this format have a place for what is said behind a body.
+pub fn is_followed(format: Format) -> bool {
+    matches!(format, Format::Http | Format::HttpStream)
 }
 
 /// What a function said behind the body of its answer.

@@ -18,6 +18,8 @@ mod runtimes;
 mod signature;
 pub mod stream;
 mod target;
+pub mod url;
+mod urls;
 mod versions;
 
 use std::borrow::Cow;
@@ -40,10 +42,12 @@ use self::invoke::{Asked, Trail};
 use self::refused::Refused;
 pub use self::runtimes::Runtimes;
 use self::target::{Target, split};
+pub use self::urls::Config as UrlConfig;
+use super::control::base;
 use super::{AnswerBody, CALL_ID, Door, decoded, header, pieces};
 use crate::auth::{Caller, Permission};
 use crate::call::Pieces;
-use crate::directory::Named;
+use crate::directory::{DEFAULT_APP, Named};
 use crate::observe::Watch;
 
 /// The version that changes.
@@ -138,12 +142,13 @@ pub async fn serve(
     id: CallId,
     request: Request<Incoming>,
     mut watch: Watch,
+    secure: bool,
 ) -> Response<AnswerBody> {
     if emulator::is_meant(&door, request.uri().path()) {
         return emulator::serve(door, id, request, watch).await;
     }
     let mut trail = Trail::default();
-    let handled = handle(&door, id, request, &mut watch, &mut trail);
+    let handled = handle(&door, id, request, &mut watch, &mut trail, secure);
     let handled = door.dispatch.fleet.panics.catch(handled).await;
     let revision = watch.revision();
     let mut response = match handled.unwrap_or_else(|panicked| Err(panicked.into())) {
@@ -191,6 +196,7 @@ async fn handle(
     request: Request<Incoming>,
     watch: &mut Watch,
     trail: &mut Trail,
+    secure: bool,
 ) -> Result<Response<AnswerBody>, Refused> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -234,7 +240,7 @@ async fn handle(
             _ => Err(not_here(&parts)),
         };
     }
-    let managed = managed(door, &parts, &segments, &body, watch.caller()).await;
+    let managed = managed(door, &parts, &segments, &body, watch.caller(), secure).await;
     if parts.method != Method::GET {
         let on: Vec<_> = segments.get(2).map(|name| (*name).to_owned()).into_iter().collect();
         let outcome = managed.as_ref().map(drop).map_err(|refused| &refused.error);
@@ -251,8 +257,11 @@ async fn managed(
     segments: &[&str],
     body: &[u8],
     caller: &Caller,
+    secure: bool,
 ) -> Result<(u16, Option<Value>), Refused> {
     const V: &str = "2015-03-31";
+    const URL: &str = "2021-10-31";
+    let base = || base(parts, secure);
     let target = |name: &str| Target::of(door, parts, name);
     let ok = |body: Value| Ok((200, Some(body)));
     let done = Ok((204, None));
@@ -318,6 +327,15 @@ async fn managed(
         ("DELETE", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
             events::delete(door, target(name)?).await.and(done)
         }
+        ("POST", [URL, "functions", name, "url"]) => {
+            Ok((201, Some(urls::create(door, target(name)?, &base(), body).await?)))
+        }
+        ("PUT", [URL, "functions", name, "url"]) => {
+            ok(urls::update(door, target(name)?, &base(), body).await?)
+        }
+        ("GET", [URL, "functions", name, "url"]) => ok(urls::get(door, target(name)?, &base())?),
+        ("DELETE", [URL, "functions", name, "url"]) => urls::delete(door, target(name)?).await.and(done),
+        ("GET", [URL, "functions", name, "urls"]) => ok(urls::list(door, parts, &target(name)?, &base())?),
         ("GET", ["2017-03-31", "tags", name]) => ok(limits::tags(door, &target(name)?)),
         ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),
         ("DELETE", ["2017-03-31", "tags", name]) => limits::untag(door, parts, target(name)?).await.and(done),
@@ -376,7 +394,7 @@ fn permitted(door: &Door, caller: &Caller, method: &Method, segments: &[&str]) -
 fn app(door: &Door, name: &str) -> String {
     match door.directory.find_called(name) {
         Named::One(known) => known.spec.name.app().to_owned(),
-        _ => name.split_once('.').map_or("default", |(app, _)| app).to_owned(),
+        _ => name.split_once('.').map_or(DEFAULT_APP, |(app, _)| app).to_owned(),
     }
 }
 

@@ -10,6 +10,7 @@ use stoker_core::error::{Code, Error};
 use stoker_core::function::Cors;
 use stoker_proto::v1;
 
+use super::lambda::{self, UrlConfig};
 use super::{Door, cors, decoded};
 use crate::directory::{Asked, Found, Known, Triggered};
 
@@ -22,6 +23,8 @@ pub struct Route {
     pub known: Arc<Known>,
     pub intent: v1::Intent,
     pub cors: Option<Arc<Cors>>,
+    /// It is a function URL of AWS's.
+    pub url: Option<UrlConfig>,
     trigger: Option<Found>,
 }
 
@@ -43,11 +46,18 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
     let path = decoded(request.uri().path())?;
     if let Some(function) = path.strip_prefix("/invoke/") {
         let known = door.find(function)?;
-        return Ok(Route { intent: v1::Intent::Invoke, cors: known.cors.clone(), known, trigger: None });
+        let cors = known.cors.clone();
+        return Ok(Route { intent: v1::Intent::Invoke, cors, known, url: None, trigger: None });
+    }
+    if let Some(url) = path.strip_prefix(lambda::url::PATH) {
+        let (known, config) = lambda::url::find(door, url)?;
+        let cors = config.cors().map(Arc::new);
+        let intent = v1::Intent::HttpRequest;
+        return Ok(Route { intent, cors, known, url: Some(config), trigger: None });
     }
     let Some(trigger) = path.strip_prefix("/t/") else {
         let text = "there is nothing at this path: POST /invoke/{app}/{fn}, /invoke/{fn-id}, /invoke (mless), \
-                    /ce/{app}/{fn} or /t/{app}/{path}";
+                    /ce/{app}/{fn}, /t/{app}/{path} or /lambda-url/{app}.{fn}";
         return Err(Error::new(Code::NotFound, text).into());
     };
     let (app, source) = trigger.split_once('/').unwrap_or((trigger, ""));
@@ -65,6 +75,7 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
             known: found.known.clone(),
             intent: v1::Intent::HttpRequest,
             cors: found.cors.clone(),
+            url: None,
             trigger: Some(found),
         }),
         Triggered::Methods(methods) => Err(other(&methods)),

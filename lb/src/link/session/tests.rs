@@ -25,7 +25,9 @@ fn call() -> Call {
 fn offered(session: &Arc<Session>) -> LinkCall {
     let body = Bytes::from_static(b"x");
     let trace = TraceContext::default();
-    session.offer(&call(), &body, true, false, trace, InFlight::default()).expect("the session stands")
+    session
+        .offer(&call(), &body, true, How::default(), trace, InFlight::default())
+        .expect("the session stands")
 }
 
 fn any_frame() -> impl Strategy<Value = F> {
@@ -85,7 +87,7 @@ proptest! {
         }
         prop_assert!(session.table().calls.is_empty());
         let trace = TraceContext::default();
-        prop_assert!(session.offer(&call(), &Bytes::new(), true, false, trace, InFlight::default()).is_none());
+        prop_assert!(session.offer(&call(), &Bytes::new(), true, How::default(), trace, InFlight::default()).is_none());
     }
 }
 
@@ -127,7 +129,7 @@ proptest! {
             match turn {
                 Turn::Offer => {
                     let trace = TraceContext::default();
-                    let link = session.offer(&call(), &Bytes::new(), true, false, trace, InFlight::default());
+                    let link = session.offer(&call(), &Bytes::new(), true, How::default(), trace, InFlight::default());
                     prop_assert_eq!(link.is_some(), !drains);
                     if let Some(link) = link {
                         offers += 1;

@@ -19,7 +19,6 @@ pub fn look(door: &Door, parts: &Parts, segments: &[&str]) -> Result<Option<Valu
             let known = matches!(
                 (date, *of),
                 ("2015-03-31", "policy")
-                    | ("2021-10-31", "url" | "urls")
                     | ("2020-06-30", "code-signing-config")
                     | ("2021-07-20", "runtime-management-config")
                     | ("2024-08-31", "recursion-config")
@@ -30,7 +29,6 @@ pub fn look(door: &Door, parts: &Parts, segments: &[&str]) -> Result<Option<Valu
             // Of a function that is not there nothing is known.
             let Target { name, qualifier, .. } = Target::of(door, parts, name)?;
             match *of {
-                "urls" => json!({"FunctionUrlConfigs": []}),
                 "code-signing-config" => json!({"FunctionName": name, "CodeSigningConfigArn": ""}),
                 "runtime-management-config" => {
                     json!({"FunctionArn": arn(&name, qualifier.as_deref()), "UpdateRuntimeOn": "Auto"})

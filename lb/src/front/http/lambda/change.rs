@@ -17,6 +17,7 @@ use stoker_registry::revisions::{Change, Expect, Revision, Wish};
 use super::functions::{self, notes};
 use super::{Refused, Target, arn, split};
 use crate::auth::{Caller, Permission};
+use crate::directory::DEFAULT_APP;
 use crate::front::Door;
 use crate::front::operators::images::{self, Unpinned};
 
@@ -40,7 +41,7 @@ pub fn text<'v>(key: &str, value: &'v Value) -> Result<&'v str, Refused> {
 }
 
 /// Whether a value asks for nothing: what is not kept here may be said as long as it says nothing.
-fn is_nothing(value: &Value) -> bool {
+pub fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(is) => !is,
@@ -251,7 +252,7 @@ pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, 
     let mut fields = fields("CreateFunction", body)?;
     let name = fields.remove("FunctionName").unwrap_or_default();
     let (asked, qualifier) = split(text("FunctionName", &name)?)?;
-    let (app, function) = asked.split_once('.').unwrap_or(("default", &asked));
+    let (app, function) = asked.split_once('.').unwrap_or((DEFAULT_APP, &asked));
     door.guard.allow(caller, Permission::Manage, app)?;
     let name = FunctionName::new(app, function).filter(|_| qualifier.is_none()).ok_or_else(|| {
         Refused::parameter(format!("FunctionName {asked:?} is none: write letters, digits, - and _"))

@@ -7,6 +7,7 @@ use http::header::{HeaderName, HeaderValue, TE, TRAILER};
 use http::request::Parts;
 use http::{HeaderMap, Version};
 use stoker_core::Format;
+use stoker_core::call::reads_trailers;
 use stoker_core::error::{Code, Error};
 
 /// What a runner puts on the answers of such invokes, and on no others of this format.
@@ -24,10 +25,10 @@ const LONGEST: usize = 12 * 1024;
 
 /// Whether an answer with these headers ends with trailers for the one who asked with that head.
 pub fn is_told(format: Format, asked: &Parts, answer: &HeaderMap) -> bool {
+    // In HTTP/2, too, only to one who says so: another would take a part for the whole.
     let reads = || {
-        let values = asked.headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
-        let mut names = values.flat_map(|value| value.split(','));
-        names.any(|name| name.trim().eq_ignore_ascii_case("trailers")) && asked.version >= Version::HTTP_11
+        let mut said = asked.headers.get_all(TE).iter();
+        asked.version >= Version::HTTP_11 && said.any(|te| reads_trailers(te.as_bytes()))
     };
     format == Format::Lambda && answer.contains_key(TOKEN) && reads()
 }

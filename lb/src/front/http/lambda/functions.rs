@@ -9,7 +9,7 @@ use stoker_core::FunctionSpec;
 use stoker_core::function::{Digest, Root};
 use stoker_registry::revisions::Revision;
 
-use super::{LATEST, Refused, Target, arn, page};
+use super::{LATEST, Refused, Target, arn, page, query};
 use crate::front::Door;
 
 /// Functions of one page where the caller does not say how many.
@@ -89,7 +89,7 @@ pub fn revision_id(digest: &Digest, number: u64) -> String {
 }
 
 /// Milliseconds since 1970 as AWS writes times.
-fn date(ms: u64) -> String {
+pub fn date(ms: u64) -> String {
     let time = i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default();
     time.format("%Y-%m-%dT%H:%M:%S%.3f+0000").to_string()
 }
@@ -144,18 +144,37 @@ fn location(spec: &FunctionSpec) -> String {
     written.unwrap_or_else(|| spec.workdir.to_string_lossy().into_owned())
 }
 
-/// `ListFunctions`.
+/// `ListFunctions`: each as it is now, or, where all are asked for, with its versions behind it.
 ///
 /// # Errors
-/// `MaxItems` is no number of functions.
+/// `MaxItems` is no number of functions, or `FunctionVersion` another than all.
 pub fn list(door: &Door, parts: &Parts) -> Result<Value, Refused> {
+    let versions = match query(parts, "FunctionVersion").as_deref() {
+        None => false,
+        Some("ALL") => true,
+        Some(other) => return Err(Refused::parameter(format!("FunctionVersion {other:?} is not ALL"))),
+    };
     let functions = door.directory.functions();
-    let all = door.directory.all().into_iter().filter_map(|known| {
-        let newest = functions.releases.get(&known.spec.name)?.newest.clone();
-        Some((door.directory.called(&known), newest))
-    });
-    let (page, next) = page(parts, all.collect(), PAGE)?;
-    let listed: Vec<_> = page.iter().map(|(name, newest)| described(name, newest, None)).collect();
+    let mut all = Vec::new();
+    for known in door.directory.all() {
+        let (name, called) = (&known.spec.name, door.directory.called(&known));
+        let Some(release) = functions.releases.get(name) else { continue };
+        if versions {
+            let published = functions.revisions(name).filter(|revision| revision.published);
+            // By number, and not by digit.
+            let published = published.map(|revision| {
+                let version = Some(revision.number.to_string());
+                (format!("{called}:{:020}", revision.number), (called.clone(), revision.clone(), version))
+            });
+            all.extend(published);
+        }
+        all.push((called.clone(), (called, release.newest.clone(), None)));
+    }
+    let (page, next) = page(parts, all, PAGE)?;
+    let listed: Vec<_> = page
+        .iter()
+        .map(|(_, (called, revision, version))| described(called, revision, version.as_deref()))
+        .collect();
     Ok(with_marker(json!({"Functions": listed}), next))
 }
 

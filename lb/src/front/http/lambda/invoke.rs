@@ -26,7 +26,7 @@ use super::{
     with_body,
 };
 use crate::admission::Admitted;
-use crate::call::{Answer, Input};
+use crate::call::{Answer, Input, Rest};
 use crate::directory::Known;
 use crate::later::Submit;
 use crate::observe::Watch;
@@ -246,8 +246,8 @@ async fn later(
     Ok(plain(202, Bytes::new(), id))
 }
 
-/// All of an answer. A function that says so in its status failed, in formats that have one.
-pub async fn whole(answer: Answer) -> Result<Bytes, Error> {
+/// All of the body of an answer, within AWS's limit.
+pub async fn collected(first: Bytes, rest: Option<Rest>) -> Result<Bytes, Error> {
     let too_large = || {
         let text =
             format!("Response payload size exceeded maximum allowed payload size ({LARGEST_ANSWER} bytes).");
@@ -256,18 +256,21 @@ pub async fn whole(answer: Answer) -> Result<Bytes, Error> {
         let report = Report { kind, content_type: "application/json".to_owned(), body };
         Error::new(Code::ResponseTooLarge, text).may_have_started().report(report)
     };
-    let mut body = answer.first;
-    if let Some(mut rest) = answer.rest {
-        let mut joined = BytesMut::from(body);
-        while let Some(piece) = rest.next().await {
-            let piece = piece?;
-            if joined.len() + piece.len() > LARGEST_ANSWER {
-                return Err(too_large());
-            }
-            joined.extend_from_slice(&piece);
+    let Some(mut rest) = rest else { return Ok(first) };
+    let mut joined = BytesMut::from(first);
+    while let Some(piece) = rest.next().await {
+        let piece = piece?;
+        if joined.len() + piece.len() > LARGEST_ANSWER {
+            return Err(too_large());
         }
-        body = joined.freeze();
+        joined.extend_from_slice(&piece);
     }
+    Ok(joined.freeze())
+}
+
+/// All of an answer. A function that says so in its status failed, in formats that have one.
+pub async fn whole(answer: Answer) -> Result<Bytes, Error> {
+    let body = collected(answer.first, answer.rest).await?;
     if answer.head.status < 400 {
         return Ok(body);
     }

@@ -10,6 +10,13 @@ use stoker_core::ImageRef;
 /// Stands in a command for the function's handler.
 const HANDLER: &str = "{handler}";
 
+/// The directory, beside the handler, of what runs it where its zip has no runtime client.
+pub const CLIENTS: &str = ".stoker";
+
+/// What is in it.
+pub const CLIENT_FILES: [(&str, &str); 2] =
+    [("run.py", include_str!("runtimes/run.py")), ("run.cjs", include_str!("runtimes/run.cjs"))];
+
 /// How a runtime runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,7 +97,7 @@ impl Runtimes {
     }
 
     /// The runtime of this name. Of those that the operator does not name, the host's programs run what is in the zip: its `bootstrap`, or
-    /// AWS's runtime client beside the handler.
+    /// its handler, by AWS's runtime client where it has that and else by ours.
     ///
     /// # Errors
     /// The names that would do.
@@ -99,10 +106,8 @@ impl Runtimes {
             return Ok(runtime.clone());
         }
         let host: &[&str] = match name {
-            _ if is_version(name, "python3.", "") => &["python3", "-m", "awslambdaric", HANDLER],
-            _ if is_version(name, "nodejs", ".x") => {
-                &["node", "node_modules/aws-lambda-ric/bin/index.mjs", HANDLER]
-            }
+            _ if is_version(name, "python3.", "") => &["python3", ".stoker/run.py", HANDLER],
+            _ if is_version(name, "nodejs", ".x") => &["node", ".stoker/run.cjs", HANDLER],
             "provided" | "provided.al2" | "provided.al2023" => &["./bootstrap"],
             _ => {
                 let own: String = self.0.keys().map(|name| format!("{name}, ")).collect();
@@ -134,11 +139,8 @@ mod tests {
         assert_eq!(own.command("f.h"), ["/bin/py", "-m", "ric", "f.h"]);
         assert_eq!(own.rootfs.as_deref(), Some(Path::new("/roots/py")));
         let command = |name: &str| runtimes.find(name).map(|runtime| runtime.command("f.h").join(" "));
-        assert_eq!(command("python3.13").as_deref(), Ok("python3 -m awslambdaric f.h"));
-        assert_eq!(
-            command("nodejs22.x").as_deref(),
-            Ok("node node_modules/aws-lambda-ric/bin/index.mjs f.h")
-        );
+        assert_eq!(command("python3.13").as_deref(), Ok("python3 .stoker/run.py f.h"));
+        assert_eq!(command("nodejs22.x").as_deref(), Ok("node .stoker/run.cjs f.h"));
         assert_eq!(command("provided.al2023").as_deref(), Ok("./bootstrap"));
         for unknown in ["python2.7", "python3.", "nodejs22", "nodejs.x", "java21", "", "python3.x1"] {
             assert!(command(unknown).unwrap_err().contains("python3.12"), "{unknown}");

@@ -9,7 +9,7 @@ use stoker_registry::revisions::{Alias, Change, Split, WHOLE};
 
 use super::change::{self, fields, text};
 use super::functions::{described, notes, with_marker};
-use super::{LATEST, Refused, Target, arn, page, query};
+use super::{LATEST, Refused, Target, arn, page, query, urls};
 use crate::front::Door;
 
 /// Versions and aliases of one page where the caller does not say how many.
@@ -227,6 +227,7 @@ pub async fn delete_alias(door: &Door, target: Target, name: &str) -> Result<(),
     if found(door, &target, name).is_ok() {
         let change = Change::DeleteAlias(name.to_owned());
         door.registry.change_function(&target.known.spec.name, change).await?;
+        urls::forget(door, target, name).await?;
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use ring::digest;
 use stoker_core::function::Root;
 use stoker_core::ids::CallId;
 
-use super::super::runtimes::Runtime;
+use super::super::runtimes::{CLIENT_FILES, CLIENTS, Runtime};
 use super::zipped::{Files, unzip};
 use super::{Kept, Refused, TASK, blocking, broken, gone};
 
@@ -47,8 +47,13 @@ impl Directory {
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let directory = self.at.join(name);
         let (store, at) = (self.clone(), directory.clone());
-        blocking(move || store.made(&at, |beside| unzip(&zip, store.most, &mut Unpacked(beside.to_owned()))))
-            .await?;
+        blocking(move || {
+            store.made(&at, |beside| {
+                unzip(&zip, store.most, &mut Unpacked(beside.to_owned()))?;
+                clients(beside).map_err(|error| broken("storing the code", &error))
+            })
+        })
+        .await?;
         self.kept(directory, runtime).await
     }
 
@@ -142,8 +147,8 @@ impl Directory {
 struct Unpacked(PathBuf);
 
 impl Files for Unpacked {
-    fn takes(&self, _: &[u8]) -> bool {
-        true
+    fn takes(&self, name: &[u8]) -> bool {
+        name != CLIENTS.as_bytes()
     }
 
     fn directory(&mut self, path: &Path) -> io::Result<()> {
@@ -160,6 +165,17 @@ impl Files for Unpacked {
     fn link(&mut self, path: &Path, target: &Path) -> io::Result<()> {
         symlink(target, self.0.join(path))
     }
+}
+
+/// Puts what runs a handler whose zip has no runtime client beside it.
+fn clients(beside: &Path) -> io::Result<()> {
+    let at = beside.join(CLIENTS);
+    public_directory(&at)?;
+    CLIENT_FILES.into_iter().try_for_each(|(name, text)| {
+        let path = at.join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644))
+    })
 }
 
 /// Functions run as others than we do.

@@ -1,0 +1,104 @@
+//! Function URLs, as they are called: a request is an event, an answer a response, by the rules of HTTP triggers. Where AWS gives each URL a
+//! host of its own, these are paths: `/lambda-url/{app}.{function}`, or `…/{app}.{function}.{alias}`, and what the handler sees is what follows.
+//!
+//! Who may call is the access file's to say, as at every door; a URL can ask for more than that, not for less.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use stoker_core::error::{Code, Error};
+use stoker_core::function::FunctionName;
+use stoker_core::ids::CallId;
+use stoker_proto::v1;
+
+use super::super::fields::{request_headers, response_headers};
+use super::super::{AnswerBody, CALL_ID, Door, header, url};
+use super::invoke::collected;
+use super::urls::Config;
+use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, whole};
+use crate::call::Input;
+use crate::directory::Known;
+use crate::observe::Watch;
+
+/// Where they are.
+pub const PATH: &str = "/lambda-url/";
+
+/// A URL as its callers write it.
+pub fn written(base: &str, name: &FunctionName, alias: Option<&str>) -> String {
+    let alias = alias.map(|alias| format!(".{alias}")).unwrap_or_default();
+    format!("{base}{PATH}{}.{}{alias}/", name.app(), name.function())
+}
+
+/// What a path, decoded and without [`PATH`], leads to.
+///
+/// # Errors
+/// To nothing.
+pub fn find(door: &Door, path: &str) -> Result<(Arc<Known>, Config), Error> {
+    let name = path.split_once('/').map_or(path, |(name, _)| name);
+    let mut parts = name.splitn(3, '.');
+    let (app, function, alias) =
+        (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
+    let found = || {
+        let name = FunctionName::new(app, function)?;
+        let functions = door.directory.functions();
+        let config = Config::find(functions.releases.get(&name)?, alias)?;
+        let known = match alias {
+            None => door.directory.find(name.as_str()),
+            Some(alias) => door.directory.qualified(&name, alias),
+        };
+        Some((known?, config))
+    };
+    found().ok_or_else(|| door.missing(|| format!("there is no function URL `{name}`")))
+}
+
+/// Calls the function.
+///
+/// # Errors
+/// Its caller may not, or the call fails.
+pub async fn serve(
+    door: &Door,
+    id: CallId,
+    request: Request<Incoming>,
+    known: Arc<Known>,
+    config: &Config,
+    watch: &mut Watch,
+) -> Result<Response<AnswerBody>, Error> {
+    let (mut parts, body) = request.into_parts();
+    let claim = claim(door, &parts, watch).map_err(|refused| refused.error)?;
+    if config.iam && !door.guard.is_open() && claim.is_none() && watch.caller().is_anybody() {
+        let text =
+            "this function URL is for callers who show who they are: sign the request, or bring a token";
+        return Err(Error::new(Code::PermissionDenied, text));
+    }
+    // In memory as a whole from here on, as every event.
+    let place = door.admission.enter()?;
+    let body = whole(body, LARGEST_EVENT, SLOWEST).await.map_err(|refused| refused.error)?;
+    if let Some((claim, secret, identity)) = claim {
+        claim.verify(secret.reveal(), &body).map_err(|refused| refused.error)?;
+        watch.by(door.guard.signed(identity));
+        // It did its work, and is no function's business.
+        parts.headers.remove(http::header::AUTHORIZATION);
+    }
+    let head = v1::RequestHead {
+        intent: v1::Intent::HttpRequest.into(),
+        method: parts.method.as_str().to_owned(),
+        url: url(&parts.uri, &parts.headers),
+        headers: request_headers(&parts.headers),
+    };
+    let call = door.admit_to(place, id, known, head, None, watch)?;
+    let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
+    let mut headers = HeaderMap::new();
+    response_headers(&mut headers, answer.head.headers, false);
+    headers.insert(CALL_ID, header(&id.to_string()));
+    headers.insert(REQUEST_ID, header(&id.to_string()));
+    let status = u16::try_from(answer.head.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    let body = match config.streams {
+        true => AnswerBody::new(answer.first, answer.rest),
+        false => AnswerBody::whole(collected(answer.first, answer.rest).await?),
+    };
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    *response.status_mut() = status.filter(|status| !status.is_informational()).unwrap_or(StatusCode::OK);
+    Ok(response)
+}
