@@ -142,6 +142,12 @@ fn choice(step: &v1::CallStep) -> String {
         CallChoice::Warm => {
             format!("{} idle by its word of {} before", step.idle, output::human_us(micros(step.hint_age)))
         }
+        CallChoice::Line => format!(
+            "the shortest line: {} running and {} waiting by its word of {} before",
+            step.busy,
+            step.waiting,
+            output::human_us(micros(step.hint_age))
+        ),
         CallChoice::Rank => "next in the function's order".to_owned(),
         CallChoice::Spill => "less busy than another that was drawn".to_owned(),
         CallChoice::Turn => "it had said that there was room".to_owned(),
@@ -166,7 +172,9 @@ fn json(story: &v1::CallStory) -> Value {
         set("runner", !step.runner.is_empty(), step.runner.as_str().into());
         set("choice", step.kind() == Kind::Offered, chosen(step).into());
         set("idle", step.choice() == CallChoice::Warm, step.idle.into());
-        set("hint_age_us", step.choice() == CallChoice::Warm, micros(step.hint_age).into());
+        set("busy", step.choice() == CallChoice::Line, step.busy.into());
+        set("waiting", step.choice() == CallChoice::Line, step.waiting.into());
+        set("hint_age_us", step.hint_age.is_some(), micros(step.hint_age).into());
         set("reason", !step.reason.is_empty(), step.reason.as_str().into());
         set("detail", !step.detail.is_empty(), step.detail.as_str().into());
         set("expected_wait_us", step.expected_wait.is_some(), micros(step.expected_wait).into());

@@ -94,6 +94,7 @@ Examples:
   stoker bench demo/echo-python
   stoker bench demo/echo-python -c 64 -d 10 --size 1KiB --door invoke
   stoker bench demo/echo-python --pause 300ms          what sparse traffic meets: thawing
+  stoker bench demo/lambda-python --door lambda        as AWS's SDKs call it
   stoker bench unix:/tmp/iofs/lsnr.sock                a function by itself, to compare with
 
 Each of the callers sends its next call when it has the whole answer to the last one, so a slow fleet is asked less: the times are \
@@ -120,7 +121,7 @@ pub struct Bench {
     /// Through which door the calls come.
     #[arg(long, value_enum, default_value_t = Door::Session)]
     pub door: Door,
-    /// The balancer's HTTP address, for the door http.
+    /// The balancer's HTTP address, for the doors http and lambda.
     #[arg(long, env = "STOKER_HTTP", default_value = "http://127.0.0.1:7080", value_name = "URL")]
     pub http: String,
 }
@@ -134,6 +135,8 @@ pub enum Door {
     Invoke,
     /// An HTTP request each, on kept connections.
     Http,
+    /// An Invoke of AWS Lambda's API each, on kept connections; a call whose function failed has failed. The body is a text in JSON.
+    Lambda,
     /// A call for later each: measured is how long it takes until it is kept.
     Submit,
 }

@@ -23,6 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Load;
 use super::calls::Calls;
+use crate::args::Door;
 use crate::client::{self, Connection};
 use crate::failure::Failure;
 
@@ -247,6 +248,7 @@ pub struct Target {
     place: Place,
     path: String,
     host: String,
+    name: &'static str,
 }
 
 enum Place {
@@ -257,25 +259,32 @@ enum Place {
 }
 
 impl Target {
-    pub fn balancer(server: &str, function: &str) -> Result<Self, Failure> {
+    /// By the door `http`, or by that of AWS Lambda.
+    pub fn balancer(server: &str, door: Door, function: &str) -> Result<Self, Failure> {
         let url = client::origin(server, "http://127.0.0.1:7080")?;
         let authority = url.authority().map(ToString::to_string).unwrap_or_default();
         let host = match url.port_u16() {
             Some(_) => authority,
             None => format!("{authority}:{}", if url.scheme_str() == Some("https") { 443 } else { 80 }),
         };
-        Ok(Self { place: Place::Balancer(host.clone(), url), path: format!("/invoke/{function}"), host })
+        let (path, name) = match door {
+            Door::Lambda => {
+                // A function of ours as that API names it; its own names have no slash.
+                let function = function.replacen('/', ".", 1);
+                (format!("/2015-03-31/functions/{function}/invocations"), "lambda")
+            }
+            _ => (format!("/invoke/{function}"), "http"),
+        };
+        Ok(Self { place: Place::Balancer(host.clone(), url), path, host, name })
     }
 
     pub fn socket(path: PathBuf) -> Self {
-        Self { place: Place::Socket(path), path: "/call".to_owned(), host: "localhost".to_owned() }
+        let (path, place) = ("/call".to_owned(), Place::Socket(path));
+        Self { place, path, host: "localhost".to_owned(), name: "socket" }
     }
 
     pub fn name(&self) -> &'static str {
-        match self.place {
-            Place::Balancer(..) => "http",
-            Place::Socket(_) => "socket",
-        }
+        self.name
     }
 
     fn request(&self, body: &Bytes) -> Result<http::Request<Full<Bytes>>, Failure> {
@@ -356,11 +365,11 @@ pub async fn http(target: &Target, load: &Load) -> Result<(), Failure> {
                 None => target.connect().await?,
             };
             match exchange(&mut sender, target.request(&load.body)?).await {
-                Ok((status, count, beginning)) => {
-                    if status.is_success() {
+                Ok((head, count, beginning)) => {
+                    if head.status.is_success() && !head.headers.contains_key(FUNCTION_ERROR) {
                         load.success(began, count, None);
                     } else {
-                        refused(load, status, &beginning);
+                        refused(load, &head, &beginning);
                     }
                     if !sender.is_closed() {
                         connection = Some(sender);
@@ -376,25 +385,39 @@ pub async fn http(target: &Target, load: &Load) -> Result<(), Failure> {
     try_join_all(callers).await.map(drop)
 }
 
+/// What AWS Lambda's API says of an answer that is the function's failure.
+const FUNCTION_ERROR: &str = "x-amz-function-error";
+
+/// What it says of an error that is the platform's or the caller's.
+const ERROR_TYPE: &str = "x-amzn-errortype";
+
 /// Notes an answer that is no success: one of the balancer's errors, or else what a function answered.
-fn refused(load: &Load, status: http::StatusCode, beginning: &[u8]) {
+fn refused(load: &Load, head: &http::response::Parts, beginning: &[u8]) {
     let told: serde_json::Value = serde_json::from_slice(beginning).unwrap_or_default();
     let text = |key: &str| told[key].as_str().unwrap_or_default();
     let known = Code::ALL.iter().find(|code| status::row(**code).reason == text("code"));
     match known {
         Some(code) => load.error(Error::new(*code, text("message"))),
         None => {
-            let text = String::from_utf8_lossy(beginning);
-            load.failure(&format!("HTTP {}", status.as_u16()), Error::new(Code::FunctionFailed, text));
+            let named = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
+            let status = head.status.as_u16();
+            let (reason, code) = match (named(FUNCTION_ERROR), named(ERROR_TYPE)) {
+                (Some(name), _) => (name.to_owned(), Code::FunctionFailed),
+                (None, Some(name)) if status == 429 => (name.to_owned(), Code::Overloaded),
+                (None, Some(name)) if status < 500 => (name.to_owned(), Code::InvalidRequest),
+                (None, Some(name)) => (name.to_owned(), Code::Unavailable),
+                (None, None) => (format!("HTTP {status}"), Code::FunctionFailed),
+            };
+            load.failure(&reason, Error::new(code, String::from_utf8_lossy(beginning)));
         }
     }
 }
 
-/// One request, its answer read to the end: the status, the bytes, and the beginning of what they are.
+/// One request, its answer read to the end: its head, the bytes, and the beginning of what they are.
 async fn exchange(
     sender: &mut Sender,
     request: http::Request<Full<Bytes>>,
-) -> Result<(http::StatusCode, usize, Bytes), hyper::Error> {
+) -> Result<(http::response::Parts, usize, Bytes), hyper::Error> {
     sender.ready().await?;
     let (head, mut body) = sender.send_request(request).await?.into_parts();
     let (mut count, mut beginning) = (0, Bytes::new());
@@ -405,7 +428,7 @@ async fn exchange(
         }
         count += piece.len();
     }
-    Ok((head.status, count, beginning))
+    Ok((head, count, beginning))
 }
 
 #[cfg(test)]

@@ -34,10 +34,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A connection that says nothing is asked whether it lives after this, and given up after as long again.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Bytes that may be on the way to us, for a call and for all of them. With more on a stream they are read ahead of whoever takes them, and
-/// have left the caches by then.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes that may be on the way to us, for all calls together.
+const CONNECTION_WINDOW: u32 = 16 << 20;
 
 const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
 
@@ -80,6 +78,7 @@ impl Connection {
             Err(_) => return Err(away(format!("no answer in {} s", CONNECT_LIMIT.as_secs()))),
         };
         stream.set_nodelay(true).map_err(|error| away(error.to_string()))?;
+        let window = stoker_proto::stream_window(stream.peer_addr().ok());
         let stream = credentials::secured(&origin, stream, Speaks::Http2).await.map_err(|why| {
             Failure::away(
                 format!("the balancer at {server} cannot be spoken to by TLS: {why}"),
@@ -88,7 +87,7 @@ impl Connection {
         })?;
         let handshake = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_stream_window_size(window)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(stoker_proto::HTTP2_FRAME)
             .keep_alive_interval(KEEP_ALIVE)

@@ -84,7 +84,7 @@ async fn call(
 ) -> Result<(Duration, v1::InvokeResponse), Failure> {
     let sample = Sample::of(spec);
     let (head, body) = (Some(sample.head()), sample.body.into());
-    let request = v1::InvokeRequest { function: spec.name.to_string(), head, body };
+    let request = v1::InvokeRequest { function: spec.name.to_string(), head, body, ..Default::default() };
     let mut request = tonic::Request::new(request);
     // A function that hangs ends by its own limits; this is for a fleet that does.
     request.set_timeout(spec.init_timeout() + spec.timeout() + Duration::from_secs(5));

@@ -98,7 +98,9 @@ impl CallService for Echo {
                         piece.last
                     }
                     Send::Credit(_) => continue,
-                    Send::Cancel(_) => panic!("nothing is cancelled here"),
+                    Send::Cancel(_) | Send::Trailers(_) => {
+                        panic!("nothing is cancelled here, and nothing follows")
+                    }
                 };
                 let frame = if complete {
                     let body = open.remove(&call).expect("it was there").into();
@@ -212,21 +214,36 @@ async fn a_function_is_called_at_its_socket() {
 #[tokio::test]
 async fn what_is_no_http_address_is_told_in_words() {
     for wrong in ["127.0.0.1:1/x y", "ftp://127.0.0.1:1"] {
-        assert!(Target::balancer(wrong, "demo/echo").is_err(), "{wrong}");
+        assert!(Target::balancer(wrong, Door::Http, "demo/echo").is_err(), "{wrong}");
     }
     for good in ["127.0.0.1:1", "http://127.0.0.1:1/", "https://127.0.0.1:1"] {
-        assert_eq!(Target::balancer(good, "demo/echo").ok().unwrap().host, "127.0.0.1:1");
+        assert_eq!(Target::balancer(good, Door::Http, "demo/echo").ok().unwrap().host, "127.0.0.1:1");
     }
 }
 
 #[test]
 fn errors_of_the_balancer_are_told_from_what_functions_answer() {
     let load = load(1, 0, 0);
+    let head = |status: u16, headers: &[(&'static str, &'static str)]| {
+        let mut response = http::Response::builder().status(status);
+        for (name, value) in headers {
+            response = response.header(*name, *value);
+        }
+        response.body(()).unwrap().into_parts().0
+    };
     let ours = br#"{"message": "full", "code": "OVERLOADED", "blame": "platform"}"#;
-    refused(&load, http::StatusCode::SERVICE_UNAVAILABLE, ours);
-    refused(&load, http::StatusCode::IM_A_TEAPOT, b"{\"code\": 7}");
+    refused(&load, &head(503, &[]), ours);
+    refused(&load, &head(418, &[]), b"{\"code\": 7}");
+    refused(&load, &head(200, &[(FUNCTION_ERROR, "Unhandled")]), b"{\"errorType\": \"E\"}");
+    refused(&load, &head(404, &[(ERROR_TYPE, "ResourceNotFoundException")]), b"{}");
     let tally = load.tally.borrow();
     let seen: Vec<_> =
         tally.errors.iter().map(|(reason, (_, error))| (reason.as_str(), error.code)).collect();
-    assert_eq!(seen, [("HTTP 418", Code::FunctionFailed), ("OVERLOADED", Code::Overloaded)]);
+    let expected = [
+        ("HTTP 418", Code::FunctionFailed),
+        ("OVERLOADED", Code::Overloaded),
+        ("ResourceNotFoundException", Code::InvalidRequest),
+        ("Unhandled", Code::FunctionFailed),
+    ];
+    assert_eq!(seen, expected);
 }
