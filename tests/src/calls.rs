@@ -265,6 +265,7 @@ impl Clients {
             function: call.function.clone(),
             head: Some(call.head()),
             body: call.body.clone(),
+            ..Default::default()
         };
         let answer = self.calls().invoke(call.with_timeout(message)).await;
         let v1::InvokeResponse { call_id, head, body, timings, runner, .. } =

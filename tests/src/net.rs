@@ -1,7 +1,7 @@
 //! A network of a test's own: every server on a host of its own (a network namespace), and between all hosts a [`switch`] of ours that
 //! passes, delays, loses or swallows packets, by who sends them to whom.
 //!
-//! The kernel's own `netem` is not in every kernel, and cannot tell two pairs of hosts on one bridge apart. Here TCP is the kernel's, packets are
+//! The kernel's own `netem` is not in every kernel (a test that needs it runs under the one of `tests/vm`), and cannot tell two pairs of hosts on one bridge apart. Here TCP is the kernel's, packets are
 //! real, and what becomes of each is decided in one place. Mounts that a test makes are its own too. Nothing of it has a name on the machine,
 //! so nothing of it can be left behind: it goes with the processes in it.
 
@@ -123,6 +123,22 @@ impl Host {
         let namespace = format!("--net=/proc/{}/fd/{}", std::process::id(), self.namespace.as_raw_fd());
         command.arg(namespace).arg(program);
         command
+    }
+
+    /// What the kernel's own `netem` does to each packet that leaves it, in the words of `tc`; gives what it says of those before.
+    ///
+    /// # Panics
+    /// Where the kernel has none.
+    pub async fn netem(&self, words: &str) -> String {
+        let tc = async |line: String| {
+            let mut command = self.command("tc".as_ref());
+            let ran = command.args(line.split_whitespace()).output().await.unwrap();
+            assert!(ran.status.success(), "tc {line}: {}", String::from_utf8_lossy(&ran.stderr));
+            String::from_utf8(ran.stdout).unwrap()
+        };
+        let before = tc(format!("-statistics qdisc show dev {DEVICE}")).await;
+        tc(format!("qdisc replace dev {DEVICE} root netem {words}")).await;
+        before
     }
 }
 

@@ -22,6 +22,7 @@
 //! | `echo`            | answers with the body, as it comes (the default)                       |
 //! | `report`          | answers with JSON: pid, parent, user, cwd, environment, headers, calls |
 //! | `sleep:MS`        | answers `slept` after that                                             |
+//! | `counted:MS`      | the same, and records its end too, before it answers                   |
 //! | `exit:N`          | exits in the middle of the call                                        |
 //! | `abort`           | dies of a signal in the middle of the call                             |
 //! | `half`            | promises 100 bytes, sends 10 and exits                                 |
@@ -154,7 +155,8 @@ fn serve(connection: UnixStream) {
     let mut input = BufReader::new(connection);
     while let Ok(Some(call)) = read_head(&mut input) {
         let count = CALLS.fetch_add(1, Ordering::Relaxed);
-        if record(&call, count).is_err() {
+        let start = |key: &str| format!("start {key} {}-{count} {}\n", std::process::id(), version());
+        if record(&call, start).is_err() {
             return;
         }
         if answer(&call, &mut input, &mut out).is_err() {
@@ -163,8 +165,8 @@ fn serve(connection: UnixStream) {
     }
 }
 
-/// Says that a call is here. A line this short is written whole.
-fn record(call: &Call, count: u64) -> std::io::Result<()> {
+/// Says something of a call that is here. A line this short is written whole.
+fn record(call: &Call, line: impl FnOnce(&str) -> String) -> std::io::Result<()> {
     static PIPE: OnceLock<std::fs::File> = OnceLock::new();
     let (Some(key), Ok(path)) = (call.header("Record"), std::env::var("PROBE_RECORD")) else { return Ok(()) };
     let pipe = match PIPE.get() {
@@ -174,8 +176,7 @@ fn record(call: &Call, count: u64) -> std::io::Result<()> {
             PIPE.get_or_init(|| pipe)
         }
     };
-    let line = format!("start {key} {}-{count} {}\n", std::process::id(), version());
-    (&mut &*pipe).write_all(line.as_bytes())
+    (&mut &*pipe).write_all(line(key).as_bytes())
 }
 
 fn version() -> String {
@@ -330,6 +331,11 @@ fn answer(call: &Call, input: &mut Input, out: &mut UnixStream) -> std::io::Resu
         }
         "sleep" => {
             std::thread::sleep(Duration::from_millis(number));
+            reply(out, 200, &[], b"slept")
+        }
+        "counted" => {
+            std::thread::sleep(Duration::from_millis(number));
+            record(call, |key| format!("end {key}\n"))?;
             reply(out, 200, &[], b"slept")
         }
         "version" => {

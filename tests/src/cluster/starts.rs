@@ -1,7 +1,7 @@
 //! What functions say of the calls that reached them: a record that is none of Stoker's.
 //!
 //! A probe with the variable `PROBE_RECORD` writes one line into a named pipe when a call reaches it, before it does anything with
-//! it. A line is written whole or not at all, whatever happens to the probe, its container or its runner afterwards.
+//! it; where it is told to, another when it is done with it. A line is written whole or not at all, whatever happens to the probe, its container or its runner afterwards.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,6 +26,9 @@ pub struct Start {
 #[derive(Debug, Default)]
 struct Seen {
     starts: Vec<Start>,
+    /// Calls that record their end and have not, and the most that there were of them at once.
+    open: usize,
+    most: usize,
     /// The last mark of ours that came through.
     mark: u64,
 }
@@ -53,7 +56,10 @@ impl Starts {
                     ["start", key, by, version] => sender.send_modify(|seen| {
                         let text = str::to_owned;
                         seen.starts.push(Start { key: text(key), by: text(by), version: text(version) });
+                        seen.open += 1;
+                        seen.most = seen.most.max(seen.open);
                     }),
+                    ["end", _] => sender.send_modify(|seen| seen.open -= 1),
                     ["mark", number] => sender.send_modify(|seen| seen.mark = number.parse().unwrap()),
                     ["end"] => return,
                     _ => panic!("a line that nobody writes: {line:?}"),
@@ -82,6 +88,12 @@ impl Starts {
             by_key.entry(start.key.clone()).or_default().push(start.clone());
         }
         by_key
+    }
+
+    /// The most calls that ran at once, where all of them record their ends.
+    pub async fn most_at_once(&mut self) -> usize {
+        self.by_key().await;
+        self.seen.borrow().most
     }
 
     /// Waits for the start of a call.

@@ -7,6 +7,7 @@ mod balancers;
 mod changes;
 mod drains;
 mod kept;
+mod limits;
 mod network;
 mod registry;
 mod runners;

@@ -63,21 +63,30 @@ begin() {
   exec {from}<said
   while IFS= read -r line <&"$from"; do
     printf '%s\n' "$line"
-    case "$line" in *"$1"*) cat <&"$from" >/dev/null & return ;; esac
+    case "$line" in *"$1"*) cat <&"$from" >/dev/null & readers+=("$!"); return ;; esac
   done
   echo "it ended before it said: $1" >&2
   return 1
 }
 groups=()
+readers=()
 # What follows goes to a file, and then where it would have gone.
 out=$PWD/.out
 keep() { exec 3>&1 4>&2 >"$out" 2>&1; kept=yes; }
 show() { exec >&3 2>&4 3>&- 4>&-; kept=; cat "$out"; }
 kept=
-# Ends all that runs, and waits for its end.
+# Ends all that runs, each told once, and waits for its end. What was begun is not our child, nor is what clears up behind it: it has ended
+# when nobody is left who could say something. With this shell everything else is killed.
 stop() {
-  kill -- "${groups[@]}" $(jobs -p) 2>/dev/null || true
-  groups=()
+  local job
+  kill -- "${groups[@]}" 2>/dev/null || true
+  for job in $(jobs -p); do
+    case " ${groups[*]} ${readers[*]} " in
+      *[\ -]"$job "*) ;;
+      *) kill "$job" 2>/dev/null || true ;;
+    esac
+  done
+  groups=() readers=()
   wait
 }
 end() {

@@ -166,7 +166,8 @@ async fn clients_of_every_kind_see_the_trailers_of_an_answer() {
     };
     for (name, size) in [("socket", 3usize), ("pipes", 200_000)] {
         let (body, function) = (Bytes::from(vec![b'x'; size]), format!("{APP}/{name}"));
-        let message = v1::InvokeRequest { function: function.clone(), body: body.clone(), head: None };
+        let message =
+            v1::InvokeRequest { function: function.clone(), body: body.clone(), ..Default::default() };
         let answer = fleet.clients.calls().invoke(message).await.unwrap().into_inner();
         assert_eq!(sum(&answer.trailers), Some(size.to_string()), "{answer:?}");
 
@@ -194,6 +195,126 @@ async fn clients_of_every_kind_see_the_trailers_of_an_answer() {
             }
         };
         assert_eq!(sum(&finished.trailers), Some(first.len().to_string()), "{finished:?}");
+    }
+    fleet.end().await;
+}
+
+/// What a caller says behind its body, of which one name has no place there.
+fn said() -> Vec<v1::Header> {
+    let header = |name: &str, value: &'static str| v1::Header { name: name.into(), value: value.into() };
+    vec![header("x-client", "of the caller"), header("content-length", "7")]
+}
+
+/// What the function was told of it, and how much of the body came back.
+fn told(answer: &[u8]) -> (Value, usize) {
+    let end = answer.iter().position(|b| *b == b'\n').unwrap_or_else(|| panic!("{answer:?}"));
+    let told: Value = serde_json::from_slice(&answer[..end]).unwrap();
+    (told["trailers"].clone(), answer.len() - end - 1)
+}
+
+async fn streamed(
+    clients: &Clients,
+    function: &str,
+    frames: Vec<v1::invoke_stream_request::Frame>,
+) -> Result<Vec<u8>, tonic::Status> {
+    let start = v1::CallStart { function: function.to_owned(), head: None };
+    let start = std::iter::once(v1::invoke_stream_request::Frame::Start(start));
+    let frames = start.chain(frames).map(|frame| v1::InvokeStreamRequest { frame: Some(frame) });
+    let frames = stream::iter(frames.collect::<Vec<_>>());
+    let mut answers = clients.calls().invoke_stream(frames).await?.into_inner();
+    let mut body = Vec::new();
+    while let Some(message) = within("a frame", answers.message()).await? {
+        if let Some(Streamed::Body(piece)) = message.frame {
+            body.extend_from_slice(&piece);
+        }
+    }
+    Ok(body)
+}
+
+/// One call in a session of its own: begun with a part of its body, and ended with what is said behind it.
+async fn in_session(
+    clients: &Clients,
+    function: &str,
+    body: &[u8],
+    trailers: Vec<v1::Header>,
+) -> Result<Vec<u8>, v1::CallError> {
+    let (send, frames) = tokio::sync::mpsc::channel(64);
+    let say = async |frame| send.send(v1::SessionRequest { call: 1, frame: Some(frame) }).await.unwrap();
+    let (first, rest) = body.split_at(body.len().min(1000));
+    let start = v1::SessionStart {
+        function: function.to_owned(),
+        body: Bytes::copy_from_slice(first),
+        ..Default::default()
+    };
+    say(In::Start(start)).await;
+    if rest.is_empty() {
+        // Nothing is left that would wait for credit.
+        say(In::Trailers(v1::CallTrailers { trailers: trailers.clone() })).await;
+    }
+    let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
+    let mut answers = clients.calls().session(frames).await.unwrap().into_inner();
+    let (mut answer, mut rest) = (Vec::new(), Some(rest).filter(|rest| !rest.is_empty()));
+    loop {
+        let message = within("a frame", answers.message()).await.unwrap().expect("it is not over");
+        match message.frame.expect("a frame") {
+            Out::Credit(credit) => {
+                let Some(rest) = rest.take() else { continue };
+                assert!(rest.len() <= credit.bytes as usize, "one window is enough for this test");
+                for piece in rest.chunks(60_000) {
+                    say(In::Body(v1::SessionBody { data: Bytes::copy_from_slice(piece), last: false })).await;
+                }
+                say(In::Trailers(v1::CallTrailers { trailers: trailers.clone() })).await;
+            }
+            Out::Head(_) => {}
+            Out::Body(piece) => answer.extend_from_slice(&piece.data),
+            Out::Finished(finished) => {
+                answer.extend_from_slice(&finished.body);
+                return finished.error.map_or(Ok(answer), Err);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_by_grpc_say_something_behind_a_body() {
+    use stoker_proto::v1::invoke_stream_request::Frame;
+    let fleet = Plan::default().start(functions()).await;
+    let clients = &fleet.clients;
+    let expected = json!([["x-client", "of the caller"]]);
+    let trailers = || Frame::Trailers(v1::CallTrailers { trailers: said() });
+    for name in ["socket", "pipes"] {
+        let function = format!("{APP}/{name}");
+        for size in [0, 3, 200_000] {
+            let body = vec![b'x'; size];
+            let message = v1::InvokeRequest {
+                function: function.clone(),
+                body: Bytes::copy_from_slice(&body),
+                trailers: said(),
+                ..Default::default()
+            };
+            let answer = clients.calls().invoke(message).await.unwrap().into_inner();
+            assert_eq!(told(&answer.body), (expected.clone(), size), "Invoke of {name}");
+            let pieces = body.chunks(60_000).map(|piece| Frame::Body(Bytes::copy_from_slice(piece)));
+            let answer = streamed(clients, &function, pieces.chain([trailers()]).collect()).await.unwrap();
+            assert_eq!(told(&answer), (expected.clone(), size), "InvokeStream of {name}");
+            let answer = in_session(clients, &function, &body, said()).await.unwrap();
+            assert_eq!(told(&answer), (expected.clone(), size), "Session of {name}");
+        }
+    }
+    // The body has ended with them.
+    let function = format!("{APP}/socket");
+    let more = vec![trailers(), Frame::Body("more".into())];
+    let refused = streamed(clients, &function, more).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused:?}");
+    // Too much of them, and what is none: this call fails, and says why.
+    for (name, size, says) in [("x-long", 20 << 10, "20"), ("x client", 1, "x client")] {
+        let wrong = vec![v1::Header { name: name.into(), value: vec![b'x'; size].into() }];
+        let failed = in_session(clients, &function, b"abc", wrong.clone()).await.unwrap_err();
+        assert!(failed.message.contains("trailers: ") && failed.message.contains(says), "{failed:?}");
+        assert_eq!(failed.blame(), v1::Blame::Caller, "{failed:?}");
+        let message = v1::InvokeRequest { function: function.clone(), trailers: wrong, ..Default::default() };
+        let refused = clients.calls().invoke(message).await.unwrap_err();
+        assert!(refused.message().contains("trailers: "), "{refused:?}");
     }
     fleet.end().await;
 }

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use stoker_core::error::{Code, Error};
+use stoker_tests::be_patient;
 use stoker_tests::calls::{Answer, Call, Door};
 use stoker_tests::cluster::load::{Load, Work, longest_silence};
 use stoker_tests::cluster::{Cluster, Plan, took};
 use stoker_tests::functions::probe;
-use stoker_tests::net::{self, HERE, Net, Way};
+use stoker_tests::net::{self, HERE, Host, Net, Way};
 
 use crate::{all_answered, balancer, only_the_lost_failed, runner, until_lost};
 
@@ -75,6 +76,42 @@ fn five_percent_of_all_packets_are_lost() {
         let sums = cluster.check(&attempts).await;
         only_the_lost_failed(&sums, &[0, 1]);
         all_links(&net, &cluster, Way::CLEAR);
+        cluster.until_all_ready().await;
+        cluster.end().await;
+    });
+}
+
+/// The kernel's own `netem` on every server's host, both ways between any two: 5 % lost, 200 ms each way.
+#[test]
+#[ignore = "needs a kernel with sch_netem: tests/vm/run --workspace -- --run-ignored only -E 'test(netem)'"]
+fn five_percent_are_lost_and_the_rest_takes_200_ms_by_netem() {
+    // The kernel that has it is a program with one processor.
+    be_patient(4);
+    net::run(async |net| {
+        let Some(mut cluster) = Plan::new(2, 2).on(&net).start([probe("once")]).await else { return };
+        let servers = cluster.balancers.iter().map(|b| b.host.clone());
+        let servers = servers.chain(cluster.runners.iter().map(|r| r.host.clone()));
+        let hosts: Vec<Host> = servers.map(|host| host.expect("each has one")).collect();
+        for host in &hosts {
+            host.netem("loss 5% delay 200ms 20ms").await;
+        }
+        let (load, began) = (cluster.load(Work::of("once").word("sleep:2")), Instant::now());
+        load.more(100).await;
+        cluster.apply(probe("later")).await;
+        assert_eq!(cluster.balancers[1].clients.probe("later", "echo").await.status, 200);
+        load.more(100).await;
+        let attempts = load.end().await;
+        for host in &hosts {
+            let seen = host.netem("delay 0ms").await;
+            let lost = seen.split_once("dropped ").and_then(|(_, rest)| rest.split_once(','));
+            let lost: u64 = lost.and_then(|(count, _)| count.parse().ok()).expect("it counts");
+            println!("{}: {lost} packets lost", host.address);
+            assert!(lost > 0, "{seen}");
+        }
+        took("the longest time without an answer", longest_silence(&attempts, began));
+        let sums = cluster.check(&attempts).await;
+        println!("{} calls, {} answered", sums.calls, sums.answered);
+        only_the_lost_failed(&sums, &[0, 1]);
         cluster.until_all_ready().await;
         cluster.end().await;
     });

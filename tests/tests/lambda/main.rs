@@ -6,6 +6,8 @@
 mod extensions;
 mod kits;
 mod lifecycle;
+mod plain;
+mod urls;
 mod versions;
 mod zips;
 

@@ -19,7 +19,7 @@ use zip::write::SimpleFileOptions;
 const SHELL: &str = include_str!("bootstrap.sh");
 
 /// A zip with these files, in the words of a request.
-fn zipped(files: &[(&str, &[u8])]) -> String {
+pub fn zipped(files: &[(&str, &[u8])]) -> String {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, content) in files {
         zip.start_file(*name, SimpleFileOptions::default().unix_permissions(0o755)).unwrap();
@@ -67,13 +67,13 @@ async fn start(registry: &Registry, runtimes: Option<&Path>) -> Fleet {
 }
 
 /// One request to AWS's API: its status, and what it says.
-async fn aws(fleet: &Fleet, method: &str, path: &str, body: &Value) -> (u16, Value) {
+pub async fn aws(fleet: &Fleet, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let page = fleet.clients.page(method, &format!("/2015-03-31/functions{path}"), &[], body).await;
     (page.status, serde_json::from_slice(&page.body).unwrap_or_default())
 }
 
-async fn right(fleet: &Fleet, method: &str, path: &str, body: &Value) -> Value {
+pub async fn right(fleet: &Fleet, method: &str, path: &str, body: &Value) -> Value {
     let (status, said) = aws(fleet, method, path, body).await;
     assert!((200..300).contains(&status), "{method} {path}: {status} {said}");
     said

@@ -8,7 +8,7 @@ mod members;
 mod room;
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use stoker_core::backoff::split_mix;
@@ -19,7 +19,7 @@ use stoker_tests::calls::Clients;
 use stoker_tests::cluster::cut::{Fault, Wire};
 use stoker_tests::cluster::{Cluster, Plan};
 use stoker_tests::functions::probe;
-use stoker_tests::within;
+use stoker_tests::{patiently, within};
 use tonic::Request;
 
 use members::Members;
@@ -36,7 +36,10 @@ fn work() -> stoker_core::FunctionSpec {
     spec
 }
 
-/// Submits one call until a balancer has accepted it: its key makes the repetitions one call.
+/// What is out of order may be so for as long: a member is cut off, those that are left choose who leads, and one of them dies then.
+const ACCEPTED: Duration = Duration::from_secs(120);
+
+/// Submits one call until a balancer has accepted it: its key makes the repetitions one call. Each of them is answered, whatever the queue does.
 async fn submit(clients: &[Clients], key: &str, seed: &mut u64) -> String {
     let header = |name: &str, value: &str| v1::Header {
         name: name.to_owned(),
@@ -49,19 +52,20 @@ async fn submit(clients: &[Clients], key: &str, seed: &mut u64) -> String {
         idempotency_key: key.to_owned(),
         ..Default::default()
     };
-    let accepted = async {
-        loop {
-            let client = &clients[split_mix(seed) as usize % clients.len()];
-            let mut ask = Request::new(request.clone());
-            ask.set_timeout(Duration::from_secs(8));
-            match client.calls().submit(ask).await {
-                Ok(accepted) => return accepted.into_inner().call_id,
-                // Whoever is down comes back.
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+    let (began, limit) = (Instant::now(), patiently(ACCEPTED));
+    loop {
+        let client = &clients[split_mix(seed) as usize % clients.len()];
+        let mut calls = client.calls();
+        match within(&format!("any answer to the submit of {key}"), calls.submit(request.clone())).await {
+            Ok(accepted) => return accepted.into_inner().call_id,
+            // Whoever is down comes back, and what cannot be done now is said to be so.
+            Err(status) => {
+                println!("{key} after {:?}: {status}", began.elapsed());
+                assert!(began.elapsed() < limit, "{key} was not accepted within {limit:?}: {status:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
-    };
-    within(&format!("the submit of {key}"), accepted).await
+    }
 }
 
 /// How each call ended.
@@ -82,7 +86,9 @@ async fn ends(clients: &[Clients], ids: &HashMap<String, String>) -> HashMap<Str
             }
             unreachable!("it goes round")
         };
-        ends.insert(key.clone(), within(&format!("the end of {key}"), ended).await);
+        let limit = patiently(ACCEPTED);
+        let ended = tokio::time::timeout(limit, ended).await;
+        ends.insert(key.clone(), ended.unwrap_or_else(|_| panic!("{key} did not end within {limit:?}")));
     }
     ends
 }
@@ -218,7 +224,7 @@ async fn nothing_accepted_is_lost_in_a_cluster_with_nats() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "one run of three ended with a submit that got no answer for 30 s after a member had been cut off and killed: not understood yet"]
+#[ignore = "by hand: JetStream 2.9 may take half a minute and more to choose who leads on a busy machine, longer than the suite waits"]
 async fn nothing_accepted_is_lost_when_members_of_the_queue_die_or_are_cut_off() {
     let Some(members) = Members::start().await else { return };
     let plan = Plan::new(2, 2).set("LATER_QUEUE", &members.url());

@@ -44,6 +44,7 @@ impl Members {
         println!("member {n} of the queue is killed");
         self.all[n].kill();
         self.all[n].start_again().await;
+        self.all[n].is_whole().await;
     }
 
     /// Nothing passes for a while between one and the others; whoever is connected to it stays so.
@@ -63,5 +64,6 @@ impl Members {
         fault(Fault::Cut);
         tokio::time::sleep(Duration::from_millis(200)).await;
         fault(Fault::None);
+        self.all[n].is_whole().await;
     }
 }

@@ -64,6 +64,7 @@ async fn invoke(clients: &Clients, call: &Call) -> Answer {
         function: call.function.clone(),
         head: Some(call.head()),
         body: call.body.clone(),
+        ..Default::default()
     };
     let answer =
         clients.calls().invoke(call.with_timeout(message)).await.map_err(|status| Failure::of(&status))?;

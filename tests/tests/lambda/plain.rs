@@ -1,0 +1,164 @@
+//! Zips as AWS's users have them: a handler and nothing else, whose runtime client is not in the zip but belongs to the platform.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+use stoker_lb::{LambdaCode, LambdaConfig};
+use stoker_tests::fleet::{Fleet, Plan};
+
+use super::zips::{aws, right, zipped};
+
+const PYTHON: &str = r#"
+import logging
+from decimal import Decimal
+logging.getLogger().setLevel("INFO")
+def handler(event, context):
+    logging.info("a record")
+    print("a line")
+    if "raise" in event:
+        raise KeyError("lost")
+    if "lambda" in event:
+        return lambda: 1
+    return {"got": event, "half": Decimal("0.5"), "umlaut": "ü", "version": context.function_version, "name": context.function_name,
+            "client": context.client_context and context.client_context.custom, "time": context.get_remaining_time_in_millis() > 0,
+            "identity": context.identity.cognito_identity_id}
+"#;
+
+const NODE: &str = r#"
+exports.promised = async (event, context) => {
+  if (event.throw) throw new TypeError('lost');
+  return { got: event, version: context.functionVersion, time: context.getRemainingTimeInMillis() > 0 };
+};
+exports.called = (event, context, callback) => setImmediate(() => callback(event.bad ? new RangeError('far') : null, { got: event }));
+exports.nothing = () => { setImmediate(() => {}); };
+exports.inner = { succeeds: (event, context) => context.succeed('done') };
+exports.rejects = () => { Promise.reject(new Error('nobody waits')); return new Promise(() => {}); };
+exports.streams = awslambda.streamifyResponse(async (event, stream, context) => {
+  stream = awslambda.HttpResponseStream.from(stream, { statusCode: 201, headers: { 'x-made': 'by hand' } });
+  for (const piece of ['one ', 'two ', context.functionName]) stream.write(piece);
+  stream.end();
+});
+"#;
+
+async fn start() -> (tempfile::TempDir, Fleet) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut plan = Plan::default();
+    plan.resources.memory = 2 << 30;
+    let code = Some(LambdaCode::Directory(directory.path().join("code")));
+    plan.balancer.lambda = LambdaConfig { code, ..LambdaConfig::default() };
+    (directory, plan.start([]).await)
+}
+
+fn has(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there {
+        println!("left out: {program} is missing");
+    }
+    there
+}
+
+fn function(name: &str, runtime: &str, handler: &str, zip: &str) -> Value {
+    json!({"FunctionName": name, "Role": "r", "Runtime": runtime, "Handler": handler, "Timeout": 20, "Code": {"ZipFile": zip}})
+}
+
+/// What a function that failed says.
+async fn failure(fleet: &Fleet, name: &str, event: &Value) -> (String, String) {
+    let path = format!("/2015-03-31/functions/{name}/invocations");
+    let page = fleet.clients.page("POST", &path, &[], event.to_string()).await;
+    assert_eq!((page.status, page.header("x-amz-function-error")), (200, "Unhandled"), "{name}");
+    let said: Value = serde_json::from_slice(&page.body).unwrap();
+    let text = |field: &str| said[field].as_str().unwrap_or_default().to_owned();
+    (text("errorType"), text("errorMessage"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_in_python() {
+    if !has("python3") {
+        return;
+    }
+    let (_directory, fleet) = start().await;
+    let zip = zipped(&[
+        ("app/func.py", PYTHON.as_bytes()),
+        ("broken.py", b"def f(:"),
+        ("bad.py", b"import absent"),
+    ]);
+    right(&fleet, "POST", "", &function("good", "python3.12", "app/func.handler", &zip)).await;
+    let said = right(&fleet, "POST", "/good/invocations", &json!({"a": [1, "ü"]})).await;
+    let wanted = json!({"got": {"a": [1, "ü"]}, "half": 0.5, "umlaut": "ü", "version": "$LATEST", "name": "good", "client": null,
+        "time": true, "identity": null});
+    assert_eq!(said, wanted);
+    assert_eq!(failure(&fleet, "good", &json!({"raise": 1})).await, ("KeyError".into(), "'lost'".into()));
+    let (kind, text) = failure(&fleet, "good", &json!({"lambda": 1})).await;
+    assert_eq!(kind, "Runtime.MarshalError");
+    assert!(text.contains("function is not JSON serializable"), "{text}");
+    for (at, (handler, kind, text)) in [
+        ("broken.f", "Runtime.UserCodeSyntaxError", "Syntax error in module 'broken'"),
+        ("bad.f", "Runtime.ImportModuleError", "Unable to import module 'bad': No module named 'absent'"),
+        ("app/func.absent", "Runtime.HandlerNotFound", "Handler 'absent' missing on module 'app.func'"),
+        ("plain", "Runtime.MalformedHandlerName", "Bad handler 'plain'"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("bad-{at}");
+        right(&fleet, "POST", "", &function(&name, "python3.12", handler, &zip)).await;
+        let (seen, said) = failure(&fleet, &name, &json!({})).await;
+        assert!(seen == kind && said.contains(text), "{handler}: {seen}: {said}");
+    }
+    // Its place is taken.
+    let taken = zipped(&[(".stoker/run.py", b"")]);
+    let (status, said) = aws(&fleet, "PUT", "/good/code", &json!({"ZipFile": taken})).await;
+    assert!(status == 400 && said["message"].as_str().unwrap().contains("no name for a file"), "{said}");
+    fleet.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_in_node() {
+    if !has("node") {
+        return;
+    }
+    let (_directory, fleet) = start().await;
+    let module = b"export const handler = async (event) => ({ module: event });";
+    let zip = zipped(&[("dir/index.js", NODE.as_bytes()), ("new.mjs", module)]);
+    for (name, handler) in [
+        ("promised", "dir/index.promised"),
+        ("called", "dir/index.called"),
+        ("nothing", "dir/index.nothing"),
+        ("succeeds", "dir/index.inner.succeeds"),
+        ("rejects", "dir/index.rejects"),
+        ("streams", "dir/index.streams"),
+        ("new", "new.handler"),
+        ("absent", "dir/index.absent"),
+        ("nowhere", "nowhere.handler"),
+    ] {
+        right(&fleet, "POST", "", &function(name, "nodejs20.x", handler, &zip)).await;
+    }
+    for (name, wanted) in [
+        ("promised", json!({"got": {"a": 1}, "version": "$LATEST", "time": true})),
+        ("called", json!({"got": {"a": 1}})),
+        ("nothing", Value::Null),
+        ("succeeds", json!("done")),
+        ("new", json!({"module": {"a": 1}})),
+    ] {
+        for _ in 0..2 {
+            let said = right(&fleet, "POST", &format!("/{name}/invocations"), &json!({"a": 1})).await;
+            assert_eq!(said, wanted, "{name}");
+        }
+    }
+    for (name, event, kind, text) in [
+        ("promised", json!({"throw": 1}), "TypeError", "lost"),
+        ("called", json!({"bad": 1}), "RangeError", "far"),
+        ("rejects", json!({}), "Runtime.UnhandledPromiseRejection", "Error: nobody waits"),
+        ("absent", json!({}), "Runtime.HandlerNotFound", "dir/index.absent is undefined or not exported"),
+        ("nowhere", json!({}), "Runtime.ImportModuleError", "Error: Cannot find module 'nowhere'"),
+    ] {
+        let seen = failure(&fleet, name, &event).await;
+        assert_eq!(seen, (kind.to_owned(), text.to_owned()), "{name}");
+    }
+    // Its head comes first, for those who understand it.
+    let page = fleet.clients.page("POST", "/invoke/default/streams", &[], "{}".to_owned()).await;
+    let body =
+        [r#"{"statusCode":201,"headers":{"x-made":"by hand"}}"#, "one two streams"].join("\0\0\0\0\0\0\0\0");
+    assert_eq!((page.status, &page.body[..]), (200, body.as_bytes()));
+    fleet.end().await;
+}
