@@ -175,6 +175,16 @@ async fn follow(name: &str) {
     std::fs::create_dir(&work).unwrap();
     furnish(&work);
     std::fs::write(work.join(".page"), script(&page)).unwrap();
+    // What the page runs may lie below the directory that it has of its own.
+    let hidden = [root(), program("stoker").parent().unwrap().to_owned()];
+    let hidden = hidden.iter().enumerate().filter(|(_, path)| path.starts_with("/tmp"));
+    let (keep, show): (String, String) = hidden
+        .map(|(at, path)| {
+            let (kept, path) = (format!("/mnt/kept-{at}"), quoted(&path.to_string_lossy()));
+            let keep = format!("mkdir {kept} && mount --bind {path} {kept}\n");
+            (keep, format!("mkdir -p {path} && mount --bind {kept} {path}\n"))
+        })
+        .unzip();
     // Its own machine. What is laid over the machine's directories lies in memory and goes with it.
     let outer = format!(
         r#"
@@ -187,8 +197,8 @@ for part in etc usr/local; do
 done
 echo '127.0.0.1 localhost lb.example runner-1 runner.example fleet.example' >/etc/hosts
 mkdir -p /srv/stoker && mount --bind {work} /srv/stoker
-mount -t tmpfs -o size=512m,mode=1777 page /tmp
-cd /srv/stoker
+{keep}mount -t tmpfs -o size=512m,mode=1777 page /tmp
+{show}cd /srv/stoker
 exec bash .page
 "#,
         work = quoted(&work.to_string_lossy())

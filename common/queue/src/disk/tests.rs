@@ -17,6 +17,15 @@ async fn it_conforms() {
 }
 
 #[tokio::test]
+async fn many_calls_at_once_end_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = Config { lease: conformance::LONG_LEASE, ..config(directory.path()) };
+    let queue = Arc::new(DiskQueue::open(config).await.unwrap());
+    conformance::many(queue.clone()).await;
+    queue.stop().await;
+}
+
+#[tokio::test]
 async fn what_was_accepted_is_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let queue = DiskQueue::open(config(directory.path())).await.unwrap();

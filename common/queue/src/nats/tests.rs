@@ -18,6 +18,15 @@ async fn it_conforms() {
 }
 
 #[tokio::test]
+async fn many_calls_at_once_end_once() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(Config { lease: conformance::LONG_LEASE, ..config(&nats) }).await.unwrap();
+    let queue = Arc::new(queue);
+    conformance::many(queue.clone()).await;
+    queue.stop().await;
+}
+
+#[tokio::test]
 async fn balancers_share_it_and_a_killed_server_forgets_nothing() {
     let Some(mut nats) = Nats::start().await else { return };
     let one = NatsQueue::open(config(&nats)).await.unwrap();
