@@ -468,6 +468,7 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             stream_burst: options.stream_burst,
             snap_start: options.snap_start,
             version: options.version,
+            opt: options.opt.into(),
         },
         memory: if f.memory == 0 { limits::DEFAULT_MEMORY } else { f.memory },
         cpu_millis: f.cpu_millis,
@@ -515,6 +516,7 @@ fn to_format_options(o: &FormatOptions) -> v1::FormatOptions {
         stream_burst: o.stream_burst,
         snap_start: o.snap_start,
         version: o.version,
+        opt: o.opt.to_string_lossy().into_owned(),
     }
 }
 

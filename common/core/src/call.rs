@@ -10,6 +10,10 @@ pub const CHUNK: usize = 64 * 1024;
 /// Credit that a receiver of a body gives at first, in bytes: one call holds no more than this in any one place.
 pub const WINDOW: u32 = 256 * 1024;
 
+/// A receiver gives credit anew when it has taken so much. Half of a window is enough for a sender to go on with meanwhile, and each time is a frame, a
+/// write and perhaps somebody woken.
+pub const REFILL: u32 = WINDOW / 2;
+
 /// Most bytes of names and values of a call's headers together.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 

@@ -243,6 +243,13 @@ pub struct FormatOptions {
     /// of what it sends to runners; nobody applies it.
     #[serde(skip_serializing_if = "is_zero")]
     pub version: u64,
+    /// `lambda`: a directory of the host that a function with the host's files sees as `/opt`, in the place of the host's; empty: the host's.
+    #[serde(skip_serializing_if = "no_path")]
+    pub opt: PathBuf,
+}
+
+fn no_path(path: &Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -281,6 +288,10 @@ impl FormatOptions {
         only(self.stream_burst > 0, "stream_burst", &[Lambda]);
         only(self.snap_start, "snap_start", &[Lambda]);
         only(self.version > 0, "version", &[Lambda]);
+        only(!no_path(&self.opt), "opt", &[Lambda]);
+        if !no_path(&self.opt) && (!self.opt.is_absolute() || self.opt.as_os_str().len() > 4096) {
+            problems.push(format!("opt: {}", not_absolute(&self.opt)));
+        }
         for (key, value) in [("stream_rate", self.stream_rate), ("stream_burst", self.stream_burst)] {
             if value > 0 && !Self::STREAM.contains(&value) {
                 problems.push(format!("{key} is not between 32KiB and 64MiB"));
@@ -617,6 +628,9 @@ impl FunctionSpec {
         }
         for problem in self.format_options.problems(self.format) {
             wrong("format_options", problem);
+        }
+        if self.root != Root::Host && !no_path(&self.format_options.opt) {
+            wrong("format_options", "opt: a function with files of its own has its `/opt` in them".into());
         }
         range(&mut wrong, "memory", self.memory, &limits::MEMORY, crate::units::format_size);
         range(&mut wrong, "cpu", self.cpu_millis, &limits::CPU_MILLIS, crate::units::format_cpu);
