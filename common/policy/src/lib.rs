@@ -10,4 +10,6 @@ pub mod launch;
 pub mod placement;
 pub mod prewarm;
 pub mod scaling;
+pub mod sharing;
+pub mod silence;
 pub mod waiting;
