@@ -1,7 +1,9 @@
-//! Every placer over the same calls, one line each: `cargo run --release -p stoker-simulate --example compare [LOAD] [SEED] [SCENARIO]`.
+//! Every placer over the same calls, one line each: `cargo run --release -p stoker-simulate --example compare [LOAD] [SEED] [SCENARIO] [PLACER]`.
+//! A scenario is `base`, or what differs from it, with commas: `free,sixteen`.
 
+use stoker_core::resources::Resources;
 use stoker_simulate::trace::synthetic::Steady;
-use stoker_simulate::{Placer, Scenario, run};
+use stoker_simulate::{Kind, Placer, Scenario, run};
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -9,16 +11,32 @@ fn main() {
     let load: f64 = word(0, "0.6").parse().expect("the load is a number");
     let seed: u64 = word(1, "1").parse().expect("the seed is a number");
     let mut scenario = Scenario { seed, ..Scenario::default() };
-    match word(2, "base").as_str() {
-        "free" => scenario.launches_compute = false,
-        "one" => scenario.balancers = 1,
-        "sixteen" => scenario.balancers = 16,
-        "half" => scenario.runners[0].size.memory /= 2,
-        "hundred" => scenario.runners[0].count = 100,
-        _ => {}
+    let (mut functions, mut skew) = (1000, Steady::default().skew);
+    for change in word(2, "base").split(',') {
+        let size = scenario.runners[0].size;
+        match change {
+            "free" => scenario.launches_compute = false,
+            "one" => scenario.balancers = 1,
+            "sixteen" => scenario.balancers = 16,
+            "half" => scenario.runners[0].size.memory /= 2,
+            "double" => scenario.runners[0].size.memory *= 2,
+            "hundred" => (scenario.runners[0].count, functions) = (100, 5000),
+            "flat" => skew = 0.8,
+            "steep" => skew = 1.5,
+            "mixed" => {
+                let of = |times: f64| Resources {
+                    memory: (size.memory as f64 * times) as u64,
+                    cpu_millis: (f64::from(size.cpu_millis) * times) as u32,
+                    slots: (f64::from(size.slots) * times) as u32,
+                };
+                let kinds = [(5, 2.0), (10, 1.0), (5, 0.5)];
+                scenario.runners = kinds.map(|(count, times)| Kind { count, size: of(times) }).to_vec();
+            }
+            "base" => {}
+            other => panic!("there is no scenario `{other}`"),
+        }
     }
-    let functions = if scenario.runners[0].count == 100 { 5000 } else { 1000 };
-    let trace = Steady { work: load * scenario.cores(), seed, functions, ..Steady::default() }.trace();
+    let trace = Steady { work: load * scenario.cores(), seed, functions, skew, ..Steady::default() }.trace();
     println!("{}, {} calls, {:.1} s", trace.title, trace.calls.len(), trace.span as f64 / 1e6);
     let only = word(3, "");
     for placer in Placer::ALL.into_iter().filter(|placer| only.is_empty() || placer.as_str() == only) {

@@ -26,6 +26,12 @@ const MINUTE: Micros = 60 * SECOND;
 /// A line with 1,440 numbers and three hashes is 10 KiB; more than this is no line of these files.
 const LONGEST_LINE: usize = 256 << 10;
 const MIB: f64 = (1 << 20) as f64;
+/// Minutes of a day, a column each.
+const MINUTES: usize = 1440;
+/// No call of these traces took longer, in seconds; they are of two weeks.
+const LONGEST_CALL: f64 = 14.0 * 86_400.0;
+/// Nor is a time later: it counts from the beginning of the trace, or from 1970.
+const LATEST: f64 = 1e10;
 
 /// What part of a trace is read, and what is made up for it.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +95,14 @@ fn lines(
         if line.len() == LONGEST_LINE {
             return Err(wrong(number, format!("the line has more than {LONGEST_LINE} bytes")));
         }
-        let text = std::str::from_utf8(&line).map_err(|_| wrong(number, "it is not text".to_owned()))?;
+        let text = std::str::from_utf8(&line).map_err(|_| {
+            let packed = number == 1 && line.starts_with(&[0x1f, 0x8b]);
+            wrong(
+                number,
+                if packed { "it is packed: unpack it with gunzip first" } else { "it is not text" }
+                    .to_owned(),
+            )
+        })?;
         let fields: Vec<&str> =
             text.trim_end().split(',').map(|field| field.trim().trim_matches('"')).collect();
         if number == 1 {
@@ -108,6 +121,15 @@ fn number(field: Option<&&str>, what: &str) -> Result<f64, String> {
     let field = field.ok_or_else(|| format!("{what} is missing"))?;
     let value: f64 = field.parse().map_err(|_| format!("{what} is `{field}`, not a number"))?;
     if value.is_finite() { Ok(value) } else { Err(format!("{what} is `{field}`")) }
+}
+
+/// A time in seconds, no longer than that.
+fn time(field: Option<&&str>, most: f64, what: &str) -> Result<Micros, String> {
+    let seconds = number(field, what)?;
+    match (0.0..=most).contains(&seconds) {
+        true => Ok((seconds * SECOND as f64) as Micros),
+        false => Err(format!("{what} is {seconds} s, not between 0 and {most}")),
+    }
 }
 
 fn chosen(name: &str, part: f64) -> bool {
@@ -134,7 +156,7 @@ fn too_many(file: &Path) -> Unreadable {
 /// What is missing, or what is wrong with it, and where.
 pub fn of_2019(folder: &Path, selection: &Selection) -> Result<Trace, Unreadable> {
     let (from, span) = (micros(selection.from), micros(selection.span));
-    let day = 1440 * MINUTE;
+    let day = MINUTES as u64 * MINUTE;
     let mut random = Random::new(selection.seed, 13);
     let mut known: HashMap<String, u32> = HashMap::new();
     let mut functions = Vec::new();
@@ -150,12 +172,15 @@ pub fn of_2019(folder: &Path, selection: &Selection) -> Result<Trace, Unreadable
             let [owner, app, name, trigger, ..] = fields else {
                 return Err("it has fewer than four columns".to_owned());
             };
+            if fields.len() != 4 + MINUTES {
+                return Err(format!("it has {} columns after the fourth, not {MINUTES}", fields.len() - 4));
+            }
             let name = format!("{app}/{name}");
             if full || !chosen(&name, selection.part) {
                 return Ok(());
             }
             let takes = durations.get(&name);
-            for (minute, count) in (0u64..1440).zip(&fields[4..]) {
+            for (minute, count) in (0u64..).zip(&fields[4..]) {
                 let begin = nth * day + minute * MINUTE;
                 if *count == "0" || begin + MINUTE <= from || begin >= from + span {
                     continue;
@@ -225,7 +250,7 @@ fn durations_of(file: &Path) -> Result<HashMap<String, Percentiles>, Unreadable>
         let mut least = 0.0_f64;
         for (time, field) in times.iter_mut().zip(7..) {
             // Never falling, whatever was logged.
-            least = least.max(number(fields.get(field), "a percentile")? * 1000.0);
+            least = least.max(number(fields.get(field), "a percentile")?.min(LONGEST_CALL * 1e3) * 1e3);
             *time = least;
         }
         durations.insert(format!("{}/{}", fields[1], fields[2]), Percentiles(times));
@@ -246,9 +271,9 @@ pub fn of_2021(file: &Path, selection: &Selection) -> Result<Trace, Unreadable> 
     let mut full = false;
     lines(file, &["app", "func", "end_timestamp", "duration"], |fields| {
         let name = format!("{}/{}", fields[0], fields.get(1).copied().unwrap_or_default());
-        let end = number(fields.get(2), "end_timestamp")?;
-        let takes = (number(fields.get(3), "duration")?.max(0.0) * SECOND as f64) as Micros;
-        let at = ((end.max(0.0) * SECOND as f64) as Micros).saturating_sub(takes);
+        let end = time(fields.get(2), LATEST, "end_timestamp")?;
+        let takes = time(fields.get(3), LONGEST_CALL, "duration")?;
+        let at = end.saturating_sub(takes);
         if !(from..from + span).contains(&at) || !chosen(&name, selection.part) {
             return Ok(());
         }
@@ -345,6 +370,27 @@ mod tests {
         let error = |name: &str| of_2021(&folder.path().join(name), &Selection::default()).unwrap_err();
         assert!(error("t.csv").to_string().ends_with("t.csv, line 3: end_timestamp is `soon`, not a number"));
         assert!(error("u.csv").to_string().contains("should begin with app,func"));
+        for (end, takes, what) in [
+            ("10", "-5", "duration is -5 s, not between 0 and 1209600"),
+            ("-1", "0", "end_timestamp is -1 s"),
+            ("1e300", "1", "end_timestamp is 1000"),
+            ("inf", "1", "end_timestamp is `inf`"),
+            ("5", "1e300", "duration is 1000"),
+            ("5", "", "duration is ``, not a number"),
+        ] {
+            let text = format!("app,func,end_timestamp,duration\na,f,{end},{takes}\n");
+            std::fs::write(folder.path().join("v.csv"), text).unwrap();
+            let said = error("v.csv").to_string();
+            assert!(said.contains("v.csv, line 2: ") && said.contains(what), "{said}");
+        }
+        std::fs::write(folder.path().join("w.csv"), b"\x1f\x8b\x08\0\xff").unwrap();
+        assert!(
+            error("w.csv").to_string().ends_with("w.csv, line 1: it is packed: unpack it with gunzip first")
+        );
         assert!(of_2019(folder.path(), &Selection::default()).is_err());
+        let mut files = files();
+        files[0].1 = files[0].1.trim_end().to_owned() + ",7\n";
+        let said = of_2019(self::folder(&files).path(), &Selection::default()).unwrap_err().to_string();
+        assert!(said.ends_with("line 3: it has 1441 columns after the fourth, not 1440"), "{said}");
     }
 }
