@@ -26,12 +26,46 @@ pub struct App {
     /// Kept for clients that ask for it back.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub shape: String,
+    /// Layers of AWS Lambda's API, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layers: BTreeMap<String, Layer>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
     /// Milliseconds since 1970.
     pub updated_ms: u64,
     /// Counts its changes, so that who changes it can say which state of it was seen.
     pub changes: u64,
+}
+
+/// Files that functions of an app can have besides their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Layer {
+    /// Versions that were ever made: none has the number of another that was removed.
+    pub made: u64,
+    /// From the first on.
+    pub versions: Vec<LayerVersion>,
+}
+
+/// What does not change any more of a layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LayerVersion {
+    pub number: u64,
+    /// By which its files are found again.
+    pub at: String,
+    /// Of its zip, in base64.
+    pub sha256: String,
+    /// Bytes of its zip, and of what is in it.
+    pub size: u64,
+    pub unpacked: u64,
+    /// Kept for clients that ask for it back.
+    pub description: String,
+    pub license: String,
+    pub runtimes: Vec<String>,
+    pub architectures: Vec<String>,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
 }
 
 /// The records of all apps that have one.

@@ -9,8 +9,9 @@ use stoker_core::ids::{Incarnation, RunnerName};
 use stoker_core::resources::Resources;
 
 use crate::apps::{self, App};
+use crate::places::ByHolder;
 use crate::revisions::{Change, Expect, Refusal, Split, Wish};
-use crate::{Applied, Error, Fleet, Places, Registry};
+use crate::{Applied, Claim, Claims, Error, Fleet, Places, Registry};
 
 /// A function to test with.
 #[must_use]
@@ -49,26 +50,44 @@ pub async fn run(registry: &dyn Registry) {
     fleet(registry).await;
 }
 
-/// However they are asked for, all together are never more than the limit.
+/// However they are asked for, all together are never more than the limit, and everybody sees who wants what.
 async fn places(registry: &dyn Registry) {
     let name = function("app", "limited").name;
     let (one, other) = (registry.places("one"), registry.places("other"));
-    let held =
-        async |who: &Arc<dyn Places>, limit, want| who.hold(&name, limit, want).await.expect("it answers");
+    assert_eq!(other.holder(), "other");
+    let hold =
+        async |who: &Arc<dyn Places>, limit, claim| who.hold(&name, limit, claim).await.expect("it answers");
+    let held = async |who, limit, places| hold(who, limit, Claim::of(places)).await;
     assert_eq!(held(&one, 5, 3).await, 3);
     assert_eq!(held(&other, 5, 3).await, 2, "what is left");
+    let mut seen = one.claims();
+    let mut sees = async |wanted: &[(&str, Claim)]| {
+        let wanted: ByHolder = wanted.iter().map(|(who, claim)| ((*who).to_owned(), *claim)).collect();
+        let all = |claims: &Arc<Claims>| {
+            claims.by_function.get(&name).map_or(wanted.is_empty(), |holders| **holders == wanted)
+        };
+        seen.wait_for(all).await.expect("the registry lives");
+    };
+    sees(&[("one", Claim::of(3)), ("other", Claim { wants: 3, ..Claim::of(2) })]).await;
     assert_eq!(held(&other, 5, 1).await, 1, "it gives one back");
     assert_eq!(held(&one, 5, 9).await, 4);
     assert_eq!(held(&one, 3, 9).await, 2, "the limit came down");
     assert_eq!(held(&other, 0, 1).await, 0);
     assert_eq!(held(&one, 5, 5).await, 5);
+    let patient = Claim { places: 0, wants: 2, ticket: 7 };
+    assert_eq!(hold(&other, 5, patient).await, 0, "it only says what it would have");
+    sees(&[("one", Claim::of(5)), ("other", patient)]).await;
+    assert_eq!(held(&other, 5, 0).await, 0);
+    sees(&[("one", Claim::of(5))]).await;
     let many: Vec<_> = (0..4).map(|n| registry.places(&format!("many{n}"))).collect();
     assert_eq!(held(&one, 5, 0).await, 0);
+    sees(&[]).await;
     let taken = futures_util::future::join_all(many.iter().map(|who| held(who, 5, 2))).await;
     assert_eq!(taken.iter().sum::<u32>(), 5, "side by side: {taken:?}");
     for who in &many {
         held(who, 0, 0).await;
     }
+    sees(&[]).await;
 }
 
 async fn apps(registry: &dyn Registry) {

@@ -27,7 +27,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::apps::{App, Apps};
 use crate::revisions::{Change, Outcome, Wish};
-use crate::{Error, Fleet, Functions, Places, Registration, Registry, now_ms};
+use crate::{Claims, Error, Fleet, Functions, Places, Registration, Registry, now_ms};
 pub use figures::{Figures, Part};
 use functions::Changed;
 use link::{Link, Trouble};
@@ -86,6 +86,7 @@ pub struct EtcdRegistry {
     fleet: OnceLock<Arc<View<Fleet>>>,
     functions: OnceLock<Arc<View<Functions>>>,
     apps: OnceLock<Arc<View<Apps>>>,
+    claims: OnceLock<Arc<View<Claims>>>,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
 }
@@ -121,6 +122,7 @@ impl EtcdRegistry {
             fleet: OnceLock::new(),
             functions: OnceLock::new(),
             apps: OnceLock::new(),
+            claims: OnceLock::new(),
             _stop_on_drop: stop.clone().drop_guard(),
             stop,
         })
@@ -203,7 +205,8 @@ impl Registry for EtcdRegistry {
     }
 
     fn places(&self, holder: &str) -> Arc<dyn Places> {
-        Arc::new(EtcdPlaces::start(self.link.clone(), self.lease, holder))
+        let claims = self.view(&self.claims).subscribe();
+        Arc::new(EtcdPlaces::start(self.link.clone(), claims, self.lease, holder))
     }
 
     async fn put_app(&self, name: &str, app: App) -> Result<(), Error> {

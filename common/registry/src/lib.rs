@@ -8,6 +8,7 @@ pub mod apps;
 pub mod conformance;
 pub mod etcd;
 pub mod memory;
+pub mod places;
 pub mod revisions;
 mod stored;
 #[cfg(feature = "testing")]
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use apps::{App, Apps};
 pub use etcd::EtcdRegistry;
 pub use memory::MemoryRegistry;
+pub use places::{Claim, Claims, Places};
 use revisions::{Change, Outcome, Refusal, Release, Revision, Wish};
 
 /// Every runner that is registered.
@@ -215,20 +217,6 @@ pub trait Registry: Send + Sync + 'static {
     /// # Errors
     /// The store's.
     async fn delete_app(&self, name: &str) -> Result<bool, Error>;
-}
-
-/// Places for calls of functions of which there may be so many at once, over all who let calls in.
-#[async_trait]
-pub trait Places: Send + Sync {
-    /// Holds as many places of a function as are wanted, fewer than before too, as far as all who hold some stay within the limit; how many
-    /// it holds now.
-    ///
-    /// # Errors
-    /// The store's. What is held then is not known.
-    async fn hold(&self, name: &FunctionName, limit: u32, want: u32) -> Result<u32, Error>;
-
-    /// Counts how often everything that was held may have gone to others, because the store had not heard of the holder for too long.
-    fn lost(&self) -> watch::Receiver<u64>;
 }
 
 /// A runner's place in the fleet. Dropping it takes the runner out.

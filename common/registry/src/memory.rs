@@ -1,6 +1,5 @@
 //! The registry of one process: tables in memory and, where a file is given, functions and apps that survive a restart.
 
-use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +12,7 @@ use stoker_core::ids::{Incarnation, RunnerName};
 use tokio::sync::watch;
 
 use crate::apps::{App, Apps};
+use crate::places::{ByHolder, Claim, Claims};
 use crate::revisions::{Change, Outcome, Release, Revision, Wish};
 use crate::stored::{Head, Older};
 use crate::{Error, Fleet, Functions, Places, Registration, Registry, now_ms};
@@ -25,11 +25,8 @@ pub struct MemoryRegistry {
     apps: Arc<watch::Sender<Arc<Apps>>>,
     /// Where functions and apps are kept. The lock orders writers: a snapshot is published only after the file holds it.
     file: Arc<Mutex<Option<PathBuf>>>,
-    places: Arc<Mutex<Held>>,
+    places: Arc<watch::Sender<Arc<Claims>>>,
 }
-
-/// Places of functions, by who holds them.
-type Held = HashMap<FunctionName, HashMap<String, u32>>;
 
 impl Default for MemoryRegistry {
     fn default() -> Self {
@@ -202,24 +199,37 @@ impl Registry for MemoryRegistry {
 
 /// Places of one holder in [`MemoryRegistry`].
 struct MemoryPlaces {
-    all: Arc<Mutex<Held>>,
+    all: Arc<watch::Sender<Arc<Claims>>>,
     holder: String,
 }
 
 #[async_trait]
 impl Places for MemoryPlaces {
-    async fn hold(&self, name: &FunctionName, limit: u32, want: u32) -> Result<u32, Error> {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        let holders = all.entry(name.clone()).or_default();
-        holders.remove(&self.holder);
-        let others = holders.values().fold(0u32, |sum, held| sum.saturating_add(*held));
-        let held = want.min(limit.saturating_sub(others));
-        holders.insert(self.holder.clone(), held);
-        holders.retain(|_, held| *held > 0);
-        if holders.is_empty() {
-            all.remove(name);
-        }
-        Ok(held)
+    fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    async fn hold(&self, name: &FunctionName, limit: u32, claim: Claim) -> Result<u32, Error> {
+        let mut places = 0;
+        self.all.send_if_modified(|all| {
+            let holders = all.by_function.get(name);
+            let others = holders.into_iter().flat_map(|holders| holders.iter());
+            let others = others.filter(|(holder, _)| **holder != self.holder);
+            let others = others.fold(0u32, |sum, (_, claim)| sum.saturating_add(claim.places));
+            places = claim.places.min(limit.saturating_sub(others));
+            let claim = Claim { places, ..claim };
+            let before = holders.and_then(|holders| holders.get(&self.holder)).copied();
+            let changed = before.unwrap_or_default() != claim;
+            if changed {
+                Arc::make_mut(all).put(name.clone(), &self.holder, claim);
+            }
+            changed
+        });
+        Ok(places)
+    }
+
+    fn claims(&self) -> watch::Receiver<Arc<Claims>> {
+        self.all.subscribe()
     }
 
     fn lost(&self) -> watch::Receiver<u64> {
@@ -229,10 +239,14 @@ impl Places for MemoryPlaces {
 
 impl Drop for MemoryPlaces {
     fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, holders| {
-            holders.remove(&self.holder);
-            !holders.is_empty()
+        self.all.send_if_modified(|all| {
+            let of = |holders: &Arc<ByHolder>| holders.contains_key(&self.holder);
+            let names: Vec<_> = all.by_function.iter().filter(|(_, holders)| of(holders)).collect();
+            let names: Vec<_> = names.into_iter().map(|(name, _)| name.clone()).collect();
+            for name in &names {
+                Arc::make_mut(all).remove(name, &self.holder);
+            }
+            !names.is_empty()
         });
     }
 }

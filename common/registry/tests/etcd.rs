@@ -12,7 +12,7 @@ use stoker_core::ids::Incarnation;
 use stoker_registry::etcd::{Config, Tls, User};
 use stoker_registry::revisions::{Change, Split};
 use stoker_registry::testing::Etcd;
-use stoker_registry::{Applied, Error, EtcdRegistry, Fleet, Functions, Registry as _, conformance};
+use stoker_registry::{Applied, Claim, Error, EtcdRegistry, Fleet, Functions, Registry as _, conformance};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -92,23 +92,32 @@ async fn places_are_lost_with_their_lease_and_given_back_by_who_goes() {
     let (here, there) = (registry(&etcd), registry(&etcd));
     let name = conformance::function("app", "limited").name;
     let (one, other) = (here.places("one"), there.places("other"));
-    assert_eq!(one.hold(&name, 3, 3).await.unwrap(), 3);
-    assert_eq!(other.hold(&name, 3, 1).await.unwrap(), 0);
+    assert_eq!(one.hold(&name, 3, Claim::of(3)).await.unwrap(), 3);
+    assert_eq!(other.hold(&name, 3, Claim::of(1)).await.unwrap(), 0);
     let rows = etcd.get("/stoker/v1/places/").await;
     assert_eq!(
         rows,
-        [("/stoker/v1/places/app/limited/one".to_owned(), r#"{"version":1,"places":3}"#.to_owned())]
+        [
+            (
+                "/stoker/v1/places/app/limited/one".to_owned(),
+                r#"{"version":1,"places":3,"wants":3,"ticket":0}"#.to_owned()
+            ),
+            (
+                "/stoker/v1/places/app/limited/other".to_owned(),
+                r#"{"version":1,"places":0,"wants":1,"ticket":0}"#.to_owned()
+            )
+        ]
     );
     // Its holder was not heard of for too long: it is told, and others have them.
     let mut lost = one.lost();
     lost.mark_unchanged();
     etcd.revoke_leases().await;
     lost.changed().await.unwrap();
-    assert_eq!(other.hold(&name, 3, 2).await.unwrap(), 2);
-    assert_eq!(one.hold(&name, 3, 3).await.unwrap(), 1, "what is left, with another lease");
+    assert_eq!(other.hold(&name, 3, Claim::of(2)).await.unwrap(), 2);
+    assert_eq!(one.hold(&name, 3, Claim::of(3)).await.unwrap(), 1, "what is left, with another lease");
     // A lease that is gone is noticed by who holds more, too.
     etcd.revoke_leases().await;
-    assert_eq!(other.hold(&name, 3, 3).await.unwrap(), 3);
+    assert_eq!(other.hold(&name, 3, Claim::of(3)).await.unwrap(), 3);
 }
 
 #[tokio::test]

@@ -15,6 +15,8 @@ pub enum Part {
     Apps,
     /// A runner's place in the fleet.
     Registration,
+    /// The view of the places of functions with a limit.
+    Places,
 }
 
 impl Part {
@@ -26,6 +28,7 @@ impl Part {
             Part::Functions => "functions",
             Part::Apps => "apps",
             Part::Registration => "registration",
+            Part::Places => "places",
         }
     }
 }
@@ -34,7 +37,7 @@ impl Part {
 #[derive(Debug, Default)]
 pub struct Figures {
     answered_ms: AtomicU64,
-    parts: [Of; 4],
+    parts: [Of; 5],
 }
 
 #[derive(Debug, Default)]

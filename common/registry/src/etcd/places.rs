@@ -1,4 +1,4 @@
-//! Places of functions with a limit, in etcd: below each function a key for every holder, with how many it holds, that lives as long as its lease.
+//! Places of functions with a limit, in etcd: below each function a key for every holder, with how many it holds and wants, that lives as long as its lease.
 //!
 //! Whoever wants more reads what the others hold, and writes its own key only if none of theirs has changed since: all together never
 //! hold more than the limit. A holder that is gone takes its keys along when its lease ends.
@@ -15,14 +15,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::link::{self, Link, Trouble};
 use super::record;
-use crate::{Error, Places};
+use crate::Error;
+use crate::places::{Claim, Claims, Places};
 
 /// Changes that wait for their turn.
 const WAITING: usize = 64;
 
 /// See the module. Its task ends, and its places are given back, when it is dropped.
 pub struct EtcdPlaces {
+    holder: String,
     asks: mpsc::Sender<Ask>,
+    claims: watch::Receiver<Arc<Claims>>,
     lost: watch::Receiver<u64>,
     _stop: DropGuard,
 }
@@ -30,32 +33,46 @@ pub struct EtcdPlaces {
 struct Ask {
     name: FunctionName,
     limit: u32,
-    want: u32,
+    claim: Claim,
     answer: oneshot::Sender<Result<u32, Error>>,
 }
 
 impl EtcdPlaces {
-    pub fn start(link: Arc<Link>, lease: Duration, holder: &str) -> Self {
+    pub fn start(
+        link: Arc<Link>,
+        claims: watch::Receiver<Arc<Claims>>,
+        lease: Duration,
+        holder: &str,
+    ) -> Self {
         let (asks, asked) = mpsc::channel(WAITING);
         let (lost, seen) = watch::channel(0);
         let stop = CancellationToken::new();
-        let holder = Holder { link, client: None, ttl: lease, name: holder.to_owned(), lease: None, lost };
-        tokio::spawn(holder.run(asked, stop.clone()));
-        Self { asks, lost: seen, _stop: stop.drop_guard() }
+        let (name, holder) = (holder.to_owned(), holder.to_owned());
+        let task = Holder { link, client: None, ttl: lease, name, lease: None, lost };
+        tokio::spawn(task.run(asked, stop.clone()));
+        Self { holder, asks, claims, lost: seen, _stop: stop.drop_guard() }
     }
 }
 
 #[async_trait]
 impl Places for EtcdPlaces {
-    async fn hold(&self, name: &FunctionName, limit: u32, want: u32) -> Result<u32, Error> {
+    fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    async fn hold(&self, name: &FunctionName, limit: u32, claim: Claim) -> Result<u32, Error> {
         let gone = || Error::Unavailable {
             attempt: "holding places in etcd".to_owned(),
             reason: "this is being stopped".to_owned(),
         };
         let (answer, told) = oneshot::channel();
-        let ask = Ask { name: name.clone(), limit, want, answer };
+        let ask = Ask { name: name.clone(), limit, claim, answer };
         self.asks.send(ask).await.map_err(|_| gone())?;
         told.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn claims(&self) -> watch::Receiver<Arc<Claims>> {
+        self.claims.clone()
     }
 
     fn lost(&self) -> watch::Receiver<u64> {
@@ -202,19 +219,20 @@ async fn write(
     let (mut mine, mut others) = (None, 0u32);
     for row in found.kvs() {
         // What cannot be read is nobody's that we know how to heed.
-        let held = record::places(row.value()).unwrap_or(0);
+        let claim = record::claim(row.value()).unwrap_or_default();
         match row.key() == own.as_bytes() {
-            true => mine = Some((held, row.lease())),
-            false => others = others.saturating_add(held),
+            true => mine = Some((claim, row.lease())),
+            false => others = others.saturating_add(claim.places),
         }
     }
-    let held = ask.want.min(ask.limit.saturating_sub(others));
-    if mine.map_or(held == 0, |(before, with)| before == held && with == lease && held > 0) {
+    let held = ask.claim.places.min(ask.limit.saturating_sub(others));
+    let claim = Claim { places: held, ..ask.claim };
+    if mine.map_or(claim.is_empty(), |(before, with)| before == claim && with == lease && !claim.is_empty()) {
         return Ok(Some(held));
     }
-    let change = match held {
-        0 => TxnOp::delete(own, None::<DeleteOptions>),
-        held => TxnOp::put(own, record::places_value(held), Some(PutOptions::new().with_lease(lease))),
+    let change = match claim.is_empty() {
+        true => TxnOp::delete(own, None::<DeleteOptions>),
+        false => TxnOp::put(own, record::claim_value(&claim), Some(PutOptions::new().with_lease(lease))),
     };
     let unchanged = Compare::mod_revision(all, CompareOp::Less, revision + 1).with_prefix();
     let done = link.within(link::kv(client).txn(Txn::new().when([unchanged]).and_then([change]))).await?;

@@ -19,6 +19,7 @@ use stoker_core::resources::Resources;
 use super::figures::Part;
 use super::view::Table;
 use crate::apps::{App, Apps};
+use crate::places::{Claim, Claims};
 use crate::revisions::{Release, Revision};
 use crate::stored::{Head, Older};
 use crate::{Fleet, Functions};
@@ -51,23 +52,35 @@ pub fn app_key(name: &str) -> String {
 
 /// What the holders of places of a function have their keys below.
 pub fn places_prefix(name: &FunctionName) -> String {
-    format!("/stoker/v1/places/{name}/")
+    format!("{}{name}/", Claims::PREFIX)
 }
 
 #[derive(Serialize, Deserialize)]
-struct Held {
+struct ClaimRecord {
     version: u32,
     places: u32,
+    /// A balancer of before there were turns wants what it has.
+    wants: Option<u32>,
+    #[serde(default)]
+    ticket: u64,
 }
 
-/// How many one of them holds.
-pub fn places_value(places: u32) -> Vec<u8> {
-    write(&Held { version: VERSION, places })
+/// What stands in etcd for a claim on places.
+pub fn claim_value(claim: &Claim) -> Vec<u8> {
+    let &Claim { places, wants, ticket } = claim;
+    write(&ClaimRecord { version: VERSION, places, wants: Some(wants), ticket })
 }
 
 /// Reads it.
-pub fn places(value: &[u8]) -> Option<u32> {
-    read(value).map(|held: Held| held.places).ok()
+pub fn claim(value: &[u8]) -> Result<Claim, Unreadable> {
+    let ClaimRecord { places, wants, ticket, .. } = read(value)?;
+    Ok(Claim { places, wants: wants.unwrap_or(places), ticket })
+}
+
+/// Whose claim a key below the prefix is, and on what.
+fn claim_of(key: &str) -> Option<(FunctionName, &str)> {
+    let (name, holder) = key.rsplit_once('/')?;
+    Some((function_of(name)?.0, holder))
 }
 
 /// Which function a key below the prefix is about, and which of its revisions before the newest.
@@ -328,6 +341,29 @@ impl Table for Functions {
     }
 }
 
+impl Table for Claims {
+    const PREFIX: &'static str = "/stoker/v1/places/";
+    const WHAT: &'static str = "the view of the places of functions";
+    const PART: Part = Part::Places;
+
+    fn known() -> Self {
+        Self::default()
+    }
+
+    fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Unreadable> {
+        let (name, holder) =
+            claim_of(key).ok_or_else(|| Unreadable::Garbage(format!("`{key}` is not the key of a claim")))?;
+        self.put(name, holder, claim(value)?);
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some((name, holder)) = claim_of(key) {
+            self.remove(&name, holder);
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct AppRecord {
     version: u32,
@@ -391,6 +427,22 @@ mod tests {
         let text = String::from_utf8(runner_value(&full())).unwrap();
         let text = text.replacen('{', r#"{"mood":"good","#, 1);
         assert_eq!(runner("r-1", text.as_bytes()), Ok(full()));
+    }
+
+    #[test]
+    fn claims_survive_the_way_and_may_be_of_before_and_of_later() {
+        let whole = Claim { places: 2, wants: 5, ticket: 7 };
+        assert_eq!(claim(&claim_value(&whole)), Ok(whole));
+        assert_eq!(claim(br#"{"version":1,"places":3}"#), Ok(Claim::of(3)));
+        assert_eq!(
+            claim(br#"{"version":1,"places":3,"wants":4,"ticket":1,"mood":"good"}"#).unwrap().wants,
+            4
+        );
+        let name = FunctionName::new("a", "f").unwrap();
+        assert_eq!(claim_of("a/f/lb-1"), Some((name, "lb-1")));
+        for key in ["a/f", "a", "", "a b/f/lb"] {
+            assert_eq!(claim_of(key), None, "{key}");
+        }
     }
 
     #[test]
