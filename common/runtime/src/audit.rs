@@ -9,12 +9,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
 use crate::logs::writer::{Lines, Writer};
 use crate::metrics::{Listed, Metrics, Read};
+use crate::moments;
 
 static DROPPED: Read = Read::counter(
     "stoker_audit_lines_dropped",
@@ -141,8 +142,8 @@ impl Audit {
                 tracing::info!(target: "audit", what, identity, remote, on, outcome, left_out, "audit");
             }
             Some((lines, _)) => {
-                let mut line =
-                    json!({ "time": moment(SystemTime::now()), "what": what, "on": on, "outcome": outcome });
+                let time = moments::write(SystemTime::now());
+                let mut line = json!({ "time": time, "what": what, "on": on, "outcome": outcome });
                 let mut more = |key: &str, value: Value| line[key] = value;
                 if !identity.is_empty() {
                     more("identity", identity.into());
@@ -188,33 +189,9 @@ impl Write for Reopened {
     }
 }
 
-/// A moment as RFC 3339 has it, in UTC.
-fn moment(at: SystemTime) -> String {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Years that begin in March: the leap day is then the last of its year.
-    let day = days + 719_468;
-    let (era, of_era) = (day / 146_097, day % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * of_year + 2) / 153;
-    let (date, month) = (of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second, milli) = (second / 3600, second / 60 % 60, second % 60, since.subsec_millis());
-    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn moments() {
-        let at = |seconds| moment(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(at(1_709_251_199), "2024-02-29T23:59:59.000Z");
-        assert_eq!(at(1_801_353_600), "2027-01-31T00:00:00.000Z");
-    }
 
     #[test]
     fn a_line_is_an_object_a_moved_file_is_followed_by_another_and_refusals_are_bounded() {

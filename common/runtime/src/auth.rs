@@ -12,7 +12,7 @@ mod reader;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +21,7 @@ use ring::digest;
 
 pub use self::jwks::Keeper;
 pub use self::jwt::Issuer;
+use self::jwt::Signer;
 pub(crate) use self::kept::password;
 pub use self::kept::{Generation, Kept, bearer};
 use crate::tls::Peer;
@@ -94,6 +95,8 @@ pub struct Identity {
     grants: Grants,
     /// From then on it is nobody.
     expires: Option<SystemTime>,
+    /// Of a JWT: by which key it was found good.
+    signer: Option<Signer>,
 }
 
 impl Identity {
@@ -115,10 +118,13 @@ impl Identity {
         self.grants.0[permission as usize].iter().any(Pattern::covers_all)
     }
 
-    /// Whether its time has passed.
+    /// Why it is nobody any more, if it is: its time has passed, or the key by which it is known was withdrawn.
     #[must_use]
-    pub fn is_over(&self, now: SystemTime) -> bool {
-        self.expires.is_some_and(|end| now >= end)
+    pub fn gone(&self, now: SystemTime) -> Option<Unknown> {
+        if self.expires.is_some_and(|end| now >= end) {
+            return Some(Unknown::Over);
+        }
+        self.signer.as_ref().is_some_and(|signer| !signer.is_published()).then_some(Unknown::KeyNotRead)
     }
 }
 
@@ -166,7 +172,7 @@ pub enum Unknown {
     Wrong,
     /// Its time has passed.
     Over,
-    /// It is signed by a key that was not read yet: it may be once the issuer was asked.
+    /// It is signed by a key that its issuer does not publish, as far as is known: it may be once the issuer was asked.
     KeyNotRead,
 }
 
@@ -179,6 +185,8 @@ pub struct Access {
     issuers: Vec<Arc<Issuer>>,
     anybody: Option<Arc<Identity>>,
     limits: Vec<Limit>,
+    /// Files that it names, which are read with it.
+    files: Vec<PathBuf>,
     /// Tokens of issuers by their hash.
     remembered: Mutex<HashMap<[u8; 32], Arc<Identity>>>,
 }
@@ -218,7 +226,7 @@ impl Access {
             }
             (None, None) => return Err(Unknown::Nothing),
         };
-        if found.is_over(now) { Err(Unknown::Over) } else { Ok(found) }
+        found.gone(now).map_or(Ok(found), Err)
     }
 
     /// A token is found by its hash: how long that takes says nothing about the token, since nobody can choose what a text hashes to.
@@ -234,7 +242,10 @@ impl Access {
             return Err(Unknown::Wrong);
         }
         let remembered = || self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = remembered().get(&hash) {
+        // One whose key was withdrawn is looked at again: another key may have signed it.
+        if let Some(found) =
+            remembered().get(&hash).filter(|found| found.gone(now) != Some(Unknown::KeyNotRead))
+        {
             return Ok(found.clone());
         }
         let found = Arc::new(jwt::identity(token, &self.issuers, now)?);
@@ -268,6 +279,12 @@ impl Access {
     #[must_use]
     pub fn limits(&self) -> &[Limit] {
         &self.limits
+    }
+
+    /// The files that it names and that were read with it, for those who watch them.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// Those whose keys are kept up to date.

@@ -374,12 +374,14 @@ impl Program {
         let mut variables = layers::variables(variables, &keys);
         let file = flags.file.take().or(variables.file.take());
         let mut file = file.map(|file| layers::file(&file, &keys)).unwrap_or_default();
+        // What is missing may stand in a file that could not be read.
+        let unread = !file.mistakes.is_empty() && file.values.is_empty();
         let mut mistakes = Vec::new();
         mistakes.append(&mut file.mistakes);
         mistakes.append(&mut variables.mistakes);
         mistakes.append(&mut flags.mistakes);
         let layers = [&file.values, &variables.values, &flags.values];
-        let entries: Vec<_> = keys.iter().map(|key| entry(*key, layers, &mut mistakes)).collect();
+        let entries: Vec<_> = keys.iter().map(|key| entry(*key, layers, unread, &mut mistakes)).collect();
         if !mistakes.is_empty() {
             mistakes.sort_by_key(order);
             return Err(Mistakes(mistakes));
@@ -417,6 +419,7 @@ fn order(mistake: &Mistake) -> (u8, usize, usize) {
 fn entry(
     key: &'static dyn Declared,
     layers: [&BTreeMap<&'static str, Raw>; 3],
+    unread: bool,
     mistakes: &mut Vec<Mistake>,
 ) -> Entry {
     let spec = key.spec();
@@ -430,6 +433,7 @@ fn entry(
     let text = match spec.fallback {
         Fallback::Text(text) => Ok(text.to_owned()),
         Fallback::Found(find) => find().map_err(|why| format!("has no default here ({why})")),
+        Fallback::Mistake if unread => return entry,
         Fallback::Mistake => Err("is missing".to_owned()),
         Fallback::Nothing => return entry,
     };

@@ -19,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Registry, fmt, reload};
 
 use self::collected::Collected;
-use self::writer::Writer;
+use self::writer::{ForPeople, Writer};
 use crate::config::{Key, Kind, Settings, Table};
 use crate::metrics::{Listed, Metrics, Read};
 use crate::telemetry::Recorder;
@@ -149,7 +149,7 @@ where
     S: tracing::Subscriber + for<'s> tracing_subscriber::registry::LookupSpan<'s>,
 {
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    fmt::layer().with_writer(lines).with_ansi(colours)
+    fmt::layer().with_writer(ForPeople { lines, colours }).with_ansi(colours)
 }
 
 fn json<S>(lines: writer::Lines) -> impl tracing_subscriber::Layer<S> + Send + Sync

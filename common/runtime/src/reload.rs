@@ -9,12 +9,16 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::metrics::Metrics;
+use crate::tls::Tls;
 
 /// Files that belong together are written one after the other: they are read once it has been quiet for so long.
 const QUIET: Duration = Duration::from_millis(200);
@@ -34,7 +38,15 @@ pub enum Why {
 #[derive(Debug)]
 pub struct Reloads {
     hangup: Signal,
+    files: BTreeSet<PathBuf>,
     events: Option<Events>,
+}
+
+fn watch(files: &BTreeSet<PathBuf>) -> Option<Events> {
+    Events::watch(files).unwrap_or_else(|error| {
+        tracing::warn!(%error, "files are not watched: they are read again at SIGHUP alone");
+        None
+    })
 }
 
 #[derive(Debug)]
@@ -49,17 +61,21 @@ impl Reloads {
     ///
     /// # Errors
     /// The signal cannot be listened for. Where the kernel watches no files any more there is still the signal, and the log says so.
-    pub fn listen<'p>(files: impl IntoIterator<Item = &'p Path>) -> io::Result<Self> {
+    pub fn listen(files: impl IntoIterator<Item = PathBuf>) -> io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        let files: Vec<_> = files.into_iter().collect();
-        let events = match Events::watch(&files) {
-            Ok(events) => events,
-            Err(error) => {
-                tracing::warn!(%error, "files are not watched: they are read again at SIGHUP alone");
-                None
-            }
-        };
-        Ok(Self { hangup, events })
+        let files = files.into_iter().collect();
+        Ok(Self { hangup, events: watch(&files), files })
+    }
+
+    /// Watches these files in place of those before: what was read may name others. Gives whether they are others.
+    pub fn watch(&mut self, files: impl IntoIterator<Item = PathBuf>) -> bool {
+        let files: BTreeSet<_> = files.into_iter().collect();
+        if files == self.files {
+            return false;
+        }
+        self.events = watch(&files);
+        self.files = files;
+        true
     }
 
     /// Returns when it is to read again.
@@ -82,8 +98,35 @@ impl Reloads {
     }
 }
 
+/// Reads certificates again, and the access file by `access`, and says in the log what became of that.
+pub fn reread(tls: Option<&Tls>, access: impl FnOnce() -> Result<(), String>) {
+    let outcomes = [tls.map_or(Ok(()), Tls::reload), access()];
+    let wrong: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    for why in &wrong {
+        tracing::error!(why, "what is on disk cannot be used, and what was read before stays");
+    }
+    if wrong.is_empty() {
+        tracing::info!("certificates and access file are as they are on disk");
+    }
+    warn(tls);
+}
+
+/// Shows how long our certificate is good, and says in the log if it is not.
+pub fn show(tls: Option<&Arc<Tls>>, metrics: &Metrics) {
+    if let Some(tls) = tls {
+        tls.measure(metrics);
+    }
+    warn(tls.map(AsRef::as_ref));
+}
+
+fn warn(tls: Option<&Tls>) {
+    if let Some(why) = tls.and_then(Tls::out_of_time) {
+        tracing::error!(why, "nobody can speak to this server");
+    }
+}
+
 impl Events {
-    fn watch(files: &[&Path]) -> io::Result<Option<Self>> {
+    fn watch(files: &BTreeSet<PathBuf>) -> io::Result<Option<Self>> {
         if files.is_empty() {
             return Ok(None);
         }
@@ -226,5 +269,23 @@ impl Directories {
             all.extend(more?);
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn files_that_are_named_later_are_watched_too() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (first, second) = (here.path().join("access.yaml"), there.path().join("sdk.secret"));
+        let mut reloads = Reloads::listen([first.clone()]).unwrap();
+        assert!(!reloads.watch([first.clone()]), "they are the same");
+        assert!(reloads.watch([second.clone(), first.clone()]), "there is one more");
+        for file in [&second, &first] {
+            std::fs::write(file, "changed").unwrap();
+            assert_eq!(reloads.next().await, Why::Changed);
+        }
     }
 }

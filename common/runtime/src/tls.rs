@@ -11,6 +11,7 @@
 mod peer;
 mod settings;
 mod stream;
+mod validity;
 mod verify;
 
 use std::fmt;
@@ -25,7 +26,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use webpki::{EndEntityCert, KeyUsage};
@@ -33,6 +34,8 @@ use webpki::{EndEntityCert, KeyUsage};
 pub use self::peer::{Peer, Role};
 pub use self::settings::{KEYS, Told, exposed, open_to_others};
 pub use self::stream::{Incoming, Secured};
+pub use self::validity::LISTED;
+use self::validity::Validity;
 
 /// A handshake that takes longer is given up: who stands still in it holds a connection.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -92,6 +95,7 @@ struct Configs {
     server: [Arc<ServerConfig>; ALL.len()],
     /// On the way to runners, where there is an authority for them.
     to_runners: Option<Arc<ClientConfig>>,
+    validity: Option<Validity>,
 }
 
 impl fmt::Debug for Tls {
@@ -120,12 +124,9 @@ impl Tls {
     }
 
     /// The files, for those who watch them.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         let Files { certificate, key, ca, client_ca } = &self.files;
-        [Some(certificate), Some(key), ca.as_ref(), client_ca.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(PathBuf::as_path)
+        [Some(certificate), Some(key), ca.as_ref(), client_ca.as_ref()].into_iter().flatten().cloned()
     }
 
     /// Makes a connection that came in safe, and says who is there.
@@ -148,7 +149,7 @@ impl Tls {
         let config = config.ok_or_else(|| io::Error::other("there is no `tls.ca` to know runners by"))?;
         // No name of a host is looked at: see the module.
         let nobody = ServerName::try_from("runner").map_err(io::Error::other)?;
-        let stream = in_time(TlsConnector::from(config).connect(nobody, stream)).await?;
+        let stream = in_time(TlsConnector::from(config).connect(nobody, stream)).await.map_err(by_role)?;
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| Peer::of(chain.first()?));
         match peer.as_ref().and_then(|peer| peer.is(Role::Runner)) {
             Some("") => {}
@@ -156,6 +157,17 @@ impl Tls {
             _ => return Err(io::Error::other(format!("its certificate is not that of runner {name}"))),
         }
         Ok(Secured::connected(stream))
+    }
+}
+
+/// What a refusal by [`verify`] means, in words of ours.
+fn by_role(error: io::Error) -> io::Error {
+    let role = rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) == Some(&role);
+    if refused {
+        io::Error::other("its certificate is of the fleet's authority, and is not that of a runner")
+    } else {
+        error
     }
 }
 
@@ -233,6 +245,7 @@ fn provider() -> Arc<CryptoProvider> {
 impl Configs {
     fn read(files: &Files, asks: Asks) -> Result<Self, String> {
         let (chain, key) = pair(&files.certificate, &files.key)?;
+        let validity = chain.first().and_then(|own| Validity::of(own));
         let ca = files.ca.as_deref().map(authorities).transpose()?.map(Arc::new);
         let clients = match (&files.client_ca, asks) {
             (Some(own), Asks::Anybody) => Some(Arc::new(authorities(own)?)),
@@ -281,7 +294,7 @@ impl Configs {
                 Some(Arc::new(config))
             }
         };
-        Ok(Self { server, to_runners })
+        Ok(Self { server, to_runners, validity })
     }
 }
 

@@ -1,13 +1,13 @@
 //! The access file: its words, and every mistake in it.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::jwt::{Condition, Issuer, Source};
 use super::reader::{Fields, Node, Reader};
 use super::{Access, Grants, Identity, Limit, Pattern, Secret};
+use crate::moments;
 
 /// Most of what stands in one list.
 const MANY: usize = 10_000;
@@ -23,6 +23,7 @@ pub fn read(path: &Path, text: &str) -> Result<Access, String> {
         issuers: Vec::new(),
         anybody: None,
         limits: Vec::new(),
+        files: Vec::new(),
         remembered: Mutex::default(),
     };
     if let Some(document) = reader.document(text) {
@@ -38,12 +39,13 @@ pub fn read(path: &Path, text: &str) -> Result<Access, String> {
             access_key(&mut reader, path, node, &mut access);
         }
         for node in entries(&mut reader, &fields, "jwt") {
-            access.issuers.extend(issuer(&mut reader, path, node).map(Arc::new));
+            let issuer = issuer(&mut reader, path, node, &mut access.files);
+            access.issuers.extend(issuer.map(Arc::new));
         }
         if let Some(node) = fields.get("anybody") {
             let fields = reader.map("`anybody`", node, &GRANTS);
             let grants = grants(&mut reader, &fields);
-            access.anybody = Some(Arc::new(Identity { name: "anybody".to_owned(), grants, expires: None }));
+            access.anybody = Some(known("anybody".to_owned(), grants));
         }
         for node in entries(&mut reader, &fields, "limits") {
             access.limits.extend(limit(&mut reader, node));
@@ -96,7 +98,7 @@ fn named(reader: &mut Reader<'_>, what: &str, node: &Node<'_>, fields: &Fields<'
 fn token(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
     let fields = reader.map("a token", node, &["name", "sha256", "expires", "invoke", "manage", "observe"]);
     let grants = grants(reader, &fields);
-    let expires = reader.maybe(&fields, "expires", moment);
+    let expires = reader.maybe(&fields, "expires", moments::read);
     let name = named(reader, "a token", node, &fields);
     let Some(text) = reader.needed("a token", node, &fields, "sha256") else { return };
     let Some(hash) = hexadecimal(&text) else {
@@ -106,10 +108,15 @@ fn token(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
         return;
     };
     if let Some(name) = name
-        && access.tokens.insert(hash, Arc::new(Identity { name, grants, expires })).is_some()
+        && access.tokens.insert(hash, Arc::new(Identity { name, grants, expires, signer: None })).is_some()
     {
         reader.wrong(node, "`sha256`: the same token stands here twice");
     }
+}
+
+/// Somebody who is known for as long as the file says so.
+fn known(name: String, grants: Grants) -> Arc<Identity> {
+    Arc::new(Identity { name, grants, expires: None, signer: None })
 }
 
 fn certificate(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
@@ -118,7 +125,7 @@ fn certificate(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
     let name = named(reader, "a certificate", node, &fields);
     let san = reader.needed("a certificate", node, &fields, "san");
     if let (Some(name), Some(san)) = (name, san)
-        && access.certificates.insert(san, Arc::new(Identity { name, grants, expires: None })).is_some()
+        && access.certificates.insert(san, known(name, grants)).is_some()
     {
         reader.wrong(node, "`san`: the same name stands here twice");
     }
@@ -132,6 +139,7 @@ fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mu
     let id = reader.needed("an access key", node, &fields, "id");
     let secret = reader.needed("an access key", node, &fields, "secret_file").and_then(|file| {
         let file = beside(path, &file);
+        access.files.push(file.clone());
         match std::fs::read_to_string(&file).map(|text| text.trim_end().to_owned()) {
             Ok(text) if (16..=256).contains(&text.len()) => Some(Secret(text)),
             Ok(_) => {
@@ -146,13 +154,13 @@ fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mu
         }
     });
     if let (Some(name), Some(id), Some(secret)) = (name, id, secret)
-        && access.keys.insert(id, (secret, Arc::new(Identity { name, grants, expires: None }))).is_some()
+        && access.keys.insert(id, (secret, known(name, grants))).is_some()
     {
         reader.wrong(node, "`id`: the same key stands here twice");
     }
 }
 
-fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>) -> Option<Issuer> {
+fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec<PathBuf>) -> Option<Issuer> {
     let fields = reader.map("an issuer", node, &["issuer", "audience", "jwks", "ca", "claim", "grants"]);
     let name = reader.needed("an issuer", node, &fields, "issuer");
     let audience = reader.needed("an issuer", node, &fields, "audience");
@@ -171,7 +179,11 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>) -> Option<Issue
             reader.wrong(node, "`jwks`: keys that come without TLS are anybody's: write https:// or a file");
             return None;
         }
-        file => Source::File(beside(path, &file)),
+        file => {
+            let file = beside(path, &file);
+            files.push(file.clone());
+            Source::File(file)
+        }
     };
     let issuer = Issuer::new(name?, audience?, source, claim.unwrap_or_else(|| "sub".to_owned()), conditions);
     // A file is read with the access file, so that what is wrong with it is told at once.
@@ -223,7 +235,7 @@ fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
 }
 
 /// Files are named from where the access file is.
-fn beside(path: &Path, file: &str) -> std::path::PathBuf {
+fn beside(path: &Path, file: &str) -> PathBuf {
     path.parent().unwrap_or(Path::new("")).join(file)
 }
 
@@ -239,62 +251,9 @@ fn hexadecimal(text: &str) -> Option<[u8; 32]> {
     Some(hash)
 }
 
-/// A day like 2027-01-31, at whose beginning in UTC it is over, or a moment like 2027-01-31T12:00:00Z.
-fn moment(text: &str) -> Result<SystemTime, String> {
-    let wrong = || format!("`{text}` is no time: write it like 2027-01-31 or 2027-01-31T12:00:00Z");
-    let (day, time) = text.split_once('T').unwrap_or((text, "00:00:00Z"));
-    let numbers = |text: &str, by: char, widths: [usize; 3]| -> Option<[i64; 3]> {
-        let parts: Vec<_> = text.split(by).collect();
-        let [a, b, c] = parts[..] else { return None };
-        let read = |part: &str, width| {
-            (part.len() == width).then(|| part.parse::<u32>().ok()).flatten().map(i64::from)
-        };
-        Some([read(a, widths[0])?, read(b, widths[1])?, read(c, widths[2])?])
-    };
-    let [year, month, day] = numbers(day, '-', [4, 2, 2]).ok_or_else(wrong)?;
-    let time = time.strip_suffix('Z').ok_or_else(wrong)?;
-    let [hour, minute, second] = numbers(time, ':', [2, 2, 2]).ok_or_else(wrong)?;
-    let long = [1, 3, 5, 7, 8, 10, 12].contains(&month);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let days_in = if long {
-        31
-    } else if month == 2 {
-        28 + i64::from(leap)
-    } else {
-        30
-    };
-    let good = year >= 1970
-        && (1..=12).contains(&month)
-        && (1..=days_in).contains(&day)
-        && (0..24).contains(&hour)
-        && (0..60).contains(&minute)
-        && (0..60).contains(&second);
-    if !good {
-        return Err(wrong());
-    }
-    // Days since 1970, with years that begin in March: the leap day is then the last of its year.
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 306 + 5) / 10 + day - 1 - 719_468;
-    let seconds = days * 86_400 + hour * 3600 + minute * 60 + second;
-    Ok(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).map_err(|_| wrong())?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn moments() {
-        let seconds = |text: &str| moment(text).map(|at| at.duration_since(UNIX_EPOCH).unwrap().as_secs());
-        assert_eq!(seconds("1970-01-01"), Ok(0));
-        assert_eq!(seconds("2024-02-29T23:59:59Z"), Ok(1_709_251_199));
-        assert_eq!(seconds("2027-01-31"), Ok(1_801_353_600));
-        for wrong in
-            ["2027-1-31", "2027-02-29", "2027-01-31T12:00:00", "2027-01-31T24:00:00Z", "soon", "-001-01-01"]
-        {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn every_mistake_has_its_place() {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -51,19 +52,50 @@ pub struct Condition {
 }
 
 /// A public key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Key {
     /// Empty if it has none: then it is tried for every token.
     id: String,
     kind: Kind,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Kind {
     Rsa { n: Vec<u8>, e: Vec<u8>, only: Option<String> },
     P256(Vec<u8>),
     P384(Vec<u8>),
     Ed25519(Vec<u8>),
+}
+
+/// The key by which a token was found good. A token is worth nothing once its issuer has withdrawn the key, however long it says that it is good.
+#[derive(Clone)]
+pub struct Signer {
+    issuer: Arc<Issuer>,
+    /// The set in which it was found: as long as that is in use, so is the key.
+    set: Arc<Vec<Key>>,
+    key: Key,
+}
+
+impl Signer {
+    /// Whether its issuer publishes the key, by what was read last.
+    pub fn is_published(&self) -> bool {
+        let now = self.issuer.keys.load();
+        Arc::ptr_eq(&now, &self.set) || now.contains(&self.key)
+    }
+}
+
+impl PartialEq for Signer {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.issuer, &other.issuer) && self.key == other.key
+    }
+}
+
+impl Eq for Signer {}
+
+impl fmt::Debug for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.issuer.fmt(f)
+    }
 }
 
 impl fmt::Debug for Issuer {
@@ -164,16 +196,12 @@ impl Issuer {
             }
         }
         let name = who.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-        Ok(Identity { name, grants, expires: Some(end) })
+        Ok(Identity { name, grants, expires: Some(end), signer: None })
     }
 }
 
 /// Whom a token is for.
-pub fn identity(
-    token: &[u8],
-    issuers: &[std::sync::Arc<Issuer>],
-    now: SystemTime,
-) -> Result<Identity, Unknown> {
+pub fn identity(token: &[u8], issuers: &[Arc<Issuer>], now: SystemTime) -> Result<Identity, Unknown> {
     let text = std::str::from_utf8(token).map_err(|_| Unknown::Wrong)?;
     let (signed, sign) = text.rsplit_once('.').ok_or(Unknown::Wrong)?;
     let (head, body) = signed.split_once('.').ok_or(Unknown::Wrong)?;
@@ -186,17 +214,29 @@ pub fn identity(
     }
     let algorithm = head["alg"].as_str().ok_or(Unknown::Wrong)?;
     let id = head["kid"].as_str().unwrap_or_default();
-    let issuer = claims["iss"].as_str().and_then(|name| issuers.iter().find(|issuer| issuer.name == name));
-    let issuer = issuer.ok_or(Unknown::Wrong)?;
-    let keys = issuer.keys.load();
-    let mut fitting = keys.iter().filter(|key| id.is_empty() || key.id.is_empty() || key.id == id).peekable();
-    if fitting.peek().is_none() {
-        return Err(Unknown::KeyNotRead);
+    let name = claims["iss"].as_str().ok_or(Unknown::Wrong)?;
+    let by = |issuer: &Arc<Issuer>| {
+        let set = issuer.keys.load_full();
+        let mut fitting =
+            set.iter().filter(|key| id.is_empty() || key.id.is_empty() || key.id == id).peekable();
+        if fitting.peek().is_none() {
+            return Err(Unknown::KeyNotRead);
+        }
+        let key = fitting.find(|key| key.signed(algorithm, signed.as_bytes(), &sign));
+        let key = key.ok_or(Unknown::Wrong)?.clone();
+        let identity = issuer.identity(&claims, now)?;
+        Ok(Identity { signer: Some(Signer { issuer: issuer.clone(), set: set.clone(), key }), ..identity })
+    };
+    // One issuer may stand there for several audiences: one of them is meant.
+    let mut why = Unknown::Wrong;
+    for issuer in issuers.iter().filter(|issuer| issuer.name == name) {
+        match by(issuer) {
+            Ok(identity) => return Ok(identity),
+            Err(Unknown::Wrong) => {}
+            Err(other) => why = other,
+        }
     }
-    if !fitting.any(|key| key.signed(algorithm, signed.as_bytes(), &sign)) {
-        return Err(Unknown::Wrong);
-    }
-    issuer.identity(&claims, now)
+    Err(why)
 }
 
 impl Key {

@@ -59,6 +59,13 @@ impl Kept {
         Ok(())
     }
 
+    /// It, and the files that it names, for those who watch them.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let now = self.now.load();
+        [&self.path].into_iter().chain(now.access.files()).cloned().collect()
+    }
+
     /// As it is now.
     pub fn now(&self) -> arc_swap::Guard<Arc<Generation>> {
         self.now.load()

@@ -166,6 +166,28 @@ fn forged_tokens() {
 }
 
 #[test]
+fn an_issuer_may_stand_there_for_several_audiences() {
+    let signer = Signer::new();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("keys.json"), json!({"keys": [signer.jwk("k")]}).to_string())
+        .unwrap();
+    let path = directory.path().join("access.yaml");
+    let text = "jwt:\n  - {issuer: i, audience: people, jwks: keys.json, grants: [{observe: ['*']}]}\n  - {issuer: i, audience: robots, jwks: keys.json, grants: [{invoke: ['*']}]}\n";
+    std::fs::write(&path, text).unwrap();
+    let access = Access::read(&path).unwrap_or_else(|wrong| panic!("{wrong}"));
+    assert_eq!(access.files(), [directory.path().join("keys.json"), directory.path().join("keys.json")]);
+    let who = |audience: &str| {
+        let claims = json!({"iss": "i", "aud": audience, "sub": "ada", "exp": NOW + 600});
+        let token = signer.sign(&json!({"alg": "ES256", "kid": "k"}), &claims);
+        let known = access.identify(Some(token.as_bytes()), None, at(NOW))?;
+        Ok((known.may_everywhere(Permission::Observe), known.may_everywhere(Permission::Invoke)))
+    };
+    assert_eq!(who("people"), Ok((true, false)));
+    assert_eq!(who("robots"), Ok((false, true)));
+    assert_eq!(who("others"), Err(Unknown::Wrong));
+}
+
+#[test]
 fn keys_of_several_kinds() {
     let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
     let pair = Ed25519KeyPair::from_pkcs8(document.as_ref()).unwrap();
@@ -247,8 +269,13 @@ async fn keys_come_from_a_url_and_a_key_that_is_not_known_is_asked_for() {
     *keys.lock().unwrap() = json!([new.jwk("new")]);
     let second = token(&new, "new");
     assert_eq!(who(&access, &second), Some(Unknown::KeyNotRead));
+    let ada = access.identify(Some(first.as_bytes()), None, at(NOW)).unwrap();
+    assert_eq!(ada.gone(at(NOW)), None);
     access.issuers()[0].refresh(Duration::from_secs(60)).await;
     assert_eq!(who(&access, &second), None);
+    // What the withdrawn key has signed is worth nothing any more, whoever has shown it before and however long it says that it is good.
+    assert_eq!(who(&access, &first), Some(Unknown::KeyNotRead));
+    assert_eq!(ada.gone(at(NOW)), Some(Unknown::KeyNotRead));
     times.wait_for(|times| *times == 2).await.unwrap();
     // A file that is read again has the keys already.
     let again = Access::read(&path).unwrap();

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::writer::for_people;
 use super::*;
 
 /// Shows what is written; each write waits for a permission if there is somebody to give one.
@@ -49,6 +50,28 @@ fn lines_for_people_have_no_colours_but_on_a_terminal() {
     writer.stop(Duration::from_secs(30));
     let line: String = written.iter().collect();
     assert!(line.contains("refused call_id=\"01J\"") && !line.contains('\x1b'), "{line:?}");
+}
+
+#[test]
+fn what_somebody_else_wrote_makes_no_line_of_its_own() {
+    let (out, written) = channel();
+    let writer = Writer::start(Out(out, None)).unwrap();
+    let subscriber = tracing_subscriber::registry().with(pretty(writer.lines(), false));
+    let forged = "oh\r\n2026-11-22T00:00:00Z ERROR all is lost\n\u{1b}[2Jgone\u{7}";
+    tracing::subscriber::with_default(subscriber, || tracing::info!(error = %forged, "failed: {forged}"));
+    writer.stop(Duration::from_secs(30));
+    let text: String = written.iter().collect();
+    assert!(!text.contains(['\u{1b}', '\u{7}', '\r']), "{text:?}");
+    let mut lines = text.lines();
+    assert!(lines.next().unwrap().contains("failed: oh"), "{text}");
+    assert!(lines.clone().count() >= 2 && lines.all(|line| line.starts_with("    ")), "{text}");
+    // Colours stay where the log has them.
+    let shown = |colours| {
+        let text = for_people(b"\x1b[31;1mred\x1b[0m \x1b[2J\x1b]0;x\n".to_vec(), colours);
+        String::from_utf8(text).unwrap()
+    };
+    assert_eq!(shown(true), "\u{1b}[31;1mred\u{1b}[0m [2J]0;x\n");
+    assert_eq!(shown(false), "[31;1mred[0m [2J]0;x\n");
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl<'w> MakeWriter<'w> for Lines {
     type Writer = Line;
 
     fn make_writer(&'w self) -> Line {
-        Line { lines: self.clone(), text: Vec::new() }
+        Line { lines: self.clone(), text: Vec::new(), finish: std::convert::identity }
     }
 }
 
@@ -120,6 +120,8 @@ impl<'w> MakeWriter<'w> for Lines {
 pub(crate) struct Line {
     lines: Lines,
     text: Vec<u8>,
+    /// What is made of it before it leaves.
+    finish: fn(Vec<u8>) -> Vec<u8>,
 }
 
 impl Write for Line {
@@ -137,7 +139,51 @@ impl Drop for Line {
     fn drop(&mut self) {
         let text = std::mem::take(&mut self.text);
         if !text.is_empty() {
-            self.lines.put(text);
+            self.lines.put((self.finish)(text));
         }
     }
+}
+
+/// Lines for people, with colours of the log's own or without.
+#[derive(Debug, Clone)]
+pub(crate) struct ForPeople {
+    pub lines: Lines,
+    pub colours: bool,
+}
+
+impl<'w> MakeWriter<'w> for ForPeople {
+    type Writer = Line;
+
+    fn make_writer(&'w self) -> Line {
+        let finish =
+            if self.colours { |text| for_people(text, true) } else { |text| for_people(text, false) };
+        Line { lines: self.lines.clone(), text: Vec::new(), finish }
+    }
+}
+
+/// What follows on the first line is moved in, and what steers a terminal is left out, but for colours: what functions and clients wrote stands in errors, and
+/// must not look like a line of the log, nor take others away.
+pub(crate) fn for_people(text: Vec<u8>, colours: bool) -> Vec<u8> {
+    let mut shown = Vec::with_capacity(text.len());
+    let mut body = text.strip_suffix(b"\n").unwrap_or(&text);
+    let end = &text[body.len()..];
+    while let [byte, rest @ ..] = body {
+        match byte {
+            b'\n' => shown.extend_from_slice(b"\n    "),
+            b'\t' => shown.push(b'\t'),
+            0x1b if colours && is_colour(rest) => shown.push(0x1b),
+            byte if byte.is_ascii_control() => {}
+            byte => shown.push(*byte),
+        }
+        body = rest;
+    }
+    shown.extend_from_slice(end);
+    shown
+}
+
+/// Whether an escape that is followed by this chooses a colour.
+fn is_colour(rest: &[u8]) -> bool {
+    let Some(numbers) = rest.strip_prefix(b"[") else { return false };
+    let end = numbers.iter().position(|byte| !byte.is_ascii_digit() && *byte != b';');
+    end.is_some_and(|end| numbers[end] == b'm')
 }

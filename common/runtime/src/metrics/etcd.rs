@@ -4,7 +4,7 @@ use super::{Listed, Metrics, Read};
 
 const PART: (&str, &str) = (
     "part",
-    "what goes on with etcd all the time: the views `fleet`, `functions`, `apps` of a balancer, the `registration` of a runner",
+    "what goes on with etcd all the time: the views `fleet`, `functions`, `apps`, `places` of a balancer, the `registration` of a runner",
 );
 
 static ANSWERED: Read = Read::gauge(

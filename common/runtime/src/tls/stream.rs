@@ -1,5 +1,6 @@
 //! A connection, with TLS or without, and the connections of a port.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
+use futures_util::future::{AbortHandle, Aborted, abortable};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,8 +16,9 @@ use tonic::transport::server::Connected;
 
 use super::{Peer, Speaks, Tls};
 
-/// Handshakes of one port at once; those beyond wait to be accepted.
-const HANDSHAKES: usize = 256;
+/// Handshakes of one port at once. One more takes the place of the oldest: who means it is done in a few turns, so that those that stand still go
+/// first, and however many of them come, others are let in. Tests need fewer.
+const HANDSHAKES: usize = if cfg!(test) { 8 } else { 1024 };
 
 /// A connection as whatever is spoken on it sees it.
 pub struct Secured {
@@ -135,14 +138,20 @@ pub struct Incoming {
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     speaks: Speaks,
-    shaking: FuturesUnordered<Pin<Box<dyn Future<Output = io::Result<Secured>> + Send>>>,
+    shaking: FuturesUnordered<Pin<Box<dyn Future<Output = Shaken> + Send>>>,
+    /// Ends one of them; by their numbers, which grow.
+    ends: BTreeMap<u64, AbortHandle>,
+    next: u64,
 }
+
+/// A handshake's number, and what came of it: nothing, where another took its place.
+type Shaken = (u64, Result<io::Result<Secured>, Aborted>);
 
 impl Incoming {
     /// Nothing is accepted before this is polled. Dropping it drops the handshakes that run.
     #[must_use]
     pub fn new(listener: TcpListener, tls: Option<Arc<Tls>>, speaks: Speaks) -> Self {
-        Self { listener, tls, speaks, shaking: FuturesUnordered::new() }
+        Self { listener, tls, speaks, shaking: FuturesUnordered::new(), ends: BTreeMap::new(), next: 0 }
     }
 }
 
@@ -152,15 +161,16 @@ impl Stream for Incoming {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            while let Poll::Ready(Some(done)) = this.shaking.poll_next_unpin(cx) {
+            while let Poll::Ready(Some((number, done))) = this.shaking.poll_next_unpin(cx) {
+                this.ends.remove(&number);
                 match done {
-                    Ok(secured) => return Poll::Ready(Some(Ok(secured))),
+                    Ok(Ok(secured)) => return Poll::Ready(Some(Ok(secured))),
                     // Who is not let in is no trouble of the port's.
-                    Err(error) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(Aborted) => {
+                        tracing::debug!("a TLS handshake stood still, and others wanted its place")
+                    }
                 }
-            }
-            if this.shaking.len() >= HANDSHAKES {
-                return Poll::Pending;
             }
             let (stream, remote) = match std::task::ready!(this.listener.poll_accept(cx)) {
                 Ok(accepted) => accepted,
@@ -170,7 +180,16 @@ impl Stream for Incoming {
             let from = move |secured| Secured { remote: Some(remote), ..secured };
             let Some(tls) = &this.tls else { return Poll::Ready(Some(Ok(from(Secured::plain(stream))))) };
             let (tls, speaks) = (tls.clone(), this.speaks);
-            this.shaking.push(Box::pin(async move { tls.accept(stream, speaks).await.map(from) }));
+            if this.ends.len() >= HANDSHAKES
+                && let Some((_, oldest)) = this.ends.pop_first()
+            {
+                oldest.abort();
+            }
+            let number = this.next;
+            this.next += 1;
+            let (shake, end) = abortable(async move { tls.accept(stream, speaks).await.map(from) });
+            this.ends.insert(number, end);
+            this.shaking.push(Box::pin(async move { (number, shake.await) }));
         }
     }
 }

@@ -143,6 +143,8 @@ async fn a_balancer_goes_to_the_runner_that_it_means() {
         let (_, asked) =
             meet(&runner, Speaks::Http2, async |stream| balancer.connect_runner("r1", stream).await).await;
         assert_eq!(asked.is_ok(), good, "{names:?}: {asked:?}");
+        let says = asked.map_err(|error| error.to_string()).err().unwrap_or_default();
+        assert!(good || says.contains("is not that of"), "{says}");
     }
     let stranger = serves(&other, &["spiffe://stoker/runner/r1"]);
     let (_, asked) =
@@ -221,6 +223,7 @@ async fn a_handshake_that_stands_still_holds_up_nobody() {
     let address = listener.local_addr().unwrap();
     let mut incoming = Incoming::new(listener, Some(balancer), Speaks::Both);
     let mut silent = Vec::new();
+    // More than there are places for.
     for _ in 0..20 {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
@@ -228,4 +231,10 @@ async fn a_handshake_that_stands_still_holds_up_nobody() {
     let stream = TcpStream::connect(address).await.unwrap();
     let (served, asked) = tokio::join!(incoming.next(), connect(config, "one.example", stream));
     assert!(asked.is_ok() && served.unwrap().unwrap().is_tls());
+    // Those that came first had to go for it.
+    let (mut gone, mut byte) = (silent.remove(0), [0]);
+    tokio::select! {
+        end = gone.read(&mut byte) => assert_eq!(end.unwrap(), 0),
+        _ = incoming.next() => panic!("nobody else is done"),
+    }
 }
