@@ -53,6 +53,9 @@ pub enum Error {
     /// The disk behind it is full, or nearly so: what is left is for calls that are here already to end.
     #[error("the queue's disk is full: {0}")]
     Full(String),
+    /// It is not there: nothing was asked of it.
+    #[error("the queue is not there: {0}")]
+    Absent(String),
     /// It does not answer. What was asked for may have been done.
     #[error("the queue does not answer: {0}")]
     Unavailable(String),
@@ -72,7 +75,7 @@ impl From<&Error> for stoker_core::Error {
     fn from(error: &Error) -> Self {
         let code = match error {
             Error::Full(_) => Code::Overloaded,
-            Error::Unavailable(_) => Code::Unavailable,
+            Error::Absent(_) | Error::Unavailable(_) => Code::Unavailable,
             Error::Spoiled(_) => Code::Internal,
             Error::Lost => Code::Cancelled,
             Error::Unsupported(_) => Code::InvalidRequest,
@@ -80,7 +83,7 @@ impl From<&Error> for stoker_core::Error {
         let says = stoker_core::Error::new(code, error.to_string());
         match error {
             Error::Full(_) => says.retry(Retry::After(Duration::from_secs(10))),
-            Error::Unavailable(_) => says.retry(Retry::After(Duration::from_secs(1))),
+            Error::Absent(_) | Error::Unavailable(_) => says.retry(Retry::After(Duration::from_secs(1))),
             Error::Spoiled(_) | Error::Lost | Error::Unsupported(_) => says,
         }
     }

@@ -7,10 +7,12 @@
 //! - A store of objects holds large bodies.
 //!
 //! Each function has a consumer of its own, so that none is behind another. Of every function without anything to take, one request
-//! waits at the server ([`lane`]); nothing is asked over and over. A call that ended is removed from the stream after its end is in the
+//! waits at the server ([`lane`]); nothing is asked over and over. A call of which the server tells again is made again only if whoever held it is gone
+//! ([`holders`]). A call that ended is removed from the stream after its end is in the
 //! table: whatever dies between the two, who meets the message next reads the end and removes it.
 
 mod calls;
+mod holders;
 mod lane;
 mod setup;
 
@@ -84,6 +86,8 @@ pub struct NatsQueue(Arc<Inner>);
 
 struct Inner {
     config: Config,
+    /// By which the others ask this one what it holds.
+    name: String,
     client: Client,
     /// There once the server has answered.
     store: watch::Receiver<Option<Arc<Store>>>,
@@ -91,8 +95,8 @@ struct Inner {
     held: Mutex<HashMap<u64, Held>>,
     tickets: AtomicU64,
     news: watch::Sender<u64>,
-    /// Ticks with every connection to the server.
-    connected: watch::Sender<u64>,
+    /// How many connections to the server there were, and since when there is this one.
+    connected: watch::Sender<(u64, Instant)>,
     /// The last of them that was left because it did not answer.
     doubted: AtomicU64,
     cancelled: broadcast::Sender<String>,
@@ -130,11 +134,12 @@ impl NatsQueue {
     /// # Errors
     /// What is wrong with the configuration.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let connected = watch::Sender::new(0);
+        let connected = watch::Sender::new((0, Instant::now()));
         let client = setup::connect(&config, connected.clone()).await?;
         let (ready, store) = watch::channel(None);
         let inner = Arc::new(Inner {
             config,
+            name: uuid::Uuid::now_v7().as_simple().to_string(),
             client,
             store,
             lanes: Mutex::default(),
@@ -147,6 +152,8 @@ impl NatsQueue {
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
+        let asked = holders::listen(&inner).await?;
+        inner.tasks.spawn(holders::answer(inner.clone(), asked));
         inner.tasks.spawn(setup::run(inner.clone(), ready));
         Ok(Self(inner))
     }
@@ -167,7 +174,7 @@ impl Inner {
 
     /// The number of the connection that there is.
     fn connection(&self) -> u64 {
-        *self.connected.borrow()
+        self.connected.borrow().0
     }
 
     /// What was asked by this connection was not answered. The member of the cluster at its end may be cut off from the others, so the next one
@@ -202,8 +209,7 @@ impl Inner {
     async fn store(&self) -> Result<Arc<Store>, Error> {
         let mut store = self.store.clone();
         let ready = tokio::time::timeout(PATIENCE, store.wait_for(Option::is_some)).await;
-        let none =
-            || Error::Unavailable(format!("no NATS server answers at {}", self.config.servers.join(", ")));
+        let none = || Error::Absent(format!("no NATS server answers at {}", self.config.servers.join(", ")));
         match ready {
             Ok(Ok(store)) => store.clone().ok_or_else(none),
             _ => Err(none()),
@@ -275,8 +281,7 @@ impl Queue for NatsQueue {
         let lane = self.0.lanes().get(function).cloned();
         let Some(lane) = lane.filter(|_| most > 0) else { return Ok(Vec::new()) };
         let store = self.0.store().await?;
-        let connection = self.0.connection();
-        let messages = self.0.heard(connection, lane.take(most).await).await?;
+        let messages = lane.take(most).await?;
         if lane.is_hot() {
             self.0.tick();
         }

@@ -86,6 +86,9 @@ pub struct Attempt {
     /// Whoever made it was gone before its end was known.
     #[prost(bool, tag = "5")]
     pub interrupted: bool,
+    /// Who makes it, where there may be several: as they know each other.
+    #[prost(string, tag = "6")]
+    pub holder: String,
 }
 
 /// How far a call is.

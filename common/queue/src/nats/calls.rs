@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{GetStreamByNameErrorKind, PublishErrorKind};
 use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
-use async_nats::jetstream::message::{AckKind, Acker, Message, PublishMessage, StreamMessage};
+use async_nats::jetstream::message::{AckKind, Acker, PublishMessage, StreamMessage};
 use bytes::Bytes;
 use prost::Message as _;
 
+use super::lane::Arrived;
 use super::setup::Store;
 use super::{Held, Inner, away, read};
 use crate::record::{Call, Kept, Progress, State};
@@ -62,13 +63,13 @@ impl Inner {
     }
 
     /// A call whose message was delivered: begun, or `None` where it is not to be made now.
-    pub async fn begin(&self, store: &Store, message: Message) -> Option<Taken> {
-        let (message, acker) = message.split();
+    pub async fn begin(&self, store: &Store, arrived: Arrived) -> Option<Taken> {
+        let until = arrived.at.into_std() + self.config.lease;
+        let (message, acker) = arrived.message.split();
         match self.try_begin(store, &message.payload, &acker).await {
             Ok(Some((call, progress, revision))) => {
                 let number = self.tickets.fetch_add(1, Ordering::Relaxed);
                 let ticket = Ticket { id: call.id.clone(), number };
-                let until = Instant::now() + self.config.lease;
                 let (id, function, aside) = (call.id.clone(), call.function.clone(), call.aside);
                 let acker = Arc::new(acker);
                 self.held().insert(number, Held { id, function, aside, revision, until, acker });
@@ -113,7 +114,14 @@ impl Inner {
                 acker.ack_with(AckKind::Nak(Some(wait))).await.map_err(away)?;
                 return Ok(None);
             }
+            if let Some(wait) = self.still_made(&call.id, &kept.progress).await {
+                acker.ack_with(AckKind::Nak(Some(wait))).await.map_err(away)?;
+                return Ok(None);
+            }
             kept.progress.begin(now);
+            if let Some(begun) = kept.progress.attempts.last_mut() {
+                begun.holder.clone_from(&self.name);
+            }
             // What is made again has its body in its message, like any other.
             kept.call = without_body(&call);
             let value = Bytes::from(kept.encode_to_vec());

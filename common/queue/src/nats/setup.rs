@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::object_store::{self, ObjectStore};
@@ -40,7 +40,7 @@ pub struct Store {
 
 /// Begins to connect, and goes on for ever. `connected` ticks with every connection. Each is to the next of the servers, from one that is
 /// drawn: who leaves one that does not answer comes to another.
-pub async fn connect(config: &Config, connected: watch::Sender<u64>) -> Result<Client, Error> {
+pub async fn connect(config: &Config, connected: watch::Sender<(u64, Instant)>) -> Result<Client, Error> {
     let turn = Arc::new(AtomicUsize::new(uuid::Uuid::now_v7().as_u128() as usize));
     let mut options = ConnectOptions::new()
         .name("stoker")
@@ -51,7 +51,7 @@ pub async fn connect(config: &Config, connected: watch::Sender<u64>) -> Result<C
         })
         .event_callback(move |event| {
             if matches!(event, Event::Connected) {
-                connected.send_modify(|count| *count += 1);
+                connected.send_modify(|now| *now = (now.0 + 1, Instant::now()));
             }
             std::future::ready(())
         })

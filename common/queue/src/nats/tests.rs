@@ -57,10 +57,46 @@ async fn balancers_share_it_and_a_killed_server_forgets_nothing() {
 }
 
 #[tokio::test]
+async fn what_is_held_is_begun_by_nobody_else_though_a_killed_server_tells_of_it_again() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let one = NatsQueue::open(config(&nats)).await.unwrap();
+    let other = NatsQueue::open(config(&nats)).await.unwrap();
+    one.submit(call("a/runs", "1")).await.unwrap();
+    let held = next(&other, "a/runs").await;
+    // The server writes seldom what it has given to whom.
+    nats.kill();
+    let keeps = async {
+        loop {
+            other.extend(&held.ticket).await.expect("it is held as long as that is said");
+            tokio::time::sleep(LEASE / 4).await;
+        }
+    };
+    let told = async {
+        nats.start_again().await;
+        // Two that have nothing to do, one of them the holder itself.
+        let (one, other) = (next(&one, "a/runs"), next(&other, "a/runs"));
+        tokio::select! {
+            taken = one => panic!("it is held by another: {taken:?}"),
+            taken = other => panic!("it is held: {taken:?}"),
+            () = tokio::time::sleep(3 * LEASE) => {}
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = keeps => unreachable!("it goes on"),
+    }
+    other.finish(&held.ticket, done(&held, "in time")).await.unwrap();
+    let kept = one.get(&held.call.id).await.unwrap().unwrap();
+    assert_eq!((kept.progress.is(), kept.progress.attempts.len()), (State::Done, 1));
+    one.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_is_said_to_be() {
     let queue = NatsQueue::open(Config::new(vec!["nats://127.0.0.1:1".into()])).await.unwrap();
     let refused = queue.submit(call("a/b", "")).await;
-    assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("127.0.0.1:1")), "{refused:?}");
+    assert!(matches!(&refused, Err(Error::Absent(why)) if why.contains("127.0.0.1:1")), "{refused:?}");
     queue.stop().await;
 }
 
