@@ -82,6 +82,7 @@ fn spec(id: String, root: Root) -> Result<Spec, Failure> {
         open_files: 1024,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        opt: None,
         stop_signal: stoker_sandbox::SIGTERM,
         stays: false,
     })

@@ -97,6 +97,7 @@ fn spec(id: String, image: &Path) -> Spec {
         open_files: 1024,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        opt: None,
         stop_signal: stoker_sandbox::SIGTERM,
         stays: false,
     }

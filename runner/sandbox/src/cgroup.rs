@@ -167,6 +167,17 @@ impl Base {
         self.v2.iter().chain(self.v1.iter().map(|(directory, _)| directory)).cloned().collect()
     }
 
+    /// The cgroups of this name that another engine has made below ours, for looking after.
+    pub fn lent(&self, name: &str) -> Leaf {
+        let v1 = self.v1.iter().map(|(directory, controllers)| (directory.join(name), controllers.clone()));
+        Leaf {
+            v2: self.v2.as_ref().map(|directory| directory.join(name)),
+            v2_controllers: self.v2_controllers.clone(),
+            v1: v1.collect(),
+            handle: None,
+        }
+    }
+
     /// Makes one sandbox's cgroups. Limits come later.
     ///
     /// # Errors

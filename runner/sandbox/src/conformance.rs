@@ -129,6 +129,7 @@ cases![
     limits_of_the_process_are_set,
     the_host_is_read_only_and_homes_are_hidden,
     a_directory_is_the_root,
+    a_directory_stands_in_the_place_of_opt,
     a_writable_root_keeps_writes_private,
     a_writable_root_is_sized,
     a_writable_image_gets_its_work_directory,
@@ -269,6 +270,7 @@ impl<'a> Subject<'a> {
             open_files: 256,
             network: Network::None,
             shared: None,
+            opt: None,
             stop_signal: crate::SIGTERM,
             stays: false,
         }

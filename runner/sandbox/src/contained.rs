@@ -13,10 +13,12 @@ mod program;
 pub mod view;
 
 use std::collections::{BTreeSet, HashSet};
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ pub use program::Program;
 use crate::channel::Channel;
 use crate::egress::Gate;
 use crate::wire::{Identity, Names, Plan, Program as Words, RootPlan};
-use crate::{Error, Network, Root, Spec, User};
+use crate::{Error, ExitCause, Network, Root, Spec, User};
 
 /// The last argument of a program that is to be the init of a container.
 pub const ARGUMENT: &str = "__stoker-contained";
@@ -64,8 +66,8 @@ pub trait Holder: Send + Sync {
     /// [`Error::Unsupported`], or what the engine says.
     async fn set_frozen(&self, frozen: bool) -> Result<(), Error>;
 
-    /// What engine and init said before it failed, for the error that tells of it.
-    fn last_words(&self) -> String;
+    /// What engine and init have said, for the error that tells why the init never came.
+    async fn last_words(&self) -> String;
 
     /// By what the next program of this process knows it.
     fn hand_over(&self) -> Handed;
@@ -103,6 +105,44 @@ impl Former {
     pub fn is_left(&self, container: u64) -> bool {
         container < self.made && !self.kept.contains(&container)
     }
+}
+
+/// A container that its engine has started.
+pub struct Started {
+    pub door: Door,
+    pub plan: Plan,
+    pub end: End,
+}
+
+/// Resolves when the init has ended. Of use until it comes through its door: from then on it tells its end by itself.
+pub type End = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// How an init has ended, in its engine's words.
+#[derive(Debug)]
+pub struct Ended {
+    pub cause: ExitCause,
+    /// The kernel killed something in the container for memory.
+    pub out_of_memory: bool,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cause {
+            ExitCause::Code(code) => write!(out, "it ended with status {code}"),
+            ExitCause::Signal(signal) => write!(out, "it was ended by signal {signal}"),
+            ExitCause::Lost => out.write_str("it ended"),
+        }?;
+        out.write_str(" before it came to the runner")
+    }
+}
+
+/// As much of what an engine or an init said as an error tells.
+const LAST_WORDS: usize = 500;
+
+/// The end of what was said.
+pub fn last_of(said: &[u8]) -> String {
+    let start = said.len().saturating_sub(LAST_WORDS);
+    String::from_utf8_lossy(&said[start..]).trim().to_owned()
 }
 
 /// Where an init comes in: a socket for one connection.
@@ -219,6 +259,7 @@ pub fn plan(spec: &Spec, guest: &Guest, gate: &Gate) -> Plan {
         open_files: spec.open_files,
         processes: None,
         watch_memory: None,
+        opt: spec.opt.clone(),
         shared: spec.shared.clone(),
         identity: Identity::Same,
         user: guest.user(),
@@ -227,5 +268,6 @@ pub fn plan(spec: &Spec, guest: &Guest, gate: &Gate) -> Plan {
         stays: spec.stays,
         names: (spec.network != Network::Host).then(names),
         home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
+        hidden: Vec::new(),
     }
 }

@@ -32,12 +32,12 @@ use crate::contained::client::Client;
 use crate::contained::driver::{self, Left, platform};
 use crate::contained::monitor::{self, Daemon};
 use crate::contained::view::View;
-use crate::contained::{self, Door, Former, Guest, Handed, Holder, Program, Users};
+use crate::contained::{self, Door, End, Ended, Former, Guest, Handed, Holder, Program, Started, Users};
 use crate::egress::{self, Gate};
 use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::state::State;
 use crate::wire::Plan;
-use crate::{Description, Driver, Error, Network, Root, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, ExitCause, Network, Root, Sandbox, Spec, native, private, spawner};
 
 const NAME: &str = "docker";
 /// Labels of every container: whose it is.
@@ -91,6 +91,8 @@ struct Engine {
     users: Arc<Users>,
     gate: Gate,
     host_paths: Vec<PathBuf>,
+    /// What is hidden of them: see [`private`].
+    hidden: Vec<PathBuf>,
     /// What every container carries.
     labels: BTreeMap<String, String>,
     next: AtomicU64,
@@ -163,6 +165,10 @@ impl Docker {
             program,
             users: Arc::default(),
             gate: Gate::new(&config.egress),
+            hidden: match rustix::process::geteuid().is_root() {
+                true => Vec::new(),
+                false => private::below(&config.host_paths),
+            },
             host_paths: config.host_paths.clone(),
             labels,
             next: AtomicU64::new(containers),
@@ -277,9 +283,9 @@ impl Engine {
         let grows = spec.writable_root && matches!(spec.root, Root::Directory(_));
         let held = Arc::new(self.held(number, self.users.take(spec.user), grows));
         match self.launch(&held, spec).await {
-            Ok((door, plan)) => {
+            Ok(started) => {
                 let (user, way) = (held.guest.user(), self.gate.policy().filter(|_| out).cloned());
-                contained::receive(door, plan, user, way, held).await
+                contained::receive(started, user, way, held).await
             }
             Err(error) => {
                 held.remove().await;
@@ -289,8 +295,8 @@ impl Engine {
     }
 
     /// Has the daemon start a container whose init comes to the door.
-    async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: Spec) -> Result<(Door, Plan), Error> {
-        let plan = contained::plan(&spec, &held.guest, &self.gate);
+    async fn launch(self: &Arc<Self>, held: &Arc<Held>, spec: Spec) -> Result<Started, Error> {
+        let plan = Plan { hidden: self.hidden.clone(), ..contained::plan(&spec, &held.guest, &self.gate) };
         let door = Door::open(&held.door).map_err(platform("open a door for the container"))?;
         let (maker, whole, wanted) = (Arc::clone(held), plan.clone(), spec.clone());
         // Files and directories: not on the thread that serves calls.
@@ -322,7 +328,33 @@ impl Engine {
         }
         let path = format!("/containers/{}/start", held.name);
         self.api.call(Method::POST, &path, Content::Nothing).await?;
-        Ok((door, plan))
+        Ok(Started { door, plan, end: self.end(&held.name) })
+    }
+
+    /// What the daemon says of the end of a container's init.
+    fn end(&self, name: &str) -> End {
+        let (api, name) = (self.api.clone(), name.to_owned());
+        Box::pin(async move {
+            let wait = format!("/containers/{name}/wait?condition=not-running");
+            let ended = async {
+                api.call(Method::POST, &wait, Content::Nothing).await?;
+                api.call(Method::GET, &format!("/containers/{name}/json"), Content::Nothing).await
+            };
+            let Ok(found) = ended.await else {
+                // Whether the init comes is for its door to say.
+                return std::future::pending().await;
+            };
+            let state = &found["State"];
+            let code = state["ExitCode"].as_i64().and_then(|code| i32::try_from(code).ok());
+            Ended {
+                // It tells of a signal as shells do.
+                cause: match code {
+                    Some(code @ 129..192) => ExitCause::Signal(code - 128),
+                    code => code.map_or(ExitCause::Lost, ExitCause::Code),
+                },
+                out_of_memory: state["OOMKilled"].as_bool().unwrap_or_default(),
+            }
+        })
     }
 
     /// The daemon's image for a view, made if it is not there.

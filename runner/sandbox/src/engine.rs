@@ -8,7 +8,7 @@ mod upgrade;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,6 +21,7 @@ use crate::cell::{Cell, Making, too_little_memory};
 use crate::cgroup::{Base, Controller, Limits};
 use crate::channel::Channel;
 use crate::egress::Policy;
+use crate::init::mounts::OPT;
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
@@ -45,6 +46,8 @@ pub struct Flavour {
     pub others: u32,
     /// Host directories that [`Root::Host`] shows.
     pub host_paths: Vec<PathBuf>,
+    /// What is hidden of them: see [`crate::private`].
+    pub hidden: Vec<PathBuf>,
     /// Blanks kept ready, of each kind that was asked for.
     pub spares: usize,
     /// What a way out leads to, where there can be one.
@@ -110,8 +113,8 @@ impl Engine {
     pub async fn start(
         flavour: Flavour,
         name: &str,
-        state_dir: &std::path::Path,
-        cgroup_parent: Option<&std::path::Path>,
+        state_dir: &Path,
+        cgroup_parent: Option<&Path>,
         spawner: Command,
     ) -> Result<Arc<Self>, Error> {
         let state = State::open(state_dir, flavour.driver, name)?;
@@ -260,7 +263,7 @@ impl Engine {
             id: spec.id.clone(),
             root: match spec.root {
                 Root::Host if !self.flavour.isolate => RootPlan::Unchanged,
-                Root::Host => RootPlan::Host(self.flavour.host_paths.clone()),
+                Root::Host => RootPlan::Host(shown(&self.flavour.host_paths, spec.opt.as_deref())),
                 Root::Directory(directory) => RootPlan::Directory(directory),
             },
             writable_root: spec.writable_root,
@@ -271,6 +274,7 @@ impl Engine {
             // Counted per user: exact only in a user namespace of one's own.
             processes: (self.flavour.isolate && !counted).then_some(spec.pids),
             watch_memory: (!weighed).then_some(spec.memory),
+            opt: spec.opt,
             shared: spec.shared.clone().filter(|_| self.flavour.isolate),
             identity,
             user,
@@ -285,6 +289,7 @@ impl Engine {
             stays: spec.stays,
             names: (spec.network != Network::Host).then(|| self.names(&spec.id, network)),
             home: self.home.clone(),
+            hidden: self.flavour.hidden.clone(),
         };
         let mut directory = host_shared;
         let inside = plan.shared.clone();
@@ -386,7 +391,7 @@ impl Engine {
     }
 
     /// A directory on the host for plain processes, in one that only our user may enter.
-    fn host_directory(&self, asked: &std::path::Path) -> Result<HostDirectory, Error> {
+    fn host_directory(&self, asked: &Path) -> Result<HostDirectory, Error> {
         let name = asked.file_name().unwrap_or(std::ffi::OsStr::new("shared"));
         // A number, since ids are long and the paths of sockets must not be.
         let number = self.next_directory.fetch_add(1, Ordering::Relaxed);
@@ -456,11 +461,20 @@ pub fn check(spec: &Spec) -> Result<(), Error> {
             spec.workdir.display()
         )));
     }
-    let paths = [Some(&spec.workdir), spec.shared.as_ref()];
+    if spec.opt.is_some() && spec.root != Root::Host {
+        let text = "a directory is shown as /opt where the root is the host's, and this one is not";
+        return Err(Error::Function(text.to_owned()));
+    }
+    let paths = [Some(&spec.workdir), spec.opt.as_ref(), spec.shared.as_ref()];
     if let Some(path) = paths.into_iter().flatten().find(|path| path.to_str().is_none()) {
         return Err(Error::Function(format!("{} is not UTF-8", path.display())));
     }
     Ok(())
+}
+
+/// Those of the host's directories that are shown where another may stand in the place of its `/opt`.
+pub fn shown(paths: &[PathBuf], opt: Option<&Path>) -> Vec<PathBuf> {
+    paths.iter().filter(|path| opt.is_none() || *path != Path::new(OPT)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::Held;
 use crate::cgroup::Base;
-use crate::{User, contained, spawner, state, sys};
+use crate::{User, aide, contained, state, sys};
 
 /// What spawner and inits understand. They live on as the program that they were started from, so whoever takes them up must speak as
 /// that did: raised with every change to what is said to them.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The variable that tells a program of what it inherits: the number of a descriptor.
 const VARIABLE: &str = "STOKER_HANDOVER";
@@ -148,13 +148,13 @@ pub struct HandedDriver {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HandedHolder {
     Spawner {
-        spawner: spawner::client::Handed,
+        spawner: aide::client::Handed,
         /// How many names of cgroups and of shared directories were given.
         leaves: u64,
         directories: u64,
     },
     Monitor {
-        monitor: contained::client::Handed,
+        monitor: aide::client::Handed,
         program: contained::Program,
         /// How many containers were made.
         containers: u64,

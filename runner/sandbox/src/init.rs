@@ -37,6 +37,13 @@ use crate::wire::{
 
 /// Open files that a function locks in memory, at most. Enough for a TLS library that protects its keys.
 pub const LOCKED_MEMORY: u64 = 8 << 20;
+/// How large a dump of a dead function's memory may be: none is written. And not zero, at which the kernel would still hand the dump to the
+/// program of the host's that its `core_pattern` names, as the host's root; at one byte it does not.
+pub fn core_size() -> u64 {
+    // Whoever may have none already cannot raise that.
+    rustix::process::getrlimit(rustix::process::Resource::Core).maximum.unwrap_or(u64::MAX).min(1)
+}
+
 /// What a function may allocate over its memory limit where only the runner itself counts: room for what is mapped but not used.
 const DATA_SLACK: u64 = 1 << 30;
 

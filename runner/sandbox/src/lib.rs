@@ -18,12 +18,14 @@ pub mod process;
 pub mod select;
 pub mod spawner;
 
+mod aide;
 mod cell;
 mod cgroup;
 mod channel;
 mod contained;
 mod engine;
 mod init;
+mod private;
 mod state;
 mod sys;
 mod wire;
@@ -127,6 +129,8 @@ pub struct Spec {
     pub open_files: u32,
     /// What it may reach.
     pub network: Network,
+    /// With [`Root::Host`]: a directory of the host that is seen at `/opt`, read-only, in the place of the host's.
+    pub opt: Option<PathBuf>,
     /// A directory inside (say `/tmp/iofs`) that the function may write to and the runner can look into.
     pub shared: Option<PathBuf>,
     /// The number of the signal that asks the command to end.

@@ -20,7 +20,7 @@ use crate::cgroup::{Base, Controller};
 use crate::egress::{self, Gate};
 use crate::engine::{Engine, Flavour};
 use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
-use crate::{Description, Driver, Error, Sandbox, Spec, spawner};
+use crate::{Description, Driver, Error, Sandbox, Spec, private, spawner};
 
 /// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
 const UNASSIGNED: u32 = 1_900_000_000;
@@ -165,6 +165,7 @@ impl Means {
             first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
             others: OTHERS,
             host_paths: config.host_paths.clone(),
+            hidden: if self.root { Vec::new() } else { private::below(&config.host_paths) },
             spares: config.spares,
             egress: self.gate.policy().cloned(),
         }

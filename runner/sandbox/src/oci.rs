@@ -24,14 +24,15 @@ use self::bundle::Bundle;
 use self::runtime::{Command, Record};
 use crate::cell::Cell;
 use crate::cgroup::{self, Base};
-use crate::contained::client::Client;
+use crate::contained::client::{Client, InitEnd};
 use crate::contained::driver::{self, Left, platform};
-use crate::contained::{self, Door, Former, Guest, Handed, Holder, Program, Users, monitor};
+use crate::contained::{
+    self, Door, End, Ended, Former, Guest, Handed, Holder, Program, Started, Users, monitor,
+};
 use crate::egress::{self, Gate};
 use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
 use crate::state::State;
-use crate::wire::Plan;
-use crate::{Description, Driver, Error, Network, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, ExitCause, Network, Sandbox, Spec, native, spawner};
 
 const NAME: &str = "oci";
 /// Containers have this and a number for a name.
@@ -283,9 +284,9 @@ impl Engine {
         let bundle = Arc::new(self.bundle(number, self.users.take(spec.user)));
         let made = self.launch(&bundle, spec).await;
         match made {
-            Ok((door, plan)) => {
+            Ok(started) => {
                 let (user, way) = (bundle.guest.user(), self.gate.policy().filter(|_| out).cloned());
-                contained::receive(door, plan, user, way, bundle).await
+                contained::receive(started, user, way, bundle).await
             }
             Err(error) => {
                 bundle.remove().await;
@@ -295,7 +296,7 @@ impl Engine {
     }
 
     /// Has the runtime start a container whose init comes to the door.
-    async fn launch(self: &Arc<Self>, bundle: &Arc<Bundle>, spec: Spec) -> Result<(Door, Plan), Error> {
+    async fn launch(self: &Arc<Self>, bundle: &Arc<Bundle>, spec: Spec) -> Result<Started, Error> {
         let plan = contained::plan(&spec, &bundle.guest, &self.gate);
         let door = Door::open(&bundle.door).map_err(platform("open a door for the container"))?;
         let (maker, whole) = (Arc::clone(bundle), plan.clone());
@@ -303,17 +304,15 @@ impl Engine {
         let layers = tokio::task::spawn_blocking(move || maker.write(&spec, &whole))
             .await
             .map_err(|error| platform("make the container's bundle")(io::Error::other(error)))??;
-        let words = ["run", "--detach", "--bundle"].map(str::to_owned);
-        let path = bundle.directory.to_string_lossy().into_owned();
-        let command = Command {
-            arguments: words.into_iter().chain([path, bundle.name.clone()]).collect(),
-            output: bundle.output(),
-            layers,
-        };
-        match self.client.run(command).await? {
-            0 => Ok((door, plan)),
-            status => {
-                let words = bundle.last_words();
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let pid_file = bundle.directory.join("pid");
+        let words = ["run", "--detach", "--pid-file", &text(&pid_file), "--bundle", &text(&bundle.directory)];
+        let arguments = words.into_iter().chain([bundle.name.as_str()]).map(str::to_owned).collect();
+        let command = Command { arguments, output: bundle.output(), layers };
+        match self.client.start_container(command, pid_file).await? {
+            (0, end) => Ok(Started { door, plan, end: self.end(bundle, end) }),
+            (status, _) => {
+                let words = bundle.last_words().await;
                 let source = io::Error::other(match words.is_empty() {
                     true => format!("it ended with {status}"),
                     false => words,
@@ -321,6 +320,19 @@ impl Engine {
                 Err(platform("have the runtime start the container")(source))
             }
         }
+    }
+
+    /// What the monitor and the cgroup say of the end of a container's init.
+    fn end(&self, bundle: &Bundle, end: InitEnd) -> End {
+        let leaf = self.base.lent(&bundle.name);
+        Box::pin(async move {
+            let Ok((status, _)) = end.await else {
+                // The monitor died; whether the init comes is for its door to say.
+                return std::future::pending().await;
+            };
+            let cause = if status < 0 { ExitCause::Signal(-status) } else { ExitCause::Code(status) };
+            Ended { cause, out_of_memory: leaf.memory_kills() > 0 }
+        })
     }
 
     /// Removes containers of the process's former program that nobody took up. Once.

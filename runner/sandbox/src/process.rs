@@ -97,6 +97,7 @@ fn flavour() -> Flavour {
         first_user: 0,
         others: 0,
         host_paths: Vec::new(),
+        hidden: Vec::new(),
         spares: 0,
         egress: None,
     }
@@ -144,6 +145,12 @@ impl Driver for Process {
             return Err(Error::Unsupported(format!(
                 "plain processes cannot have {} as their root: an image needs a driver that isolates",
                 directory.display()
+            )));
+        }
+        if let Some(opt) = &spec.opt {
+            return Err(Error::Unsupported(format!(
+                "plain processes see the host's /opt and cannot have {} in its place: layers need a driver that isolates",
+                opt.display()
             )));
         }
         if let Some(user) = spec.user {

@@ -307,6 +307,7 @@ impl Probe {
             open_files: 256,
             network: Network::None,
             shared: Some(PathBuf::from("/tmp/probe")),
+            opt: None,
             stop_signal: crate::SIGTERM,
             stays: false,
         }

@@ -150,6 +150,8 @@ pub struct Plan {
     pub processes: Option<u32>,
     /// Watch the memory of all processes, where no cgroup does.
     pub watch_memory: Option<u64>,
+    /// With [`RootPlan::Host`]: a directory of the host in the place of its `/opt`.
+    pub opt: Option<PathBuf>,
     pub shared: Option<PathBuf>,
     pub identity: Identity,
     /// Who it is inside, where the identity is not the host's.
@@ -163,6 +165,9 @@ pub struct Plan {
     pub names: Option<Names>,
     /// The runner's home directory, never shown for a program in it.
     pub home: Option<PathBuf>,
+    /// What of the host's is hidden all the same, with [`RootPlan::Host`]: see [`crate::private`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 #[path = "kit/kit.rs"]
+#[expect(dead_code, reason = "not every test uses all of it")]
 mod kit;
 
 use std::io::{BufRead as _, BufReader};

@@ -22,7 +22,9 @@ use stoker_sandbox::select::{self, Choice};
 use stoker_sandbox::{Driver, Error};
 
 use daemon::{Daemon, Kind};
-use kit::{State, alive, command, guest, signal, spec, started, until};
+use kit::{
+    State, alive, command, guest, signal, spec, spoil_the_init, started, tells_of_the_spoiled_init, until,
+};
 
 async fn docker(socket: PathBuf, name: &str, state: &Path) -> Result<Docker, Error> {
     Docker::new(Config { spawner: command(), socket, ..Config::new(name, state) }).await
@@ -72,6 +74,19 @@ async fn without_a_daemon_it_says_so() {
     let error = docker("/nonexistent/docker.sock".into(), "none", &state.0).await.err().unwrap().to_string();
     assert!(error.contains("/nonexistent/docker.sock"), "{error}");
     assert!(!state.0.exists());
+}
+
+/// Its end is not waited for, and told with all that the daemon knows of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_init_that_ends_before_its_door_is_told() {
+    let Some(daemon) = Daemon::start(Kind::Docker, "early") else { return };
+    let state = State::new("early-docker");
+    let driver = docker(daemon.socket(), "early", &state.0).await.unwrap();
+    spoil_the_init(&state.0.join("docker/early"));
+    let error = driver.create(spec("one", &["wait"])).await.err().unwrap();
+    tells_of_the_spoiled_init(&error);
+    driver.close().await;
+    assert_eq!(daemon.containers(), 0, "containers are left");
 }
 
 #[tokio::test]

@@ -19,7 +19,10 @@ use stoker_sandbox::oci::{Config, Oci};
 use stoker_sandbox::select::{self, Choice};
 use stoker_sandbox::{Driver, Error, ExitCause};
 
-use kit::{LIMIT, State, alive, cgroups, command, guest, signal, spec, started, until, we_are_root};
+use kit::{
+    LIMIT, State, alive, cgroups, command, guest, signal, spec, spoil_the_init, started,
+    tells_of_the_spoiled_init, until, we_are_root,
+};
 
 /// Whether tests with containers of this runtime are to run.
 fn wanted(runtime: &str) -> bool {
@@ -108,6 +111,23 @@ async fn what_a_runtime_says_is_told() {
     assert!(error.contains("unrecognized option '--root'"), "{error}");
     driver.close().await;
     assert!(!state.0.exists(), "something was left behind");
+}
+
+/// Its end is not waited for, and told with all that is known of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_init_that_ends_before_its_door_is_told() {
+    for runtime in ["crun", "runc"] {
+        if !wanted(runtime) {
+            return;
+        }
+        let state = State::new(&format!("early-{runtime}"));
+        let driver = oci(runtime, "early", &state.0).await.unwrap();
+        spoil_the_init(&state.0.join("oci/early"));
+        let error = driver.create(spec("one", &["wait"])).await.err().unwrap();
+        tells_of_the_spoiled_init(&error);
+        driver.close().await;
+        assert!(!state.0.exists(), "something was left behind");
+    }
 }
 
 /// Containers do not hang on the monitor; but without one, nobody would end them with the runner.

@@ -8,14 +8,16 @@
 mod kit;
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use stoker_sandbox::Driver;
 use stoker_sandbox::conformance::{Subject, escapes};
 use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::oci::{self, Oci};
+use stoker_sandbox::{Driver, Spec};
 
-use kit::{ORDINARY, State, command, for_everybody, guest, we_are_root};
+use kit::{ORDINARY, State, command, for_everybody, guest, spec, we_are_root};
 
 async fn attack(driver: &dyn Driver) {
     let report = escapes::run(Subject { driver, guest: &guest() }).await;
@@ -64,6 +66,70 @@ fn nothing_gets_out_of_an_ordinary_users_sandboxes() {
         .status()
         .unwrap();
     assert!(status.success(), "as user {ORDINARY}: {status}");
+}
+
+/// A directory that goes with the test.
+struct Own(PathBuf);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// A function of an ordinary user's runner is that user to the host: what the user keeps from others in a directory that is shown, it does
+/// not see either; what it has in its own directory, it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_our_user_keeps_from_others_is_hidden() {
+    use std::os::unix::process::CommandExt;
+    let state = State::new("hidden");
+    if we_are_root() {
+        let shown = Own(PathBuf::from(format!("/opt/stoker-test-{}", std::process::id())));
+        std::fs::create_dir_all(&shown.0).unwrap();
+        std::os::unix::fs::chown(&shown.0, Some(ORDINARY), Some(ORDINARY)).unwrap();
+        let (tests, guest) = for_everybody(&state);
+        let mut itself = Command::new(tests);
+        itself.args(["--nocapture", "--exact", "what_our_user_keeps_from_others_is_hidden"]);
+        itself.env("STOKER_TEST_GUEST", guest).env("STOKER_TEST_SHOWN", &shown.0);
+        let status = itself.current_dir("/").uid(ORDINARY).gid(ORDINARY).status().unwrap();
+        assert!(status.success(), "as user {ORDINARY}: {status}");
+        return;
+    }
+    let Some(shown) = std::env::var_os("STOKER_TEST_SHOWN").map(PathBuf::from) else {
+        println!("left out: only root can put something where all functions see it");
+        return;
+    };
+    let put = |name: &str, mode| {
+        let path = shown.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, name).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    put("everybody", 0o644);
+    put("own", 0o600);
+    put("group", 0o640);
+    put("closed/everybody", 0o644);
+    std::fs::set_permissions(shown.join("closed"), PermissionsExt::from_mode(0o700)).unwrap();
+    let config = native::Config { spawner: command(), ..native::Config::new("hidden", &state.0) };
+    let driver = Native::new(config).await.unwrap();
+    let read = async |name: &str, workdir: &Path| {
+        let path = shown.join(name).display().to_string();
+        let spec = Spec { workdir: workdir.to_owned(), ..spec("reader", &["read", &path]) };
+        let sandbox = driver.create(spec).await.unwrap();
+        let stdio = sandbox.start(Vec::new()).await.unwrap();
+        rustix::io::ioctl_fionbio(&stdio.stdout, false).unwrap();
+        let read = move || std::io::read_to_string(std::fs::File::from(stdio.stdout)).unwrap();
+        tokio::task::spawn_blocking(read).await.unwrap().trim().to_owned()
+    };
+    let (root, closed) = (Path::new("/"), shown.join("closed"));
+    assert_eq!(read("everybody", root).await, "everybody");
+    assert_eq!(read("own", root).await, libc::EACCES.to_string());
+    assert_eq!(read("group", root).await, libc::EACCES.to_string());
+    assert_eq!(read("closed/everybody", root).await, libc::ENOENT.to_string());
+    assert_eq!(read("own", &shown).await, "own");
+    assert_eq!(read("closed/everybody", &closed).await, "closed/everybody");
+    assert_eq!(read("own", &closed).await, libc::EACCES.to_string());
+    driver.close().await;
 }
 
 /// Containers of standard runtimes promise the same. Where there are none, `STOKER_WITHOUT_OCI` says so.

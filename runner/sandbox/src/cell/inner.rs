@@ -174,7 +174,8 @@ impl Inner {
                 let order = if frozen { Order::Stop } else { Order::Continue };
                 return self.ask(order, &[]).await.map(drop);
             };
-            settled(&freezer, frozen).await.map_err(step())
+            // What is thawed runs when the write returns: a call waits for that, and for nothing else.
+            if frozen { frozen_through(&freezer).await.map_err(step()) } else { Ok(()) }
         };
         let mut exit = self.exit.clone();
         let done = tokio::select! {
@@ -299,10 +300,10 @@ fn usage(leaf: &Leaf) -> Usage {
     Usage { memory, memory_peak, cpu: leaf.cpu() }
 }
 
-/// Waits until a freezer is in the state that was asked for.
-async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
+/// Waits until everything in a freezer stands still, as was asked for.
+async fn frozen_through(freezer: &Freezer) -> io::Result<()> {
     // Nearly always done by the time the write returns.
-    if freezer.is_frozen()? == frozen {
+    if freezer.is_frozen()? {
         return Ok(());
     }
     if let Some(events) = freezer.events() {
@@ -310,14 +311,14 @@ async fn settled(freezer: &Freezer, frozen: bool) -> io::Result<()> {
         loop {
             let mut text = [0; 256];
             let length = rustix::io::pread(file.get_ref(), &mut text[..], 0)?;
-            if (text[..length].windows(8).any(|part| part == b"frozen 1")) == frozen {
+            if text[..length].windows(8).any(|part| part == b"frozen 1") {
                 return Ok(());
             }
             file.ready(Interest::PRIORITY).await?.clear_ready();
         }
     }
     let mut again = tokio::time::interval(FREEZER_POLL);
-    while freezer.is_frozen()? != frozen {
+    while !freezer.is_frozen()? {
         again.tick().await;
     }
     Ok(())

@@ -51,6 +51,32 @@ pub async fn a_directory_is_the_root(subject: Subject<'_>) -> Outcome {
     Ok(())
 }
 
+pub async fn a_directory_stands_in_the_place_of_opt(subject: Subject<'_>) -> Outcome {
+    let scratch = Scratch::new("opt")?;
+    std::fs::write(scratch.0.join("marker"), "of a layer")?;
+    let spec = |words: &[&str]| Spec { opt: Some(scratch.0.clone()), ..subject.spec("opt", words) };
+    if !subject.claims().isolates {
+        // It sees the host's, and nothing else can be had.
+        return match subject.driver.create(spec(&["read", "/opt/marker"])).await {
+            Err(crate::Error::Unsupported(_)) => Ok(()),
+            other => expect(false, || format!("{:?}", other.map(drop))),
+        };
+    }
+    for writable_root in [false, true] {
+        let spec = |words: &[&str]| Spec { writable_root, ..spec(words) };
+        let out = subject.output_of(spec(&["list", "/opt"])).await?;
+        expect(out == "marker", || format!("/opt shows {out}"))?;
+        let out = subject.output_of(spec(&["read", "/opt/marker"])).await?;
+        expect(out == "of a layer", || out)?;
+        let out = subject.output_of(spec(&["write", "/opt/marker"])).await?;
+        expect(out == libc::EROFS.to_string(), || format!("writing answers {out}"))?;
+    }
+    let root = small_root(&scratch, subject, true)?;
+    refused(subject, Spec { root, ..spec(&["exit", "0"]) }, &["/opt"]).await?;
+    let absent = scratch.0.join("absent");
+    refused(subject, Spec { opt: Some(absent), ..spec(&["exit", "0"]) }, &["absent"]).await
+}
+
 pub async fn a_writable_root_keeps_writes_private(subject: Subject<'_>) -> Outcome {
     subject.isolated()?;
     let scratch = Scratch::new("writable")?;

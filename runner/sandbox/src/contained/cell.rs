@@ -10,15 +10,26 @@ use rustix::process::{Pid, Signal, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
-use super::{Door, Handed, Holder};
-use crate::cell::{Cell, Grip, Held, Making, TAKE_UP};
+use super::{Handed, Holder, Started};
+use crate::cell::{Cell, Grip, Held, Making, TAKE_UP, too_little_memory};
 use crate::cgroup::Leaf;
 use crate::channel::died;
 use crate::egress::{Gate, Policy, Way};
 use crate::handover::{Bequest, HandedSandbox, Inheritance};
 use crate::init::tunnel;
-use crate::wire::Plan;
 use crate::{Error, Network, User};
+
+/// Why nobody came in, or could stay.
+enum Absent {
+    Failed(io::Error),
+    TooLittleMemory,
+}
+
+impl From<io::Error> for Absent {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
 
 /// Waits for the init of a container that the engine has started, and has it park the function's process. Whatever fails, and
 /// whenever it ends: then the holder removes it.
@@ -26,35 +37,21 @@ use crate::{Error, Network, User};
 /// # Errors
 /// As [`crate::Driver::create`] says.
 pub async fn receive(
-    door: Door,
-    plan: Plan,
-    user: User,
-    way: Option<Arc<Policy>>,
-    holder: Arc<dyn Holder>,
-) -> Result<Cell, Error> {
-    let made = inhabit(door, plan, user, way, Arc::clone(&holder)).await;
-    made.map_err(|error| match error {
-        Error::Platform { step, source } => {
-            let words = holder.last_words();
-            let source = match words.is_empty() {
-                true => source,
-                false => io::Error::new(source.kind(), format!("{source}: {words}")),
-            };
-            Error::Platform { step, source }
-        }
-        error => error,
-    })
-}
-
-async fn inhabit(
-    door: Door,
-    plan: Plan,
+    Started { door, plan, end }: Started,
     user: User,
     way: Option<Arc<Policy>>,
     holder: Arc<dyn Holder>,
 ) -> Result<Cell, Error> {
     let entered = async {
-        let (control, pid, pidfd) = door.enter().await?;
+        let (control, pid, pidfd) = tokio::select! {
+            // One that has come in tells its end itself.
+            biased;
+            entered = door.enter() => entered?,
+            ended = end => return Err(match ended.out_of_memory {
+                true => Absent::TooLittleMemory,
+                false => io::Error::other(ended.to_string()).into(),
+            }),
+        };
         holder.entered(pid)?;
         let way = match way {
             Some(policy) => Some(Way::serve(tunnel(pid, policy.six).await?, policy)?),
@@ -63,15 +60,26 @@ async fn inhabit(
         let leaf = Leaf::of_process(pid)?;
         // While it lives its number is its own: what was found by it is its, and no other process's that may be killed with it.
         if !control.is_open() {
-            return Err(died());
+            return Err(died().into());
         }
         Ok((control, leaf, pidfd, way))
     };
     let (control, leaf, pidfd, way) = match entered.await {
         Ok(entered) => entered,
-        Err(source) => {
+        Err(absent) => {
+            let error = match absent {
+                Absent::TooLittleMemory => too_little_memory(),
+                Absent::Failed(error) => {
+                    let words = holder.last_words().await;
+                    let source = match words.is_empty() {
+                        true => error,
+                        false => io::Error::new(error.kind(), format!("{error}: {words}")),
+                    };
+                    Error::Platform { step: "wait for the container's init".to_owned(), source }
+                }
+            };
             holder.remove().await;
-            return Err(Error::Platform { step: "wait for the container's init".to_owned(), source });
+            return Err(error);
         }
     };
     let grip = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder });

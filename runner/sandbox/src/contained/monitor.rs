@@ -1,23 +1,24 @@
 //! The monitor: a small single-threaded process that clears everything away when the runner goes, and runs a runtime's commands.
 //!
-//! It is started as the spawner of native sandboxes is, and for the same reasons: an init ends by itself when its runner is gone, but
-//! not while it is frozen, and not before it was started. Containers of a runtime become its children when the command that made them
-//! ends, so somebody reaps them, whoever the runner's own parent is.
+//! An init ends by itself when its runner is gone, but not while it is frozen, and not before it was started. Containers of a runtime become
+//! the monitor's children when the command that made them ends: somebody reaps them, whoever the runner's own parent is, and can tell how
+//! they ended.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
+use super::client;
+use crate::aide::server::{Aide, Runner};
 use crate::oci::runtime::{Command, Runtime};
-use crate::{docker, sys, wire};
+use crate::{docker, sys};
 
 /// The last argument of a program that is to be the monitor.
 pub const ARGUMENT: &str = "__stoker-monitor";
@@ -34,12 +35,21 @@ pub enum ToMonitor {
     Run {
         sequence: u64,
         command: Command,
+        /// It starts a container, of whose init's end is to be told.
+        #[serde(default)]
+        watch: Option<Watch>,
     },
     /// Clear away what is left of an earlier life.
-    Clear {
-        sequence: u64,
-        life: PathBuf,
-    },
+    Clear { sequence: u64, life: PathBuf },
+}
+
+/// The init of a container that a command is to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Watch {
+    /// Under which its end is told.
+    pub sequence: u64,
+    /// Where the command writes its number.
+    pub pid_file: PathBuf,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -74,137 +84,92 @@ pub struct Daemon {
 pub enum FromMonitor {
     /// Set up: the lock is held.
     Ready,
-    /// The command ended with this status, or minus a signal; or it was cleared away, less what failed.
+    /// The command, or the init of its container, ended with this status, or minus a signal; or it was cleared away, less what failed.
     Done { sequence: u64, status: i32 },
 }
 
-/// Runs as the monitor on the socket that is our standard input.
-pub fn run() -> ! {
-    let code = match serve() {
-        Ok(()) => 0,
-        Err(error) => {
-            eprintln!("sandbox monitor: {error}");
-            1
-        }
-    };
-    std::process::exit(code);
-}
-
-struct Monitor {
-    socket: OwnedFd,
+pub struct Monitor {
     setup: Setup,
     /// Absent where a daemon holds the containers.
     runtime: Option<Runtime>,
-    running: HashMap<Pid, u64>,
+    running: HashMap<Pid, Running>,
+    /// Inits whose end is to be told, and under which number.
+    inits: HashMap<Pid, u64>,
 }
 
-fn serve() -> io::Result<()> {
-    // A Ctrl-C or a service manager's SIGTERM means the runner, which drains; we end when it has.
-    sys::ignore_signals(&[
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGPIPE,
-        libc::SIGUSR2,
-    ]);
-    // Fails only for the leader of a group, which has what this is for.
-    if let Err(error) = rustix::process::setsid()
-        && error != rustix::io::Errno::PERM
-    {
-        return Err(error.into());
-    }
-    let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 10)?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    sys::place(null.as_fd(), 0)?;
-    drop(null);
-    rustix::thread::set_name(c"stoker-monitor")?;
-    let (message, _) = wire::receive_packet::<ToMonitor>(socket.as_fd())?;
-    let ToMonitor::Setup(setup) = message else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message must be the setup"));
-    };
-    let lock = File::options().create(true).truncate(false).write(true).open(&setup.lock)?;
-    flock(&lock, FlockOperation::LockExclusive)?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let signals = sys::signal_descriptor(&[libc::SIGCHLD])?;
-    wire::send_packet(socket.as_fd(), &FromMonitor::Ready, &[])?;
-
-    let runtime = match &setup.engine {
-        Engine::Runtime { life } => Runtime::of(life),
-        Engine::Daemon(_) => None,
-    };
-    let mut monitor = Monitor { socket, setup, runtime, running: HashMap::new() };
-    loop {
-        let mut ready = [PollFd::new(&monitor.socket, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
-        match poll(&mut ready, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let (asked, child) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
-        if child {
-            while sys::next_signal(signals.as_fd()).is_some() {}
-            monitor.reap();
-        }
-        if asked && !monitor.answer() {
-            break;
-        }
-    }
-    monitor.end(&signals);
-    drop(lock);
-    Ok(())
+/// A command under way.
+struct Running {
+    sequence: u64,
+    watch: Option<Watch>,
+    /// Who else has ended meanwhile, and how: perhaps the init of its container, which becomes our child before the command is done.
+    strays: Vec<(Pid, i32)>,
 }
 
-impl Monitor {
-    /// Takes one request. `false` when the runner is gone, or speaks in tongues.
-    fn answer(&mut self) -> bool {
-        match wire::receive_packet(self.socket.as_fd()) {
-            Ok((ToMonitor::Run { sequence, command }, _)) => {
+impl Aide for Monitor {
+    type Trade = client::Monitor;
+
+    fn begin(setup: Setup) -> io::Result<Self> {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        let runtime = match &setup.engine {
+            Engine::Runtime { life } => Runtime::of(life),
+            Engine::Daemon(_) => None,
+        };
+        Ok(Self { setup, runtime, running: HashMap::new(), inits: HashMap::new() })
+    }
+
+    fn answer(&mut self, order: ToMonitor, _descriptors: Vec<OwnedFd>, runner: &Runner) -> bool {
+        match order {
+            ToMonitor::Run { sequence, command, watch } => {
                 let absent = || io::Error::from(io::ErrorKind::NotFound);
                 match self.runtime.as_ref().ok_or_else(absent).and_then(|runtime| runtime.start(&command)) {
                     Ok(pid) => {
-                        self.running.insert(pid, sequence);
+                        self.running.insert(pid, Running { sequence, watch, strays: Vec::new() });
                         true
                     }
                     Err(error) => {
                         fs::write(&command.output, format!("start the runtime: {error}")).ok();
-                        self.done(sequence, NOT_RUN)
+                        done(sequence, NOT_RUN, runner)
                     }
                 }
             }
-            Ok((ToMonitor::Clear { sequence, life }, _)) => {
+            ToMonitor::Clear { sequence, life } => {
                 let left = Runtime::of(&life).map_or(0, |runtime| runtime.clear());
-                self.reap();
-                self.done(sequence, left)
+                self.reap(runner);
+                done(sequence, left, runner)
             }
-            Ok((ToMonitor::Setup(_), _)) | Err(_) => false,
+            ToMonitor::Setup(_) => false,
         }
     }
 
-    fn done(&self, sequence: u64, status: i32) -> bool {
-        wire::send_packet(self.socket.as_fd(), &FromMonitor::Done { sequence, status }, &[]).is_ok()
-    }
-
     /// Collects what has ended: commands, and the containers that they left to us.
-    fn reap(&mut self) {
+    fn reap(&mut self, runner: &Runner) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if let Some(sequence) = self.running.remove(&pid) {
-                let signal = status.terminating_signal().map_or(NOT_RUN, |signal| -signal);
-                // Nobody there to hear it shows on the socket, too.
-                self.done(sequence, status.exit_status().unwrap_or(signal));
+            let status = told(status);
+            if let Some(command) = self.running.remove(&pid) {
+                if status == 0 {
+                    self.watch(&command, runner);
+                }
+                done(command.sequence, status, runner);
+            } else if let Some(sequence) = self.inits.remove(&pid) {
+                done(sequence, status, runner);
+            } else {
+                for command in self.running.values_mut().filter(|command| command.watch.is_some()) {
+                    command.strays.push((pid, status));
+                }
             }
         }
     }
 
     /// The runner is gone: nothing of it stays.
-    fn end(mut self, signals: &OwnedFd) {
+    fn end(&mut self, runner: &Runner, signals: BorrowedFd<'_>) {
         // A command cut off would leave what only the runtime itself can find: it may finish, within reason.
         let begun = Instant::now();
         while !self.running.is_empty() {
             let left = PATIENCE.saturating_sub(begun.elapsed());
             let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&limit)).ok();
-            while sys::next_signal(signals.as_fd()).is_some() {}
-            self.reap();
+            poll(&mut [PollFd::from_borrowed_fd(signals, PollFlags::IN)], Some(&limit)).ok();
+            while sys::next_signal(signals).is_some() {}
+            self.reap(runner);
             if left.is_zero() {
                 for pid in self.running.keys() {
                     kill_process(*pid, Signal::KILL).ok();
@@ -224,17 +189,36 @@ impl Monitor {
             }
             (Engine::Runtime { .. }, None) => {}
         }
-        for path in &self.setup.remove {
-            let removed = match path.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-                Ok(_) => fs::remove_file(path),
-                Err(_) => continue,
-            };
-            if let Err(error) = removed
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                eprintln!("sandbox monitor: remove {}: {error}", path.display());
+    }
+
+    fn setup(&self) -> &Setup {
+        &self.setup
+    }
+}
+
+impl Monitor {
+    /// From here on, or at once, the end of the container's init is told that this command has started.
+    fn watch(&mut self, command: &Running, runner: &Runner) {
+        let Some(Watch { sequence, ref pid_file }) = command.watch else { return };
+        let written = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
+        let Some(init) = written.and_then(Pid::from_raw) else { return };
+        match command.strays.iter().find(|(stray, _)| *stray == init) {
+            Some((_, status)) => {
+                done(sequence, *status, runner);
+            }
+            None => {
+                self.inits.insert(init, sequence);
             }
         }
     }
+}
+
+fn done(sequence: u64, status: i32, runner: &Runner) -> bool {
+    runner.tell(&FromMonitor::Done { sequence, status }, &[])
+}
+
+/// An exit status, or minus the signal that was in its place.
+fn told(status: WaitStatus) -> i32 {
+    let signal = status.terminating_signal().map_or(NOT_RUN, |signal| -signal);
+    status.exit_status().unwrap_or(signal)
 }

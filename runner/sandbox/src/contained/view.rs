@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::init::mounts::{HOST_NAME, HOSTS, RESOLVER, expose, inside, normal};
+use crate::engine::shown;
+use crate::init::mounts::{HOST_NAME, HOSTS, OPT, RESOLVER, expose, inside, normal};
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
 
@@ -49,20 +50,21 @@ impl View {
     /// [`Error::Function`] for a work directory or a root that is not there; [`Error::Platform`].
     pub fn new(spec: &Spec, plan: &Plan, host_paths: &[PathBuf], growing: bool) -> Result<Self, Error> {
         let mut view = Self::default();
+        let host_paths = &shown(host_paths, spec.opt.as_deref());
         if let Root::Host = spec.root {
             view.host(host_paths, spec.writable_root)?;
+            view.hide(plan, host_paths);
+            view.opt(spec.opt.as_deref())?;
         }
         if let Root::Directory(directory) = &spec.root
             && !directory.is_dir()
         {
-            return Err(Error::Platform {
-                step: format!("the root directory {} is not there", directory.display()),
-                source: io::ErrorKind::NotFound.into(),
-            });
+            let path = directory.display();
+            return Err(Error::Function(format!("the root directory {path} is not there, or is none")));
         }
         view.names(spec, plan, growing)?;
         if let Root::Host = spec.root {
-            view.workdir(&spec.workdir, host_paths)?;
+            view.workdir(&spec.workdir, host_paths, &plan.hidden)?;
             for path in expose::needed(plan, host_paths)? {
                 view.mounts.push(Mount::Show { host: path.clone(), at: path });
             }
@@ -87,6 +89,34 @@ impl View {
         self.directories.extend(EMPTY.map(PathBuf::from));
         self.links.extend(LINKS.map(|(name, target)| (name.into(), target.into())));
         Ok(())
+    }
+
+    /// A directory in the place of the host's `/opt`.
+    fn opt(&mut self, asked: Option<&Path>) -> Result<(), Error> {
+        let Some(asked) = asked else { return Ok(()) };
+        let host = normal(asked)?;
+        if !host.is_dir() {
+            return Err(Error::Function(format!("the directory {} for /opt does not exist", host.display())));
+        }
+        self.directories.push(PathBuf::from(OPT.trim_start_matches('/')));
+        self.mounts.push(Mount::Show { host, at: OPT.into() });
+        Ok(())
+    }
+
+    /// Covers what is not for everybody, but for what a function has in its own directory.
+    fn hide(&mut self, plan: &Plan, names: &[PathBuf]) {
+        let whole = plan.workdir == Path::new("/");
+        let shown = |path: &&PathBuf| names.iter().any(|name| path.starts_with(name));
+        let hidden = plan.hidden.iter().filter(shown);
+        for path in hidden.filter(|path| whole || !path.starts_with(&plan.workdir)) {
+            let at = path.clone();
+            match path.symlink_metadata() {
+                Ok(found) if found.is_dir() => self.mounts.push(Mount::Cover { at }),
+                Ok(_) => self.mounts.push(Mount::Text { content: String::new(), at }),
+                // Gone since.
+                Err(_) => {}
+            }
+        }
     }
 
     /// The files that say what names mean: the sandbox's own, or the host's where it has the host's network.
@@ -118,7 +148,7 @@ impl View {
     }
 
     /// The function's directory at its own path, whatever is hidden or closed on the way.
-    fn workdir(&mut self, asked: &Path, names: &[PathBuf]) -> Result<(), Error> {
+    fn workdir(&mut self, asked: &Path, names: &[PathBuf], hidden: &[PathBuf]) -> Result<(), Error> {
         let directory = normal(asked)?;
         for reserved in ["/proc", "/dev", "/sys"] {
             if directory.starts_with(reserved) {
@@ -137,7 +167,7 @@ impl View {
             return Err(Error::Function(format!("the work directory {path} is not a directory")));
         }
         if names.iter().any(|name| directory.starts_with(name)) {
-            let Some(closed) = closed_parent(&directory) else { return Ok(()) };
+            let Some(closed) = closed_parent(&directory, hidden) else { return Ok(()) };
             self.mounts.push(Mount::Cover { at: closed });
         }
         self.mounts.push(Mount::Show { host: directory.clone(), at: directory });
@@ -145,10 +175,10 @@ impl View {
     }
 }
 
-/// The first directory on the way that the function's user cannot pass. Our own user passes where we do.
-fn closed_parent(directory: &Path) -> Option<PathBuf> {
+/// The first directory on the way that the function's user cannot pass. Our own user passes where we do, but for what is hidden.
+fn closed_parent(directory: &Path, hidden: &[PathBuf]) -> Option<PathBuf> {
     if !rustix::process::geteuid().is_root() {
-        return None;
+        return hidden.iter().find(|hidden| directory.starts_with(hidden)).cloned();
     }
     let mut parents: Vec<_> = directory.ancestors().skip(1).collect();
     parents.reverse();

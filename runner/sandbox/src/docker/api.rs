@@ -45,9 +45,10 @@ impl Api {
     pub async fn connect(socket: &Path) -> Result<Self, Error> {
         let mut api = Self { socket: socket.to_path_buf(), version: String::new(), podman: false };
         let request = api.request(Method::GET, "/_ping", Content::Nothing)?;
-        let answer = api.send(request).await.map_err(|error| {
-            Error::Unsupported(format!("no Docker daemon answers on {}: {error}", socket.display()))
-        })?;
+        let answer = api
+            .send(request)
+            .await
+            .map_err(|error| Error::Unsupported(format!("no Docker daemon answers: {error}")))?;
         api.podman = answer.headers().contains_key("libpod-api-version");
         let version = answer.headers().get("api-version").and_then(|version| version.to_str().ok());
         if let Some(version) = version {
@@ -83,6 +84,32 @@ impl Api {
         path: &str,
         content: Content,
     ) -> Result<(StatusCode, Value), Error> {
+        let (status, body) = self.exchange(method, path, content).await?;
+        // Progress is told in one object a line: the last one counts.
+        let last = body.split(|byte| *byte == b'\n').rev().find(|line| !line.trim_ascii().is_empty());
+        let value = last.and_then(|line| serde_json::from_slice(line).ok()).unwrap_or(Value::Null);
+        Ok((status, value))
+    }
+
+    /// What a container has said, the end of it.
+    ///
+    /// # Errors
+    /// [`Error::Platform`].
+    pub async fn logs(&self, name: &str) -> Result<Vec<u8>, Error> {
+        let path = format!("/containers/{name}/logs?stdout=true&stderr=true&tail=20");
+        let (status, body) = self.exchange(Method::GET, &path, Content::Nothing).await?;
+        if !status.is_success() {
+            return Err(refusal(&path, status, &Value::Null));
+        }
+        Ok(said(&body))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        content: Content,
+    ) -> Result<(StatusCode, Bytes), Error> {
         let platform = |source| Error::Platform { step: format!("ask the Docker daemon for {path}"), source };
         let request = self.request(method, &format!("{}{path}", self.version), content)?;
         let answer = self.send(request).await.map_err(platform)?;
@@ -90,12 +117,8 @@ impl Api {
         let body = tokio::time::timeout(LIMIT, Limited::new(answer.into_body(), LARGEST).collect())
             .await
             .map_err(|_| platform(io::ErrorKind::TimedOut.into()))?
-            .map_err(|error| platform(io::Error::other(error)))?
-            .to_bytes();
-        // Progress is told in one object a line: the last one counts.
-        let last = body.split(|byte| *byte == b'\n').rev().find(|line| !line.trim_ascii().is_empty());
-        let value = last.and_then(|line| serde_json::from_slice(line).ok()).unwrap_or(Value::Null);
-        Ok((status, value))
+            .map_err(|error| platform(io::Error::other(error)))?;
+        Ok((status, body.to_bytes()))
     }
 
     fn request(&self, method: Method, path: &str, content: Content) -> Result<Request<Full<Bytes>>, Error> {
@@ -119,7 +142,9 @@ impl Api {
         request: Request<Full<Bytes>>,
     ) -> io::Result<hyper::Response<hyper::body::Incoming>> {
         let exchange = async {
-            let stream = UnixStream::connect(&self.socket).await?;
+            let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+                io::Error::new(error.kind(), format!("nobody listens on {}: {error}", self.socket.display()))
+            })?;
             let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
                 .await
                 .map_err(io::Error::other)?;
@@ -129,6 +154,18 @@ impl Api {
         };
         tokio::time::timeout(LIMIT, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
+}
+
+/// The text of both streams of a container: each piece has eight bytes before it, the last four of which say how long it is.
+fn said(mut pieces: &[u8]) -> Vec<u8> {
+    let mut text = Vec::new();
+    while let Some((&[_, _, _, _, a, b, c, d], rest)) = pieces.split_first_chunk() {
+        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        let (piece, rest) = rest.split_at(length.min(rest.len()));
+        text.extend_from_slice(piece);
+        pieces = rest;
+    }
+    text
 }
 
 /// What the daemon said, as an error.
@@ -156,6 +193,13 @@ pub fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_both_streams_are_one_text() {
+        let pieces = b"\x02\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x03two\x02\0\0\0\0\0\xff\xffcut";
+        assert_eq!(said(pieces), b"one\ntwocut");
+        assert!(said(b"short").is_empty());
+    }
 
     #[test]
     fn queries_are_escaped() {

@@ -10,8 +10,8 @@ use super::skeleton::Layer;
 use crate::cgroup::PERIOD_MICROS;
 use crate::contained::view::{Mount, View};
 use crate::contained::{DOOR, OOM_SCORE, PROGRAM, Program};
-use crate::init::LOCKED_MEMORY;
 use crate::init::mounts::{MASKED, MASKED_SYSTEM, PROTECTED, SHARED_SIZE, SHM_SIZE, inodes};
+use crate::init::{LOCKED_MEMORY, core_size};
 use crate::{Network, Spec, User};
 
 /// Processes of one user of the host, for whom Podman has a limit: what it has itself where the kernel counts to no more.
@@ -48,8 +48,11 @@ pub fn config(parts: &Parts<'_>) -> Value {
         |top: &str, names: &[&str]| names.iter().map(|name| format!("/{top}/{name}")).collect::<Vec<_>>();
     let hidden = [below("proc", MASKED), below("sys", MASKED_SYSTEM)].concat();
     let mut security = vec!["no-new-privileges".to_owned()];
-    let mut limits =
-        vec![limit("nofile", spec.open_files.into()), limit("core", 0), limit("memlock", LOCKED_MEMORY)];
+    let mut limits = vec![
+        limit("nofile", spec.open_files.into()),
+        limit("core", core_size()),
+        limit("memlock", LOCKED_MEMORY),
+    ];
     if parts.podman {
         // Of what is not said it takes more than it has itself, which it may not everywhere. How many there may be is the cgroup's.
         let own = rustix::process::getrlimit(Resource::Nproc).maximum.unwrap_or(u64::MAX);
@@ -76,8 +79,8 @@ pub fn config(parts: &Parts<'_>) -> Value {
         "Mounts": mounts(parts),
         "MaskedPaths": hidden,
         "ReadonlyPaths": below("proc", PROTECTED),
-        // Pipes are ours: the daemon has nothing to keep.
-        "LogConfig": {"Type": "none"},
+        // Pipes are ours: what the daemon keeps are words of an init that never came to us.
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": "64k"}},
     });
     if spec.cpu_millis > 0 {
         // The kernel refuses a quota under one millisecond.

@@ -14,7 +14,7 @@ use super::skeleton::{self, Layer};
 use super::{Engine, config, remove};
 use crate::contained::driver::{self, platform};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{Guest, Handed, Holder};
+use crate::contained::{self, Guest, Handed, Holder};
 use crate::init::mounts::normal;
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
@@ -145,8 +145,9 @@ impl Holder for Held {
         self.engine.api.call(Method::POST, &path, Content::Nothing).await.map(drop)
     }
 
-    fn last_words(&self) -> String {
-        String::new()
+    async fn last_words(&self) -> String {
+        // One that is not there has said nothing.
+        contained::last_of(&self.engine.api.logs(&self.name).await.unwrap_or_default())
     }
 
     fn hand_over(&self) -> Handed {

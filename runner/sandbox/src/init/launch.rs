@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{DATA_SLACK, LOCKED_MEMORY, become_user, c_string, die_with_parent, seal, shows_host, stem};
+use super::{
+    DATA_SLACK, LOCKED_MEMORY, become_user, c_string, core_size, die_with_parent, seal, shows_host, stem,
+};
 use crate::User;
 use crate::sys::{self, Limit};
 use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Program, Step};
@@ -88,7 +90,7 @@ fn prepare(plan: &Plan, isolate: bool, gate: &OwnedFd) -> Result<(), Failure> {
     }
     let limit = |what, value| sys::limit(what, value).step(|| "set a resource limit".to_owned());
     limit(Limit::OpenFiles, plan.open_files.into())?;
-    limit(Limit::Core, 0)?;
+    limit(Limit::Core, core_size())?;
     if isolate {
         limit(Limit::LockedMemory, LOCKED_MEMORY)?;
     }
@@ -183,7 +185,7 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
     let name = program.display();
     let text = match error.raw_os_error() {
         Some(libc::ENOENT) => match (program.symlink_metadata(), program.metadata()) {
-            (Err(_), _) => format!("command {name} does not exist"),
+            (Err(_), _) => format!("command {name} does not exist in what the function sees"),
             (Ok(_), Err(_)) => {
                 format!("command {name} is a symbolic link to something that does not exist here")
             }

@@ -33,6 +33,8 @@ use crate::wire::{Failure, Identity, Names, Plan, RootPlan, Step};
 pub const RESOLVER: &str = "/etc/resolv.conf";
 pub const HOSTS: &str = "/etc/hosts";
 pub const HOST_NAME: &str = "/etc/hostname";
+/// What a directory of the host may stand in the place of.
+pub const OPT: &str = "/opt";
 /// Room for a shared directory outside `/tmp`: sockets and small files.
 pub const SHARED_SIZE: u64 = 4 << 20;
 /// Room for POSIX shared memory, at most; never more than the `/tmp`.
@@ -91,10 +93,10 @@ fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure
             let tree =
                 detach(directory, NO_SUID | NO_DEVICES | READ_ONLY).map_err(|failure| {
                     match failure.errno {
-                        libc::ENOENT | libc::ENOTDIR => Failure {
-                            step: format!("the root directory {} is not there", directory.display()),
-                            ..failure
-                        },
+                        libc::ENOENT | libc::ENOTDIR => Failure::function(format!(
+                            "the root directory {} is not there, or is none",
+                            directory.display()
+                        )),
                         _ => failure,
                     }
                 })?;
@@ -188,6 +190,9 @@ impl Builder<'_> {
     fn populate(&self) -> Result<(), Failure> {
         if let RootPlan::Host(names) = &self.plan.root {
             self.host(names)?;
+            if let Some(opt) = &self.plan.opt {
+                self.opt(&normal(opt)?)?;
+            }
         }
         match &self.plan.names {
             Some(names) => self.own_names(names)?,
@@ -236,9 +241,45 @@ impl Builder<'_> {
         for name in ["home", "root", "run", "srv", "sys", "var"] {
             self.directory(Path::new(name))?;
         }
+        self.hide()?;
         symlinkat("../tmp", &self.root, "var/tmp").step(|| "link /var/tmp".to_owned())?;
         symlinkat("../run", &self.root, "var/run").step(|| "link /var/run".to_owned())?;
         Ok(())
+    }
+
+    /// Covers what is not for everybody, but for what a function has in its own directory.
+    fn hide(&self) -> Result<(), Failure> {
+        let workdir = normal(&self.plan.workdir)?;
+        for path in &self.plan.hidden {
+            if workdir != Path::new("/") && path.starts_with(&workdir) {
+                continue;
+            }
+            // Gone since, or none of this sandbox's.
+            let Ok(target) = inside(&self.root, path) else { continue };
+            let step = || format!("hide {}", path.display());
+            let found = rustix::fs::fstat(&target).step(step)?;
+            let cover = match rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
+                true => {
+                    let options = [("mode", "0755"), ("size", "64k"), ("nr_inodes", "64")];
+                    let cover = tmpfs(&options, NO_SUID | NO_DEVICES)?;
+                    set(&cover, READ_ONLY, false).step(step)?;
+                    cover
+                }
+                // A device that is none here: nobody can open it.
+                false => detach(Path::new("/dev/null"), READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC)?,
+            };
+            attach(&cover, &target).step(step)?;
+        }
+        Ok(())
+    }
+
+    /// A directory in the place of the host's `/opt`.
+    fn opt(&self, directory: &Path) -> Result<(), Failure> {
+        if !directory.is_dir() {
+            let path = directory.display();
+            return Err(Failure::function(format!("the directory {path} for /opt does not exist")));
+        }
+        self.show(directory, Path::new(OPT))
     }
 
     /// With the host's network, names are resolved as the host does. Its `/etc/resolv.conf` often leads into the hidden
@@ -295,7 +336,11 @@ impl Builder<'_> {
             },
             // An image's link to nowhere stays one.
             RootPlan::Directory(_) if beneath(&self.root, path.trim_start_matches('/')).is_ok() => Ok(None),
-            RootPlan::Directory(_) if self.growing => self.file(Path::new(path)).map(Some),
+            RootPlan::Directory(_) if self.growing => match self.file(Path::new(path)) {
+                // A directory of somebody else's, in which our user can make nothing.
+                Err(failure) if in_a_user_namespace(self.plan) && failure.errno == libc::EACCES => Ok(None),
+                made => made.map(Some),
+            },
             RootPlan::Directory(_) => Ok(None),
         }
     }
@@ -347,10 +392,10 @@ impl Builder<'_> {
         self.show(&directory, &directory)
     }
 
-    /// The first directory on the way that the function's user cannot pass. Our own user passes where we do.
+    /// The first directory on the way that the function's user cannot pass. Our own user passes where we do, but for what is hidden.
     fn closed_parent(&self, directory: &Path) -> Option<PathBuf> {
         if in_a_user_namespace(self.plan) {
-            return None;
+            return self.plan.hidden.iter().find(|hidden| directory.starts_with(hidden)).cloned();
         }
         let mut parents: Vec<_> = directory.ancestors().skip(1).collect();
         parents.reverse();

@@ -13,13 +13,10 @@ use super::config::{self, Parts};
 use super::runtime::{Command, Layers};
 use crate::contained::driver::{self, platform};
 use crate::contained::view::{Mount, View, has_mount_point};
-use crate::contained::{Guest, Handed, Holder};
+use crate::contained::{self, Guest, Handed, Holder};
 use crate::init::mounts::normal;
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
-
-/// As much of what a failed runtime said as an error tells.
-const LAST_WORDS: usize = 500;
 
 /// The directory of one container, and all that is removed with it.
 pub struct Bundle {
@@ -180,9 +177,8 @@ impl Holder for Bundle {
         self.guest.hand_over(self.number)
     }
 
-    fn last_words(&self) -> String {
+    async fn last_words(&self) -> String {
         let said = std::fs::read(self.output()).unwrap_or_default();
-        let start = said.len().saturating_sub(LAST_WORDS);
-        String::from_utf8_lossy(&said[start..]).trim().to_owned()
+        contained::last_of(&said)
     }
 }

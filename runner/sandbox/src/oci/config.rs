@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use crate::cgroup::PERIOD_MICROS;
 use crate::contained::view::{Mount, View};
 use crate::contained::{DOOR, OOM_SCORE, PROGRAM, Program};
-use crate::init::LOCKED_MEMORY;
 use crate::init::mounts::{MASKED, MASKED_SYSTEM, PROTECTED, SHARED_SIZE, SHM_SIZE, inodes};
+use crate::init::{LOCKED_MEMORY, core_size};
 use crate::{Network, Spec, User};
 
 /// What a bundle is made from, besides the [`Spec`].
@@ -68,7 +68,7 @@ pub fn config(parts: &Parts<'_>) -> Value {
             "capabilities": {"bounding": none, "effective": none, "inheritable": none, "permitted": none, "ambient": none},
             "rlimits": [
                 limit("RLIMIT_NOFILE", spec.open_files.into()),
-                limit("RLIMIT_CORE", 0),
+                limit("RLIMIT_CORE", core_size()),
                 limit("RLIMIT_MEMLOCK", LOCKED_MEMORY),
             ],
             "noNewPrivileges": true,

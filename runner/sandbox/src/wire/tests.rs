@@ -40,7 +40,7 @@ fn maps_name_every_id_of_an_image_once() {
 #[test]
 fn the_words_of_this_protocol() {
     let json = |orders: &[Order]| serde_json::to_string(orders).unwrap();
-    assert_eq!(crate::handover::PROTOCOL, 1);
+    assert_eq!(crate::handover::PROTOCOL, 2);
     assert_eq!(
         json(&[Order::Terminate, Order::KillCommand, Order::Kill, Order::Stop, Order::Continue]),
         r#"["Terminate","KillCommand","Kill","Stop","Continue"]"#
@@ -73,17 +73,19 @@ fn the_words_of_this_protocol() {
         identity: Identity::Mapped { user: 4, others: 5 },
         user: User { uid: 6, gid: 7 },
         groups: vec![8],
+        opt: None,
         stop_signal: 15,
         stays: false,
         names: Some(Names { hosts: "h".to_owned(), resolver: "r".to_owned() }),
         home: None,
+        hidden: Vec::new(),
     };
     assert_eq!(
         json(&[Order::Build(Box::new(plan))]),
         concat!(
             r#"[{"Build":{"id":"i","root":{"Directory":"/r"},"writable_root":false,"#,
             r#""program":{"command":["c"],"env":[["K","V"]]},"workdir":"/w","tmp_size":1,"open_files":2,"#,
-            r#""processes":3,"watch_memory":null,"shared":null,"identity":{"Mapped":{"user":4,"others":5}},"#,
+            r#""processes":3,"watch_memory":null,"opt":null,"shared":null,"identity":{"Mapped":{"user":4,"others":5}},"#,
             r#""user":{"uid":6,"gid":7},"groups":[8],"stop_signal":15,"stays":false,"#,
             r#""names":{"hosts":"h","resolver":"r"},"home":null}}]"#
         )

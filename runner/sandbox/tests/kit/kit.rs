@@ -4,11 +4,11 @@ mod left;
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stoker_sandbox::{Driver, Network, Root, SIGTERM, Sandbox, Spec, spawner};
+use stoker_sandbox::{Driver, Error, Network, Root, SIGTERM, Sandbox, Spec, spawner};
 
 pub use self::left::{alive, cgroups};
 
@@ -88,6 +88,7 @@ pub fn spec(id: &str, words: &[&str]) -> Spec {
         open_files: 64,
         network: Network::None,
         shared: Some(PathBuf::from("/tmp/shared")),
+        opt: None,
         stop_signal: SIGTERM,
         stays: false,
     }
@@ -105,6 +106,24 @@ pub async fn started(driver: &dyn Driver, id: &str, words: &[&str]) -> Box<dyn S
     });
     assert_eq!(line.await.unwrap().unwrap().trim(), "ready");
     sandbox
+}
+
+/// Has another program be the init of all containers that a driver's life makes from now on: it says something, and ends.
+pub fn spoil_the_init(directory: &Path) {
+    let lives = std::fs::read_dir(directory).unwrap().flatten().map(|entry| entry.path());
+    let mut lives = lives.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("life-"));
+    let program = lives.next().unwrap().join("program/stoker");
+    // It may be our own program by another name.
+    std::fs::remove_file(&program).unwrap();
+    std::fs::copy("/bin/ls", program).unwrap();
+}
+
+/// What is told of an init that was [spoiled](spoil_the_init): whose fault it is, how it ended, and what it said itself.
+pub fn tells_of_the_spoiled_init(error: &Error) {
+    let text = error.to_string();
+    assert!(matches!(error, Error::Platform { .. }), "{text}");
+    assert!(text.contains("it ended with status 2 before it came to the runner"), "{text}");
+    assert!(text.contains("cannot access '__stoker-contained'"), "{text}");
 }
 
 pub fn signal(signal: &str, pid: &str) {

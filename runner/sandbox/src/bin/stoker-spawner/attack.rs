@@ -165,9 +165,29 @@ fn raw_sockets() -> io::Result<()> {
         ("xdp", libc::AF_XDP, libc::SOCK_RAW),
         ("bluetooth", libc::AF_BLUETOOTH, libc::SOCK_RAW),
         ("can", libc::AF_CAN, libc::SOCK_RAW),
+        ("sctp", libc::AF_INET, libc::SOCK_SEQPACKET),
+        ("dccp", libc::AF_INET, libc::SOCK_DCCP),
     ];
+    // What has a protocol of its own: events of devices and others, and tunnels.
+    for (name, family, protocol) in [
+        ("netlink audit", libc::AF_NETLINK, libc::NETLINK_AUDIT),
+        ("netlink events", libc::AF_NETLINK, libc::NETLINK_KOBJECT_UEVENT),
+        ("netlink firewall", libc::AF_NETLINK, libc::NETLINK_NETFILTER),
+        ("netlink generic", libc::AF_NETLINK, libc::NETLINK_GENERIC),
+        ("l2tp", libc::AF_INET, 115),
+    ] {
+        let arguments = [family as usize, libc::SOCK_DGRAM as usize, protocol as usize, 0, 0];
+        call(&format!("socket {name}"), libc::SYS_socket, arguments)?;
+    }
+    // Two of them at once, of families that none is had of alone.
+    for (name, family) in [("tipc", libc::AF_TIPC), ("vsock", libc::AF_VSOCK)] {
+        let mut pair = [0_i32; 2];
+        let place = pair.as_mut_ptr() as usize;
+        let arguments = [family as usize, libc::SOCK_STREAM as usize, 0, place, 0];
+        call(&format!("socket pair {name}"), libc::SYS_socketpair, arguments)?;
+    }
     for (name, family, kind) in kinds {
-        let protocol = if family == libc::AF_INET { libc::IPPROTO_ICMP } else { 0 };
+        let protocol = if (family, kind) == (libc::AF_INET, libc::SOCK_RAW) { libc::IPPROTO_ICMP } else { 0 };
         call(
             &format!("socket {name}"),
             libc::SYS_socket,
@@ -253,6 +273,7 @@ fn secrets() -> io::Result<()> {
         "/etc/shadow",
         "/root/.ssh",
         "/proc/kcore",
+        "/proc/kallsyms",
         "/proc/kpagecount",
         "/proc/vmallocinfo",
         "/proc/slabinfo",
@@ -330,8 +351,29 @@ fn limits() -> io::Result<()> {
         // SAFETY: the limit outlives the call.
         let result = unsafe { libc::setrlimit(resource, &raw const all) };
         let error = io::Error::last_os_error();
-        tried(&format!("raise {name}"), if result < 0 { Err(error) } else { Ok(()) })?;
+        let unchanged = resource == libc::RLIMIT_CORE && core_size() <= 1;
+        tried(
+            &format!("raise {name}"),
+            match result {
+                0 if unchanged => Err(io::Error::from_raw_os_error(libc::EPERM)),
+                0 => Ok(()),
+                _ => Err(error),
+            },
+        )?;
     }
+    // At zero, unlike at one byte, the host's own program would be given what is left of a dead process.
+    let before = core_size();
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limits outlive the calls.
+    unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
+        libc::syscall(libc::SYS_setrlimit, libc::RLIMIT_CORE, &raw const none);
+    }
+    let lowered = before > 0 && core_size() == 0;
+    tried(
+        "have its memory dumped to a program of the host's",
+        if lowered { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) },
+    )?;
     tried("be spared when memory is short", fs::write("/proc/self/oom_score_adj", "-500"))?;
     // SAFETY: both only ask for a priority.
     unsafe {
@@ -344,6 +386,13 @@ fn limits() -> io::Result<()> {
         let error = io::Error::last_os_error();
         tried("sched first in first out", if result < 0 { Err(error) } else { Ok(()) })
     }
+}
+
+fn core_size() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit outlives the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_CORE, &raw mut limit) };
+    limit.rlim_cur
 }
 
 fn terminal() -> io::Result<()> {

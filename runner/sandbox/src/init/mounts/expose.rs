@@ -23,7 +23,8 @@ pub fn needed(plan: &Plan, shown: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     };
     let mut needed = BTreeSet::new();
     let visible = |path: &Path| {
-        shown.iter().any(|name| path.starts_with(name))
+        let hidden = plan.hidden.iter().any(|name| path.starts_with(name));
+        (shown.iter().any(|name| path.starts_with(name)) && !hidden)
             || (plan.workdir != Path::new("/") && path.starts_with(&plan.workdir))
     };
     let mut next = Some(program);

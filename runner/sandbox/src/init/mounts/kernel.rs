@@ -14,11 +14,13 @@ use super::tree::*;
 use super::{Builder, SHM_SIZE, in_a_user_namespace, inodes};
 use crate::wire::{Failure, Step};
 
-/// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide.
+/// Paths below `/proc` that tell of the host's kernel or let it be driven; hidden. The same as other engines hide, and where the kernel's
+/// functions lie, which some settings show to everybody.
 pub const MASKED: &[&str] = &[
     "acpi",
     "asound",
     "interrupts",
+    "kallsyms",
     "kcore",
     "keys",
     "latency_stats",

@@ -1,0 +1,53 @@
+//! Aides: the small processes that a runner keeps beside itself, one for each driver, and what is alike in them.
+//!
+//! An aide is this very program, started anew before anything is asked of it, with one thread and one socket. It is told once what it works
+//! with, takes a lock that says so, and answers orders. When its socket closes the runner is gone: it ends what hangs on it, removes what the
+//! runner had, and ends itself. There are two trades: the [spawner](crate::spawner) makes native sandboxes, which go with it when it is
+//! killed; the [monitor](crate::contained::monitor) runs an engine's commands and watches over containers, which stay. In either case
+//! another is started at once.
+
+pub mod client;
+pub mod server;
+
+use std::ffi::CStr;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// What one kind of aide is called, what it is told and what it says.
+pub trait Trade: Send + Sync + 'static {
+    /// In errors and in the log.
+    const NAME: &'static str;
+    /// The last argument of a program that is to be one.
+    const ARGUMENT: &'static str;
+    /// The name of its process.
+    const PROCESS: &'static CStr;
+    /// What its death means for what it held.
+    const LOST: &'static str;
+
+    /// What it works with.
+    type Setup: Clone + Send + Sync;
+    /// Runner → aide. The setup is the first.
+    type Order: Serialize + DeserializeOwned + From<Self::Setup> + Send + Sync;
+    /// Aide → runner.
+    type Word: Serialize + DeserializeOwned + Into<Heard<Self::Answer>>;
+    /// What comes of an order.
+    type Answer: Send;
+
+    /// The first word: it is set up, and holds its lock.
+    const READY: Self::Word;
+
+    /// The setup, where an order is one.
+    fn setup(order: Self::Order) -> Option<Self::Setup>;
+    /// Held for as long as it lives.
+    fn lock(setup: &Self::Setup) -> &Path;
+    /// Directories and files of its runner, removed at the end.
+    fn remove(setup: &Self::Setup) -> &[PathBuf];
+}
+
+/// What a word of an aide's means. A descriptor may come with an answer.
+pub enum Heard<A> {
+    Ready,
+    Answer { sequence: u64, answer: A },
+}

@@ -1,0 +1,134 @@
+//! An aide's own life: it comes up, answers, reaps, and clears everything away at the end.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{FlockOperation, flock};
+
+use super::Trade;
+use crate::{sys, wire};
+
+/// What one kind of aide does.
+pub trait Aide: Sized {
+    type Trade: Trade;
+
+    /// Before the first order.
+    ///
+    /// # Errors
+    /// What stops it from working.
+    fn begin(setup: <Self::Trade as Trade>::Setup) -> io::Result<Self>;
+
+    /// Takes one order. `false` when nobody can be told what came of it, or it makes no sense.
+    fn answer(
+        &mut self,
+        order: <Self::Trade as Trade>::Order,
+        descriptors: Vec<OwnedFd>,
+        runner: &Runner,
+    ) -> bool;
+
+    /// Collects the children that have ended.
+    fn reap(&mut self, runner: &Runner);
+
+    /// The runner is gone: ends and removes what hangs on it. A child's end shows on `signals`.
+    fn end(&mut self, runner: &Runner, signals: BorrowedFd<'_>);
+
+    /// What it was set up with.
+    fn setup(&self) -> &<Self::Trade as Trade>::Setup;
+}
+
+/// Whom it works for.
+pub struct Runner(OwnedFd);
+
+impl Runner {
+    /// Says a word. `false` when nobody is there to hear it, which shows as no order, too.
+    pub fn tell<W: serde::Serialize>(&self, word: &W, descriptors: &[BorrowedFd<'_>]) -> bool {
+        wire::send_packet(self.0.as_fd(), word, descriptors).is_ok()
+    }
+}
+
+/// Runs as an aide on the socket that is our standard input.
+pub fn run<A: Aide>() -> ! {
+    let code = match serve::<A>() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}: {error}", A::Trade::NAME);
+            1
+        }
+    };
+    std::process::exit(code);
+}
+
+fn serve<A: Aide>() -> io::Result<()> {
+    // A Ctrl-C, or what a service manager sends to all of a service, means the runner, which drains; we end when it has.
+    sys::ignore_signals(&[
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGPIPE,
+        libc::SIGUSR2,
+    ]);
+    // Fails only for the leader of a group, which has what this is for.
+    if let Err(error) = rustix::process::setsid()
+        && error != rustix::io::Errno::PERM
+    {
+        return Err(error.into());
+    }
+    // Away from the low numbers, which belong to what is started.
+    let away = |descriptor: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(descriptor, 10);
+    let runner = Runner(away(rustix::stdio::stdin())?);
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    sys::place(null.as_fd(), 0)?;
+    drop(null);
+    rustix::thread::set_name(A::Trade::PROCESS)?;
+
+    let (order, _) = wire::receive_packet(runner.0.as_fd())?;
+    let Some(setup) = A::Trade::setup(order) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message must be the setup"));
+    };
+    let lock = File::options().create(true).truncate(false).write(true).open(A::Trade::lock(&setup))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let _lock = away(lock.as_fd())?;
+    drop(lock);
+    let mut aide = A::begin(setup)?;
+    let signals = away(sys::signal_descriptor(&[libc::SIGCHLD])?.as_fd())?;
+    wire::send_packet(runner.0.as_fd(), &A::Trade::READY, &[])?;
+    loop {
+        let mut ready = [PollFd::new(&runner.0, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (asked, child) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
+        if child {
+            while sys::next_signal(signals.as_fd()).is_some() {}
+            aide.reap(&runner);
+        }
+        if asked {
+            let order = wire::receive_packet(runner.0.as_fd());
+            if !order.is_ok_and(|(order, descriptors)| aide.answer(order, descriptors, &runner)) {
+                break;
+            }
+        }
+    }
+    aide.end(&runner, signals.as_fd());
+    remove::<A::Trade>(aide.setup());
+    Ok(())
+}
+
+fn remove<T: Trade>(setup: &T::Setup) {
+    for path in T::remove(setup) {
+        let removed = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+            Ok(_) => fs::remove_file(path),
+            Err(_) => continue,
+        };
+        if let Err(error) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            eprintln!("{}: remove {}: {error}", T::NAME, path.display());
+        }
+    }
+}
