@@ -115,7 +115,8 @@ pub(crate) fn through_io(error: Error) -> io::Error {
 /// What a chain of readers failed with: an [`Error`] of ours that came through it, or bytes that cannot be understood, which are the
 /// image's.
 pub(crate) fn from_read(what: &str, error: io::Error) -> Error {
-    let text = error.to_string();
+    // Some readers repeat what they could not understand: not here, where it may be anything.
+    let text = error.to_string().lines().next().unwrap_or_default().to_owned();
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(error) = source {
         if let Some(ours) = error.downcast_ref::<Error>() {

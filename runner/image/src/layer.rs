@@ -214,7 +214,7 @@ mod tests {
         .collect();
         assert!(layer(&[("noise", noise.len() as u64, &noise)]).is_err());
         let mut builder = LayerBuilder::new(1 << 20);
-        let zeros = limits::RATIO_FROM * 2;
+        let zeros = limits::RATIO_FROM + (1 << 20);
         builder.file(Path::new("zeros"), zeros, false, io::repeat(0).take(zeros)).unwrap();
         assert!(builder.finish().unwrap_err().message.contains("200 times"));
     }

@@ -20,6 +20,10 @@ use crate::read::{Compression, decompress};
 use crate::scratch::{Bench, Scratch};
 use crate::unpack::Room;
 
+/// The document that a layout begins with.
+pub(crate) const INDEX: &str = "index.json";
+/// What a tar file is made of.
+const BLOCK: usize = 512;
 /// Files in an archive: documents and blobs, not files of images.
 const FILES: usize = 100_000;
 /// Symbolic links that lead from one file of an archive to another.
@@ -70,6 +74,35 @@ pub(crate) fn archive(
     Files::in_archive(plain, Base::Scratch(Arc::new(scratch)))?.image()
 }
 
+/// What is said of a directory that is none.
+pub(crate) fn no_layout() -> Error {
+    Error::image(
+        "it is no OCI layout: there is no index.json in it (the directory of a root file system goes with `rootfs`)",
+    )
+}
+
+/// What is said of a file that is none.
+fn no_archive() -> Error {
+    Error::image(
+        "it is no archive of an image: neither what `docker save` writes, nor an OCI layout in a tar file",
+    )
+}
+
+/// Whether a tar file may begin with this: a header with the sum of its bytes in it, or nothing.
+fn begins_an_archive(first: &[u8]) -> bool {
+    let Ok(block) = <&[u8; BLOCK]>::try_from(first) else { return first.is_empty() };
+    if block.iter().all(|byte| *byte == 0) {
+        return true;
+    }
+    let sum = 148..156;
+    // Counted with spaces in the place of itself.
+    let bytes = block.iter().enumerate();
+    let counted: u32 =
+        bytes.map(|(at, byte)| if sum.contains(&at) { u32::from(b' ') } else { u32::from(*byte) }).sum();
+    let said = String::from_utf8_lossy(&block[sum]);
+    u32::from_str_radix(said.trim_matches(['\0', ' ']), 8).is_ok_and(|said| said == counted)
+}
+
 /// Reads the documents of a layout directory. Blocking.
 pub(crate) fn layout(path: &Path) -> Result<Found> {
     Files::Directory(path.to_owned()).image()
@@ -104,6 +137,12 @@ impl Files {
     fn in_archive(file: File, base: Base) -> Result<Self> {
         let unreadable = |error| from_read("the archive cannot be read", error);
         let mut reader = file.try_clone().map_err(unreadable)?;
+        reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        let mut first = Vec::with_capacity(BLOCK);
+        (&mut reader).take(BLOCK as u64).read_to_end(&mut first).map_err(unreadable)?;
+        if !begins_an_archive(&first) {
+            return Err(no_archive());
+        }
         reader.seek(SeekFrom::Start(0)).map_err(unreadable)?;
         let length = reader.metadata().map_err(unreadable)?.len();
         let allowance = Rc::new(Cell::new(limits::ENTRY_HEADERS));
@@ -200,8 +239,8 @@ impl Files {
         if let Some(blob) = self.find("manifest.json")? {
             return self.saved(&self.document(&blob, "manifest.json")?);
         }
-        if let Some(blob) = self.find("index.json")? {
-            return self.laid_out(&self.document(&blob, "index.json")?);
+        if let Some(blob) = self.find(INDEX)? {
+            return self.laid_out(&self.document(&blob, INDEX)?);
         }
         Err(Error::image("neither `manifest.json` (docker save) nor `index.json` (OCI) is in it"))
     }

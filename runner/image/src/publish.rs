@@ -1,4 +1,4 @@
-//! Putting an image into a registry that is another with one layer more: how code gets to every runner that can pull images.
+//! Putting an image into a registry that is another with some layers more: how code gets to every runner that can pull images.
 //!
 //! Nothing is kept here. Layers of the image below are taken over within the registry where it can do that, and are copied where it cannot, or
 //! where they come from another; what is there already is not sent again. The image has a tag of its own, the digits of its digest, for many
@@ -28,7 +28,7 @@ pub struct Publisher {
     credentials: Option<String>,
 }
 
-/// The layer on top.
+/// A layer on top.
 pub enum Top<'a> {
     New(&'a Layer),
     /// That of an image which was put there before.
@@ -60,17 +60,17 @@ impl Publisher {
         format!("{}/{}", self.repository.registry(), self.repository.repository())
     }
 
-    /// Puts an image there that is another with this layer on top, or this layer alone; its name for ever.
+    /// Puts an image there that is another with these layers on top, the last one topmost, or these layers alone; its name for ever.
     ///
     /// # Errors
     /// See [`Error::fault`].
-    pub async fn publish(&self, base: Option<&ImageRef>, top: Top<'_>) -> Result<ImageRef> {
+    pub async fn publish(&self, base: Option<&ImageRef>, tops: &[Top<'_>]) -> Result<ImageRef> {
         let late = || Err(Error::registry(format!("it took longer than {} s", LIMIT.as_secs())));
-        let published = tokio::time::timeout(LIMIT, self.put(base, top)).await.unwrap_or_else(|_| late());
+        let published = tokio::time::timeout(LIMIT, self.put(base, tops)).await.unwrap_or_else(|_| late());
         published.map_err(|error| error.about(format_args!("the repository {}", self.name())))
     }
 
-    async fn put(&self, base: Option<&ImageRef>, top: Top<'_>) -> Result<ImageRef> {
+    async fn put(&self, base: Option<&ImageRef>, tops: &[Top<'_>]) -> Result<ImageRef> {
         let to = self.registry.writing(&self.repository, self.credentials(), base).await?;
         let (mut layers, mut configuration) = match base {
             None => (Vec::new(), nothing()),
@@ -79,24 +79,26 @@ impl Publisher {
                 below.map_err(|error| error.about(format_args!("the image {base}")))?
             }
         };
-        let (layer, content) = match top {
-            Top::New(layer) => {
-                to.put(&Blob::Here(layer.blob.clone())).await?;
-                (described(document::LAYER, layer.digest, layer.blob.len()), layer.content)
+        for top in tops {
+            let (layer, content) = match top {
+                Top::New(layer) => {
+                    to.put(&Blob::Here(layer.blob.clone())).await?;
+                    (described(document::LAYER, layer.digest, layer.blob.len()), layer.content)
+                }
+                Top::Of(image) => self.top(&to, image).await?,
+            };
+            layers.push(layer);
+            configuration
+                .pointer_mut("/rootfs/diff_ids")
+                .and_then(Value::as_array_mut)
+                .ok_or_else(|| Error::image("the configuration of the image below has no list of layers"))?
+                .push(json!(content));
+            if let Some(history) = configuration.get_mut("history").and_then(Value::as_array_mut) {
+                history.push(json!({"created_by": "stoker", "comment": "a function's code"}));
             }
-            Top::Of(image) => self.top(&to, image).await?,
-        };
-        layers.push(layer);
+        }
         if layers.len() > limits::LAYERS {
             return Err(Error::image(format!("an image has at most {} layers", limits::LAYERS)));
-        }
-        configuration
-            .pointer_mut("/rootfs/diff_ids")
-            .and_then(Value::as_array_mut)
-            .ok_or_else(|| Error::image("the configuration of the image below has no list of layers"))?
-            .push(json!(content));
-        if let Some(history) = configuration.get_mut("history").and_then(Value::as_array_mut) {
-            history.push(json!({"created_by": "stoker", "comment": "a function's code"}));
         }
         let configuration = Bytes::from(configuration.to_string());
         let config = described(document::CONFIGURATION, Digest::of(&configuration), configuration.len());

@@ -45,6 +45,8 @@ const TRIES: usize = 5;
 const HOPS: usize = 5;
 /// A registry that wants to be left alone for longer gets its way: the call fails, and says when to come back.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The same where somebody waits to hear what a tag leads to.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 /// A body that brings nothing for this long is given up, and asked for again from where it stopped.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -113,6 +115,7 @@ impl Registry {
             repository,
             scope,
             credential,
+            patience: PATIENCE,
             authorization: Mutex::default(),
         })
     }
@@ -126,6 +129,8 @@ pub(crate) struct Session {
     /// What is to be done there.
     scope: Scope,
     credential: Option<Credential>,
+    /// How long the registry may want to be left alone before it is asked again.
+    patience: Duration,
     /// What the registry took last.
     authorization: Mutex<Option<Authorization>>,
 }
@@ -152,15 +157,24 @@ pub(crate) enum Piece {
 }
 
 impl Session {
+    /// The same for somebody who waits to hear what comes of it.
+    pub fn hurried(self) -> Self {
+        Self { patience: SHORT_PATIENCE, ..self }
+    }
+
     /// What a tag or digest leads to now.
     pub async fn resolve(&self, reference: &str) -> Result<Digest> {
         let path = self.path("manifests", reference);
-        let head = self.ask(Method::HEAD, &path, document::ACCEPT, None).await;
-        if let Ok(head) = &head {
-            let said = head.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-            if let Some(digest) = said.and_then(Digest::parse) {
-                return Ok(digest);
+        match self.ask(Method::HEAD, &path, document::ACCEPT, None).await {
+            Ok(head) => {
+                let said = head.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+                if let Some(digest) = said.and_then(Digest::parse) {
+                    return Ok(digest);
+                }
             }
+            // It wants to be left alone.
+            Err(error) if error.retry_after.is_some() => return Err(error),
+            Err(_) => {}
         }
         // Some do not say it, and some do not take HEAD.
         Ok(Digest::of(&self.document(&path, None).await?))
@@ -342,8 +356,12 @@ impl Session {
             Trouble::Final(error) => return Err(error),
             Trouble::Passing(error, after) => (error, after),
         };
-        let wait = waits.next().filter(|_| after.is_none_or(|after| after <= PATIENCE));
+        let wait = waits.next().filter(|_| after.is_none_or(|after| after <= self.patience));
         let Some(wait) = wait else {
+            if let Some(after) = after {
+                let seconds = after.as_secs_f64().ceil();
+                error.message.push_str(&format!(", and wants to be left alone for {seconds} s"));
+            }
             error.retry_after = after;
             return Err(error);
         };

@@ -206,7 +206,7 @@ impl Store {
     /// See [`Error::fault`].
     pub async fn resolve(&self, image: &ImageRef, credentials: Option<&str>) -> Result<ImageRef> {
         let ask = async {
-            let session = self.inner.registry.session(image, credentials).await?;
+            let session = self.inner.registry.session(image, credentials).await?.hurried();
             let digest = session.resolve(image.digest().or(image.tag()).unwrap_or("latest")).await?;
             image.pin(&digest.to_string()).map_err(Error::registry)
         };
@@ -262,10 +262,15 @@ impl Store {
                 return Ok(Key::Document(digest));
             }
             Source::Archive(path) => path.clone(),
-            Source::OciLayout(path) => path.join("index.json"),
+            Source::OciLayout(path) => path.join(local::INDEX),
         };
+        let of_layout = matches!(source, Source::OciLayout(_));
         // The file may be on another machine.
-        blocking(move || Fingerprint::of(&file)).await.map(Key::File).map_err(|error| error.about(source))
+        let found = blocking(move || match Fingerprint::of(&file) {
+            Err(_) if of_layout && !file.exists() => Err(local::no_layout()),
+            found => found,
+        });
+        found.await.map(Key::File).map_err(|error| error.about(source))
     }
 
     /// What the store holds.
@@ -423,7 +428,7 @@ impl Inner {
             })
             .await
             .map_err(|error| match error.fault {
-                Fault::Image => {
+                Fault::Image | Fault::Missing | Fault::Denied => {
                     error.about(format_args!("the layer {}", layer.digest.unwrap_or(layer.content)))
                 }
                 _ => error,

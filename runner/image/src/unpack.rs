@@ -90,7 +90,11 @@ pub(crate) fn unpack(
     loop {
         allowance.set(limits::ENTRY_HEADERS);
         let Some(entry) = entries.next() else { break };
-        let mut entry = entry.map_err(|error| from_read("the layer's archive cannot be read", error))?;
+        let what = match layer.entries {
+            0 => "the layer is no tar archive, or is damaged",
+            _ => "the layer's archive cannot be read",
+        };
+        let mut entry = entry.map_err(|error| from_read(what, error))?;
         // Its content may be read, and then the padding behind it.
         allowance.set(entry.size().saturating_add(limits::ENTRY_HEADERS));
         layer.entry(&mut entry)?;

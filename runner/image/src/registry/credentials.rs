@@ -73,7 +73,10 @@ pub(super) async fn find(directory: &Path, name: &str, image: &ImageRef) -> Resu
     }
     let path = directory.join(name);
     if !path.try_exists().unwrap_or(true) {
-        return Err(Error::image(format!("this machine has no credentials `{name}`")));
+        let path = path.display();
+        return Err(Error::image(format!(
+            "this machine has no credentials `{name}`: there is no file {path}"
+        )));
     }
     let read = move || {
         let mut file = open_file(&path)?;

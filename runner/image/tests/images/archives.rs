@@ -138,3 +138,20 @@ async fn one_store_has_one_process() {
     stoker_image::Store::open(config).unwrap();
     drop(directory);
 }
+
+/// Named by mistake, a file or directory is told for what it is not, and nothing of it is repeated.
+#[tokio::test]
+async fn what_is_no_image_is_told_so() {
+    let place = Place::new();
+    let told = async |source: Source| {
+        let error = place.store.prepare(&source).await.err().unwrap();
+        assert_eq!(error.fault, Fault::Image, "{error}");
+        error.message
+    };
+    let text = "app: demo\nfunctions:\n  - name: a-name-that-is-nobodys-business\n".repeat(40);
+    let message = told(Source::Archive(place.write("functions.yaml", text.as_bytes()))).await;
+    assert!(message.contains("it is no archive of an image") && !message.contains("business"), "{message}");
+    std::fs::create_dir(place.path("root")).unwrap();
+    let message = told(Source::OciLayout(place.path("root"))).await;
+    assert!(message.contains("no index.json in it") && message.contains("`rootfs`"), "{message}");
+}

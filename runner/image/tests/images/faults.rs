@@ -92,6 +92,23 @@ async fn a_registry_that_wants_to_be_left_alone_is() {
     assert_eq!((call.blame(), call.retry), (Blame::Platform, Retry::After(Duration::from_secs(3600))));
 }
 
+/// Who asks what a tag leads to waits for the answer: that comes at once, with the registry's wish in it.
+#[tokio::test]
+async fn who_asks_for_a_tag_hears_of_a_registrys_wish() {
+    let Some(registry) = Registry::start() else { return };
+    registry.push("app", "1", image());
+    let gate = Gate::open(registry.address, |asked| match asked.path.contains("/manifests/1") {
+        true => empty(answer(429).header("retry-after", "9")),
+        false => Act::Pass,
+    })
+    .await;
+    let error = Place::new().store.resolve(&gate.image("app:1"), None).await.unwrap_err();
+    assert_eq!((error.fault, error.retry_after), (Fault::Registry, Some(Duration::from_secs(9))), "{error}");
+    assert!(error.message.ends_with("and wants to be left alone for 9 s"), "{error}");
+    let asked = gate.seen().into_iter().filter(|asked| asked.path.contains("/manifests/1")).count();
+    assert_eq!(asked, 1);
+}
+
 #[tokio::test]
 async fn whose_fault_it_is_is_said() {
     let Some(registry) = Registry::start() else { return };

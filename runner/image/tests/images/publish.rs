@@ -63,7 +63,7 @@ async fn a_layer_alone_is_an_image_and_the_same_again_sends_nothing() {
     let gate = Gate::open(registry.address, |_| Act::Pass).await;
     let publisher = publisher(&gate.image("team/code"), None);
     let layer = layer(&[("code", b"1"), ("run.sh", b"#!")]);
-    let image = publisher.publish(None, Top::New(&layer)).await.unwrap();
+    let image = publisher.publish(None, &[Top::New(&layer)]).await.unwrap();
     assert!(image.is_pinned() && image.tag().is_some(), "{image}");
     assert_eq!(sent(&gate), 2, "layer and configuration");
     let place = Place::new();
@@ -72,7 +72,7 @@ async fn a_layer_alone_is_an_image_and_the_same_again_sends_nothing() {
     assert_eq!(std::fs::read(task.join("link")).unwrap(), b"1");
     let mode = std::fs::metadata(task.join("run.sh")).unwrap();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o755);
-    assert_eq!(publisher.publish(None, Top::New(&layer)).await.unwrap(), image);
+    assert_eq!(publisher.publish(None, &[Top::New(&layer)]).await.unwrap(), image);
     assert_eq!(sent(&gate), 2, "it is there");
 }
 
@@ -87,7 +87,7 @@ async fn an_image_below_is_taken_over_within_its_registry_and_copied_from_anothe
     for (repository, same) in [("near", true), ("far", false)] {
         let gate = Gate::open(registry.address, |_| Act::Pass).await;
         let below = if same { gate.image("images/python:3") } else { other.image("python:3") };
-        let image = publisher(&gate.image(repository), None).publish(Some(&below), Top::New(&layer)).await;
+        let image = publisher(&gate.image(repository), None).publish(Some(&below), &[Top::New(&layer)]).await;
         // Its two layers only where they come from elsewhere; and the new one, and the configuration.
         assert_eq!(sent(&gate), if same { 2 } else { 4 }, "{repository}: {:?}", gate.seen());
         assert_eq!(gate.count("mount=") > 0, same);
@@ -107,17 +107,17 @@ async fn an_image_below_is_taken_over_within_its_registry_and_copied_from_anothe
     let gate = Gate::open(registry.address, |_| Act::Pass).await;
     let near = publisher(&gate.image("near"), None);
     let before = gate.image(&format!("near@{}", images[0]));
-    let image = near.publish(None, Top::Of(&before)).await.unwrap();
+    let image = near.publish(None, &[Top::Of(&before)]).await.unwrap();
     assert_eq!(sent(&gate), 1, "its configuration");
     let place = Place::new();
     let pulled = pull(&place.store, &image, None).await.unwrap();
     let root = &pulled.root;
     assert!(root.join("var/task/code").exists() && !root.join("bin/python").exists());
     let elsewhere = registry.image(&format!("images/python@{}", images[0]));
-    let error = near.publish(None, Top::Of(&elsewhere)).await.unwrap_err();
+    let error = near.publish(None, &[Top::Of(&elsewhere)]).await.unwrap_err();
     assert_eq!(error.fault, Fault::Missing, "{error}");
     let gone = gate.image("images/python:4");
-    let error = near.publish(Some(&gone), Top::New(&layer)).await.unwrap_err();
+    let error = near.publish(Some(&gone), &[Top::New(&layer)]).await.unwrap_err();
     assert!(error.fault == Fault::Missing && error.message.contains("images/python:4"), "{error}");
 }
 
@@ -137,7 +137,7 @@ async fn a_large_layer_goes_in_parts_and_survives_what_breaks() {
         _ => Act::Pass,
     })
     .await;
-    let image = publisher(&gate.image("code"), None).publish(None, Top::New(&layer)).await.unwrap();
+    let image = publisher(&gate.image("code"), None).publish(None, &[Top::New(&layer)]).await.unwrap();
     let begun = gate.seen().iter().filter(|asked| asked.method == "POST").count();
     assert_eq!(begun, 4, "the layer three times, the configuration once");
     let place = Place::new();
@@ -150,7 +150,7 @@ async fn a_large_layer_goes_in_parts_and_survives_what_breaks() {
         _ => Act::Pass,
     })
     .await;
-    let error = publisher(&gate.image("other"), None).publish(None, Top::New(&layer)).await.unwrap_err();
+    let error = publisher(&gate.image("other"), None).publish(None, &[Top::New(&layer)]).await.unwrap_err();
     assert!(error.fault == Fault::Registry && error.message.contains("no request of that size"), "{error}");
     assert_eq!(sent(&gate), 1);
 }
@@ -165,19 +165,19 @@ async fn only_who_may_write_writes() {
     let (repository, layer) = (registry.image("code"), layer(&[("code", b"1")]));
     for (name, fault) in [(Some("wrong"), Fault::Denied), (None, Fault::Denied), (Some("no"), Fault::Image)] {
         let publisher = publisher(&repository, name.map(|name| (keys.as_path(), name)));
-        let error = publisher.publish(None, Top::New(&layer)).await.unwrap_err();
+        let error = publisher.publish(None, &[Top::New(&layer)]).await.unwrap_err();
         assert_eq!(error.fault, fault, "{name:?}: {error}");
         assert!(error.message.contains("/code") && !format!("{error:?}").contains("battery"), "{error:?}");
     }
     let right = publisher(&repository, Some((&keys, "right")));
-    let image = right.publish(None, Top::New(&layer)).await.unwrap();
+    let image = right.publish(None, &[Top::New(&layer)]).await.unwrap();
     let place = Place::with(|config| config.registries.credentials = Some(keys.clone()));
     pull(&place.store, &image, Some("right")).await.unwrap();
 
     // The image below may be another registry's, of which the credentials say nothing.
     let Some(open) = Registry::start() else { return };
     open.push("python", "3", &base());
-    right.publish(Some(&open.image("python:3")), Top::New(&layer)).await.unwrap();
+    right.publish(Some(&open.image("python:3")), &[Top::New(&layer)]).await.unwrap();
 }
 
 /// A server of tokens is asked for what is to be done, not for what the registry had in mind when it was only looked at.
@@ -203,7 +203,7 @@ async fn a_token_is_asked_for_that_may_write_there_and_read_below() {
         format!(r#"Bearer realm="http://{}/token",service="r",scope="repository:x:pull""#, gate.address);
     let publisher = publisher(&gate.image("team/code"), None);
     publisher
-        .publish(Some(&gate.image("images/python:3")), Top::New(&layer(&[("code", b"1")])))
+        .publish(Some(&gate.image("images/python:3")), &[Top::New(&layer(&[("code", b"1")]))])
         .await
         .unwrap();
     let writes = "scope=repository%3Ateam%2Fcode%3Apull%2Cpush%20repository%3Aimages%2Fpython%3Apull";
