@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use stoker_core::error::Blame;
 use stoker_core::function::{Format, FunctionSpec};
 use stoker_core::{Code, ContainerId, Error};
@@ -304,13 +305,15 @@ impl Container {
             };
             return Error::new(
                 Code::FunctionOutOfMemory,
-                format!("the function needed more than its memory limit of {limit}{peak}; raise `memory`"),
+                format!(
+                    "the function needed more than its memory limit of {limit}{peak}; raise `memory`, which what it writes to /tmp counts as, too"
+                ),
             )
             .log_tail(self.log.tail());
         }
         let how = match exit.cause {
             ExitCause::Code(code) => format!("exited with status {code}"),
-            ExitCause::Signal(signal) => format!("was ended by signal {signal}"),
+            ExitCause::Signal(signal) => format!("was ended by signal {signal}{}", name_of(signal)),
             ExitCause::Lost => {
                 return Error::new(
                     Code::RunnerLost,
@@ -327,5 +330,21 @@ impl Container {
             }
         }
         .log_tail(self.log.tail())
+    }
+}
+
+/// What people call a signal that ends a process which did not expect it.
+fn name_of(signal: i32) -> &'static str {
+    match Signal::from_named_raw(signal) {
+        Some(Signal::ABORT) => " (SIGABRT: it gave up)",
+        Some(Signal::BUS) => " (SIGBUS: memory that is not there)",
+        Some(Signal::FPE) => " (SIGFPE: impossible arithmetic)",
+        Some(Signal::ILL) => " (SIGILL: an instruction that this processor does not have)",
+        Some(Signal::KILL) => " (SIGKILL)",
+        Some(Signal::PIPE) => " (SIGPIPE)",
+        Some(Signal::SEGV) => " (SIGSEGV: memory that is not its own)",
+        Some(Signal::SYS) => " (SIGSYS: a system call that is not allowed)",
+        Some(Signal::TERM) => " (SIGTERM)",
+        _ => "",
     }
 }

@@ -16,7 +16,7 @@ use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::{self, Metrics};
-use stoker_runtime::reload::{Reloads, Why};
+use stoker_runtime::reload::{self, Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
 use stoker_runtime::tls::{Tls, open_to_others};
@@ -94,10 +94,11 @@ async fn run(
     };
     // First of all: whoever starts us wants to know how far we are.
     let tls = plan.runner.tls.clone();
+    reload::show(tls.as_ref(), &metrics);
     let access =
         plan.access.as_deref().map(|path| Kept::read(path).map_err(anyhow::Error::msg)).transpose()?;
     let access = access.map(Arc::new);
-    let files = tls.iter().flat_map(|tls| tls.files()).chain(plan.access.as_deref());
+    let files = tls.iter().flat_map(|tls| tls.files()).chain(plan.access.clone());
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
     let by_tls = tls.is_some() && open_to_others(plan.admin);
     let asked = access.clone().map(|access| (access, Audit::into_log()));
@@ -217,7 +218,7 @@ fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
     metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
 }
 
-/// Takes up what changed while the runner serves: certificates and the access file when their files change, settings at SIGHUP.
+/// Takes up what changed while the runner serves: certificates, the access file and what it names when their files change, settings at SIGHUP.
 async fn keep_fresh(
     mut reloads: Reloads,
     settings: &Settings,
@@ -227,19 +228,15 @@ async fn keep_fresh(
     grace: &Cell<Duration>,
 ) -> Infallible {
     loop {
-        if reloads.next().await == Why::Asked
+        // What the access file names is watched from now on, and may have changed since it was read.
+        let files = access.iter().flat_map(|access| access.files());
+        if !reloads.watch(tls.iter().flat_map(|tls| tls.files()).chain(files))
+            && reloads.next().await == Why::Asked
             && let Some(settings) = server::reread(settings, logs, &shown)
         {
             grace.set(settings::live(&settings));
         }
         // Small files, and seldom.
-        let tls = tls.as_ref().map_or(Ok(()), |tls| tls.reload());
-        let access = access.as_ref().map_or(Ok(()), |access| access.reload());
-        match tls.and(access) {
-            Ok(()) => tracing::info!("certificates and access file are as they are on disk"),
-            Err(why) => {
-                tracing::error!(why, "what is on disk cannot be used, and what was read before stays")
-            }
-        }
+        reload::reread(tls.as_deref(), || access.as_ref().map_or(Ok(()), |access| access.reload()));
     }
 }

@@ -8,8 +8,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stoker_core::ContainerId;
@@ -168,7 +170,10 @@ fn blind(error: &io::Error) {
 fn read(app: &Path, name: &SecretName) -> Result<String, String> {
     let wrong =
         |why: &dyn fmt::Display| format!("the secret `{name}` of the function's app cannot be used: {why}");
-    let file = std::fs::File::open(app.join(name.as_str())).map_err(|error| wrong(&error))?;
+    // A pipe would have its reader wait for somebody who writes.
+    let at_once = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let opened = std::fs::File::options().read(true).custom_flags(at_once).open(app.join(name.as_str()));
+    let file = opened.map_err(|error| wrong(&error))?;
     if !file.metadata().is_ok_and(|found| found.is_file()) {
         return Err(wrong(&"it is no file: of several values one is named like NAME/KEY"));
     }
@@ -298,6 +303,9 @@ mod tests {
         let other = refused(spec("other", &[("P", "db/password")])).await;
         assert!(other.contains("`db/password`") && !other.contains("second"), "{other}");
         assert!(refused(spec("shop", &[("P", "db")])).await.contains("it is no file"));
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR);
+        rustix::fs::mknodat(rustix::fs::CWD, app.join("pipe"), kind, mode, 0).unwrap();
+        assert!(refused(spec("shop", &[("P", "pipe")])).await.contains("it is no file"));
         std::fs::write(app.join("key"), b"hun\0ter2").unwrap();
         let why = refused(spec("shop", &[("P", "key")])).await;
         assert!(why.contains("no text") && !why.contains("ter2"), "{why}");

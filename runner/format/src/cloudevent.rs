@@ -3,6 +3,8 @@
 //! A request that is an event already keeps its identity, and so does its answer: it is delivered in the mode in which the
 //! request came. Any other request is wrapped into an event, and the data of the answer is the answer.
 
+use std::borrow::Cow;
+
 use bytes::{Bytes, BytesMut};
 use stoker_core::function::CloudEvents;
 use stoker_core::{Code, RequestHead, ResponseHead};
@@ -333,8 +335,7 @@ fn from_headers(head: &RequestHead, out: &mut BytesMut) -> Result<(), Fault> {
             continue;
         }
         let name = header.name[3..].to_ascii_lowercase();
-        let value = std::str::from_utf8(&header.value).ok().and_then(header_text);
-        let value = value.ok_or_else(|| no_event(&format!("{} is not text", header.name)))?;
+        let value = header_text(&header.value);
         check_attribute(&name, None).map_err(|why| no_event(&why))?;
         if name == "specversion" && value != "1.0" {
             return Err(no_event(&format!("its specversion is {value:?}, the function speaks 1.0")));
@@ -357,14 +358,19 @@ fn from_headers(head: &RequestHead, out: &mut BytesMut) -> Result<(), Fault> {
     }
 }
 
-/// A value of CloudEvents' HTTP binding: quoted or not, then percent-encoded.
-fn header_text(value: &str) -> Option<String> {
-    let value = value.trim();
-    let unquoted = match value.strip_prefix('"') {
+/// A value of CloudEvents' HTTP binding: quoted or not, then percent-encoded. Of kits that encode nothing it is UTF-8 or Latin-1.
+fn header_text(value: &[u8]) -> String {
+    let text = match std::str::from_utf8(value) {
+        Ok(text) => Cow::Borrowed(text),
+        Err(_) => value.iter().copied().map(char::from).collect(),
+    };
+    let value = text.trim();
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let unquoted = match quoted {
         None => value.to_owned(),
-        Some(rest) => {
+        Some(inside) => {
             let mut escaped = false;
-            let inside = rest.strip_suffix('"')?.chars();
+            let inside = inside.chars();
             inside
                 .filter(|c| {
                     escaped = *c == '\\' && !escaped;
@@ -373,7 +379,7 @@ fn header_text(value: &str) -> Option<String> {
                 .collect()
         }
     };
-    Some(url::decode(&unquoted))
+    url::decode(&unquoted)
 }
 
 fn to_header_text(value: &str) -> String {
@@ -604,4 +610,23 @@ fn read_1_0(mut message: BytesMut, mode: &Mode, told: &[u8]) -> Result<(Response
         }
     };
     Ok((head, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_in_headers_are_read_as_kits_write_them() {
+        for (value, text) in [
+            (&b"gr%C3%BC%C3%9Fe%20%25"[..], "grüße %"),
+            ("grüße 100% ".as_bytes(), "grüße 100%"),
+            (b"gr\xfc\xdfe", "grüße"),
+            (b"\"a \\\"b\\\"\"", "a \"b\""),
+            (b"\"a", "\"a"),
+            (b"\"", "\""),
+        ] {
+            assert_eq!(header_text(value), text);
+        }
+    }
 }

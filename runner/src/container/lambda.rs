@@ -6,16 +6,16 @@
 mod environment;
 pub mod handover;
 mod keys;
+mod opt;
 mod words;
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Dir, FileType, Mode, OFlags, ResolveFlags};
 use stoker_core::function::FunctionSpec;
 use stoker_core::{Code, Error};
 use stoker_lambda::telemetry::Kind as Lines;
@@ -28,7 +28,7 @@ use super::launch::{launch_error, reader};
 use super::{Container, LaunchError, Phase};
 use crate::logs::Source;
 pub use environment::{arn, environment, version};
-pub use words::{complete, exited, report};
+pub use words::{complete, exited, last, report};
 use words::{extension_exit, extension_launch, init_error};
 
 /// Where the Runtime API is in a network namespace of the container's own.
@@ -37,8 +37,6 @@ const PORT: u16 = 9001;
 pub const ACCOUNT: &str = "012345678912";
 /// Given to extensions when what they belong to is started again: AWS's.
 const RESET: Duration = Duration::from_secs(2);
-/// Extensions of a root that has this file are not started, and may not register.
-const NO_EXTENSIONS: &str = "opt/disable-extensions-jwigqn8j";
 /// How a container asks for its calls.
 pub struct Asking {
     plan: Plan,
@@ -76,11 +74,12 @@ impl Plan {
         spec: &FunctionSpec,
         ahead: bool,
     ) -> Result<Self, LaunchError> {
-        let root = match &sandbox.root {
-            stoker_sandbox::Root::Host => PathBuf::from("/"),
-            stoker_sandbox::Root::Directory(path) => path.clone(),
+        let (root, opt) = match (&sandbox.root, &sandbox.opt) {
+            (_, Some(opt)) => (opt.clone(), "."),
+            (stoker_sandbox::Root::Host, None) => (PathBuf::from("/"), "opt"),
+            (stoker_sandbox::Root::Directory(path), None) => (path.clone(), "opt"),
         };
-        let found = tokio::task::spawn_blocking(move || extensions(&root));
+        let found = tokio::task::spawn_blocking(move || opt::extensions(&root, opt));
         let found = found.await.map_err(|e| LaunchError::Platform(format!("look for extensions: {e}")))?;
         let (no_extensions, extensions) = (found.is_none(), found.unwrap_or_default());
         if extensions.len() > MOST_EXTENSIONS {
@@ -428,25 +427,6 @@ impl Container {
     }
 }
 
-/// What is in `/opt/extensions` of a root, but directories; `None` where there shall be none. Links lead nowhere outside of it.
-fn extensions(root: &Path) -> Option<Vec<String>> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(root) = rustix::fs::open(root, flags, Mode::empty()) else { return Some(Vec::new()) };
-    let mark = OFlags::PATH | OFlags::CLOEXEC;
-    if rustix::fs::openat2(&root, NO_EXTENSIONS, mark, Mode::empty(), ResolveFlags::IN_ROOT).is_ok() {
-        return None;
-    }
-    let directory = rustix::fs::openat2(root, "opt/extensions", flags, Mode::empty(), ResolveFlags::IN_ROOT);
-    // Most functions have none.
-    let Ok(entries) = directory.and_then(Dir::new) else { return Some(Vec::new()) };
-    let names = entries.flatten().filter(|entry| entry.file_type() != FileType::Directory);
-    // In an order that does not depend on the file system.
-    let mut names: Vec<_> = names.filter_map(|e| e.file_name().to_str().ok().map(str::to_owned)).collect();
-    names.retain(|name| !name.starts_with('.'));
-    names.sort_unstable();
-    Some(names)
-}
-
 /// Connects to a port on the loopback device inside. A socket belongs to the network in which it was made, and what a sandbox makes is
 /// listeners: one that is told to listen no more is a socket like any other.
 async fn connect(sandbox: &dyn Sandbox, port: u16) -> std::io::Result<TcpStream> {
@@ -455,35 +435,4 @@ async fn connect(sandbox: &dyn Sandbox, port: u16) -> std::io::Result<TcpStream>
     rustix::net::connect_unspec(&listener)?;
     let socket = TcpSocket::from_std_stream(OwnedFd::from(listener).into());
     socket.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_extensions_of_a_root_are_its_files() {
-        let root = tempfile::tempdir().unwrap();
-        let found = || extensions(root.path());
-        assert_eq!(extensions(&root.path().join("absent")), Some(Vec::new()));
-        assert_eq!(found(), Some(Vec::new()), "there is no directory for them");
-        let directory = root.path().join("opt/extensions");
-        std::fs::create_dir_all(root.path().join("opt")).unwrap();
-        std::fs::write(&directory, "a file in its place").unwrap();
-        assert_eq!(found(), Some(Vec::new()));
-        std::fs::remove_file(&directory).unwrap();
-        std::fs::create_dir_all(directory.join("a-directory")).unwrap();
-        assert_eq!(found(), Some(Vec::new()));
-        for name in ["second", "first", ".hidden"] {
-            std::fs::write(directory.join(name), "").unwrap();
-        }
-        std::os::unix::fs::symlink("/nowhere", directory.join("a-link")).unwrap();
-        assert_eq!(found(), Some(vec!["a-link".into(), "first".into(), "second".into()]));
-        // A directory that leads out of the root leads nowhere.
-        std::fs::rename(&directory, root.path().join("elsewhere")).unwrap();
-        std::os::unix::fs::symlink("/elsewhere", &directory).unwrap();
-        assert_eq!(found().map(|found| found.len()), Some(3));
-        std::fs::write(root.path().join(NO_EXTENSIONS), "").unwrap();
-        assert_eq!(found(), None);
-    }
 }

@@ -32,6 +32,8 @@ use crate::secrets::{Print, Secrets};
 /// Processes and threads of one container.
 const PIDS: u32 = 512;
 const TMP_SIZE: u64 = 64 << 20;
+/// The same where functions come from AWS Lambda: what it gives them.
+const LAMBDA_TMP_SIZE: u64 = 512 << 20;
 const OPEN_FILES: u32 = 4096;
 /// Where http-stream functions find the directory of their socket.
 const SHARED: &str = "/tmp/iofs";
@@ -323,13 +325,14 @@ fn sandbox_spec(
         memory: spec.memory,
         cpu_millis: spec.cpu_millis,
         pids: PIDS,
-        tmp_size: TMP_SIZE,
+        tmp_size: if spec.format == Format::Lambda { LAMBDA_TMP_SIZE } else { TMP_SIZE },
         open_files: OPEN_FILES,
         network: match spec.network {
             Network::None => stoker_sandbox::Network::None,
             Network::Egress => stoker_sandbox::Network::Egress,
             Network::Host => stoker_sandbox::Network::Host,
         },
+        opt: Some(spec.format_options.opt.clone()).filter(|opt| !opt.as_os_str().is_empty()),
         shared: (spec.format == Format::HttpStream).then(|| SHARED.into()),
         stop_signal: config.and_then(|config| config.stop_signal).unwrap_or(stoker_sandbox::SIGTERM),
         // So that the function can be started again in it, beside its extensions.

@@ -43,6 +43,8 @@ pub struct Offer {
     pub head: RequestHead,
     pub trace: TraceContext,
     pub deadline: Deadline,
+    /// Bytes of its body, where all of it is to follow.
+    pub length: Option<u64>,
     pub arrived: Instant,
 }
 

@@ -30,6 +30,8 @@ struct Inner {
     state: State,
     body: Pieces,
     last: bool,
+    /// How much of it is still to come, where its length was said.
+    missing: Option<u64>,
     /// What follows the body.
     trailers: Headers,
     /// Bytes that the balancer may still send, and that this side may.
@@ -53,13 +55,15 @@ pub enum Word {
 pub struct Lost;
 
 impl Line {
-    pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool) -> Self {
+    pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool, length: Option<u64>) -> Self {
+        let missing = length.map(|length| length.saturating_sub(first.len() as u64));
         let mut body = Pieces::default();
         body.push(first);
         let inner = Inner {
             state: State::Offered,
             body,
             last: complete,
+            missing,
             trailers: Headers::default(),
             may_receive: 0,
             may_send: u64::from(WINDOW),
@@ -115,6 +119,12 @@ impl Line {
             .may_receive
             .checked_sub(data.len() as u64)
             .ok_or_else(|| format!("a piece of {} bytes is more than the credit allows", data.len()))?;
+        if let Some(missing) = inner.missing {
+            match missing.checked_sub(data.len() as u64) {
+                Some(left) if left == 0 || !last => inner.missing = Some(left),
+                _ => return Err("the body is not as long as was said".to_owned()),
+            }
+        }
         inner.body.push(data);
         inner.last = last;
         inner.trailers = trailers;
@@ -276,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn bodies_need_credit() {
         let (out, mut sent) = mpsc::channel(4);
-        let line = Line::new(7, out, Bytes::from_static(b"first"), false);
+        let line = Line::new(7, out, Bytes::from_static(b"first"), false, None);
         assert!(
             line.receive(Bytes::from_static(b"x"), false, Headers::default()).unwrap_err().contains("credit")
         );
@@ -289,5 +299,19 @@ mod tests {
         assert!(line.receive(Bytes::new(), true, Headers::default()).unwrap_err().contains("last"));
         assert_eq!(line.next_body().await, (Bytes::from_static(b"firstab"), true));
         assert!(line.credit(1).unwrap_err().contains("window"));
+    }
+
+    #[tokio::test]
+    async fn a_body_is_as_long_as_was_said() {
+        for (pieces, good) in [(&[3, 2][..], true), (&[3, 1], false), (&[3, 3], false), (&[5, 0], true)] {
+            let (out, _sent) = mpsc::channel(4);
+            let line = Line::new(7, out, Bytes::from_static(b"first"), false, Some(10));
+            line.step(Event::Begin);
+            line.allow(100).await.unwrap();
+            let said = pieces.iter().enumerate().try_for_each(|(n, length)| {
+                line.receive(Bytes::from(vec![1; *length]), n + 1 == pieces.len(), Headers::default())
+            });
+            assert_eq!(said.is_ok(), good, "{pieces:?}: {said:?}");
+        }
     }
 }

@@ -112,7 +112,8 @@ pub async fn run(shared: Arc<Shared>, mut frames: Frames, out: Outbox) {
         }
     };
     if let Err(status) = ended {
-        tracing::info!(%status, "a session ended with an error");
+        let (code, reason) = (status.code(), status.message());
+        tracing::info!(?code, reason, "a session ended with an error");
         // A balancer that does not read learns it from the end of the stream.
         _ = out.try_send(Err(status));
     }
@@ -320,7 +321,7 @@ impl Session {
             return Err(invalid("the first piece of its body is too large"));
         }
         self.newest = Some(number);
-        let line = Arc::new(Line::new(number, self.out.clone(), offer.body, offer.complete));
+        let line = Arc::new(Line::new(number, self.out.clone(), offer.body, offer.complete, offer.length));
         let (spec, revision) = match defined {
             Ok(understood) => understood,
             Err(why) => {
@@ -361,6 +362,7 @@ impl Session {
             head,
             trace: TraceContext { parent: offer.traceparent, state: offer.tracestate },
             deadline: Deadline::after(Duration::from_millis(offer.remaining_ms)),
+            length: offer.length,
             arrived,
         };
         let (shared, calls) = (self.shared.clone(), self.calls.clone());

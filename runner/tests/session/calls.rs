@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use stoker_core::call::CHUNK;
 use stoker_proto::runner::v1::{self as wire, engage_request as req, engage_response as res};
 use stoker_proto::{convert, v1};
 use stoker_sandbox::select::Choice;
@@ -162,6 +163,59 @@ async fn a_warm_call_is_one_frame_each_way() {
     fleet.end().await;
 }
 
+/// Where a body's length is known nobody looks for the ends of pieces: not the function, which is told it, and not credit and windows, in which so many
+/// pieces fit that none is cut.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_is_known_is_told() {
+    let fleet = kit::fleet(Choice::Auto, 512, 8).await;
+    let mut session = fleet.session().await;
+    let spec = python("");
+    let (piece, length) = (vec![7; 60_000], 300_005);
+    for said in [Some(length), None] {
+        let call = session.offer_of_length(&spec, "length", b"first", false, AMPLE, said).await;
+        let (mut sent, mut credit) = (5, 0);
+        let answer = loop {
+            while sent < length && credit >= piece.len() {
+                (sent, credit) = (sent + 60_000, credit - piece.len());
+                session.body(call, &piece, sent == length).await;
+            }
+            match session.frame().await {
+                res::Frame::Ready(_) => session.start(call).await,
+                res::Frame::Credit(more) => credit += more.bytes as usize,
+                res::Frame::Finished(finished) => break finished,
+                _ => {}
+            }
+        };
+        let told = said.map_or("none".to_owned(), |length| length.to_string());
+        assert_eq!(String::from_utf8_lossy(&answer.body), told, "{answer:?}");
+    }
+
+    let call = session.offer(&spec, "give", b"1000000", true, AMPLE).await;
+    let mut got = 0;
+    let finished = loop {
+        match session.frame().await {
+            res::Frame::Ready(_) => session.start(call).await,
+            res::Frame::Body(body) => {
+                assert!(got % CHUNK + body.data.len() <= CHUNK, "{} bytes behind {got}", body.data.len());
+                got += body.data.len();
+                session.credit(call, body.data.len()).await;
+            }
+            res::Frame::Finished(finished) => break finished,
+            _ => {}
+        }
+    };
+    assert_eq!(got + finished.body.len(), 1_000_000, "{finished:?}");
+
+    // What was said holds.
+    let call = session.offer_of_length(&spec, "length", b"first", false, AMPLE, Some(10)).await;
+    session.started(call).await;
+    while !matches!(session.frame().await, res::Frame::Credit(_)) {}
+    session.body(call, b"four", true).await;
+    let violation = session.violation().await;
+    assert!(violation.message().contains("not as long as was said"), "{violation}");
+    fleet.end().await;
+}
+
 /// The function's time does not pass while the reader of its answer stands still; the caller's does.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_reader_is_not_the_functions_fault() {
@@ -239,14 +293,7 @@ async fn violations_end_the_session() {
     ] {
         let mut session = fleet.session().await;
         session.say(frame).await;
-        let status = loop {
-            match session.receive.message().await {
-                Ok(Some(_)) => {}
-                Ok(None) => panic!("ended without a status"),
-                Err(status) => break status,
-            }
-        };
-        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        let status = session.violation().await;
         assert!(status.message().contains(words), "{status}");
     }
     fleet.end().await;

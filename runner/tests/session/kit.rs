@@ -16,8 +16,8 @@ use stoker_runner::{Config, Runner};
 use stoker_sandbox::{select::Choice, spawner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
 
 pub use crate::killed::until;
 
@@ -95,6 +95,7 @@ def serve(c):
             while time.process_time() < until: pass
         if do == "load":
             with open(body.decode(), "rb") as big: body = str(sum(map(len, iter(lambda: big.read(1 << 20), b"")))).encode()
+        if do == "length": body = h.get("content-length", "none").encode()
         if do == "trace": body = h.get("traceparent", "").encode()
         if do == "env": body = os.environ[body.decode()].encode()
         if do == "pid": body = str(os.getpid()).encode()
@@ -260,6 +261,19 @@ impl Session {
         self.send.send(wire::EngageRequest { frame: Some(frame) }).await.unwrap();
     }
 
+    /// How the session ends for what was said.
+    pub async fn violation(&mut self) -> Status {
+        let status = loop {
+            match self.receive.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("ended without a status"),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        status
+    }
+
     /// Nothing is open on this session, and nothing follows.
     pub async fn settle(&self) {
         self.say(req::Frame::Settled(wire::Settled { draining: self.draining })).await;
@@ -320,6 +334,19 @@ impl Session {
         complete: bool,
         ms: u64,
     ) -> u64 {
+        self.offer_of_length(spec, todo, body, complete, ms, None).await
+    }
+
+    /// The same, with the length of a body of which more is to come.
+    pub async fn offer_of_length(
+        &mut self,
+        spec: &FunctionSpec,
+        todo: &str,
+        body: &[u8],
+        complete: bool,
+        ms: u64,
+        length: Option<u64>,
+    ) -> u64 {
         let digest = spec.digest();
         if !self.defined.contains(&digest) {
             self.define(spec).await;
@@ -335,6 +362,7 @@ impl Session {
             remaining_ms: ms,
             body: body.to_vec().into(),
             complete,
+            length,
             traceparent: self.trace.clone(),
             ..Default::default()
         };

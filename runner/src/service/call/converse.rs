@@ -3,8 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use stoker_core::call::{CHUNK, WINDOW};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use stoker_core::call::{CHUNK, REFILL, WINDOW};
 use stoker_core::{Code, Error};
 use stoker_format::{After, Event as Said, Exchange, Fault, Request};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -238,11 +238,12 @@ impl Talk<'_> {
         if !complete {
             write.widen();
         }
+        let mut taken = 0;
         while !complete {
             self.clock().pause(self.line.stood());
             let (piece, last) = self.line.next_body().await;
             self.clock().run(self.line.stood());
-            let length = u32::try_from(piece.len()).unwrap_or(WINDOW);
+            taken += u32::try_from(piece.len()).unwrap_or(WINDOW);
             {
                 let mut exchange = self.exchange();
                 if last {
@@ -257,7 +258,9 @@ impl Talk<'_> {
             if load.write(&mut write).await.is_err() {
                 return Ok(Fed::Closed);
             }
-            self.line.allow(length).await?;
+            if taken >= REFILL {
+                self.line.allow(std::mem::take(&mut taken)).await?;
+            }
         }
         Ok(Fed::Whole)
     }
@@ -274,6 +277,8 @@ impl Talk<'_> {
         let mut eof = false;
         // Grows with what comes at once: a small answer needs little, a long one should not cost a system call every few KiB.
         let mut room = 8 * 1024;
+        // Of a body whose length is known no read goes beyond the end of a piece, so that credit and windows, which are so many pieces, cut none in two.
+        let (mut got, mut long) = (0, false);
         loop {
             loop {
                 let said = self.exchange().decode(input, eof);
@@ -284,8 +289,14 @@ impl Talk<'_> {
                         answer.head = Some(head);
                         answer.length = length;
                         held_since = Some(Instant::now());
+                        long = length.is_some_and(|length| length > CHUNK as u64);
+                        if long {
+                            room = CHUNK;
+                            read.widen();
+                        }
                     }
                     Some(Said::Body(piece)) => {
+                        got += piece.len();
                         answer.body.push(piece);
                         if answer.body.len() > CHUNK {
                             answer.flush(self.line).await?;
@@ -305,13 +316,15 @@ impl Talk<'_> {
             }
             input.reserve(room);
             let spare = input.capacity() - input.len();
+            let most = if long { spare.min(CHUNK - got % CHUNK) } else { spare };
+            let mut space = (&mut *input).limit(most);
             let pending = answer.head.is_some() || !answer.body.is_empty();
             let hold = answer.fits() || !pending;
             let count = if hold {
-                read.read_buf(input).await
+                read.read_buf(&mut space).await
             } else if once && !answer.headed {
                 let until = held_since.unwrap_or_else(Instant::now) + LINGER;
-                match tokio::time::timeout_at(until.into(), read.read_buf(input)).await {
+                match tokio::time::timeout_at(until.into(), read.read_buf(&mut space)).await {
                     Ok(count) => count,
                     Err(_) => {
                         answer.flush(self.line).await?;
@@ -322,7 +335,7 @@ impl Talk<'_> {
                 // What is there goes out unless more is there already.
                 tokio::select! {
                     biased;
-                    count = read.read_buf(input) => count,
+                    count = read.read_buf(&mut space) => count,
                     () = std::future::ready(()) => {
                         answer.flush(self.line).await?;
                         continue;

@@ -162,6 +162,13 @@ impl Invoke<'_> {
         };
         let took = answer.started.elapsed();
         let error = result.as_ref().err();
+        if took >= LONG || error.is_some() {
+            container.look().await;
+        }
+        let ended = error.and_then(|error| lambda::last(error, &id, offer.spec.timeout(), SystemTime::now()));
+        for line in ended.iter().flat_map(|text| text.split('\n')) {
+            container.log.note(offer.id, line.to_owned());
+        }
         container.log.note(offer.id, format!("END RequestId: {id}"));
         container.log.note(offer.id, report_line(&id, offer, took, container, error));
         let well = exit.is_none()
@@ -465,6 +472,9 @@ fn failed(failure: Failure) -> Error {
     };
     error.may_have_started().report(lambda::report(failure))
 }
+
+/// An invocation that took longer may have taken memory that nobody has seen, and is long beside a look.
+const LONG: Duration = Duration::from_millis(5);
 
 /// The most memory that is known of it, in MiB.
 fn used(container: &Container) -> u64 {

@@ -178,7 +178,7 @@ impl Call<'_> {
         let timeout = offer.spec.timeout() + grace;
         let deadline = SystemTime::now() + timeout.min(offer.deadline.remaining());
         let (first, complete) = self.first.get_or_insert_with(|| line.first_body()).clone();
-        let length = complete.then_some(first.len() as u64);
+        let length = if complete { Some(first.len() as u64) } else { offer.length };
         let request = Request { call: offer.id, head: &offer.head, deadline, trace, length };
         let mut answer = Answer::new();
         let input = In { first, complete, timeout };
