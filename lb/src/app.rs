@@ -1,6 +1,7 @@
 //! Wiring: builds the parts, starts the tasks, defines the order of the end.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -141,6 +142,12 @@ impl Balancer {
         self.door.admission.limit(max_calls);
         self.door.guard.audit.reopen();
         self.door.guard.reload()
+    }
+
+    /// The access file and what it names, for those who watch them.
+    #[must_use]
+    pub fn access_files(&self) -> Vec<PathBuf> {
+        self.door.guard.kept().map(|kept| kept.files()).unwrap_or_default()
     }
 
     /// Who may look at pages about it; `others_by_tls`: whoever is on another machine reaches them, and by TLS.

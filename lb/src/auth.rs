@@ -58,6 +58,8 @@ struct Asker {
 enum Who {
     /// This process itself, for what it took over earlier.
     Platform,
+    /// Nobody so far: what it shows is a signature, which is yet to be checked.
+    Unsigned,
     Known {
         identity: Arc<Identity>,
         /// Of the access file.
@@ -85,7 +87,7 @@ impl Caller {
         match self.0.as_deref() {
             Some(Asker { who: Who::Known { identity, .. }, .. }) => identity.name(),
             Some(Asker { who: Who::Platform, .. }) => "stoker",
-            None => "",
+            Some(Asker { who: Who::Unsigned, .. }) | None => "",
         }
     }
 
@@ -174,7 +176,9 @@ impl Guard {
                     Ok(Caller(Some(Arc::new(Asker { who, origin: origin.clone() }))))
                 }
                 // A signature is checked by the door that has signatures, which then says who it is.
-                None if now.access.has_keys() && token.is_none() && shown.is_some() => Ok(Caller::default()),
+                None if now.access.has_keys() && token.is_none() && shown.is_some() => {
+                    Ok(Caller(Some(Arc::new(Asker { who: Who::Unsigned, origin: origin.clone() }))))
+                }
                 None => {
                     let error = unauthenticated(unknown);
                     self.refused("authenticate", "", &origin.remote, &[], &error);
@@ -189,11 +193,12 @@ impl Guard {
         self.file.as_ref()?.kept.now().access.key(id).cloned()
     }
 
-    /// Whoever was found out by a signature.
-    pub fn signed(&self, identity: Arc<Identity>) -> Caller {
+    /// Whoever was found out by a signature, where `caller` came from.
+    pub fn signed(&self, caller: &Caller, identity: Arc<Identity>) -> Caller {
         let generation = self.file.as_ref().map_or(0, |file| file.kept.now().number);
         let who = Who::Known { identity, generation, token: None, signed: true };
-        Caller(Some(Arc::new(Asker { who, origin: Arc::default() })))
+        let origin = caller.0.as_deref().map(|asker| asker.origin.clone()).unwrap_or_default();
+        Caller(Some(Arc::new(Asker { who, origin })))
     }
 
     /// Whether a caller may do this with an app.
@@ -262,9 +267,13 @@ impl Guard {
     /// Who a caller is now; nobody in particular for this process itself. A file that has changed is asked again: streams live long.
     fn current(&self, caller: &Caller, now: &Generation) -> Result<Option<Arc<Identity>>, Error> {
         let Some(asker) = &caller.0 else { return Err(unauthenticated(Unknown::Nothing)) };
-        let Who::Known { identity, generation, token, signed } = &asker.who else { return Ok(None) };
-        if identity.is_over(SystemTime::now()) {
-            return Err(unauthenticated(Unknown::Over));
+        let (identity, generation, token, signed) = match &asker.who {
+            Who::Platform => return Ok(None),
+            Who::Unsigned => return Err(unauthenticated(Unknown::Nothing)),
+            Who::Known { identity, generation, token, signed } => (identity, generation, token, signed),
+        };
+        if let Some(unknown) = identity.gone(SystemTime::now()) {
+            return Err(unauthenticated(unknown));
         }
         if *generation == now.number || *signed {
             return Ok(Some(identity.clone()));

@@ -59,6 +59,8 @@ pub struct Input {
     pub rest: Option<Pieces>,
     /// What may come behind all that.
     pub trailers: Option<Trailers>,
+    /// Bytes of all that, where its sender is held to a length.
+    pub length: Option<u64>,
     /// Bytes of what follows that are here already.
     here: usize,
 }
@@ -66,7 +68,7 @@ pub struct Input {
 impl Input {
     /// A body whose first piece is here.
     pub fn begun(first: Bytes, rest: Option<Pieces>) -> Self {
-        Self { first, rest, trailers: None, here: 0 }
+        Self { first, rest, trailers: None, length: None, here: 0 }
     }
 
     /// With what may come behind all of it.
@@ -79,6 +81,11 @@ impl Input {
             self.trailers = Some(trailers);
         }
         self
+    }
+
+    /// With the length that its sender is held to.
+    pub fn of_length(self, length: Option<u64>) -> Self {
+        Self { length, ..self }
     }
 
     /// What a call that waits with it keeps in memory.
@@ -107,7 +114,8 @@ impl Input {
 
     /// The same in pieces, and what is still to come behind them. What fits on the offer goes in one; of more only the first piece, as it is.
     pub fn pieces(mut pieces: Vec<Bytes>, coming: Option<Pieces>) -> Self {
-        if coming.is_none() && pieces.iter().map(Bytes::len).sum::<usize>() <= CHUNK {
+        let length = pieces.iter().map(Bytes::len).sum::<usize>();
+        if coming.is_none() && length <= CHUNK {
             let first = if pieces.len() == 1 { pieces.remove(0) } else { pieces.concat().into() };
             return Self::begun(first, None);
         }
@@ -115,13 +123,14 @@ impl Input {
         if first.len() > CHUNK {
             pieces.insert(0, first.split_off(CHUNK));
         }
-        let here = pieces.iter().map(Bytes::len).sum();
+        let here = length - first.len();
+        let length = coming.is_none().then_some(length as u64);
         let there = futures_util::stream::iter(pieces.into_iter().map(Ok));
         let rest: Pieces = match coming {
             Some(coming) => Box::pin(there.chain(coming)),
             None => Box::pin(there),
         };
-        Self { first, rest: Some(rest), trailers: None, here }
+        Self { first, rest: Some(rest), trailers: None, length, here }
     }
 }
 

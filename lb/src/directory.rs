@@ -20,7 +20,7 @@ use stoker_registry::revisions::{Alias, Release, Revision, Split, WHOLE};
 use stoker_runtime::telemetry::Facts;
 use tokio::sync::{Notify, watch};
 
-pub use self::gate::{Entered, Gate};
+pub use self::gate::{Entered, Gate, Outlook};
 
 /// The note of a revision that names the version or the alias for which containers are kept.
 pub const PROVISIONED: &str = "aws.provisioned";

@@ -269,11 +269,14 @@ fn late_in_queue() -> Error {
 }
 
 fn impossible(spec: &FunctionSpec) -> Error {
+    let cpu = match spec.cpu_millis {
+        0 => String::new(),
+        millis => format!(" and {} of CPU", stoker_core::units::format_cpu(millis)),
+    };
+    let memory = stoker_core::units::format_size(spec.memory);
     let text = format!(
-        "no runner of this fleet is large enough for {}, which needs {} of memory and {} of CPU",
-        spec.name,
-        stoker_core::units::format_size(spec.memory),
-        stoker_core::units::format_cpu(spec.cpu_millis),
+        "no runner of this fleet is large enough for {}, which needs {memory} of memory{cpu}",
+        spec.name
     );
     Error::new(Code::ResourcesImpossible, text)
 }

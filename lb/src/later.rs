@@ -18,7 +18,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use stoker_core::call::CHUNK;
-use stoker_core::error::{Code, Error};
+use stoker_core::error::{Code, Error, Retry};
 use stoker_core::function::FunctionSpec;
 use stoker_core::ids::CallId;
 use stoker_core::later::{MAX_AGE_MS, MAX_KEY};
@@ -235,6 +235,7 @@ impl Later {
                 let mut told = failed(error.clone());
                 if matches!(error, stoker_queue::Error::Unavailable(_)) {
                     told.message.push_str("; whether it has the call is not known: submit it again with the same idempotency key");
+                    told.retry = Retry::Never;
                 }
                 return Err(told);
             }
@@ -331,7 +332,10 @@ impl Later {
 /// An id in the form in which it is kept.
 fn parsed(id: &str) -> Result<String, Error> {
     let parsed = CallId::parse(id).map(|id| id.to_string());
-    parsed.ok_or_else(|| Error::new(Code::InvalidRequest, "call_id: 32 hexadecimal digits are one"))
+    parsed.ok_or_else(|| {
+        let shown: String = id.chars().take(64).collect();
+        Error::new(Code::InvalidRequest, format!("call_id: {shown:?} is none: it has 32 hexadecimal digits"))
+    })
 }
 
 struct Body {
@@ -350,7 +354,7 @@ async fn keep(queue: &Arc<dyn Queue>, id: &str, input: Input, most: u64) -> Resu
     let Input { first, rest, .. } = input;
     let Some(mut rest) = rest else {
         let bytes = first.len() as u64;
-        return Ok(Body { inline: first, bytes, aside: false });
+        return if bytes > most { Err(too_large()) } else { Ok(Body { inline: first, bytes, aside: false }) };
     };
     let mut begun = BytesMut::from(first.as_ref());
     while begun.len() <= INLINE {

@@ -21,6 +21,7 @@ use stoker_proto::frames::{Decoded, Encoded};
 use stoker_proto::runner::v1 as wire;
 use stoker_proto::{MAX_FRAME, OLDEST_SESSION_VERSION, SESSION_VERSION, convert, v1};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -53,6 +54,8 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
     let fresh = || Backoff::new(Duration::from_millis(50), Duration::from_secs(2), seed);
     let mut waits = fresh();
     let this = &runner.lanes[lane];
+    // One word for all tries in a row, and for all lanes.
+    let mut told = lane > 0;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
@@ -76,6 +79,13 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
         if welcomed {
             tracing::warn!(runner = runner.name, reason, "lost a runner");
             waits = fresh();
+            told = lane > 0;
+        } else if !std::mem::replace(&mut told, true) {
+            tracing::warn!(
+                runner = runner.name,
+                reason,
+                "cannot reach a runner: it is tried again and again"
+            );
         } else {
             tracing::debug!(runner = runner.name, reason, "cannot reach a runner");
         }
@@ -104,10 +114,11 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     let this = &runner.lanes[lane];
     let opened = async {
         let channel = fleet.dial.connect(&runner.name, &runner.address).await?;
+        let asked = Instant::now();
         let (stream, session) = greet(runner, fleet, channel.clone()).await?;
-        Ok((channel, stream, session))
+        Ok((channel, stream, session, asked.elapsed()))
     };
-    let (channel, mut stream, mut session) = match in_time(opened).await {
+    let (channel, mut stream, mut session, greeting) = match in_time(opened).await {
         Ok(opened) => opened,
         Err(reason) => return Ended { reason, welcomed: false },
     };
@@ -122,11 +133,11 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
     let mut next = pin!(Fuse::terminated());
     let mut retired = FuturesUnordered::new();
-    let mut silence = pin!(pulse::silence(this));
+    let mut silence = pin!(pulse::silence(this, greeting));
     let reason = loop {
         tokio::select! {
             reason = receive(&mut stream, &session, runner, lane, fleet, false) => break reason,
-            () = &mut silence => break format!("it was silent for {:?}", pulse::SILENCE),
+            silent = &mut silence => break format!("it was silent for {silent:?}"),
             () = session.worn(), if next.is_terminated() => {
                 next.set(in_time(greet(runner, fleet, channel.clone())).fuse());
             }
@@ -326,6 +337,7 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             runner.lanes[lane].on(LinkEvent::Drain, &f.reason);
             fleet.relinked();
         }
+        F::Pong(f) => runner.lanes[lane].pong(f.number),
         _ => {}
     }
 }

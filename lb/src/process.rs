@@ -16,7 +16,7 @@ use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::{self, Metrics};
-use stoker_runtime::reload::{Reloads, Why};
+use stoker_runtime::reload::{self, Reloads, Why};
 use stoker_runtime::server::{self, Etcd, FLUSH};
 use stoker_runtime::telemetry::Telemetry;
 use stoker_runtime::tls::{Tls, open_to_others};
@@ -61,9 +61,10 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
         }
     };
     audit.measure(&metrics);
+    reload::show(plan.balancer.tls.as_ref(), &metrics);
     let (tls, access) = (plan.balancer.tls.clone(), plan.balancer.access.clone());
     let insecure = plan.balancer.insecure;
-    let files = tls.iter().flat_map(|tls| tls.files()).chain(access.as_deref());
+    let files = tls.iter().flat_map(|tls| tls.files()).chain(access);
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
     let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), audit, ..plan.balancer };
     let balancer = Balancer::start(config, Arc::new(registry)).await?;
@@ -113,20 +114,21 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
 /// Shows how things stand with etcd.
 fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
     let figures = registry.figures();
-    let parts = [etcd::Part::Fleet, etcd::Part::Functions, etcd::Part::Apps].map(|part| {
-        let figures = figures.clone();
-        let read = move || metrics::etcd::Part {
-            interruptions: figures.interruptions(part),
-            interrupted: figures.is_interrupted(part),
-            revision: (part != etcd::Part::Registration).then(|| figures.revision(part)),
-        };
-        (part.as_str(), read)
-    });
+    let parts =
+        [etcd::Part::Fleet, etcd::Part::Functions, etcd::Part::Apps, etcd::Part::Places].map(|part| {
+            let figures = figures.clone();
+            let read = move || metrics::etcd::Part {
+                interruptions: figures.interruptions(part),
+                interrupted: figures.is_interrupted(part),
+                revision: (part != etcd::Part::Registration).then(|| figures.revision(part)),
+            };
+            (part.as_str(), read)
+        });
     let answered = figures.clone();
     metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
 }
 
-/// Takes up what changed while the balancer serves: certificates and the access file when their files change, settings at SIGHUP.
+/// Takes up what changed while the balancer serves: certificates, the access file and what it names when their files change, settings at SIGHUP.
 struct Fresh<'a> {
     reloads: Reloads,
     settings: &'a Settings,
@@ -141,20 +143,16 @@ impl Fresh<'_> {
     async fn keep(&mut self) -> Infallible {
         let mut max_calls = settings::live(self.settings).0;
         loop {
-            if self.reloads.next().await == Why::Asked
+            // What the access file names is watched from now on, and may have changed since it was read.
+            let tls = self.tls.iter().flat_map(|tls| tls.files());
+            if !self.reloads.watch(tls.chain(self.balancer.access_files()))
+                && self.reloads.next().await == Why::Asked
                 && let Some(settings) = server::reread(self.settings, self.logs, &self.shown)
             {
                 (max_calls, *self.grace) = settings::live(&settings);
             }
             // Small files, and seldom.
-            let tls = self.tls.as_ref().map_or(Ok(()), |tls| tls.reload());
-            let access = self.balancer.reload(max_calls);
-            match tls.and(access) {
-                Ok(()) => tracing::info!("certificates and access file are as they are on disk"),
-                Err(why) => {
-                    tracing::error!(why, "what is on disk cannot be used, and what was read before stays")
-                }
-            }
+            reload::reread(self.tls.as_deref(), || self.balancer.reload(max_calls));
         }
     }
 }

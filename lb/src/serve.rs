@@ -3,8 +3,6 @@
 //! Ours and not tonic's, because tonic answers an expired `grpc-timeout` by itself and with the wrong status, and waits for ever
 //! for open streams when it is told to stop.
 
-mod cork;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,12 +16,12 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use stoker_proto::stream_window;
+use stoker_runtime::cork::Corked;
 use stoker_runtime::tls::{self, Incoming as Connections, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::cork::Corked;
 use crate::auth::Origin;
 
 /// Listens on `address`.

@@ -53,12 +53,15 @@ async fn a_signature_is_left_to_the_door_that_has_signatures() {
     let guard = Guard::new(&path, Audit::into_log()).unwrap();
     let mut headers = HeaderMap::new();
     headers.insert(AUTHORIZATION, HeaderValue::from_static("AWS4-HMAC-SHA256 Credential=AKIA1/x"));
-    let caller = guard.identify(&mut headers, &Arc::default()).await.unwrap();
+    let origin = Arc::new(Origin { remote: "192.0.2.7:4711".to_owned(), ..Origin::default() });
+    let caller = guard.identify(&mut headers, &origin).await.unwrap();
     assert_eq!(
         code(guard.allow(&caller, Permission::Invoke, "a")),
         Some(Code::Unauthenticated),
         "nobody so far"
     );
     let (_, identity) = guard.key("AKIA1").unwrap();
-    assert_eq!(code(guard.allow(&guard.signed(identity), Permission::Invoke, "a")), None);
+    let signed = guard.signed(&caller, identity);
+    assert_eq!(code(guard.allow(&signed, Permission::Invoke, "a")), None);
+    assert_eq!((signed.name(), signed.remote()), ("sdk", "192.0.2.7:4711"), "as the audit has it");
 }

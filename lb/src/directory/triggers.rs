@@ -19,6 +19,8 @@ use super::Known;
 pub struct Asked<'a> {
     /// After `/t/{app}`, without escapes.
     pub path: &'a str,
+    /// Its segments without escapes, where one of them has a slash in it.
+    pub segments: Option<Vec<String>>,
     pub method: &'a str,
     /// Without its port.
     pub host: &'a str,
@@ -163,7 +165,10 @@ impl Triggers {
         if !self.has_patterns {
             return None;
         }
-        let segments: Vec<_> = path.split('/').skip(1).collect();
+        let segments: Vec<_> = match &search.asked.segments {
+            Some(segments) => segments.iter().map(String::as_str).collect(),
+            None => path.split('/').skip(1).collect(),
+        };
         let route = search.walk(&self.root, &segments, 0)?;
         Some(route.found(&segments))
     }

@@ -150,12 +150,11 @@ impl Dispatch {
         if !runner.may_take(function) || ruled_out.iter().any(|(out, ..)| Arc::ptr_eq(out, runner)) {
             return Err(Unasked::Refused);
         }
-        let complete = input.rest.is_none();
         let how = How { waited: progress.waited, only_if_idle: why == Why::Idle };
         let offer = watch.offer(runner, function, why);
         let place = || {
             let trace = watch.context(&offer);
-            runner.session()?.offer(call, &input.first, complete, how, trace, runner.enter())
+            runner.session()?.offer(call, input, how, trace, runner.enter())
         };
         // A session that has just ended may have been followed by another.
         let Some(link) = place().or_else(place) else {

@@ -205,6 +205,11 @@ fn cold(record: &Record, found: &mut Vec<String>) {
     });
     let Some((runner, census)) = accepted else { return };
     let waited = time(Duration::from_micros(timings.wait_us));
+    let started = record.story.steps().any(|step| matches!(step.what, What::Started { .. }));
+    if record.failed.is_some() && !started {
+        found.push(format!("It stood in the line of {} for {waited}, and reached no function.", runner.name));
+        return;
+    }
     if !timings.cold {
         let busy = count(census.busy as usize, "call");
         found.push(format!(
@@ -218,8 +223,8 @@ fn cold(record: &Record, found: &mut Vec<String>) {
     let name = &function.spec.name;
     let why = match (census.idle, census.busy) {
         (0, 0) => format!(
-            "no runner had a container of {name}: it is new, was changed, or had no call for longer than its idle_timeout ({}). \
-             min_containers: 1 keeps one ready",
+            "no runner had a container of {name}: it is new, was changed, had no call for longer than its idle_timeout ({}), or its last \
+             one ended with a failure. min_containers: 1 keeps one ready",
             format_duration(function.spec.idle_timeout())
         ),
         (0, busy) => format!(
@@ -310,6 +315,10 @@ mod tests {
             let told = story(&record);
             assert!(told.findings.len() == 1 && told.findings[0].contains(said), "{:?}", told.findings);
         }
+        let mut failed = record(v1::Timings { wait_us: 700, ..Default::default() }, vec![accepted(0, 0)]);
+        failed.failed = Some((Code::FunctionInitFailed, "it cannot be started".into()));
+        let told = story(&failed).findings;
+        assert_eq!(told[0], "It stood in the line of r1 for 700 µs, and reached no function.");
         let warm =
             record(v1::Timings { cold: false, wait_us: 700, ..Default::default() }, vec![accepted(0, 20)]);
         assert!(

@@ -60,6 +60,8 @@ pub struct Lane {
     status: Mutex<(LinkState, String)>,
     /// Frames of the runner on all streams of this connection; only ever compared.
     heard: AtomicU32,
+    /// The last answer to a question for a sign of life, and when it came.
+    ponged: Mutex<Option<(u64, tokio::time::Instant)>>,
 }
 
 impl Peer for Runner {
@@ -113,6 +115,17 @@ impl Lane {
     /// Changes with every frame that comes.
     pub fn heard(&self) -> u32 {
         self.heard.load(Ordering::Relaxed)
+    }
+
+    /// It has answered a question for a sign of life.
+    pub fn pong(&self, number: u64) {
+        let answered = Some((number, tokio::time::Instant::now()));
+        *self.ponged.lock().unwrap_or_else(PoisonError::into_inner) = answered;
+    }
+
+    /// Which question it has answered last, and when.
+    pub fn ponged(&self) -> Option<(u64, tokio::time::Instant)> {
+        *self.ponged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the runner takes offers here.

@@ -327,7 +327,7 @@ async fn invoke_one(
     }
     let rest =
         rest.map(|rest| -> Pieces { Box::pin(rest.map(|piece| piece.map_err(|status| broken(&status)))) });
-    let mut input = Input::pieces(begun, rest);
+    let mut input = Input::pieces(begun, rest).of_length(Some(length as u64));
     if !message.trailers.is_empty() && fields::is_followed(function.spec.format) {
         let behind = Trailers::default();
         behind.came(fields::said_behind(message.trailers)?);

@@ -10,6 +10,7 @@ mod lambda;
 mod later;
 mod mless;
 mod triggers;
+mod unread;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -31,6 +32,7 @@ use self::fields::{request_headers, response_headers};
 pub use self::input::begin;
 use self::input::pieces;
 pub use self::lambda::{CodePlace as LambdaCode, Config as LambdaConfig, Lambda, Runtimes};
+use self::unread::RequestBody;
 use super::{Door, http_trace};
 use crate::auth::{CHALLENGE, Origin};
 use crate::call::{Input, Trailers};
@@ -66,8 +68,10 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
         let (door, origin) = (self.door.clone(), self.origin.clone());
+        let version = request.version();
+        let mut request = request.map(|body| RequestBody::new(body, version));
         Box::pin(async move {
             let id = CallId::new();
             let trace = http_trace(request.headers());
@@ -209,7 +213,7 @@ fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
 async fn handle(
     door: &Door,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     route: triggers::Route,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
@@ -261,7 +265,7 @@ async fn handle(
         let begun = begin(input::followed(body, trailers.clone()), small);
         let begun = tokio::time::timeout_at(call.deadline.0.into(), begun).await;
         let late = |_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time");
-        begun.map_err(late)??.followed_by(trailers)
+        begun.map_err(late)??.followed_by(trailers).of_length(length)
     };
     let answer = door.dispatch.call(call, input, watch).await?;
     let takes_trailers = fields::takes_trailers(&parts);

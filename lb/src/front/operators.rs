@@ -377,7 +377,10 @@ impl FleetService for Operators {
     ) -> Result<Response<v1::ExplainCallResponse>, Status> {
         let text = request.into_inner().call_id;
         let Some(id) = CallId::parse(&text) else {
-            return Err(fail(&Error::new(Code::InvalidRequest, "call_id: that is not the id of a call")));
+            return Err(fail(&Error::new(
+                Code::InvalidRequest,
+                "call_id: that is not the id of a call: those have 32 hexadecimal digits",
+            )));
         };
         let stories = &self.0.observer.stories;
         let story = stories.tell(id).ok_or_else(|| {

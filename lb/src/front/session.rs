@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
 use hyper::body::Incoming;
-use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::call::{CHUNK, REFILL, WINDOW};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::frames::Decoded;
@@ -132,7 +132,7 @@ impl Stream for Uploaded {
         let next = match flow.pieces.pop_front() {
             Some(piece) => {
                 flow.taken += piece.len() as u32;
-                if flow.taken >= WINDOW / 4 {
+                if flow.taken >= REFILL {
                     credit += std::mem::take(&mut flow.taken);
                 }
                 Poll::Ready(Some(Ok(piece)))

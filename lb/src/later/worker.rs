@@ -200,8 +200,14 @@ impl Maker {
         let mut taken = 0;
         for part in wanted.chunks(TAKES) {
             let takes = part.iter().map(|(function, room)| self.queue.take(function, *room));
+            let mut failed = None;
             for ((function, _), calls) in part.iter().zip(futures_util::future::join_all(takes).await) {
-                for call in calls? {
+                // What was taken has begun, whatever became of the other takes.
+                let calls = calls.unwrap_or_else(|error| {
+                    failed = Some(error);
+                    Vec::new()
+                });
+                for call in calls {
                     taken += 1;
                     lanes.started(function);
                     let cancel = cancels.enter(&call.call.id);
@@ -212,6 +218,9 @@ impl Maker {
                         tell.send(feedback).await.ok();
                     });
                 }
+            }
+            if let Some(error) = failed {
+                return Err(error);
             }
         }
         Ok(taken)

@@ -1,49 +1,86 @@
 //! Whether a runner lives, by the frames of its link.
 //!
-//! A frozen machine and a cut cable send no reset, so a link on which nothing comes is asked for a sign of life. HTTP/2 has pings for that, and they
+//! A frozen machine and a cut cable send no reset, so a link is asked for a sign of life. HTTP/2 has pings for that, and they
 //! cannot tell who slept: after a pause of our own (a frozen balancer, a machine without CPU to spare) their timer is looked at before the answer that lies in
 //! the socket, and a connection in perfect order is given up with all its calls. Here silence is counted in steps, and only in steps that ended on time:
 //! one that ended late says that we slept, and nothing of the runner.
+//!
+//! How much silence is too much follows from how long answers take on this link ([`stoker_policy::silence`]), so busy links are asked too.
 
 use std::time::Duration;
 
+use stoker_policy::silence::{RoundTrip, STEP};
 use stoker_proto::runner::v1 as wire;
 use tokio::time::Instant;
 
 use crate::fleet::Lane;
 
-/// A link on which nothing came for this long is asked.
-const IDLE: Duration = Duration::from_millis(500);
+/// A link is asked every so many steps, if the question before is answered, and when nothing has come for as many.
+const PERIOD: u32 = 2;
 
-/// Silence after the question is counted in steps of this length, so many of them.
-const STEP: Duration = Duration::from_millis(250);
-const STEPS: u32 = 10;
+/// A runner with much to say drops answers: after so many steps none is waited for.
+const FORGOTTEN: u32 = 40;
 
 /// A step that ended this much too late does not count.
 const LATE: Duration = Duration::from_millis(100);
 
-/// How long a runner that is gone goes unnoticed, and one that hangs: far below a lease, far above any pause of a runner that lives.
-pub const SILENCE: Duration = Duration::from_millis(500 + 250 * STEPS as u64);
+/// A question that is not answered yet.
+struct Question {
+    number: u64,
+    asked: Instant,
+    /// We slept since: when the answer came cannot be told.
+    slept: bool,
+    /// Something else has come since, so it may have been forgotten.
+    passed: bool,
+}
 
-/// Returns when nothing has come for [`SILENCE`], although it was asked for. Never where the runner's release knows no such question.
-pub async fn silence(lane: &Lane) {
-    let mut heard = lane.heard();
-    let mut asked = 0;
+/// Returns when nothing has come for longer than this link may be silent, although it was asked for, and says how long that was. Never where the runner's
+/// release knows no such question. `greeting` is the time that its first answer took.
+pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
+    let mut way = RoundTrip::first(greeting);
+    let (mut heard, mut number) = (lane.heard(), 0);
+    let mut question: Option<Question> = None;
+    let (mut silent, mut since) = (0, 0);
     loop {
-        while in_time(IDLE).await && lane.heard() != heard {
-            heard = lane.heard();
+        let on_time = in_time(STEP).await;
+        if let Some(open) = &mut question {
+            open.slept |= !on_time;
+            if let Some((_, came)) = lane.ponged().filter(|(number, _)| *number == open.number) {
+                if !open.slept {
+                    way.saw(came.saturating_duration_since(open.asked));
+                }
+                question = None;
+            }
         }
-        asked += 1;
-        let ping = wire::engage_request::Frame::Ping(wire::Ping { number: asked });
-        if !lane.session.load().as_ref().is_some_and(|session| session.ask(ping)) {
-            continue;
+        since += 1;
+        let (now, bound) = (lane.heard(), way.bound());
+        let again = match heard == now {
+            true => {
+                silent += u32::from(on_time);
+                let unasked = silent == PERIOD && question.as_ref().is_none_or(|open| open.passed);
+                // Half way a second time, should the first have gone with a session that was renewed.
+                on_time && (unasked || STEP * silent * 2 == bound)
+            }
+            false => {
+                (heard, silent) = (now, 0);
+                if let Some(open) = &mut question {
+                    open.passed = true;
+                }
+                since >= if question.is_none() { PERIOD } else { FORGOTTEN }
+            }
+        };
+        if STEP * silent >= bound {
+            return bound;
         }
-        let mut silent = 0;
-        while silent < STEPS && lane.heard() == heard {
-            silent += u32::from(in_time(STEP).await);
-        }
-        if lane.heard() == heard {
-            return;
+        if again {
+            (number, since) = (number + 1, 0);
+            let ping = wire::engage_request::Frame::Ping(wire::Ping { number });
+            match lane.session.load().as_ref().is_some_and(|session| session.ask(ping)) {
+                true => {
+                    question = Some(Question { number, asked: Instant::now(), slept: false, passed: false });
+                }
+                false => silent = 0,
+            }
         }
     }
 }
@@ -62,10 +99,13 @@ mod tests {
     use crate::link::session::Session;
     use futures_util::StreamExt as _;
     use std::sync::Arc;
+    use stoker_policy::silence::{LEAST, MOST};
     use stoker_proto::SESSION_VERSION;
 
-    /// A link to a runner that answers its first questions, and after how long it was given up.
-    async fn given_up_after(version: u32, answers: u64) -> Option<Duration> {
+    const GOOD: Duration = Duration::from_millis(1);
+
+    /// A link to a runner that answers its first questions, each after `way`, and after how long it was given up.
+    async fn given_up_after(version: u32, way: Duration, answers: u64) -> Option<Duration> {
         let (out, mut outgoing) = outbox();
         let lane = Lane::default();
         lane.session.store(Some(Session::new(out, version, 100)));
@@ -73,26 +113,103 @@ mod tests {
         let runner = async {
             while let Some(frame) = outgoing.next().await {
                 match frame.frame {
-                    Some(wire::engage_request::Frame::Ping(ping)) if ping.number <= answers => lane.hear(),
+                    Some(wire::engage_request::Frame::Ping(ping)) if ping.number <= answers => {
+                        tokio::time::sleep(way).await;
+                        lane.hear();
+                        lane.pong(ping.number);
+                    }
                     _ => {}
                 }
             }
         };
         tokio::select! {
-            () = silence(&lane) => Some(began.elapsed()),
+            said = silence(&lane, way) => {
+                assert!(began.elapsed() >= said);
+                Some(began.elapsed())
+            }
             () = runner => None,
-            () = tokio::time::sleep(Duration::from_secs(3600)) => None,
+            () = tokio::time::sleep(Duration::from_secs(600)) => None,
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_answers_is_kept_and_who_does_not_is_given_up() {
-        assert_eq!(given_up_after(SESSION_VERSION, u64::MAX).await, None);
-        let silent = given_up_after(SESSION_VERSION, 0).await.expect("it never said anything");
-        assert!(SILENCE <= silent && silent < SILENCE + STEP, "{silent:?}");
-        let later = given_up_after(SESSION_VERSION, 100).await.expect("it fell silent");
-        assert!(later > 100 * IDLE + SILENCE, "{later:?}");
-        assert_eq!(given_up_after(1, 0).await, None, "it was never asked");
+        assert_eq!(given_up_after(SESSION_VERSION, GOOD, u64::MAX).await, None);
+        let silent = given_up_after(SESSION_VERSION, GOOD, 0).await.expect("it never said anything");
+        assert!(LEAST <= silent && silent < LEAST + 2 * STEP, "{silent:?}");
+        let later = given_up_after(SESSION_VERSION, GOOD, 100).await.expect("it fell silent");
+        assert!(later > 100 * PERIOD * STEP + LEAST, "{later:?}");
+        assert_eq!(given_up_after(1, GOOD, 0).await, None, "it was never asked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_way_has_more_time() {
+        let way = Duration::from_millis(400);
+        assert_eq!(given_up_after(SESSION_VERSION, way, u64::MAX).await, None);
+        let first = given_up_after(SESSION_VERSION, way, 0).await.expect("it never said anything");
+        assert!(MOST <= first && first < MOST + 2 * STEP, "{first:?}");
+        for way in [900, 2_500, 9_000].map(Duration::from_millis) {
+            assert_eq!(
+                given_up_after(SESSION_VERSION, way, u64::MAX).await,
+                None,
+                "{way:?}: each answer in time"
+            );
+        }
+        // It was near when it greeted, and is far away since.
+        let moved = Duration::from_millis(900);
+        assert_eq!(moves(moved).await, MOST);
+    }
+
+    /// The bound of a link that was quick when it began and takes `way` since, when it falls silent after a minute.
+    async fn moves(way: Duration) -> Duration {
+        let (out, mut outgoing) = outbox();
+        let lane = Lane::default();
+        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let began = Instant::now();
+        let runner = async {
+            while let Some(frame) = outgoing.next().await {
+                if let Some(wire::engage_request::Frame::Ping(ping)) = frame.frame
+                    && began.elapsed() < Duration::from_secs(60)
+                {
+                    tokio::time::sleep(way).await;
+                    lane.hear();
+                    lane.pong(ping.number);
+                }
+            }
+        };
+        tokio::select! {
+            said = silence(&lane, GOOD) => said,
+            () = runner => unreachable!("the link is never closed"),
+        }
+    }
+
+    /// On a link that is never silent it is known by itself that answers take no time any more.
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_link_is_asked_too() {
+        let (out, mut outgoing) = outbox();
+        let lane = Lane::default();
+        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let busy_for = Duration::from_secs(60);
+        let began = Instant::now();
+        let runner = async {
+            let mut beat = tokio::time::interval(Duration::from_millis(10));
+            while began.elapsed() < busy_for {
+                tokio::select! {
+                    _ = beat.tick() => lane.hear(),
+                    Some(frame) = outgoing.next() => {
+                        if let Some(wire::engage_request::Frame::Ping(ping)) = frame.frame {
+                            lane.pong(ping.number);
+                        }
+                    }
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            said = silence(&lane, Duration::from_secs(2)) => assert_eq!(said, LEAST, "and not what the greeting took"),
+            () = runner => {}
+        }
+        assert!(began.elapsed() < busy_for + LEAST + 2 * STEP);
     }
 
     #[tokio::test(start_paused = true)]
@@ -102,7 +219,7 @@ mod tests {
         lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
         let watch = tokio::spawn({
             let lane = lane.clone();
-            async move { silence(&lane).await }
+            async move { silence(&lane, GOOD).await }
         });
         // The clock runs, and nobody here does: what came meanwhile has not been read.
         for _ in 0..20 {
@@ -110,6 +227,6 @@ mod tests {
             tokio::time::advance(Duration::from_secs(10)).await;
         }
         assert!(!watch.is_finished());
-        tokio::time::timeout(2 * SILENCE, watch).await.expect("now it is").expect("it does not panic");
+        tokio::time::timeout(2 * LEAST, watch).await.expect("now it is").expect("it does not panic");
     }
 }

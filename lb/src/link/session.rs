@@ -23,7 +23,7 @@ pub use self::inbox::Event;
 use self::inbox::{Inbox, Slot, wake};
 use super::outbox::Outbox;
 use super::state::{CallEvent, CallState};
-use crate::call::Call;
+use crate::call::{Call, Input};
 use crate::directory::Known;
 use crate::fleet::InFlight;
 use crate::hash::{QuickMap, QuickSet};
@@ -117,8 +117,7 @@ impl Session {
     pub fn offer(
         self: &Arc<Self>,
         call: &Call,
-        first: &Bytes,
-        complete: bool,
+        input: &Input,
         how: How,
         trace: TraceContext,
         in_flight: InFlight,
@@ -141,8 +140,10 @@ impl Session {
             remaining_ms: u64::try_from(call.deadline.remaining().as_millis()).unwrap_or(u64::MAX),
             traceparent: trace.parent,
             tracestate: trace.state,
-            body: first.clone(),
-            complete,
+            body: input.first.clone(),
+            complete: input.rest.is_none(),
+            // What is said behind a body has no place behind one whose length was said.
+            length: input.length.filter(|_| input.rest.is_some() && input.trailers.is_none()),
             waited: how.waited,
             only_if_idle: how.only_if_idle,
         }));

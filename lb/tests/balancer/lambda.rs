@@ -257,7 +257,7 @@ async fn everything_else_has_a_name_that_kits_know() {
             "FunctionName",
         ),
         (
-            "GET /2018-10-31/layers/x/versions".to_owned(),
+            "GET /2018-10-31/layers/x/versions/1/policy".to_owned(),
             "",
             &large,
             501,
@@ -387,7 +387,7 @@ async fn functions_are_described_and_changed_as_aws_does() {
     assert_eq!(now["Environment"]["Variables"], serde_json::json!({"B": "2"}));
     for (body, status, text) in [
         (change.as_str(), 412, "RevisionId"),
-        (r#"{"Layers":["l"]}"#, 400, "Layers is not kept here"),
+        (r#"{"Layers":["l"]}"#, 400, "at 'layers'"),
         (r#"{"Timeout":"soon"}"#, 400, "Timeout"),
         (r#"{"Timeout":0}"#, 400, "timeout"),
         (r#"{"MemorySize":0,"Timeout":0}"#, 400, "memory"),

@@ -42,6 +42,14 @@ async fn boto3_manages_functions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn boto3_manages_layers_and_policies() {
+    let Some(python) = installed("aws", "python/bin/python") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let (_stage, endpoint) = set_up(directory.path()).await;
+    run(&python, "boto3_layers.py", &[&endpoint]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_javascript_sdk_manages_functions() {
     let Some(kit) = installed_node() else { return };
     let directory = tempfile::tempdir().expect("a directory");

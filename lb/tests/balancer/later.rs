@@ -116,6 +116,12 @@ async fn a_call_is_kept_made_and_remembered() {
     let when = Some(v1::submit_request::When::Delay(far));
     let refused = stage.client().await.submit(v1::SubmitRequest { when, ..submit("a/f", "") }).await;
     assert_eq!(refused.expect_err("too far").code(), Code::InvalidArgument);
+    let name = FunctionName::new("a", "narrow").expect("a name");
+    let narrow = FunctionSpec::new(name, vec!["/bin/true".into()], "/".into());
+    let narrow = FunctionSpec { max_request: 4, ..narrow };
+    stage.registry.apply_functions(vec![narrow]).await.expect("it is good");
+    let refused = stage.client().await.submit(submit("a/narrow", "12345")).await;
+    assert!(refused.expect_err("too long").message().contains("more than 4 bytes"));
     let refused = stage.client().await.submit(submit("a/none", "")).await;
     assert_eq!(refused.expect_err("no such function").code(), Code::NotFound);
     stage.balancer.stop(Duration::from_secs(5)).await;

@@ -1,5 +1,6 @@
 //! Limits on the calls of a function, which balancers share.
 
+use stoker_registry::Claim;
 use stoker_registry::revisions::Change;
 use tokio::task::JoinSet;
 
@@ -66,7 +67,7 @@ async fn what_is_reserved_is_a_limit_for_all_balancers_together() {
     assert!(told.try_recv().is_err(), "and no more");
     // Neither of them has one to spare.
     let other = first.registry.places("other");
-    assert_eq!(other.hold(&name(), RESERVED, 1).await.expect("it answers"), 0);
+    assert_eq!(other.hold(&name(), RESERVED, Claim::of(1)).await.expect("it answers"), 0);
     go.send_replace(true);
     while let Some(done) = calls.join_next().await {
         assert_eq!(done.expect("it does not panic").expect("it is answered").body, "done");
@@ -77,7 +78,7 @@ async fn what_is_reserved_is_a_limit_for_all_balancers_together() {
         let stage = Arc::into_inner(stage).expect("no call has it any more");
         stage.balancer.stop(Duration::from_secs(5)).await;
     }
-    assert_eq!(other.hold(&name(), RESERVED, RESERVED).await.expect("it answers"), RESERVED);
+    assert_eq!(other.hold(&name(), RESERVED, Claim::of(RESERVED)).await.expect("it answers"), RESERVED);
 }
 
 #[tokio::test]

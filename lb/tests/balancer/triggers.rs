@@ -103,6 +103,9 @@ async fn the_most_special_trigger_takes_a_request() {
         ("GET /t/a/users/7", "", "one stoker-path-id=7 stoker-trigger=/users/{id}"),
         ("DELETE /t/a/users/7", "", "gone stoker-path-id=7 stoker-trigger=/users/{id}"),
         ("GET /t/a/users/a%20b%2525", "", "one stoker-path-id=a%20b%2525 stoker-trigger=/users/{id}"),
+        // An escaped slash parts no segments; a path without parameters is compared whole.
+        ("GET /t/a/users/a%2Fb", "", "one stoker-path-id=a/b stoker-trigger=/users/{id}"),
+        ("GET /t/a/users%2fme", "", "me"),
         (
             "POST /t/a/users/7/posts/9",
             "",

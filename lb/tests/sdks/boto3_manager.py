@@ -194,7 +194,7 @@ for wrong, said, asked in [
     ("InvalidParameterValueException", "Could not unzip", dict(made, FunctionName="x", Code={"ZipFile": b"none"})),
     ("InvalidParameterValueException", "java21", dict(made, FunctionName="x", Runtime="java21", Code={"ZipFile": first})),
     ("InvalidParameterValueException", "no S3", dict(made, FunctionName="x", Code={"S3Bucket": "bucket", "S3Key": "k"})),
-    ("InvalidParameterValueException", "Layers", dict(made, FunctionName="x", Code={"ZipFile": first}, Layers=["arn:aws:lambda:a:1:layer:l:1"])),
+    ("AccessDeniedException", "another account", dict(made, FunctionName="x", Code={"ZipFile": first}, Layers=["arn:aws:lambda:a:1:layer:l:1"])),
     ("InvalidParameterValueException", "Architectures", dict(made, FunctionName="x", Code={"ZipFile": first}, Architectures=["arm64", "x86_64"])),
     ("InvalidParameterValueException", "timeout", dict(made, FunctionName="x", Code={"ZipFile": first}, Timeout=100000)),
     ("InvalidParameterValueException", "Code.ZipFile", dict(made, FunctionName="x", Code={})),

@@ -20,6 +20,8 @@ const refused = (promise, name, attempts) =>
   assert.rejects(promise, (error) => error.name === name && error.$metadata.attempts === attempts);
 await refused(invoke('{}', { FunctionName: 'none' }), 'ResourceNotFoundException', 1);
 await refused(invoke('{'), 'InvalidRequestContentException', 1);
+// It writes all of it before it reads anything, and ends with its process where nobody takes it.
+await refused(invoke(Buffer.alloc(9 << 20, 32)), 'RequestTooLargeException', 1);
 // What may have run is not sent again.
 await refused(invoke('"lost"'), 'InvocationMayHaveStartedException', 1);
 

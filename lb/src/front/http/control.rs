@@ -21,7 +21,6 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use stoker_core::error::{Blame, Code, Error, Retry};
 use stoker_core::function::FunctionName;
@@ -29,6 +28,7 @@ use stoker_core::ids::CallId;
 use stoker_registry::Functions;
 use stoker_registry::apps::Apps;
 
+use super::unread::RequestBody;
 use super::{AnswerBody, CALL_ID, challenge, header, retry_after};
 use crate::auth::Caller;
 use crate::front::Door;
@@ -110,7 +110,7 @@ fn conflict(text: &str) -> Refused {
 pub async fn serve(
     door: Arc<Door>,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     mut watch: Watch,
     secure: bool,
 ) -> Response<AnswerBody> {
@@ -178,7 +178,7 @@ struct Asked<'a> {
 
 async fn handle(
     door: &Door,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     watch: &Watch,
     secure: bool,
 ) -> Result<Answer, Refused> {
@@ -243,7 +243,7 @@ async fn handle(
 }
 
 /// The records of apps, once they have been read.
-async fn apps(door: &Door) -> Result<Arc<Apps>, Refused> {
+pub async fn apps(door: &Door) -> Result<Arc<Apps>, Error> {
     let mut apps = door.registry.apps();
     let unknown = || {
         let text = "this balancer has not read the apps yet";
@@ -253,7 +253,7 @@ async fn apps(door: &Door) -> Result<Arc<Apps>, Refused> {
     Ok(known.map_err(|_| unknown())?.map_err(|_| unknown())?.clone())
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Refused> {
+async fn read(body: RequestBody) -> Result<Bytes, Refused> {
     let read = tokio::time::timeout(PATIENCE, Limited::new(body, LARGEST).collect()).await;
     let read =
         read.map_err(|_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time"))?;

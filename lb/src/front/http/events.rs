@@ -15,7 +15,6 @@ use futures_util::StreamExt as _;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use stoker_core::call::TraceContext;
 use stoker_core::error::{Code, Error};
@@ -25,6 +24,7 @@ use stoker_proto::{status, v1};
 use stoker_runtime::telemetry::Facts;
 
 use super::triggers::escaped;
+use super::unread::RequestBody;
 use super::{AnswerBody, CALL_ID, Door, header, request_headers, response_headers, url};
 use crate::call::{Answer, Input};
 use crate::directory::Known;
@@ -79,7 +79,7 @@ impl Mode {
 pub async fn handle(
     door: &Arc<Door>,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     let (parts, body) = request.into_parts();

@@ -3,20 +3,20 @@
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt as _, StreamExt as _};
 use http_body_util::BodyStream;
-use hyper::body::Incoming;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 
 use super::fields;
+use super::unread::RequestBody;
 use crate::call::{Input, Pieces, Trailers};
 
 /// The body in pieces.
-pub fn pieces(body: Incoming) -> Pieces {
+pub fn pieces(body: RequestBody) -> Pieces {
     followed(body, None)
 }
 
 /// The same, and what is said behind it goes into `trailers`.
-pub fn followed(body: Incoming, trailers: Option<Trailers>) -> Pieces {
+pub fn followed(body: RequestBody, trailers: Option<Trailers>) -> Pieces {
     Box::pin(BodyStream::new(body).filter_map(move |frame| {
         let piece = frame.map_err(|error| broken(&error)).map(|frame| frame.into_data());
         std::future::ready(match piece {

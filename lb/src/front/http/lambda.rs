@@ -8,11 +8,15 @@ mod absent;
 mod change;
 mod code;
 pub mod direct;
+mod draft;
 mod emulator;
 mod events;
 mod functions;
+mod intake;
 mod invoke;
+mod layers;
 mod limits;
+mod policy;
 mod refused;
 mod runtimes;
 mod signature;
@@ -24,46 +28,37 @@ mod versions;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
 use serde_json::Value;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 
 pub use self::code::CodePlace;
 use self::code::Store;
+use self::intake::{Intake, LARGEST_CODE, LARGEST_EVENT, SLOWEST, SLOWEST_CODE, whole};
 use self::invoke::{Asked, Trail};
 use self::refused::Refused;
 pub use self::runtimes::Runtimes;
 use self::target::{Target, split};
 pub use self::urls::Config as UrlConfig;
 use super::control::base;
-use super::{AnswerBody, CALL_ID, Door, decoded, header, pieces};
+use super::unread::RequestBody;
+use super::{AnswerBody, CALL_ID, Door, decoded, header};
 use crate::auth::{Caller, Permission};
-use crate::call::Pieces;
 use crate::directory::{DEFAULT_APP, Named};
 use crate::observe::Watch;
 
 /// The version that changes.
 const LATEST: &str = "$LATEST";
 
-/// Most bytes of an event, as AWS has it; also of every request without code.
-const LARGEST_EVENT: usize = 6 << 20;
-
-/// Most bytes of a request with code: 50 MiB of it, in base64, and what is beside it. AWS's number.
-const LARGEST_CODE: usize = 70_167_211;
-
-/// How long a request may take to come, beside the time of its call.
-const SLOWEST: Duration = Duration::from_secs(30);
-
-/// The same with code.
-const SLOWEST_CODE: Duration = Duration::from_secs(300);
+/// Whose everything is, and where, in every ARN.
+const ACCOUNT: &str = "012345678912";
+const REGION: &str = "us-east-1";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
@@ -128,7 +123,7 @@ fn request_id(id: CallId) -> String {
 
 fn arn(name: &str, qualifier: Option<&str>) -> String {
     let end = qualifier.map(|qualifier| format!(":{qualifier}")).unwrap_or_default();
-    format!("arn:aws:lambda:us-east-1:012345678912:function:{name}{end}")
+    format!("arn:aws:lambda:{REGION}:{ACCOUNT}:function:{name}{end}")
 }
 
 /// What is said to one who is not let in.
@@ -140,7 +135,7 @@ pub fn failure(error: Error, id: CallId) -> Response<AnswerBody> {
 pub async fn serve(
     door: Arc<Door>,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     mut watch: Watch,
     secure: bool,
 ) -> Response<AnswerBody> {
@@ -170,30 +165,10 @@ pub async fn serve(
     response
 }
 
-/// How a request is taken in.
-enum Intake {
-    /// A call: it needs a place.
-    Call,
-    /// Code: few at once, and large.
-    Code,
-    Other,
-}
-
-impl Intake {
-    fn of(method: &Method, segments: &[&str]) -> Self {
-        match segments {
-            [.., "invocations" | "response-streaming-invocations" | "invoke-async"] => Self::Call,
-            ["2015-03-31", "functions"] if method == Method::POST => Self::Code,
-            ["2015-03-31", "functions", _, "code"] => Self::Code,
-            _ => Self::Other,
-        }
-    }
-}
-
 async fn handle(
     door: &Arc<Door>,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     watch: &mut Watch,
     trail: &mut Trail,
     secure: bool,
@@ -219,7 +194,8 @@ async fn handle(
     let body = whole(body, most, time).await?;
     if let Some((claim, secret, identity)) = claim {
         claim.verify(secret.reveal(), &body)?;
-        watch.by(door.guard.signed(identity));
+        let caller = door.guard.signed(watch.caller(), identity);
+        watch.by(caller);
         permitted(door, watch.caller(), &parts.method, &segments)?;
     }
     if let Some(place) = place {
@@ -261,6 +237,7 @@ async fn managed(
 ) -> Result<(u16, Option<Value>), Refused> {
     const V: &str = "2015-03-31";
     const URL: &str = "2021-10-31";
+    const LAYERS: &str = "2018-10-31";
     let base = || base(parts, secure);
     let target = |name: &str| Target::of(door, parts, name);
     let ok = |body: Value| Ok((200, Some(body)));
@@ -273,7 +250,7 @@ async fn managed(
             ok(functions::configuration(door, &target(name)?)?)
         }
         ("PUT", [V, "functions", name, "configuration"]) => {
-            ok(change::configuration(door, target(name)?, body).await?)
+            ok(change::configuration(door, target(name)?, body, caller).await?)
         }
         ("PUT", [V, "functions", name, "code"]) => ok(change::code(door, target(name)?, body).await?),
         ("DELETE", [V, "functions", name]) => versions::delete(door, target(name)?).await.and(done),
@@ -336,15 +313,37 @@ async fn managed(
         ("GET", [URL, "functions", name, "url"]) => ok(urls::get(door, target(name)?, &base())?),
         ("DELETE", [URL, "functions", name, "url"]) => urls::delete(door, target(name)?).await.and(done),
         ("GET", [URL, "functions", name, "urls"]) => ok(urls::list(door, parts, &target(name)?, &base())?),
+        ("GET", [LAYERS, "layers"]) => ok(layers::all(door, parts, caller).await?),
+        ("GET", [LAYERS, "layers", name, "versions"]) => {
+            ok(layers::versions(door, parts, &decoded(name)?, caller).await?)
+        }
+        ("POST", [LAYERS, "layers", name, "versions"]) => {
+            Ok((201, Some(layers::publish(door, &decoded(name)?, body, caller).await?)))
+        }
+        ("GET", [LAYERS, "layers", name, "versions", version]) => {
+            ok(layers::get(door, &decoded(name)?, version, caller).await?)
+        }
+        ("DELETE", [LAYERS, "layers", name, "versions", version]) => {
+            layers::delete(door, &decoded(name)?, version, caller).await.and(done)
+        }
+        ("GET", [V, "functions", name, "policy"]) => ok(policy::get(door, &target(name)?)?),
+        ("POST", [V, "functions", name, "policy"]) => {
+            Ok((201, Some(policy::add(door, target(name)?, body).await?)))
+        }
+        ("DELETE", [V, "functions", name, "policy", sid]) => {
+            let seen = query(parts, "RevisionId");
+            policy::remove(door, target(name)?, &decoded(sid)?, seen.as_deref()).await.and(done)
+        }
         ("GET", ["2017-03-31", "tags", name]) => ok(limits::tags(door, &target(name)?)),
         ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),
         ("DELETE", ["2017-03-31", "tags", name]) => limits::untag(door, parts, target(name)?).await.and(done),
         ("GET", ["2016-08-19", "account-settings"]) => ok(limits::account(door)),
-        ("GET", _) => match absent::look(door, parts, segments)? {
-            Some(nothing) => ok(nothing),
-            None => Err(not_here(parts)),
-        },
-        _ => Err(not_here(parts)),
+        _ => {
+            let looked =
+                if parts.method == Method::GET { absent::look(door, parts, segments)? } else { None };
+            let known = looked.map_or_else(|| absent::wish(door, parts, segments, body), |it| Ok(Some(it)));
+            known?.map_or_else(|| Err(not_here(parts)), ok)
+        }
     }
 }
 
@@ -378,6 +377,10 @@ fn permitted(door: &Door, caller: &Caller, method: &Method, segments: &[&str]) -
         Method::GET | Method::HEAD => Permission::Observe,
         _ => Permission::Manage,
     };
+    if let [_, "layers", ..] = segments {
+        // Whose they are is asked where their names are read.
+        return Ok(());
+    }
     let name = segments.get(2).map(|name| decoded(name)).transpose()?;
     let Some(name) = name else {
         return match *method {
@@ -396,31 +399,6 @@ fn app(door: &Door, name: &str) -> String {
         Named::One(known) => known.spec.name.app().to_owned(),
         _ => name.split_once('.').map_or(DEFAULT_APP, |(app, _)| app).to_owned(),
     }
-}
-
-/// All of a request's body, in time and within the limit.
-async fn whole(body: Incoming, most: usize, time: Duration) -> Result<Bytes, Refused> {
-    let fits = |length: usize| match length <= most {
-        true => Ok(()),
-        false => {
-            let operation = if most == LARGEST_EVENT { "InvokeFunction" } else { "CreateFunction" };
-            let text = format!("Request must be smaller than {most} bytes for the {operation} operation");
-            Err(Refused::from(Error::new(Code::RequestTooLarge, text)))
-        }
-    };
-    fits(usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX))?;
-    let read = async {
-        let mut pieces: Pieces = pieces(body);
-        let mut whole = BytesMut::new();
-        while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            fits(whole.len() + piece.len())?;
-            whole.extend_from_slice(&piece);
-        }
-        Ok(whole.freeze())
-    };
-    let late = || Refused::from(Error::new(Code::DeadlineExceeded, "the request did not come in time"));
-    tokio::time::timeout(time, read).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// A header as text; empty where there is none.

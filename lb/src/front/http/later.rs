@@ -6,13 +6,13 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_core::units::parse_duration;
 use stoker_proto::v1;
 
+use super::unread::RequestBody;
 use super::{AnswerBody, CALL_ID, Door, begin, header, pieces};
 use crate::call::Input;
 use crate::directory::Known;
@@ -42,7 +42,7 @@ pub async fn submit(
     qualifier: String,
     parts: &Parts,
     mut head: v1::RequestHead,
-    body: Incoming,
+    body: RequestBody,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     let text = |name: &str| {

@@ -13,13 +13,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
+use super::unread::RequestBody;
 use super::{AnswerBody, CALL_ID, Door, ERROR, challenge, header, pieces, retry_after, url};
 use crate::call::{Input, Pieces};
 use crate::directory::Named;
@@ -44,7 +45,7 @@ const NAME: &str = "AWS_LAMBDA_FUNCTION_NAME";
 pub async fn handle(
     door: &Door,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     // The method and the type of the body were never looked at.

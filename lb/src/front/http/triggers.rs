@@ -1,5 +1,6 @@
 //! Where a request goes that names a function or comes by a trigger, and what the function is told of the trigger.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -65,6 +66,7 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
     let path = if source.is_empty() { "/" } else { &trigger[app.len()..] };
     let asked = Asked {
         path,
+        segments: segments(request.uri().path())?,
         method,
         host: host(request),
         headers: request.headers(),
@@ -85,6 +87,15 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
             Err(door.missing(text).into())
         }
     }
+}
+
+/// The segments behind `/t/{app}` of a path as it is written, where one of them has an escaped slash: that parts nothing.
+fn segments(path: &str) -> Result<Option<Vec<String>>, Error> {
+    if !path.contains("%2F") && !path.contains("%2f") {
+        return Ok(None);
+    }
+    let segments = path.split('/').skip(3).map(|segment| decoded(segment).map(Cow::into_owned));
+    segments.collect::<Result<_, _>>().map(Some)
 }
 
 /// What a page is to be told, by who may call what this leads to; and the answer, if it asked for permission only.

@@ -34,7 +34,10 @@ pub fn stream(
     request: v1::StreamLogsRequest,
 ) -> Result<impl Stream<Item = Result<v1::StreamLogsResponse, Status>> + Send + use<>, Status> {
     if !request.call_id.is_empty() && CallId::parse(&request.call_id).is_none() {
-        return Err(fail(&Error::new(Code::InvalidRequest, "call_id: that is not the id of a call")));
+        return Err(fail(&Error::new(
+            Code::InvalidRequest,
+            "call_id: that is not the id of a call: those have 32 hexadecimal digits",
+        )));
     }
     let mut logs = Logs {
         ask: wire::StreamLogsRequest {

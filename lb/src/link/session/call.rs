@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use stoker_core::call::{Deadline, WINDOW};
+use stoker_core::call::{Deadline, REFILL};
 use stoker_core::error::Error;
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1 as wire;
@@ -77,7 +77,7 @@ impl LinkCall {
     /// The reader took bytes of the answer: the runner may send as many more.
     pub fn consumed(&mut self, bytes: usize) {
         self.consumed += bytes as u32;
-        if self.consumed < WINDOW / 4 {
+        if self.consumed < REFILL {
             return;
         }
         let bytes = std::mem::take(&mut self.consumed);

@@ -1,7 +1,7 @@
 use super::*;
 use futures_util::{FutureExt as _, StreamExt as _};
 use proptest::prelude::*;
-use stoker_core::call::{CHUNK, Deadline, WINDOW};
+use stoker_core::call::{CHUNK, Deadline, REFILL, WINDOW};
 use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::CallId;
 use stoker_proto::SESSION_VERSION;
@@ -26,7 +26,7 @@ fn offered(session: &Arc<Session>) -> LinkCall {
     let body = Bytes::from_static(b"x");
     let trace = TraceContext::default();
     session
-        .offer(&call(), &body, true, How::default(), trace, InFlight::default())
+        .offer(&call(), &Input::whole(body), How::default(), trace, InFlight::default())
         .expect("the session stands")
 }
 
@@ -87,7 +87,7 @@ proptest! {
         }
         prop_assert!(session.table().calls.is_empty());
         let trace = TraceContext::default();
-        prop_assert!(session.offer(&call(), &Bytes::new(), true, How::default(), trace, InFlight::default()).is_none());
+        prop_assert!(session.offer(&call(), &Input::whole(Bytes::new()), How::default(), trace, InFlight::default()).is_none());
     }
 }
 
@@ -129,7 +129,7 @@ proptest! {
             match turn {
                 Turn::Offer => {
                     let trace = TraceContext::default();
-                    let link = session.offer(&call(), &Bytes::new(), true, How::default(), trace, InFlight::default());
+                    let link = session.offer(&call(), &Input::whole(Bytes::new()), How::default(), trace, InFlight::default());
                     prop_assert_eq!(link.is_some(), !drains);
                     if let Some(link) = link {
                         offers += 1;
@@ -217,8 +217,12 @@ fn an_answer_keeps_to_its_window() {
     for _ in 0..WINDOW as usize / CHUNK {
         assert!(session.receive(body()).is_ok());
     }
-    call.consumed(CHUNK);
-    assert!(session.receive(body()).is_ok(), "what was read was given back");
+    for _ in 0..REFILL as usize / CHUNK {
+        call.consumed(CHUNK);
+    }
+    for _ in 0..REFILL as usize / CHUNK {
+        assert!(session.receive(body()).is_ok(), "what was read was given back");
+    }
     let violation = session.receive(body()).expect_err("over the window");
     assert!(violation.0.contains("0 are allowed"), "{}", violation.0);
 }

@@ -5,21 +5,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::Bytes;
 use serde::Deserialize as _;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use stoker_core::FunctionSpec;
 use stoker_core::function::{Format, FunctionName, Root};
-use stoker_core::{FunctionSpec, ImageRef};
 use stoker_registry::revisions::{Change, Expect, Revision, Wish};
 
+use super::draft::{CODE_AT, Draft};
 use super::functions::{self, notes};
+use super::layers::{self, Used};
 use super::{Refused, Target, arn, split};
 use crate::auth::{Caller, Permission};
 use crate::directory::DEFAULT_APP;
 use crate::front::Door;
-use crate::front::operators::images::{self, Unpinned};
 
 /// What a function has on AWS where its maker says nothing.
 const TIMEOUT_MS: u64 = 3000;
@@ -52,190 +50,33 @@ pub fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// A function as a request changes it.
-struct Draft {
-    spec: FunctionSpec,
-    notes: BTreeMap<String, String>,
-    /// Runtime and code of a zip.
-    zip: Option<Bytes>,
-    publish: bool,
-    dry: bool,
+/// Code cannot be taken.
+pub fn no_code() -> Refused {
+    let text = "this balancer keeps no code: set lambda.code to a repository of a registry, or to a directory that balancers and runners see; or use an image";
+    Refused::parameter(text)
 }
 
-impl Draft {
-    fn new(spec: FunctionSpec) -> Self {
-        Self { spec, notes: BTreeMap::new(), zip: None, publish: false, dry: false }
-    }
-
-    fn of(revision: &Revision) -> Self {
-        let spec = FunctionSpec::clone(&revision.spec);
-        Self { notes: revision.notes.clone(), ..Self::new(spec) }
-    }
-
-    fn note(&mut self, key: &str, text: &str) {
+/// Keeps notes with the newest revision of a function, or takes them away: that makes another, which runs the same.
+pub async fn keep_notes(
+    door: &Door,
+    name: &FunctionName,
+    changes: Vec<(String, Option<String>)>,
+) -> Result<(), Refused> {
+    let release = door.directory.functions().releases.get(name).cloned();
+    let release = release
+        .ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(name.function(), None))))?;
+    let newest = &release.newest;
+    let mut notes = newest.notes.clone();
+    for (note, text) in changes {
         match text {
-            "" => drop(self.notes.remove(key)),
-            text => drop(self.notes.insert(key.to_owned(), text.to_owned())),
+            Some(text) => _ = notes.insert(note, text),
+            None => _ = notes.remove(&note),
         }
     }
-
-    /// Takes in one field of a function's configuration; says whether it is one.
-    fn configure(&mut self, key: &str, value: &Value) -> Result<bool, Refused> {
-        let wrong = |text: String| Refused::parameter(text);
-        match key {
-            _ if value.is_null() => {}
-            "Timeout" => {
-                let seconds =
-                    value.as_u64().ok_or_else(|| wrong("Timeout is a number of seconds".to_owned()))?;
-                self.spec.timeout_ms = seconds.saturating_mul(1000);
-            }
-            "MemorySize" => {
-                let size = value.as_u64().ok_or_else(|| wrong("MemorySize is a number of MB".to_owned()))?;
-                self.spec.memory = size.saturating_mul(1 << 20);
-            }
-            "Handler" => self.spec.format_options.handler = text(key, value)?.to_owned(),
-            "Environment" => {
-                let variables =
-                    value.get("Variables").filter(|all| !all.is_null()).cloned().unwrap_or_else(|| json!({}));
-                self.spec.env = BTreeMap::deserialize(variables)
-                    .map_err(|error| wrong(format!("Environment.Variables: {error}")))?;
-            }
-            "ImageConfig" => self.image_config(value)?,
-            "Runtime" => self.note(notes::RUNTIME, text(key, value)?),
-            "Description" => self.note(notes::DESCRIPTION, text(key, value)?),
-            // Who the function is to AWS; nobody asks here.
-            "Role" => self.note(notes::ROLE, text(key, value)?),
-            "EphemeralStorage" if value.get("Size").is_some_and(|size| *size == 512) => {}
-            // Traces are made of every call, and logs are text.
-            "TracingConfig" => {}
-            "LoggingConfig" if value.get("LogFormat").is_none_or(|format| *format == "Text") => {}
-            _ if is_nothing(value) => {}
-            "DeadLetterConfig" | "EphemeralStorage" | "FileSystemConfigs" | "KMSKeyArn" | "Layers"
-            | "LoggingConfig" | "SnapStart" | "VpcConfig" => {
-                return Err(wrong(format!("{key} is not kept here: leave it out")));
-            }
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    fn image_config(&mut self, value: &Value) -> Result<(), Refused> {
-        let list = |key: &str| match value.get(key) {
-            None | Some(Value::Null) => Ok(Vec::new()),
-            Some(list) => Vec::<String>::deserialize(list)
-                .map_err(|error| Refused::parameter(format!("ImageConfig.{key}: {error}"))),
-        };
-        self.spec.command = [list("EntryPoint")?, list("Command")?].concat();
-        self.spec.workdir = match value.get("WorkingDirectory") {
-            None | Some(Value::Null) => PathBuf::new(),
-            Some(at) => text("ImageConfig.WorkingDirectory", at)?.into(),
-        };
-        Ok(())
-    }
-
-    /// Takes in one field of a function's code; says whether it is one.
-    fn coded(&mut self, key: &str, value: &Value) -> Result<bool, Refused> {
-        match key {
-            "ZipFile" if !value.is_null() => {
-                let zip = BASE64
-                    .decode(text(key, value)?)
-                    .map_err(|error| Refused::parameter(format!("ZipFile is not base64: {error}")))?;
-                self.zip = Some(zip.into());
-            }
-            "ImageUri" if !value.is_null() => {
-                let image = ImageRef::parse(text(key, value)?)
-                    .map_err(|wrong| Refused::parameter(format!("ImageUri: {wrong}")))?;
-                self.spec.root = Root::Image(image);
-            }
-            "Architectures" => {
-                let here = functions::architecture();
-                let others = value.as_array().into_iter().flatten().any(|one| one != here);
-                if others {
-                    return Err(Refused::parameter(format!("Architectures: this fleet is {here}")));
-                }
-            }
-            "Publish" => self.publish = value.as_bool().unwrap_or_default(),
-            "DryRun" => self.dry = value.as_bool().unwrap_or_default(),
-            "S3Bucket" | "S3Key" | "S3ObjectVersion" | "SourceKMSKeyArn" if !is_nothing(value) => {
-                return Err(Refused::parameter(format!(
-                    "{key}: there is no S3 here; send the zip as ZipFile"
-                )));
-            }
-            "S3Bucket" | "S3Key" | "S3ObjectVersion" | "SourceKMSKeyArn" | "ZipFile" | "ImageUri" => {}
-            _ => return Ok(false),
-        }
-        Ok(true)
-    }
-
-    /// Makes what runs the code of the runtime and the zip, where there is one or the runtime has changed.
-    async fn settle(&mut self, door: &Door, code_at: Option<String>) -> Result<(), Refused> {
-        let Some(runtime) = self.notes.get(notes::RUNTIME) else {
-            return match &self.zip {
-                Some(_) => Err(Refused::parameter("Runtime is missing: a zip needs one")),
-                None => Ok(()),
-            };
-        };
-        let Some(store) = &door.lambda.code else {
-            let text = "this balancer keeps no code: set lambda.code to a repository of a registry, or to a directory that balancers and runners see; or use an image";
-            return Err(Refused::parameter(text));
-        };
-        let runtime = door.lambda.runtimes.find(runtime).map_err(Refused::parameter)?;
-        let handler = self.spec.format_options.handler.clone();
-        if handler.is_empty() {
-            return Err(Refused::parameter("Handler is missing: a zip needs one"));
-        }
-        let kept = match (self.zip.take(), code_at) {
-            (Some(zip), _) => {
-                let (kept, zip) = store.put(zip, &runtime).await?;
-                self.note(notes::SHA256, &zip.sha256);
-                self.note(notes::SIZE, &zip.bytes.to_string());
-                kept
-            }
-            (None, Some(at)) => store.again(&at, &runtime).await?,
-            (None, None) => return Err(Refused::parameter("ZipFile is missing")),
-        };
-        self.spec.command = runtime.command(&handler);
-        (self.spec.root, self.spec.workdir) = (kept.root, kept.workdir);
-        if let Some(credentials) = kept.credentials {
-            self.spec.credentials = credentials;
-        }
-        for (key, value) in runtime.env {
-            self.spec.env.entry(key).or_insert(value);
-        }
-        self.notes.insert(CODE_AT.to_owned(), kept.at);
-        Ok(())
-    }
-
-    /// Makes it a revision; says which version that is, if it was to be one.
-    async fn apply(mut self, door: &Door, expect: Expect) -> Result<Option<String>, Refused> {
-        self.spec.check().map_err(|problems| {
-            let all: Vec<_> =
-                problems.iter().map(|problem| format!("{} {}", problem.field, problem.text)).collect();
-            Refused::parameter(all.join("; "))
-        })?;
-        let specs = std::slice::from_mut(&mut self.spec);
-        images::pin(&door.dispatch.fleet, specs).await.map_err(|unpinned| match unpinned {
-            Unpinned::Failed(error) => error.into(),
-            Unpinned::Wrong(wrong) => {
-                let text: Vec<_> = wrong.into_iter().map(|(_, text)| text).collect();
-                Refused::parameter(format!("Source image is not valid: {}", text.join("; ")))
-            }
-        })?;
-        let name = self.spec.name.clone();
-        let wish = Wish { spec: self.spec, notes: Some(self.notes), hold: false, expect };
-        let outcome = door.registry.apply(vec![wish]).await?;
-        let revision = outcome.first().map_or(1, |outcome| outcome.revision);
-        if !self.publish {
-            return Ok(None);
-        }
-        let publish = Change::Publish { number: revision, notes: BTreeMap::new() };
-        door.registry.change_function(&name, publish).await?;
-        Ok(Some(revision.to_string()))
-    }
+    let (spec, expect) = (FunctionSpec::clone(&newest.spec), Expect::Newest(newest.number));
+    door.registry.apply(vec![Wish { spec, notes: Some(notes), hold: false, expect }]).await?;
+    Ok(())
 }
-
-/// Where a revision's zip is kept.
-const CODE_AT: &str = "stoker.code";
 
 /// A version that somebody says it has seen.
 pub fn unchanged(revision: &Revision, body: &Map<String, Value>) -> Result<(), Refused> {
@@ -274,6 +115,7 @@ pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, 
                     }
                 }
             }
+            "Layers" => draft.layers(&layers::wanted(door, caller, value).await?)?,
             "PackageType" if !value.is_null() => text(key, value)?.clone_into(&mut package),
             "Tags" if !value.is_null() => {
                 tags = BTreeMap::deserialize(value)
@@ -296,8 +138,9 @@ pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, 
             return Err(Refused::parameter(format!("PackageType {other:?} is none of Zip, Image")));
         }
     }
-    if image && (draft.notes.contains_key(notes::RUNTIME) || !draft.spec.format_options.handler.is_empty()) {
-        return Err(Refused::parameter("Runtime and Handler belong to a zip, not to an image"));
+    let zips = [notes::RUNTIME, notes::LAYERS].iter().any(|note| draft.notes.contains_key(*note));
+    if image && (zips || !draft.spec.format_options.handler.is_empty()) {
+        return Err(Refused::parameter("Runtime, Handler and Layers belong to a zip, not to an image"));
     }
     draft.settle(door, None).await?;
     let version = draft.apply(door, Expect::Nothing).await?;
@@ -321,23 +164,34 @@ fn shown(door: &Door, name: &FunctionName, asked: String, version: Option<String
 }
 
 /// `UpdateFunctionConfiguration`.
-pub async fn configuration(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn configuration(
+    door: &Door,
+    target: Target,
+    body: &[u8],
+    caller: &Caller,
+) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("UpdateFunctionConfiguration", body)?;
     let revision = target.revision(door)?;
     unchanged(&revision, &fields)?;
     let mut draft = Draft::of(&revision);
     for (key, value) in &fields {
-        if key != "RevisionId" && !draft.configure(key, value)? {
-            return Err(Refused::parameter(format!("{key} is not kept here: leave it out")));
+        match key.as_str() {
+            "RevisionId" => {}
+            "Layers" if value.is_null() => {}
+            "Layers" => draft.layers(&layers::wanted(door, caller, value).await?)?,
+            key if draft.configure(key, value)? => {}
+            key => return Err(Refused::parameter(format!("{key} is not kept here: leave it out"))),
         }
     }
     let code_at = revision.notes.get(CODE_AT).cloned();
-    let before = &revision.spec.format_options.handler;
-    let moved = draft.notes.get(notes::RUNTIME) != revision.notes.get(notes::RUNTIME)
-        || draft.spec.format_options.handler != *before;
-    if moved && code_at.is_some() {
-        draft.settle(door, code_at).await?;
+    match code_at {
+        Some(at) if draft.runs_otherwise(&revision) => draft.settle(door, Some(at)).await?,
+        None if draft.notes.contains_key(notes::LAYERS) => {
+            let text = "Layers belong to a function that came as a zip: this one has its files otherwise";
+            return Err(Refused::parameter(text));
+        }
+        _ => {}
     }
     draft.apply(door, Expect::Newest(revision.number)).await?;
     shown(door, &target.known.spec.name, target.name, None)
@@ -380,9 +234,19 @@ pub async fn code(door: &Door, target: Target, body: &[u8]) -> Result<Value, Ref
 fn sweep(door: &Door) {
     let Some(store) = door.lambda.code.clone() else { return };
     let functions = door.directory.functions();
-    let mut named = BTreeSet::new();
+    let apps = door.registry.apps().borrow().clone();
+    if !apps.known {
+        // Whose layers there are is not known.
+        return;
+    }
+    let kept = apps.by_name.values().flat_map(|app| app.layers.values());
+    let kept = kept.flat_map(|layer| &layer.versions).map(|version| PathBuf::from(&version.at));
+    let mut named: BTreeSet<PathBuf> = kept.collect();
     for revision in functions.by_name.keys().flat_map(|name| functions.revisions(name)) {
         named.extend(revision.notes.get(CODE_AT).map(PathBuf::from));
+        let layers = Used::read(revision.notes.get(notes::LAYERS).map(String::as_str));
+        named.extend(layers.into_iter().map(|layer| PathBuf::from(layer.at)));
+        named.insert(revision.spec.format_options.opt.clone());
         named.insert(revision.spec.workdir.clone());
         if let Root::Rootfs(root) = &revision.spec.root {
             named.insert(root.clone());

@@ -1,7 +1,7 @@
 //! Code that came as a zip, and where runners find it: in a directory that all see, or in a registry.
 //!
 //! A balancer keeps nothing, so it must be kept elsewhere before anybody is told that it is. Where that is says what the function is: one with a
-//! workdir, or an image of its own. Runners know nothing of zips.
+//! workdir, or an image of its own. Layers are kept like code, and are the function's `/opt`. Runners know nothing of zips.
 
 mod directory;
 mod published;
@@ -22,14 +22,19 @@ use stoker_image::Publisher;
 use tokio::sync::Semaphore;
 
 use self::directory::Directory;
+pub use self::zipped::MOST_BYTES as MOST_UNPACKED;
 use super::Refused;
 use super::runtimes::Runtime;
+
+/// Most bytes of a zip, as AWS has it.
+pub const MOST_ZIPPED: usize = 50 << 20;
 
 /// Zips taken in at once: each is in memory as a whole.
 const AT_ONCE: usize = 2;
 
-/// Where the code is in a root or an image, as on AWS.
+/// Where the code is in a root or an image, and where layers are, as on AWS.
 const TASK: &str = "/var/task";
+const OPT: &str = "/opt";
 
 /// Where code is kept.
 #[derive(Debug, Clone)]
@@ -57,6 +62,8 @@ pub struct Kept {
     pub at: String,
     pub root: Root,
     pub workdir: PathBuf,
+    /// What is `/opt` to it, where that is not in its root.
+    pub opt: PathBuf,
     /// Those that pull it, where it takes some.
     pub credentials: Option<String>,
 }
@@ -66,6 +73,20 @@ pub struct Zip {
     /// In base64.
     pub sha256: String,
     pub bytes: usize,
+    /// What it says of the bytes in it.
+    pub unpacked: u64,
+    /// It has a `bootstrap`.
+    pub starts: bool,
+}
+
+impl Zip {
+    /// Looks at one. Blocking: reads all of it.
+    fn of(zip: &[u8]) -> Result<(Self, digest::Digest), Refused> {
+        let hash = digest::digest(&digest::SHA256, zip);
+        let (unpacked, starts) = zipped::look(zip)?;
+        let sha256 = BASE64.encode(hash.as_ref());
+        Ok((Self { sha256, bytes: zip.len(), unpacked, starts }, hash))
+    }
 }
 
 impl Store {
@@ -83,27 +104,37 @@ impl Store {
         self.places.acquire().await.unwrap_or_else(|_| unreachable!("nobody closes it"))
     }
 
-    /// Keeps a zip, for this runtime.
-    pub async fn put(&self, zip: Bytes, runtime: &Runtime) -> Result<(Kept, Zip), Refused> {
-        let bytes = zip.len();
-        let (zip, hash) = blocking(move || {
-            let hash = digest::digest(&digest::SHA256, &zip);
-            Ok((zip, hash))
-        })
-        .await?;
+    /// Keeps a zip, for this runtime and with these layers, the last one topmost.
+    pub async fn put(
+        &self,
+        zip: Bytes,
+        runtime: &Runtime,
+        layers: &[String],
+    ) -> Result<(Kept, Zip), Refused> {
+        let (zip, is, hash) = looked_at(zip).await?;
         let kept = match &self.place {
-            Place::Directory(store) => store.put(zip, hash.as_ref(), runtime).await,
-            Place::Registry(publisher) => published::put(publisher, zip, runtime).await,
+            Place::Directory(store) => store.put(zip, hash.as_ref(), runtime, layers).await,
+            Place::Registry(publisher) => published::put(publisher, zip, runtime, layers).await,
         };
-        Ok((kept?, Zip { sha256: BASE64.encode(hash.as_ref()), bytes }))
+        Ok((kept?, is))
     }
 
-    /// Code that is kept already, for this runtime.
-    pub async fn again(&self, at: &str, runtime: &Runtime) -> Result<Kept, Refused> {
+    /// Code that is kept already, for this runtime and with these layers.
+    pub async fn again(&self, at: &str, runtime: &Runtime, layers: &[String]) -> Result<Kept, Refused> {
         match &self.place {
-            Place::Directory(store) => store.again(at, runtime).await,
-            Place::Registry(publisher) => published::again(publisher, at, runtime).await,
+            Place::Directory(store) => store.again(at, runtime, layers).await,
+            Place::Registry(publisher) => published::again(publisher, at, runtime, layers).await,
         }
+    }
+
+    /// Keeps the zip of a layer; by what it is found again.
+    pub async fn put_layer(&self, zip: Bytes) -> Result<(String, Zip), Refused> {
+        let (zip, is, hash) = looked_at(zip).await?;
+        let at = match &self.place {
+            Place::Directory(store) => store.put_layer(zip, hash.as_ref()).await,
+            Place::Registry(publisher) => published::put_layer(publisher, zip).await,
+        };
+        Ok((at?, is))
     }
 
     /// Removes what is none of these directories, once it has been so for long enough. What a registry keeps is its operator's to say.
@@ -112,6 +143,14 @@ impl Store {
             store.sweep(named).await;
         }
     }
+}
+
+async fn looked_at(zip: Bytes) -> Result<(Bytes, Zip, digest::Digest), Refused> {
+    blocking(move || {
+        let (is, hash) = Zip::of(&zip)?;
+        Ok((zip, is, hash))
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,13 +9,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use stoker_core::error::{Blame, Code, Error};
 use stoker_core::ids::CallId;
 
 use super::super::{AnswerBody, Door, ran};
 use super::{LARGEST_EVENT, SLOWEST, Target, invoke, said};
 use crate::call::Input;
+use crate::front::http::unread::RequestBody;
 use crate::observe::Watch;
 
 /// The one path that it has.
@@ -32,7 +32,7 @@ pub fn is_meant(door: &Door, path: &str) -> bool {
 pub async fn serve(
     door: Arc<Door>,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     mut watch: Watch,
 ) -> Response<AnswerBody> {
     let handled = door.dispatch.fleet.panics.catch(handle(&door, id, request, &mut watch)).await;
@@ -59,7 +59,7 @@ pub async fn serve(
 async fn handle(
     door: &Door,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     watch: &mut Watch,
 ) -> Result<Bytes, Error> {
     let (parts, body) = request.into_parts();

@@ -9,6 +9,7 @@ use stoker_core::FunctionSpec;
 use stoker_core::function::{Digest, Root};
 use stoker_registry::revisions::Revision;
 
+use super::layers::Used;
 use super::{LATEST, Refused, Target, arn, page, query};
 use crate::front::Door;
 
@@ -24,6 +25,8 @@ pub mod notes {
     pub const SHA256: &str = "aws.code_sha256";
     /// Its bytes.
     pub const SIZE: &str = "aws.code_size";
+    /// The layers, in JSON.
+    pub const LAYERS: &str = "aws.layers";
 }
 
 /// A revision as AWS knows it: the version that changes, or one of the others.
@@ -53,6 +56,10 @@ pub fn described(name: &str, revision: &Revision, version: Option<&str>) -> Valu
         "EphemeralStorage": {"Size": 512},
         "SnapStart": {"ApplyOn": "None", "OptimizationStatus": "Off"},
     });
+    let layers = Used::read(note(notes::LAYERS));
+    if !layers.is_empty() {
+        configuration["Layers"] = layers.iter().map(Used::shown).collect();
+    }
     if !spec.env.is_empty() {
         configuration["Environment"] = json!({"Variables": spec.env});
     }

@@ -211,7 +211,9 @@ pub async fn invoke(
     };
     let whole: Result<Bytes, Refused> = whole.await;
     if tail {
-        trail.log = Some(logged(door.clone(), function, id, ran_on).await);
+        // One that never began has written nothing of its own.
+        let last = whole.as_ref().err().map(|refused| refused.error.log_tail.clone()).unwrap_or_default();
+        trail.log = Some(logged(door.clone(), function, id, ran_on, last).await);
     }
     let mut response = plain(200, whole?, id);
     executed(&mut response, trail, watch);
@@ -301,16 +303,16 @@ pub async fn invoke_streaming(
         Kind::Now => {}
     }
     let (function, tail) = (asked.target.known.clone(), asked.tail);
-    let log = |runner: String| -> Option<Log> {
-        tail.then(|| Box::pin(logged(door.clone(), function.clone(), id, runner)) as Log)
+    let log = |runner: String, last: String| -> Option<Log> {
+        tail.then(|| Box::pin(logged(door.clone(), function.clone(), id, runner, last)) as Log)
     };
     let body = match asked.call(door, id, parts, place, event, watch).await {
         Ok(answer) => {
-            let events = Events::new(log(answer.end.runner));
+            let events = Events::new(log(answer.end.runner, String::new()));
             AnswerBody::new(answer.first, answer.rest).events(events)
         }
         Err(refused) if is_of_function(&refused) => {
-            let mut events = Events::new(log(String::new()));
+            let mut events = Events::new(log(String::new(), refused.error.log_tail.clone()));
             events.fail(&refused.error);
             AnswerBody::whole(Bytes::new()).events(events)
         }
@@ -366,8 +368,9 @@ fn executed(response: &mut Response<AnswerBody>, trail: &Trail, watch: &Watch) {
     }
 }
 
-/// The end of what the function wrote in this call, in base64. Of a call that failed nobody says where it ran: all are asked.
-async fn logged(door: Arc<Door>, function: Arc<Known>, id: CallId, ran_on: String) -> String {
+/// The end of what the function wrote in this call, in base64; where it wrote nothing in it, the last words that came with its error. Of a call
+/// that failed nobody says where it ran: all are asked.
+async fn logged(door: Arc<Door>, function: Arc<Known>, id: CallId, ran_on: String, last: String) -> String {
     let ask = StreamLogsRequest {
         app: function.spec.name.app().to_owned(),
         function: function.spec.name.function().to_owned(),
@@ -401,7 +404,7 @@ async fn logged(door: Arc<Door>, function: Arc<Known>, id: CallId, ran_on: Strin
                 return text;
             }
         }
-        Vec::new()
+        last.into_bytes()
     };
     let text = tokio::time::timeout(LOG_PATIENCE, found).await.unwrap_or_default();
     BASE64.encode(&text[text.len().saturating_sub(LOG_TAIL)..])

@@ -10,6 +10,10 @@ use stoker_core::ImageRef;
 /// Stands in a command for the function's handler.
 const HANDLER: &str = "{handler}";
 
+/// The program that a zip brings, and where it is that of a layer.
+const BOOTSTRAP: &str = "./bootstrap";
+const OF_LAYER: &str = "/opt/bootstrap";
+
 /// The directory, beside the handler, of what runs it where its zip has no runtime client.
 pub const CLIENTS: &str = ".stoker";
 
@@ -32,6 +36,9 @@ pub struct Runtime {
     /// Variables that the function's own give way to nothing.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// The operator said nothing of it: what AWS's own runtime does when it starts is for us to do.
+    #[serde(skip)]
+    pub(super) by_itself: bool,
 }
 
 fn image<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ImageRef>, D::Error> {
@@ -40,9 +47,20 @@ fn image<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<ImageRef>, 
 }
 
 impl Runtime {
-    /// The command for this handler.
-    pub fn command(&self, handler: &str) -> Vec<String> {
-        self.command.iter().map(|part| part.replace(HANDLER, handler)).collect()
+    /// The command for this handler, by way of a program that starts it where the function names one. A `bootstrap` may be `of_layer`.
+    pub fn command(&self, handler: &str, wrapper: Option<&str>, of_layer: bool) -> Vec<String> {
+        let wrapper = wrapper.filter(|program| self.by_itself && !program.is_empty());
+        match &self.command[..] {
+            // As on AWS a program without a runtime of its own is not wrapped.
+            [program] if self.by_itself && program == BOOTSTRAP => {
+                let program = if of_layer { OF_LAYER } else { BOOTSTRAP };
+                vec![program.to_owned()]
+            }
+            command => {
+                let command = command.iter().map(|part| part.replace(HANDLER, handler));
+                wrapper.map(str::to_owned).into_iter().chain(command).collect()
+            }
+        }
     }
 }
 
@@ -108,7 +126,7 @@ impl Runtimes {
         let host: &[&str] = match name {
             _ if is_version(name, "python3.", "") => &["python3", ".stoker/run.py", HANDLER],
             _ if is_version(name, "nodejs", ".x") => &["node", ".stoker/run.cjs", HANDLER],
-            "provided" | "provided.al2" | "provided.al2023" => &["./bootstrap"],
+            "provided" | "provided.al2" | "provided.al2023" => &[BOOTSTRAP],
             _ => {
                 let own: String = self.0.keys().map(|name| format!("{name}, ")).collect();
                 return Err(format!(
@@ -117,7 +135,7 @@ impl Runtimes {
             }
         };
         let command = host.iter().map(|part| (*part).to_owned()).collect();
-        Ok(Runtime { command, ..Runtime::default() })
+        Ok(Runtime { command, by_itself: true, ..Runtime::default() })
     }
 }
 
@@ -136,9 +154,14 @@ mod tests {
         let text = br#"{"python3.12": {"rootfs": "/roots/py", "command": ["/bin/py", "-m", "ric", "{handler}"], "env": {"A": "1"}}}"#;
         let runtimes = Runtimes::parse(text).unwrap();
         let own = runtimes.find("python3.12").unwrap();
-        assert_eq!(own.command("f.h"), ["/bin/py", "-m", "ric", "f.h"]);
+        assert_eq!(own.command("f.h", Some("/opt/wrap"), false), ["/bin/py", "-m", "ric", "f.h"]);
         assert_eq!(own.rootfs.as_deref(), Some(Path::new("/roots/py")));
-        let command = |name: &str| runtimes.find(name).map(|runtime| runtime.command("f.h").join(" "));
+        let command =
+            |name: &str| runtimes.find(name).map(|runtime| runtime.command("f.h", None, false).join(" "));
+        let wrapped =
+            |name: &str| runtimes.find(name).unwrap().command("f.h", Some("/opt/wrap"), true).join(" ");
+        assert_eq!(wrapped("python3.13"), "/opt/wrap python3 .stoker/run.py f.h");
+        assert_eq!(wrapped("provided.al2"), "/opt/bootstrap");
         assert_eq!(command("python3.13").as_deref(), Ok("python3 .stoker/run.py f.h"));
         assert_eq!(command("nodejs22.x").as_deref(), Ok("node .stoker/run.cjs f.h"));
         assert_eq!(command("provided.al2023").as_deref(), Ok("./bootstrap"));

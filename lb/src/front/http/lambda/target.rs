@@ -25,14 +25,16 @@ pub fn split(text: &str) -> Result<(String, Option<String>), Refused> {
         | [name, qualifier] => (name, Some(qualifier)),
         _ => return Err(wrong()),
     };
-    let good = |text: &str, more: &str| {
-        (1..=256).contains(&text.len())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c) || more.contains(c))
-    };
     if !good(name, ".") || qualifier.is_some_and(|qualifier| !good(qualifier, "$.")) {
         return Err(wrong());
     }
     Ok((name.to_owned(), qualifier.map(str::to_owned)))
+}
+
+/// Whether a text is made as names are.
+fn good(text: &str, more: &str) -> bool {
+    (1..=256).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c) || more.contains(c))
 }
 
 /// The function that a request is about.
@@ -48,6 +50,11 @@ impl Target {
     pub fn of(door: &Door, parts: &Parts, segment: &str) -> Result<Self, Refused> {
         let (name, qualifier) = split(&decoded(segment)?)?;
         let asked = query(parts, "Qualifier");
+        if let Some(wrong) = asked.as_ref().filter(|asked| !good(asked, "$.")) {
+            return Err(Refused::parameter(format!(
+                "Qualifier {wrong:?} is none: write a version or an alias"
+            )));
+        }
         if let (Some(one), Some(other)) = (&qualifier, &asked)
             && one != other
         {

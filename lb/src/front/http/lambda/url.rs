@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use stoker_core::error::{Code, Error};
 use stoker_core::function::FunctionName;
 use stoker_core::ids::CallId;
@@ -19,6 +18,7 @@ use super::urls::Config;
 use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, whole};
 use crate::call::Input;
 use crate::directory::Known;
+use crate::front::http::unread::RequestBody;
 use crate::observe::Watch;
 
 /// Where they are.
@@ -59,7 +59,7 @@ pub fn find(door: &Door, path: &str) -> Result<(Arc<Known>, Config), Error> {
 pub async fn serve(
     door: &Door,
     id: CallId,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
     known: Arc<Known>,
     config: &Config,
     watch: &mut Watch,
@@ -76,7 +76,8 @@ pub async fn serve(
     let body = whole(body, LARGEST_EVENT, SLOWEST).await.map_err(|refused| refused.error)?;
     if let Some((claim, secret, identity)) = claim {
         claim.verify(secret.reveal(), &body).map_err(|refused| refused.error)?;
-        watch.by(door.guard.signed(identity));
+        let caller = door.guard.signed(watch.caller(), identity);
+        watch.by(caller);
         // It did its work, and is no function's business.
         parts.headers.remove(http::header::AUTHORIZATION);
     }

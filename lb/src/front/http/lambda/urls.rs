@@ -4,12 +4,11 @@
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use stoker_core::FunctionSpec;
 use stoker_core::error::{Code, Error};
 use stoker_core::function::{Cors, FunctionName};
-use stoker_registry::revisions::{Expect, Release, Wish};
+use stoker_registry::revisions::Release;
 
-use super::change::{fields, is_nothing};
+use super::change::{self, fields, is_nothing};
 use super::functions::{date, with_marker};
 use super::{LATEST, Refused, Target, arn, page, url};
 use crate::front::Door;
@@ -37,7 +36,7 @@ pub struct Config {
     changed_ms: u64,
 }
 
-fn note(alias: Option<&str>) -> String {
+pub fn note(alias: Option<&str>) -> String {
     alias.map_or_else(|| NOTE.to_owned(), |alias| format!("{NOTE}.{alias}"))
 }
 
@@ -177,25 +176,14 @@ impl<'a> At<'a> {
 
     /// Keeps it, or takes it away.
     async fn keep(&self, door: &Door, config: Option<&Config>) -> Result<(), Refused> {
-        let release = door.directory.functions().releases.get(self.name()).cloned();
-        let release = release.ok_or_else(|| {
-            Refused::missing(format!("Function not found: {}", arn(&self.target.name, None)))
-        })?;
-        let newest = &release.newest;
-        let mut notes = newest.notes.clone();
-        match config.map(serde_json::to_string).transpose() {
-            Ok(Some(text)) => _ = notes.insert(note(self.alias.as_deref()), text),
-            Ok(None) => _ = notes.remove(&note(self.alias.as_deref())),
-            Err(error) => return Err(Refused::from(Error::new(Code::Internal, error.to_string()))),
-        }
-        let (spec, expect) = (FunctionSpec::clone(&newest.spec), Expect::Newest(newest.number));
-        door.registry.apply(vec![Wish { spec, notes: Some(notes), hold: false, expect }]).await?;
-        Ok(())
+        let text = config.map(serde_json::to_string).transpose();
+        let text = text.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        change::keep_notes(door, self.name(), vec![(note(self.alias.as_deref()), text)]).await
     }
 }
 
 /// Milliseconds since 1970.
-fn now() -> u64 {
+pub fn now() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -242,15 +230,6 @@ pub async fn delete(door: &Door, target: Target) -> Result<(), Refused> {
     let at = At::new(target, "")?;
     at.found(door)?;
     at.keep(door, None).await
-}
-
-/// Takes the URL of an alias away that is no more.
-pub async fn forget(door: &Door, target: Target, alias: &str) -> Result<(), Refused> {
-    let at = At { target, alias: Some(alias.to_owned()), base: "" };
-    match at.found(door) {
-        Ok(_) => at.keep(door, None).await,
-        Err(_) => Ok(()),
-    }
 }
 
 /// `ListFunctionUrlConfigs`: the function's own, and those of its aliases.

@@ -9,7 +9,7 @@ use stoker_registry::revisions::{Alias, Change, Split, WHOLE};
 
 use super::change::{self, fields, text};
 use super::functions::{described, notes, with_marker};
-use super::{LATEST, Refused, Target, arn, page, query, urls};
+use super::{LATEST, Refused, Target, arn, page, policy, query, urls};
 use crate::front::Door;
 
 /// Versions and aliases of one page where the caller does not say how many.
@@ -227,7 +227,16 @@ pub async fn delete_alias(door: &Door, target: Target, name: &str) -> Result<(),
     if found(door, &target, name).is_ok() {
         let change = Change::DeleteAlias(name.to_owned());
         door.registry.change_function(&target.known.spec.name, change).await?;
-        urls::forget(door, target, name).await?;
+        // What was kept for it goes with it.
+        let functions = door.directory.functions();
+        let release = functions.releases.get(&target.known.spec.name);
+        let notes = [urls::note(Some(name)), policy::note(Some(name))];
+        let kept =
+            release.is_some_and(|release| notes.iter().any(|note| release.newest.notes.contains_key(note)));
+        if kept {
+            let notes = notes.into_iter().map(|note| (note, None)).collect();
+            change::keep_notes(door, &target.known.spec.name, notes).await?;
+        }
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Code in a directory that the balancers and the runners see at the same path.
 //!
 //! A directory is named by the SHA-256 of its zip and does not change any more: it is complete when it has its name, so that a kill at any
-//! point leaves nothing that looks like code and is none. Where a runtime has a root of its own, the root with the code in it is a tree of
-//! hard links beside it. What no revision names any more is removed a day after that was seen first.
+//! point leaves nothing that looks like code and is none. Several layers are one tree of hard links, and so is, where a runtime has a root
+//! of its own, the root with layers and code in it. What nobody names any more is removed a day after that was seen first.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
@@ -19,13 +19,17 @@ use stoker_core::ids::CallId;
 
 use super::super::runtimes::{CLIENT_FILES, CLIENTS, Runtime};
 use super::zipped::{Files, unzip};
-use super::{Kept, Refused, TASK, blocking, broken, gone};
+use super::{Kept, OPT, Refused, TASK, blocking, broken, gone};
 
 /// How long code stays that nobody names.
 const UNUSED: Duration = Duration::from_secs(24 * 3600);
 
 /// Roots with code in them.
 const ROOTS: &str = "roots";
+
+/// Layers, and what several of them are together.
+const LAYERS: &str = "layers";
+const OPTS: &str = "opts";
 
 /// What it is called that nobody names, until it is removed.
 const MARK: &str = ".unused-";
@@ -43,50 +47,89 @@ impl Directory {
     }
 
     /// Unpacks a zip with this hash, or finds that it is there.
-    pub async fn put(self: &Arc<Self>, zip: Bytes, hash: &[u8], runtime: &Runtime) -> Result<Kept, Refused> {
-        let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        let directory = self.at.join(name);
+    pub async fn put(
+        self: &Arc<Self>,
+        zip: Bytes,
+        hash: &[u8],
+        runtime: &Runtime,
+        layers: &[String],
+    ) -> Result<Kept, Refused> {
+        let directory = self.at.join(hex(hash));
         let (store, at) = (self.clone(), directory.clone());
         blocking(move || {
             store.made(&at, |beside| {
-                unzip(&zip, store.most, &mut Unpacked(beside.to_owned()))?;
+                unzip(&zip, store.most, &mut Unpacked(beside.to_owned(), CLIENTS))?;
                 clients(beside).map_err(|error| broken("storing the code", &error))
             })
         })
         .await?;
-        self.kept(directory, runtime).await
+        self.kept(directory, runtime, layers).await
+    }
+
+    /// Unpacks a layer with this hash, or finds that it is there.
+    pub async fn put_layer(self: &Arc<Self>, zip: Bytes, hash: &[u8]) -> Result<String, Refused> {
+        let directory = self.at.join(LAYERS).join(hex(hash));
+        let (store, at) = (self.clone(), directory.clone());
+        blocking(move || {
+            store.made(&at, |beside| unzip(&zip, store.most, &mut Unpacked(beside.to_owned(), "")))
+        })
+        .await?;
+        Ok(directory.to_string_lossy().into_owned())
     }
 
     /// Code that is here already, where a revision says that it is.
-    pub async fn again(self: &Arc<Self>, at: &str, runtime: &Runtime) -> Result<Kept, Refused> {
-        let directory = PathBuf::from(at);
-        if !directory.is_absolute() || !directory.is_dir() {
-            return Err(gone());
-        }
-        self.kept(directory, runtime).await
+    pub async fn again(
+        self: &Arc<Self>,
+        at: &str,
+        runtime: &Runtime,
+        layers: &[String],
+    ) -> Result<Kept, Refused> {
+        self.kept(there(at)?, runtime, layers).await
     }
 
-    async fn kept(self: &Arc<Self>, directory: PathBuf, runtime: &Runtime) -> Result<Kept, Refused> {
+    async fn kept(
+        self: &Arc<Self>,
+        directory: PathBuf,
+        runtime: &Runtime,
+        layers: &[String],
+    ) -> Result<Kept, Refused> {
         let at = directory.to_string_lossy().into_owned();
-        let (root, workdir) = match runtime.rootfs.clone() {
-            None => (Root::Host, directory),
-            Some(root) => (Root::Rootfs(self.rooted(directory, root).await?), TASK.into()),
-        };
-        Ok(Kept { at, root, workdir, credentials: None })
+        let layers = layers.iter().map(|at| there(at)).collect::<Result<Vec<_>, _>>()?;
+        let (store, from) = (self.clone(), runtime.rootfs.clone());
+        let (root, workdir, opt) = blocking(move || {
+            let opt = store.opt(&layers)?;
+            Ok(match from {
+                None => (Root::Host, directory, opt),
+                Some(root) => {
+                    let joined = store.join(&directory, &opt, &root)?;
+                    (Root::Rootfs(joined), TASK.into(), PathBuf::new())
+                }
+            })
+        })
+        .await?;
+        Ok(Kept { at, root, workdir, opt, credentials: None })
     }
 
-    /// A root with the code in it, for a runtime that has one.
-    async fn rooted(self: &Arc<Self>, code: PathBuf, root: PathBuf) -> Result<PathBuf, Refused> {
-        let store = self.clone();
-        blocking(move || store.join(&code, &root)).await
+    /// What layers are together, the last one topmost; nothing where there is none.
+    fn opt(&self, layers: &[PathBuf]) -> Result<PathBuf, Refused> {
+        let [_, _, ..] = layers else { return Ok(layers.first().cloned().unwrap_or_default()) };
+        let all: Vec<_> = layers.iter().map(|layer| layer.as_os_str().as_encoded_bytes()).collect();
+        let key = digest::digest(&digest::SHA256, &all.join(&0));
+        let directory = self.at.join(OPTS).join(hex(key.as_ref()));
+        self.made(&directory, |beside| {
+            let laid = layers.iter().try_for_each(|layer| link_tree(layer, beside));
+            laid.map_err(|error| broken("laying layers on each other", &error))
+        })?;
+        Ok(directory)
     }
 
     /// Removes what is none of these directories, once it has been so for long enough.
     pub async fn sweep(self: &Arc<Self>, named: BTreeSet<PathBuf>) {
         let store = self.clone();
         let swept = blocking(move || {
-            let places = [store.at.clone(), store.at.join(ROOTS)];
-            let swept = places.iter().try_for_each(|place| sweep(place, &named, SystemTime::now()));
+            let beside = [ROOTS, LAYERS, OPTS].map(|place| store.at.join(place));
+            let mut places = [&store.at].into_iter().chain(&beside);
+            let swept = places.try_for_each(|place| sweep(place, &named, SystemTime::now()));
             swept.map_err(|error| broken("removing code that nobody uses", &error))
         });
         if let Err(refused) = swept.await {
@@ -94,13 +137,22 @@ impl Directory {
         }
     }
 
-    fn join(&self, code: &Path, root: &Path) -> Result<PathBuf, Refused> {
+    /// A root with layers and code in it, for a runtime that has one.
+    fn join(&self, code: &Path, opt: &Path, root: &Path) -> Result<PathBuf, Refused> {
         let key = digest::digest(&digest::SHA256, root.as_os_str().as_encoded_bytes());
-        let key: String = key.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        let name = code.file_name().unwrap_or_default().to_string_lossy();
-        let directory = self.at.join(ROOTS).join(format!("{key}-{name}"));
+        let mut name = hex(key.as_ref().get(..8).unwrap_or_default());
+        for part in [opt, code].into_iter().filter_map(Path::file_name) {
+            name += "-";
+            name += &part.to_string_lossy();
+        }
+        let directory = self.at.join(ROOTS).join(name);
         self.made(&directory, |beside| {
             let linked = link_tree(root, beside).and_then(|()| {
+                if !opt.as_os_str().is_empty() {
+                    let at = beside.join(OPT.trim_start_matches('/'));
+                    ours(&at)?;
+                    link_tree(opt, &at)?;
+                }
                 let task = beside.join(TASK.trim_start_matches('/'));
                 match fs::remove_dir_all(&task) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -143,12 +195,22 @@ impl Directory {
     }
 }
 
-/// Files of a zip in a directory that is there.
-struct Unpacked(PathBuf);
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A directory that was kept.
+fn there(at: &str) -> Result<PathBuf, Refused> {
+    let directory = PathBuf::from(at);
+    if directory.is_absolute() && directory.is_dir() { Ok(directory) } else { Err(gone()) }
+}
+
+/// Files of a zip in a directory that is there, and a name that is for what is put beside them.
+struct Unpacked(PathBuf, &'static str);
 
 impl Files for Unpacked {
     fn takes(&self, name: &[u8]) -> bool {
-        name != CLIENTS.as_bytes()
+        name != self.1.as_bytes()
     }
 
     fn directory(&mut self, path: &Path) -> io::Result<()> {
@@ -184,19 +246,20 @@ fn public_directory(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(0o755))
 }
 
-/// The same tree in another place: its files by hard links, or copied where the place is on another file system.
+/// The same tree in another place: its files by hard links, or copied where the place is on another file system. What is there already and is
+/// not a directory in both gives way; links are never followed.
 fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (path, target, kind) = (entry.path(), to.join(entry.file_name()), entry.file_type()?);
         if kind.is_dir() {
-            match fs::create_dir(&target) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            ours(&target)?;
             link_tree(&path, &target)?;
             fs::set_permissions(&target, entry.metadata()?.permissions())?;
-        } else if kind.is_symlink() {
+            continue;
+        }
+        away(&target)?;
+        if kind.is_symlink() {
             symlink(fs::read_link(&path)?, &target)?;
         } else if kind.is_file() {
             match fs::hard_link(&path, &target) {
@@ -208,6 +271,24 @@ fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a directory, where a file or a link gives way to it.
+fn ours(path: &Path) -> io::Result<()> {
+    if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+        away(path)?;
+        fs::create_dir(path)?;
+    }
+    Ok(())
+}
+
+fn away(path: &Path) -> io::Result<()> {
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    }
 }
 
 /// Marks what nobody names, and removes what has been marked for long enough.

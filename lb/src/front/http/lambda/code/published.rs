@@ -1,7 +1,7 @@
 //! Code in a registry: each zip a layer on top of the image of its runtime, pulled by runners like every other image.
 
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,22 +12,42 @@ use stoker_image::{Fault, Layer, LayerBuilder, Publisher, Top};
 
 use super::super::runtimes::Runtime;
 use super::zipped::{Files, MOST_BYTES, unzip};
-use super::{Kept, Refused, TASK, blocking, broken, gone};
+use super::{Kept, OPT, Refused, TASK, blocking, broken, gone};
 
 /// Most bytes of a layer, compressed: what 50 MiB of a zip can come to, and somewhat more.
 const MOST: usize = 80 << 20;
 
 /// Puts a zip there.
-pub async fn put(publisher: &Arc<Publisher>, zip: Bytes, runtime: &Runtime) -> Result<Kept, Refused> {
+pub async fn put(
+    publisher: &Arc<Publisher>,
+    zip: Bytes,
+    runtime: &Runtime,
+    layers: &[String],
+) -> Result<Kept, Refused> {
     let below = below(runtime)?;
-    let layer = blocking(move || layer(&zip)).await?;
-    publish(publisher, below, Top::New(&layer)).await
+    let layer = blocking(move || layer(&zip, TASK)).await?;
+    publish(publisher, below, layers, Top::New(&layer)).await
 }
 
 /// Puts code that is there already on what its runtime is now.
-pub async fn again(publisher: &Arc<Publisher>, at: &str, runtime: &Runtime) -> Result<Kept, Refused> {
-    let image = ImageRef::parse(at).map_err(|_| gone())?;
-    publish(publisher, below(runtime)?, Top::Of(&image)).await
+pub async fn again(
+    publisher: &Arc<Publisher>,
+    at: &str,
+    runtime: &Runtime,
+    layers: &[String],
+) -> Result<Kept, Refused> {
+    publish(publisher, below(runtime)?, layers, Top::Of(&found(at)?)).await
+}
+
+/// Puts a layer there, as an image that is nothing else.
+pub async fn put_layer(publisher: &Arc<Publisher>, zip: Bytes) -> Result<String, Refused> {
+    let layer = blocking(move || layer(&zip, OPT)).await?;
+    let image = publisher.publish(None, &[Top::New(&layer)]).await.map_err(refused)?;
+    Ok(image.to_string())
+}
+
+fn found(at: &str) -> Result<ImageRef, Refused> {
+    ImageRef::parse(at).map_err(|_| gone())
 }
 
 /// The image of a runtime; a runtime that is a program of the zip itself needs none.
@@ -44,13 +64,17 @@ fn below(runtime: &Runtime) -> Result<Option<&ImageRef>, Refused> {
 async fn publish(
     publisher: &Arc<Publisher>,
     below: Option<&ImageRef>,
-    top: Top<'_>,
+    layers: &[String],
+    code: Top<'_>,
 ) -> Result<Kept, Refused> {
-    let image = publisher.publish(below, top).await.map_err(refused)?;
+    let layers = layers.iter().map(|at| found(at)).collect::<Result<Vec<_>, _>>()?;
+    let tops: Vec<_> = layers.iter().map(Top::Of).chain([code]).collect();
+    let image = publisher.publish(below, &tops).await.map_err(refused)?;
     Ok(Kept {
         at: image.to_string(),
         root: Root::Image(image),
         workdir: TASK.into(),
+        opt: PathBuf::new(),
         credentials: publisher.credentials().map(str::to_owned),
     })
 }
@@ -68,36 +92,38 @@ fn refused(error: stoker_image::Error) -> Refused {
     }
 }
 
-/// A zip as a layer: the whole of the task's directory, whatever the image below has in it.
-fn layer(zip: &[u8]) -> Result<Layer, Refused> {
-    let mut files = InTask(LayerBuilder::new(MOST));
-    let task = Path::new(TASK.trim_start_matches('/'));
-    files.0.only_directory(task).map_err(|error| broken("making a layer", &error))?;
+/// A zip as a layer of what is in this directory: code is all of it, whatever the image below has there; a layer lies over those below it.
+fn layer(zip: &[u8], at: &str) -> Result<Layer, Refused> {
+    let mut files = Within { layer: LayerBuilder::new(MOST), at: at.trim_start_matches('/').into() };
+    let made = match at == TASK {
+        true => files.layer.only_directory(&files.at),
+        false => files.layer.directory(&files.at),
+    };
+    made.map_err(|error| broken("making a layer", &error))?;
     unzip(zip, MOST_BYTES, &mut files)?;
-    files.0.finish().map_err(refused)
+    files.layer.finish().map_err(refused)
 }
 
 /// Files of a zip in a layer.
-struct InTask(LayerBuilder);
-
-fn in_task(path: &Path) -> std::path::PathBuf {
-    Path::new(TASK.trim_start_matches('/')).join(path)
+struct Within {
+    layer: LayerBuilder,
+    at: PathBuf,
 }
 
-impl Files for InTask {
+impl Files for Within {
     fn takes(&self, name: &[u8]) -> bool {
         LayerBuilder::takes(name)
     }
 
     fn directory(&mut self, path: &Path) -> io::Result<()> {
-        self.0.directory(&in_task(path))
+        self.layer.directory(&self.at.join(path))
     }
 
     fn file(&mut self, path: &Path, size: u64, executable: bool, content: &mut dyn Read) -> io::Result<()> {
-        self.0.file(&in_task(path), size, executable, content)
+        self.layer.file(&self.at.join(path), size, executable, content)
     }
 
     fn link(&mut self, path: &Path, target: &Path) -> io::Result<()> {
-        self.0.link(&in_task(path), target)
+        self.layer.link(&self.at.join(path), target)
     }
 }

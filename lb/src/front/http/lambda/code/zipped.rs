@@ -81,6 +81,16 @@ pub fn unzip(zip: &[u8], most: u64, files: &mut impl Files) -> Result<(), Refuse
     links.iter().try_for_each(|(path, target)| files.link(path, target)).map_err(failed)
 }
 
+/// What a zip says of itself: the bytes of its files, and whether it has a `bootstrap`.
+pub fn look(zip: &[u8]) -> Result<(u64, bool), Refused> {
+    let mut archive = ZipArchive::new(Cursor::new(zip)).map_err(bad)?;
+    let mut bytes = 0u64;
+    for at in 0..archive.len().min(MOST_ENTRIES) {
+        bytes = bytes.saturating_add(archive.by_index_raw(at).map_err(bad)?.size());
+    }
+    Ok((bytes, archive.index_for_name("bootstrap").is_some()))
+}
+
 /// What taking a file fails with: it is too much, or not what it was said to be, or something is wrong here.
 fn failed(error: io::Error) -> Refused {
     match error.kind() {

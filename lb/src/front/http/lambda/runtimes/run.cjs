@@ -5,13 +5,19 @@ const fs = require('node:fs');
 const http = require('node:http');
 const path = require('node:path');
 const { pathToFileURL } = require('node:url');
+const { format } = require('node:util');
 
 const root = process.env.LAMBDA_TASK_ROOT;
-const own = path.join(root, 'node_modules/aws-lambda-ric/bin/index.mjs');
+// Where layers have their modules, as on AWS.
+const layers = ['/opt/nodejs/node_modules', `/opt/nodejs/node${process.versions.node.split('.')[0]}/node_modules`];
+const ours = [path.join(root, 'node_modules'), ...layers].map((modules) => path.join(modules, 'aws-lambda-ric/bin/index.mjs'));
+const own = ours.find((file) => fs.existsSync(file));
 const [host, port] = process.env.AWS_LAMBDA_RUNTIME_API.split(':');
 // Connections that wait do not keep the process alive, so that it is seen when a handler has nothing more to do.
 const agent = new http.Agent({ keepAlive: true });
 const STREAMS = Symbol('streams');
+// The request id of the invocation that is under way.
+let now;
 
 // What is wrong, by the name that AWS has for it.
 function refused(name, message) {
@@ -45,9 +51,9 @@ function send(what, body, headers = {}) {
 function told(error) {
   const named = error instanceof Error ? error : Object.assign(new Error(String(error)), { name: typeof error });
   const trace = named.stack ? named.stack.split('\n') : [];
-  const body = JSON.stringify({ errorType: named.name, errorMessage: named.message, trace });
-  console.error(`ERROR ${trace.join('\n') || `${named.name}: ${named.message}`}`);
-  return { type: named.name, body };
+  const said = { errorType: named.name, errorMessage: named.message };
+  console.error(`${now ? 'Invoke' : 'Init'} Error \t${JSON.stringify({ ...said, stack: trace })}`);
+  return { type: named.name, body: JSON.stringify({ ...said, trace }) };
 }
 
 function fail(what, error) {
@@ -109,8 +115,15 @@ function contextOf(headers, done) {
 function called(handler, event, headers) {
   return new Promise((resolve, reject) => {
     const done = (error, value) => (error ? reject(error) : resolve(value));
-    process.once('beforeExit', () => resolve(null));
-    const result = handler(event, contextOf(headers, done), done);
+    let last = null;
+    process.once('beforeExit', () => resolve(last));
+    const context = contextOf(headers, done);
+    // A value by the callback is the answer when nothing is left to do, unless the handler does not want to wait for that.
+    const callback = (error, value) => {
+      if (error || !context.callbackWaitsForEmptyEventLoop) done(error, value);
+      else last = value;
+    };
+    const result = handler(event, context, callback);
     if (typeof result?.then === 'function') result.then(resolve, reject);
   }).finally(() => process.removeAllListeners('beforeExit'));
 }
@@ -120,8 +133,8 @@ async function whole(handler, id, event, headers) {
   let body;
   try {
     body = JSON.stringify(value === undefined ? null : value) ?? 'null';
-  } catch (error) {
-    throw refused('Runtime.MarshalError', `Unable to stringify response body: ${error.message}`);
+  } catch {
+    throw new Error('Unable to stringify response body');
   }
   await send(`invocation/${id}/response`, body);
 }
@@ -160,7 +173,16 @@ globalThis.awslambda = {
   },
 };
 
+// What a handler writes as AWS writes it: when, in which invocation, and how it was meant.
+const LEVELS = { log: 'INFO', info: 'INFO', debug: 'DEBUG', trace: 'TRACE', warn: 'WARN', error: 'ERROR' };
+function logAsAwsDoes() {
+  for (const [name, level] of Object.entries(LEVELS)) {
+    console[name] = (...words) => process.stdout.write(`${new Date().toISOString()}\t${now}\t${level}\t${format(...words)}\n`);
+  }
+}
+
 async function main() {
+  logAsAwsDoes();
   let handler;
   try {
     handler = await found(process.argv[2]);
@@ -168,7 +190,6 @@ async function main() {
     await fail('init/error', error);
     process.exit(1);
   }
-  let now;
   const last = (name) => async (error) => {
     if (now) await fail(`invocation/${now}/error`, name ? refused(name, String(error)) : error);
     process.exit(name ? 128 : 129);
@@ -190,5 +211,7 @@ async function main() {
   }
 }
 
-if (fs.existsSync(own)) import(pathToFileURL(own));
+process.env.NODE_PATH = [process.env.NODE_PATH, ...layers].filter(Boolean).join(':');
+require('node:module')._initPaths();
+if (own) import(pathToFileURL(own));
 else main();

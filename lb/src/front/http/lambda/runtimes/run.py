@@ -96,7 +96,7 @@ def found():
 
 def number(value):
     if isinstance(value, Decimal):
-        return float(value)
+        return int(value) if value == value.to_integral_value() else float(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
@@ -106,6 +106,8 @@ def answered(handler, event, context):
     except ValueError as error:
         raise Refused("Runtime.UnmarshalError", f"Unable to unmarshal input: {error}") from error
     result = handler(event, context)
+    if isinstance(result, bytes):
+        return result
     try:
         return json.dumps(result, default=number, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
@@ -113,10 +115,11 @@ def answered(handler, event, context):
 
 
 def failed(error, request=""):
-    kind = getattr(error, "kind", type(error).__name__)
-    # The first of them is a line of this file.
-    trace = error.__traceback__ and error.__traceback__.tb_next
-    trace = [] if isinstance(error, Refused) else traceback.format_tb(trace)
+    kind = error.kind if isinstance(error, Refused) else type(error).__name__
+    # Without the lines of this file, and without the marks below a line: as AWS writes them.
+    trace = [] if isinstance(error, Refused) else traceback.extract_tb(error.__traceback__)
+    trace = [(at.filename, at.lineno, at.name, at.line) for at in trace if at.filename != failed.__code__.co_filename]
+    trace = traceback.format_list(trace)
     sys.stdout.write(f"[ERROR] {kind}: {error}\n" + "".join(["Traceback (most recent call last):\n", *trace] if trace else []))
     sys.stdout.flush()
     body = {"errorMessage": str(error), "errorType": kind, "requestId": request, "stackTrace": trace}
@@ -124,7 +127,9 @@ def failed(error, request=""):
 
 
 def main():
-    sys.path[0] = ROOT
+    # Layers come behind the code, as on AWS.
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    sys.path[:1] = [ROOT, "/opt/python", f"/opt/python/lib/{version}/site-packages"]
     if importlib.util.find_spec("awslambdaric"):
         runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
         return

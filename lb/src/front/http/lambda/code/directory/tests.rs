@@ -35,7 +35,7 @@ fn runtime(rootfs: Option<PathBuf>) -> Runtime {
 
 async fn put(store: &Arc<Directory>, zip: Bytes) -> Result<PathBuf, Refused> {
     let hash = digest::digest(&digest::SHA256, &zip);
-    store.put(zip, hash.as_ref(), &runtime(None)).await.map(|kept| kept.workdir)
+    store.put(zip, hash.as_ref(), &runtime(None), &[]).await.map(|kept| kept.workdir)
 }
 
 fn mode(path: &Path) -> u32 {
@@ -56,7 +56,7 @@ async fn a_zip_becomes_a_directory_that_everybody_can_read() {
     assert_eq!(fs::read(at.join("bin/again")).unwrap(), b"#!");
     assert_eq!([at, &at.join("bin"), &at.join("empty")].map(|path| mode(path)), [0o755; 3]);
     assert_eq!((mode(&at.join("func.py")), mode(&at.join("bin/run"))), (0o644, 0o755), "and no setuid");
-    let again = async |at: PathBuf| store.again(&at.to_string_lossy(), &runtime(None)).await;
+    let again = async |at: PathBuf| store.again(&at.to_string_lossy(), &runtime(None), &[]).await;
     assert_eq!(again(at.clone()).await.unwrap().workdir, *at);
     assert!(again(at.join("gone")).await.is_err() && again("somewhere".into()).await.is_err());
     // The same is the same, and nothing else lies about.
@@ -114,7 +114,7 @@ async fn a_root_with_code_shares_its_files() {
     fs::write(root.join("var/task/old"), "of the root").unwrap();
     symlink("bin", root.join("sbin")).unwrap();
     let code = put(&store, zipped(&[("func.py", 0o644, b"code")])).await.unwrap();
-    let with_root = async || store.again(&code.to_string_lossy(), &runtime(Some(root.clone()))).await;
+    let with_root = async || store.again(&code.to_string_lossy(), &runtime(Some(root.clone())), &[]).await;
     let kept = with_root().await.unwrap();
     assert_eq!((kept.workdir.as_path(), kept.at.as_str()), (Path::new(TASK), &*code.to_string_lossy()));
     let Root::Rootfs(rooted) = kept.root else { panic!("{:?}", kept.root) };
@@ -143,4 +143,60 @@ async fn what_nobody_names_goes_a_day_later() {
     sweep(place, &named, later + UNUSED).unwrap();
     assert!(one.exists() && !other.exists());
     sweep(&place.join("none"), &named, now).unwrap();
+}
+
+#[tokio::test]
+async fn layers_lie_on_each_other_and_nothing_is_written_through_a_link() {
+    let (place, store) = store();
+    let layer = async |files: &[(&str, u32, &[u8])]| {
+        let zip = zipped(files);
+        let hash = digest::digest(&digest::SHA256, &zip);
+        store.put_layer(zip, hash.as_ref()).await.unwrap()
+    };
+    let code = put(&store, zipped(&[("func.py", 0o644, b"code")])).await.unwrap();
+    let code = code.to_string_lossy();
+    let below =
+        layer(&[("text", 0o644, b"below"), ("deep/one", 0o755, b"1"), ("lib", 0o120_777, b"deep")]).await;
+    let above =
+        layer(&[("text", 0o644, b"above"), ("lib/two", 0o644, b"2"), ("deep", 0o644, b"a file")]).await;
+    let with = async |root: Option<PathBuf>, layers: &[&String]| {
+        let layers: Vec<String> = layers.iter().map(|at| (*at).clone()).collect();
+        store.again(&code, &runtime(root), &layers).await.unwrap()
+    };
+    assert_eq!(with(None, &[]).await.opt, Path::new(""));
+    assert_eq!(with(None, &[&below]).await.opt, Path::new(&below), "one is what it is");
+    let both = with(None, &[&below, &above]).await;
+    let read = |name: &str| fs::read(both.opt.join(name)).unwrap();
+    assert_eq!(
+        (&read("text")[..], &read("deep")[..], &read("lib/two")[..]),
+        (&b"above"[..], &b"a file"[..], &b"2"[..])
+    );
+    let other = with(None, &[&above, &below]).await.opt;
+    assert_ne!(other, both.opt);
+    assert_eq!(fs::read(other.join("text")).unwrap(), b"below");
+    assert_eq!(
+        fs::read_link(other.join("lib")).unwrap(),
+        Path::new("deep"),
+        "the link took the directory's place"
+    );
+    assert!(!Path::new(&below).join("two").exists() && !Path::new(&below).join("deep/two").exists());
+
+    // In a root of the runtime's they lie in its own, where that is a link to elsewhere too.
+    let root = place.path().join("root");
+    let outside = place.path().join("outside");
+    fs::create_dir_all(&root).unwrap();
+    fs::create_dir(&outside).unwrap();
+    symlink(&outside, root.join("opt")).unwrap();
+    let joined = with(Some(root), &[&below]).await;
+    let Root::Rootfs(at) = &joined.root else { panic!("{joined:?}") };
+    assert_eq!(fs::read(at.join("opt/deep/one")).unwrap(), b"1");
+    assert_eq!((joined.opt.as_os_str().len(), fs::read_dir(&outside).unwrap().count()), (0, 0));
+
+    // What somebody names stays.
+    store.sweep(BTreeSet::from([PathBuf::from(&below)])).await;
+    let marked = |of: &str| {
+        let of = Path::new(of);
+        of.with_file_name(format!("{MARK}{}", of.file_name().unwrap().to_string_lossy())).exists()
+    };
+    assert!(!marked(&below) && marked(&above) && marked(&both.opt.to_string_lossy()));
 }

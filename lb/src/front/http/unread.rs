@@ -1,0 +1,77 @@
+//! The body of a request, which is not left unread.
+//!
+//! Who answers before a request has come whole (it may not, it is too much, its function does not care) stops the stream of an HTTP/2 client by that. The standard
+//! has clients read the answer all the same, and some that are everywhere report a broken stream instead, curl among them: nobody would
+//! learn what was wrong. So what nobody reads is read for a moment and thrown away, so that most requests end as they should.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Version;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+/// What is thrown away of one request at most, and how long is waited for it.
+const MOST: usize = 16 << 20;
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// See the module.
+#[derive(Debug)]
+pub struct RequestBody {
+    /// There until it is dropped.
+    body: Option<Incoming>,
+    lingers: bool,
+}
+
+impl RequestBody {
+    /// The body of a request of this version. HTTP/1.1 closes the connection in its own time.
+    pub fn new(body: Incoming, version: Version) -> Self {
+        Self { body: Some(body), lingers: version == Version::HTTP_2 }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| self.lingers && !body.is_end_stream())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            // Ends by itself, and with its connection.
+            runtime.spawn(tokio::time::timeout(LONGEST, throw_away(body)));
+        }
+    }
+}
+
+async fn throw_away(mut body: Incoming) {
+    let mut read = 0;
+    while read < MOST
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        read += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
