@@ -258,6 +258,8 @@ fn describe(call: &v1::CallDescription) -> String {
             (Some(error), ..) => output::printable(&error.message),
             (None, true, _) => "interrupted: it may have run".to_owned(),
             (None, false, None) => "runs".to_owned(),
+            // Only of one that succeeded it is known where it ran.
+            (None, false, Some(_)) if attempt.runner.is_empty() => "cancelled: it may have run".to_owned(),
             (None, false, Some(_)) => format!("succeeded on {}", attempt.runner),
         };
         rows.push(("attempt", format!("{}  {outcome}", when(attempt.started.as_ref()))));

@@ -143,15 +143,16 @@ fn wanted(args: &Certs) -> Result<Vec<Wanted>, Failure> {
     Ok(wanted)
 }
 
-/// Clients look at the host of a balancer; nobody looks at that of a runner.
+/// Clients look at the host of a balancer; at that of a runner nobody does but a scraper of its metrics, who can know all of a kind by one name.
 fn hosts(role: Role, args: &Certs) -> Vec<String> {
     match role {
-        Role::Balancer => ["localhost", "127.0.0.1", "::1"]
+        Role::Balancer => ["localhost", "127.0.0.1", "::1", "stoker-balancer"]
             .map(str::to_owned)
             .into_iter()
             .chain(args.hosts.clone())
             .collect(),
-        Role::Runner | Role::Client => Vec::new(),
+        Role::Runner => vec!["stoker-runner".to_owned()],
+        Role::Client => Vec::new(),
     }
 }
 

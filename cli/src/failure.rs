@@ -174,14 +174,17 @@ fn advice(error: &Error) -> String {
         Code::FunctionInitTimeout => {
             "check that the function listens on the socket in FN_LISTENER, or raise `init_timeout` in its file"
         }
-        Code::FunctionInitFailed => "check `command` and `workdir` in the function's file",
+        Code::FunctionInitFailed => {
+            "check `command`, `workdir`, and what it has for files (`image`, `archive`, `oci-layout`, `rootfs`) in the function's file"
+        }
         Code::FunctionCrashed | Code::FunctionFailed | Code::FunctionInvalidResponse => {
             "see `stoker logs` for what the function wrote"
         }
         Code::DeadlineExceeded => {
             "give it more time with --timeout; where the time goes, --show-timing and `stoker runners` tell"
         }
-        Code::ResourcesImpossible => {
+        // What is missing may be a network: then the message says which, and how to have it.
+        Code::ResourcesImpossible if !error.message.contains("network") => {
             "lower `memory` or `cpu` in the function's file, or start larger runners"
         }
         // Of a part that is missing the message says which, and how to have it.

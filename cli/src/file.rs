@@ -56,7 +56,7 @@ const KEYS: [&str; 28] = [
 ];
 
 /// Keys of a function's `format_options`.
-const OPTION_KEYS: [&str; 9] = [
+const OPTION_KEYS: [&str; 10] = [
     "cloudevents",
     "cloudevents_by_content_type",
     "base64_bodies",
@@ -66,6 +66,7 @@ const OPTION_KEYS: [&str; 9] = [
     "stream_rate",
     "stream_burst",
     "snap_start",
+    "opt",
 ];
 
 /// Where a function's files come from: at most one of them.
@@ -450,6 +451,7 @@ impl Reader<'_> {
                     options.cloudevents = self.by(value, "cloudevents", read).unwrap_or_default();
                 }
                 Some("handler") => options.handler = self.text(value, "handler").unwrap_or_default(),
+                Some("opt") => options.opt = self.path(value, "opt").unwrap_or_default(),
                 Some("stream_rate") => {
                     options.stream_rate = self.size(value, "stream_rate").unwrap_or_default();
                 }

@@ -46,6 +46,8 @@ pub struct Plan {
     /// Where code is kept that comes as a zip.
     pub code: PathBuf,
     pub images: Images,
+    /// The secrets of functions: a directory for each app.
+    pub secrets: Option<PathBuf>,
     /// How long calls may take to finish at the end.
     pub grace: Duration,
 }
@@ -224,6 +226,7 @@ async fn runner(
     config.images.registries.credentials = credentials;
     config.images.registries.without_tls = without_tls;
     config.images.registries.ca = ca;
+    config.secrets.clone_from(&plan.secrets);
     let grace = plan.grace;
     let (renew, mut renewed) = mpsc::channel::<Renewed>(1);
     let serve = async move |ready: oneshot::Sender<_>, mut stop: oneshot::Receiver<()>| {

@@ -165,8 +165,10 @@ pub fn options(f: &v1::Function) -> Vec<(&'static str, Value)> {
         options.push(("cloudevents", Value::from(o.cloudevents.as_str())));
     }
     options.extend(flags.into_iter().filter(|(_, on)| *on).map(|(key, on)| (key, on.into())));
-    if !o.handler.is_empty() {
-        options.push(("handler", o.handler.as_str().into()));
+    for (key, text) in [("handler", &o.handler), ("opt", &o.opt)] {
+        if !text.is_empty() {
+            options.push((key, text.as_str().into()));
+        }
     }
     for (key, size) in [("stream_rate", o.stream_rate), ("stream_burst", o.stream_burst)] {
         if size > 0 {

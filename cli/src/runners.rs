@@ -31,7 +31,14 @@ pub async fn run(common: &Common) -> Result<(), Failure> {
         "WAITING",
         "SEEN",
     ];
-    output::print(&output::table(&header, runners.iter().map(row).collect()))
+    let mut text = output::table(&header, runners.iter().map(row).collect());
+    // Too long for a column.
+    for runner in runners.iter().filter(|runner| !runner.reason.is_empty()) {
+        let name = runner.capacity.as_ref().map_or("", |capacity| &capacity.runner);
+        text += &output::printable(&format!("{name} is {}: {}", link(runner), runner.reason));
+        text.push('\n');
+    }
+    output::print(&text)
 }
 
 fn link(r: &v1::RunnerDescription) -> &'static str {
@@ -57,11 +64,10 @@ fn available(c: &v1::Capacity) -> v1::Resources {
 fn row(r: &v1::RunnerDescription) -> Vec<String> {
     let c = r.capacity.clone().unwrap_or_default();
     let (total, available) = (c.total.unwrap_or_default(), available(&c));
-    let state = if r.reason.is_empty() { link(r).to_owned() } else { format!("{}: {}", link(r), r.reason) };
     let (idle, busy) = c.functions.iter().fold((0, 0), |(idle, busy), w| (idle + w.idle, busy + w.busy));
     vec![
         c.runner,
-        state,
+        link(r).to_owned(),
         c.address,
         format!("{} of {}", output::human_size(available.memory), output::human_size(total.memory)),
         format!("{} of {}", format_cpu(available.cpu_millis), format_cpu(total.cpu_millis)),

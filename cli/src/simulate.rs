@@ -23,11 +23,19 @@ struct Named {
     report: Report,
 }
 
+/// The least memory of a runner, of which nothing but the smallest function has room.
+const LEAST_MEMORY: u64 = 16 << 20;
+
 pub fn simulate(args: Simulate, common: &Common) -> Result<(), Failure> {
+    check(&args)?;
     let scenario = scenario(&args);
     let trace = trace(&args, &scenario)?;
     if trace.calls.is_empty() {
         return Err(Failure::usage("there are no calls in this trace", "choose another time or part of it"));
+    }
+    if let Some(at) = args.kill.filter(|at| micros(*at) >= trace.span) {
+        let text = format!("the run ends before {} s, when a runner is to be killed", at.as_secs());
+        return Err(Failure::usage(text, "choose a time within the run"));
     }
     let mut runs = Vec::new();
     for (at, placer) in args.placers.iter().enumerate() {
@@ -53,6 +61,24 @@ pub fn simulate(args: Simulate, common: &Common) -> Result<(), Failure> {
             "runs": runs.iter().map(|named| json!({"name": named.name, "report": named.report})).collect::<Vec<_>>(),
         })),
     }
+}
+
+/// What no run makes sense with.
+fn check(args: &Simulate) -> Result<(), Failure> {
+    let wrong = |text: &str, advice: &str| Err(Failure::usage(text, advice));
+    if args.memory < LEAST_MEMORY || args.cpu == 0 {
+        return wrong(
+            "no function has room on such a runner",
+            "give --memory 16MiB at least, and some --cpu",
+        );
+    }
+    if !(args.load > 0.0 && args.load <= 100.0) {
+        return wrong("that is no load", "give --load as part of all cores, like 0.6; at most 100");
+    }
+    if !(args.part > 0.0 && args.part <= 1.0) {
+        return wrong("that is no part of a trace", "give --part above 0, and 1 at most");
+    }
+    Ok(())
 }
 
 fn scenario(args: &Simulate) -> Scenario {
@@ -120,8 +146,9 @@ fn table(scenario: &Scenario, trace: &Trace, runs: &[Named]) -> String {
     };
     let seconds = trace.span as f64 / SECOND as f64;
     let kind = scenario.runners.first().map_or(0, |kind| kind.count);
+    let digits = usize::from(trace.work() < 10.0);
     format!(
-        "{}: {} calls in {seconds:.0} s, {:.0} of {:.0} cores busy; {kind} runners, {} balancers\n\n{}",
+        "{}: {} calls in {seconds:.0} s, {:.digits$} of {:.0} cores busy; {kind} runners, {} balancers\n\n{}",
         trace.title,
         trace.calls.len(),
         trace.work(),
@@ -209,6 +236,12 @@ mod tests {
         for name in ["added", "cold", "time"] {
             let svg = std::fs::read_to_string(plots.join(format!("{name}.svg"))).unwrap();
             assert_eq!(svg.matches("<polyline").count(), 3, "{name}");
+        }
+        for line in
+            ["--memory 1MiB", "--cpu 0", "--load nan", "--load 0", "--part 2", "--calls 100 --kill 9h"]
+        {
+            let args = parse(&format!("stoker simulate --functions 5 {line}"));
+            assert!(simulate(args, &common).is_err(), "{line}");
         }
         let missing = parse("stoker simulate --trace /nowhere.csv");
         let failed = super::trace(&missing, &scenario).err().map(|failure| failure.what().to_owned());

@@ -411,6 +411,7 @@ fn plan(args: &Up, name: &str, places: &Places, settings: Settings) -> Result<Pl
             without_tls: args.registry_without_tls.clone(),
             ca: args.registry_ca.clone(),
         },
+        secrets: args.secrets.clone(),
         grace: args.grace,
     })
 }

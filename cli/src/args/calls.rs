@@ -11,7 +11,8 @@ Examples:
   stoker call demo/hello --data Ada
   stoker call demo/echo-python --data @picture.png > copy.png
   cat big.bin | stoker call demo/echo-python --data - --show-timing > /dev/null
-  stoker call demo/hello --header X-Tone=kind --timeout 2s -o json")]
+  stoker call demo/hello --header X-Tone=kind --timeout 2s -o json
+  stoker call demo/hello --data Ada --async --key order-17 --delay 10m")]
 pub struct Call {
     /// APP/FN, or the function's id.
     #[arg(value_name = "APP/FN")]

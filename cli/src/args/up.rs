@@ -81,6 +81,9 @@ pub struct Up {
     /// Certificates of further authorities that registries may have theirs from (PEM).
     #[arg(long, value_name = "FILE")]
     pub registry_ca: Option<PathBuf>,
+    /// The directory of functions' secrets: files APP/NAME or APP/NAME/KEY, read for each launch.
+    #[arg(long, value_name = "DIR")]
+    pub secrets: Option<PathBuf>,
     /// How long calls may take to finish after Ctrl-C.
     #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub grace: Duration,

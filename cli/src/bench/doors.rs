@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::call::{CHUNK, REFILL};
 use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Error};
 use stoker_proto::v1;
@@ -138,7 +138,7 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
             Some(Receive::Body(piece)) => {
                 caller.bytes += piece.data.len();
                 caller.taken += piece.data.len() as u32;
-                if caller.taken >= WINDOW / 4 {
+                if caller.taken >= REFILL {
                     let bytes = std::mem::take(&mut caller.taken);
                     outbox.send(caller.call, Send::Credit(v1::SessionCredit { bytes }))?;
                 }

@@ -5,7 +5,7 @@
 //! takes whatever answers for gRPC: here an answer of another kind is told by its type, so that the HTTP address given by mistake is
 //! called that.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -16,10 +16,12 @@ use http_body_util::BodyExt as _;
 use http_body_util::combinators::MapErr;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use stoker_core::{Code, Error};
 use stoker_proto::status::to_status;
-use stoker_runtime::tls::Speaks;
+use stoker_runtime::cork::Corked;
+use stoker_runtime::tls::{Secured, Speaks};
 use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::body::Body;
@@ -47,6 +49,30 @@ pub struct Connection {
     /// Who we are, as every request says it.
     authorization: Option<HeaderValue>,
     server: Arc<Server>,
+}
+
+/// Runs the tasks of a connection. The first of them is the one that reads and writes: requests that are made at once leave in one write when it rests.
+#[derive(Clone)]
+struct Tasks {
+    stream: Corked<Secured>,
+    begun: Arc<AtomicBool>,
+}
+
+impl Tasks {
+    fn of(stream: &Corked<Secured>) -> Self {
+        Self { stream: stream.clone(), begun: Arc::default() }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        if self.begun.swap(true, Ordering::Relaxed) {
+            tokio::spawn(task);
+        } else {
+            let stream = self.stream.clone();
+            tokio::spawn(async move { stream.drive(pin!(task)).await });
+        }
+    }
 }
 
 struct Server {
@@ -85,7 +111,8 @@ impl Connection {
                 "check --ca, --cert and --cert-key; a balancer without TLS is written http://",
             )
         })?;
-        let handshake = http2::Builder::new(TokioExecutor::new())
+        let stream = Corked::new(stream);
+        let handshake = http2::Builder::new(Tasks::of(&stream))
             .timer(TokioTimer::new())
             .initial_stream_window_size(window)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -240,6 +240,7 @@ fn options_of_formats() {
             "{stream_rate: 2MiB, stream_burst: 6MiB, snap_start: true}",
             FormatOptions { stream_rate: 2 << 20, stream_burst: 6 << 20, snap_start: true, ..none() },
         ),
+        ("lambda", "opt: /nowhere/opt", FormatOptions { opt: "/nowhere/opt".into(), ..none() }),
     ] {
         assert_eq!(read_one(format, options), expected, "{format}: {options}");
     }
@@ -278,6 +279,7 @@ fn options_of_formats() {
             "7:5: `format_options` stream_burst does nothing without stream_rate",
         ),
         ("http", "snap_start: true", "7:5: `format_options` snap_start belongs to lambda, not to http"),
+        ("http", "opt: /nowhere", "7:5: `format_options` opt belongs to lambda, not to http"),
         ("mless", "{}", "7:5: `format_options` handler is missing: format mless names one"),
         ("mless", "handler:", "`handler` has no value"),
         (

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use futures_util::Stream;
+use stoker_core::call::WINDOW;
 use stoker_proto::v1::call_service_server::{CallService, CallServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 

@@ -1,5 +1,6 @@
 //! What is said of servers that are not there, are something else, or go away.
 
+use hyper_util::rt::TokioExecutor;
 use stoker_proto::v1;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
