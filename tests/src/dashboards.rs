@@ -111,7 +111,18 @@ pub struct Panel {
     pub unit: Unit,
     /// In 24ths of a page.
     pub width: u32,
+    /// Which numbers are good ones.
+    pub good: Option<Good>,
     pub queries: Vec<Query>,
+}
+
+/// Which numbers are good ones: they are green.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Good {
+    /// Red below.
+    From(f64),
+    /// Orange from there on.
+    Below(f64),
 }
 
 impl Panel {
@@ -119,13 +130,20 @@ impl Panel {
     #[must_use]
     pub fn new(title: &'static str, description: &'static str, look: Look, unit: Unit) -> Self {
         let width = if look == Look::Number { 4 } else { 8 };
-        Self { title, description, look, unit, width, queries: Vec::new() }
+        Self { title, description, look, unit, width, good: None, queries: Vec::new() }
     }
 
     /// So wide.
     #[must_use]
     pub fn width(mut self, width: u32) -> Self {
         self.width = width;
+        self
+    }
+
+    /// With colours that say whether it is well.
+    #[must_use]
+    pub fn good(mut self, good: Good) -> Self {
+        self.good = Some(good);
         self
     }
 
@@ -212,8 +230,14 @@ impl Panel {
     }
 
     fn defaults(&self) -> Value {
-        let mut defaults = json!({"unit": self.unit.as_str()});
+        let mut defaults = json!({"unit": self.unit.as_str(), "noValue": "none in this time"});
         let drawn = match self.look {
+            // Without calls there is no share of them and no percentile, and Prometheus says NaN.
+            Look::Number => json!({
+                "noValue": if matches!(self.unit, Unit::Share | Unit::Seconds) { "–" } else { "0" },
+                "mappings": [{"type": "special", "options": {"match": "null+nan", "result": {"text": "–", "index": 0}}}],
+                "thresholds": {"mode": "absolute", "steps": self.steps()},
+            }),
             Look::Lines => {
                 json!({"custom": {"lineWidth": 1, "fillOpacity": 8, "showPoints": "never"}, "min": 0})
             }
@@ -225,6 +249,15 @@ impl Panel {
         };
         merge(&mut defaults, drawn);
         defaults
+    }
+
+    fn steps(&self) -> Vec<Value> {
+        let Some(good) = &self.good else { return vec![json!({"color": "text", "value": null})] };
+        let (below, above) = match good {
+            Good::From(from) => ("red", (from, "green")),
+            Good::Below(below) => ("green", (below, "orange")),
+        };
+        vec![json!({"color": below, "value": null}), json!({"color": above.1, "value": above.0})]
     }
 
     fn overrides(&self) -> Value {

@@ -7,7 +7,7 @@ use stoker_runtime::telemetry::names;
 
 use self::causes::{cold_starts, errors, later, placement};
 use super::query::{buckets, max, quantile, rate, share, share_or_none, sum, top};
-use super::{Board, Look, Panel, Row, Unit};
+use super::{Board, Good, Look, Panel, Row, Unit};
 
 const FUNCTION: Look = Look::Table { label: "function", leads_to: "stoker-function" };
 const RUNNER: Look = Look::Table { label: "instance", leads_to: "stoker-runner" };
@@ -70,12 +70,15 @@ fn fleet() -> Board {
                     number("Calls a second", "All that had their outcome.", Unit::PerSecond)
                         .ask(rate(calls, &[], ""), "calls"),
                     number("Succeeded", "Of all calls.", Unit::Share)
-                        .ask(share(&ok, &rate(calls, &[], "")), "ok"),
+                        .good(Good::From(0.99))
+                        .ask(share_or_none(&ok, &rate(calls, &[], "")), "ok"),
                     number("p99", "From a call's arrival to the end of its answer.", Unit::Seconds)
                         .ask(quantile(0.99, "stoker_lb_call_duration_seconds", &[], ""), "p99"),
                     number("Waiting", "In the balancers, for a runner with room.", Unit::Count)
+                        .good(Good::Below(1.0))
                         .ask(sum("stoker_lb_queue_length", &[], ""), "waiting"),
                     number("Runners", "The fewest that any balancer is connected to.", Unit::Count)
+                        .good(Good::From(1.0))
                         .ask("min(stoker_lb_runners{state=\"ready\"})", "ready"),
                     number("Cold starts", "Of all calls that reached a runner.", Unit::Share).ask(
                         share_or_none(

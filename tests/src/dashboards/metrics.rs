@@ -28,6 +28,7 @@ pub fn sections() -> [Section; 4] {
                 stoker_runtime::metrics::LISTED,
                 stoker_runtime::telemetry::LISTED,
                 stoker_runtime::logs::LISTED,
+                stoker_runtime::tls::LISTED,
             ],
         ),
     ]

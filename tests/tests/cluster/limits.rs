@@ -67,6 +67,54 @@ async fn what_is_reserved_is_never_exceeded_by_all_balancers_together() {
     cluster.end().await;
 }
 
+/// One balancer has all places and callers who never leave off; those of the other have their part nevertheless.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_balancer_under_constant_demand_shares_its_places() {
+    const ENOUGH: u32 = 50;
+    let Some(mut cluster) = Plan::new(2, 2).start([probe("limited")]).await else { return };
+    reserve(&cluster, PLACES).await;
+    let (answers, answered) = tokio::sync::mpsc::channel(64);
+    let mut answered = answered;
+    let mut callers = JoinSet::new();
+    let mut call_at = |at: usize| {
+        for n in 0..2 * PLACES {
+            let (clients, answers) = (cluster.balancers[at].clients.clone(), answers.clone());
+            callers.spawn(async move {
+                for call in 0.. {
+                    let key = format!("{at}-{n}-{call}");
+                    let call = Call::of("limited").probe("counted:10").header("Record", &key);
+                    until_placed(&clients, &call).await;
+                    if answers.send(at).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    };
+    let mut counts = [0; 2];
+    let mut until = async |counts: &mut [u32; 2], at: usize, many: u32| {
+        while counts[at] < many {
+            let from = within("an answer", answered.recv()).await.expect("callers go on");
+            counts[from] += 1;
+        }
+    };
+    call_at(0);
+    until(&mut counts, 0, ENOUGH).await;
+    call_at(1);
+    until(&mut counts, 1, ENOUGH).await;
+    // And neither is left out from then on.
+    counts = [0; 2];
+    until(&mut counts, 1, 2 * ENOUGH).await;
+    until(&mut counts, 0, ENOUGH).await;
+    let most = cluster.starts.most_at_once().await;
+    println!("{counts:?}, {most} at once");
+    assert!((1..=PLACES).contains(&most), "{most} ran at once by the functions' own record");
+    drop(answered);
+    callers.abort_all();
+    while callers.join_next().await.is_some() {}
+    cluster.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_balancer_that_is_killed_gives_its_places_back() {
     let Some(mut cluster) = Plan::new(2, 2).start([probe("limited")]).await else { return };

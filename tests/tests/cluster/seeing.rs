@@ -181,8 +181,9 @@ async fn numbers_are_right_and_everything_that_deploy_uses_is_there() {
         assert!(value(scrape, "process_resident_memory_bytes{}") > 0.0);
     }
 
-    // Every name in a panel or a rule is one of theirs.
-    let known: BTreeSet<String> = names(&balancer).union(&names(&runner)).cloned().collect();
+    // Every name in a panel or a rule is one of theirs, or of those who have certificates.
+    let mut known: BTreeSet<String> = names(&balancer).union(&names(&runner)).cloned().collect();
+    known.extend(stoker_runtime::tls::LISTED.iter().map(|about| about.name.to_owned()));
     for (place, query) in deploy::queries() {
         for name in deploy::metrics(&query) {
             assert!(known.contains(name), "{place}: {name} is shown by no server; there are {known:#?}");

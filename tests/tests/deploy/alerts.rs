@@ -20,16 +20,28 @@ struct Case {
 const LB: (&str, &str) = ("job", "stoker-lb");
 const B1: (&str, &str) = ("instance", "b1");
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 19] = [
     Case {
         alert: "StokerDown",
         series: &[
             (r#"up{job="stoker-lb",instance="b1"}"#, "1x8 0x40"),
+            (r#"up{job="stoker-runner",instance="r1"}"#, "1x50"),
             (r#"up{job="node",instance="b1"}"#, "0x50"),
         ],
         quiet: "2m30s",
         fires: "4m",
         labels: &[LB, B1],
+    },
+    // Those that are gone altogether, or are scraped as another job than rules and dashboards ask for.
+    Case {
+        alert: "StokerDown",
+        series: &[
+            (r#"up{job="stoker-lb",instance="b1"}"#, "1x50"),
+            (r#"up{job="stoker-runner",instance="r1"}"#, "1x8 _x40"),
+        ],
+        quiet: "2m",
+        fires: "10m",
+        labels: &[("job", "stoker-runner")],
     },
     Case {
         alert: "StokerNoRunner",
@@ -124,6 +136,8 @@ const CASES: [Case; 17] = [
                 "10x39 50x40 90x40 130x40 170x40 210x80",
             ),
             (r#"stoker_etcd_revision{part="fleet",job="stoker-lb",instance="b3"}"#, "10+1x280"),
+            // Has not been looked at for long enough.
+            (r#"stoker_etcd_revision{part="fleet",job="stoker-lb",instance="b4"}"#, "_x100 10x180"),
         ],
         quiet: "30m",
         fires: "45m",
@@ -186,6 +200,29 @@ const CASES: [Case; 17] = [
         series: &[(r#"stoker_log_lines_dropped_total{job="stoker-lb",instance="b1"}"#, "0x8 0+1x192")],
         quiet: "8m",
         fires: "20m",
+        labels: &[LB, B1],
+    },
+    Case {
+        alert: "StokerCertificateEnds",
+        series: &[
+            // At first 23 days are left, then less than 6 of 40.
+            (
+                r#"stoker_tls_certificate_not_after_timestamp_seconds{job="stoker-lb",instance="b1"}"#,
+                "2000000x8 500000x60",
+            ),
+            (
+                r#"stoker_tls_certificate_not_before_timestamp_seconds{job="stoker-lb",instance="b1"}"#,
+                "-3000000x68",
+            ),
+            // Renewed every hour.
+            (
+                r#"stoker_tls_certificate_not_after_timestamp_seconds{job="stoker-lb",instance="b2"}"#,
+                "3600x68",
+            ),
+            (r#"stoker_tls_certificate_not_before_timestamp_seconds{job="stoker-lb",instance="b2"}"#, "0x68"),
+        ],
+        quiet: "11m",
+        fires: "14m",
         labels: &[LB, B1],
     },
     Case {

@@ -56,10 +56,15 @@ fn values() -> [Value; 2] {
             "lb": {
                 "autoscaling": {"enabled": true}, "env": {"STOKER_MAX_CALLS": "50000"},
                 "nodeSelector": {"pool": "front"}, "tolerations": [{"key": "front", "operator": "Exists"}],
+                "extraVolumes": [{"name": "audit", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "audit", "mountPath": "/var/log/stoker"}],
             },
             "runner": {
-                "kind": "StatefulSet", "memory": "4GiB", "cpu": "2", "zone": "a", "sandbox": "native",
+                "drainGrace": "5m", "kind": "StatefulSet", "memory": "4GiB", "cpu": "2", "zone": "a", "sandbox": "native",
                 "registryCredentialsSecret": "registries", "state": {"hostPath": "/var/lib/stoker"},
+                "functionSecrets": {"shop": {"db": "shop-db", "mail_key": "mail"}, "web": {"db": "web-db"}},
+                "extraVolumes": [{"name": "code", "emptyDir": {}}],
+                "extraVolumeMounts": [{"name": "code", "mountPath": "/srv/code"}],
             },
             "networkPolicy": {
                 "clients": [{"podSelector": {"matchLabels": {"app": "web"}}}],
@@ -159,7 +164,8 @@ fn the_variables_of_its_pods_are_settings() {
                 let mounted = container["volumeMounts"].as_array().unwrap().iter();
                 let place = mounted
                     .filter_map(|mount| mount["mountPath"].as_str())
-                    .find(|place| file.starts_with(place));
+                    // Functions' secrets are mounted one by one below their directory.
+                    .find(|place| file.starts_with(place) || place.starts_with(&format!("{file}/")));
                 assert!(place.is_some(), "{name}: nothing is mounted at {file}");
             }
             takes(program, &variables, name);
@@ -190,6 +196,14 @@ fn balancers_have_no_privileges_and_runners_are_reached_by_balancers_alone() {
             assert_eq!(pod["automountServiceAccountToken"], false);
             // A Service named `stoker-…` would otherwise make variables that are taken for settings.
             assert_eq!(pod["enableServiceLinks"], false);
+            // Kubernetes gives the process the time that it gives its calls, and some more.
+            let variables = pod["containers"][0]["env"].as_array().unwrap();
+            let grace = variables.iter().find(|variable| variable["name"] == "STOKER_DRAIN_GRACE").unwrap();
+            let seconds = match grace["value"].as_str().unwrap() {
+                "5m" => 300,
+                text => text.strip_suffix('s').unwrap().parse().unwrap(),
+            };
+            assert!(pod["terminationGracePeriodSeconds"].as_u64().unwrap() >= seconds + 15, "{pod}");
         }
         let policies =
             answer["manifests"].as_array().unwrap().iter().filter(|one| one["kind"] == "NetworkPolicy");
@@ -206,4 +220,36 @@ fn balancers_have_no_privileges_and_runners_are_reached_by_balancers_alone() {
         let labels = &calls["from"][0]["podSelector"]["matchLabels"];
         assert_eq!(labels["app.kubernetes.io/component"], "balancer");
     }
+}
+
+#[test]
+fn prometheus_knows_whom_it_asks_and_functions_their_secrets() {
+    let Some(answers) = rendered(&values()) else { return };
+    let manifests = answers[2]["manifests"].as_array().unwrap();
+    let monitors: Vec<_> = manifests.iter().filter(|one| one["kind"] == "ServiceMonitor").collect();
+    assert_eq!(monitors.len(), 2);
+    for monitor in monitors {
+        let (endpoint, labels) =
+            (&monitor["spec"]["endpoints"][0], &monitor["spec"]["selector"]["matchLabels"]);
+        let (job, secret, host) = match labels["app.kubernetes.io/component"].as_str() {
+            Some("balancer") => ("stoker-lb", "balancer-tls", "stoker-balancer"),
+            _ => ("stoker-runner", "runner-tls", "stoker-runner"),
+        };
+        // Rules ask for jobs by these names; the token goes to nobody else than who has the fleet's certificate.
+        assert_eq!(endpoint["relabelings"], json!([{"targetLabel": "job", "replacement": job}]));
+        let tls = json!({"ca": {"secret": {"name": secret, "key": "ca.crt"}}, "serverName": host});
+        assert_eq!((&endpoint["scheme"], &endpoint["tlsConfig"]), (&json!("https"), &tls));
+        assert_eq!(endpoint["authorization"]["credentials"]["name"], "scrape");
+    }
+    let (_, pod) = pods(&answers[2]["manifests"]).find(|(name, _)| name.ends_with("-runner")).unwrap();
+    let volumes = pod["volumes"].as_array().unwrap();
+    let mut mounted = BTreeMap::new();
+    for mount in pod["containers"][0]["volumeMounts"].as_array().unwrap() {
+        let volume = volumes.iter().find(|volume| volume["name"] == mount["name"]).unwrap();
+        if let Some(place) = mount["mountPath"].as_str().unwrap().strip_prefix("/etc/stoker/secrets/") {
+            mounted.insert(place, volume["secret"]["secretName"].as_str().unwrap());
+        }
+    }
+    let should = [("shop/db", "shop-db"), ("shop/mail_key", "mail"), ("web/db", "web-db")];
+    assert_eq!(mounted, BTreeMap::from(should));
 }

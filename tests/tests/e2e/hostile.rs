@@ -225,6 +225,46 @@ async fn random_frames_of_http2_never_end_the_server() {
     fleet.end().await;
 }
 
+/// Clients that are everywhere take the end of a stream that they still write to for a failure, and show nothing of the answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_before_the_end_of_a_request_is_read_by_curl() {
+    let fleet = Plan::default().start([probe("good")]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let body = directory.path().join("body");
+    std::fs::write(&body, vec![b'x'; 2_000_000]).unwrap();
+    let http = fleet.clients.http;
+    for path in [
+        "/invoke/t/none",
+        "/t/t/none",
+        "/ce/t/none",
+        "/v2/apps/none",
+        "/2015-03-31/functions/none/invocations",
+    ] {
+        let output = tokio::process::Command::new("curl")
+            .args([
+                "-sS",
+                "--http2-prior-knowledge",
+                "--max-time",
+                "60",
+                "-w",
+                "\n%{http_code}",
+                "-X",
+                "POST",
+            ])
+            .arg("--data-binary")
+            .arg(format!("@{}", body.display()))
+            .arg(format!("http://{http}{path}"))
+            .output()
+            .await
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{path}: {output:?}");
+        let (answer, status) = said.rsplit_once('\n').unwrap();
+        assert!(["404", "405", "413"].contains(&status) && answer.starts_with('{'), "{path}: {said}");
+    }
+    fleet.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn expect_continue_is_answered_before_the_body() {
     let fleet = Plan::default().start([probe("good")]).await;

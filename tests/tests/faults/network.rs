@@ -54,13 +54,25 @@ fn slow_and_narrow_links() {
 
 #[test]
 fn five_percent_of_all_packets_are_lost() {
+    lossy(Way::CLEAR.slow(Duration::from_millis(2), Duration::from_millis(1)).lossy(0.05));
+}
+
+/// The silence of a packet that is lost is longer than three seconds here, now and then; links stand nevertheless.
+#[test]
+#[ignore = "takes two minutes on a quiet machine: --run-ignored only"]
+fn five_percent_are_lost_and_the_rest_takes_200_ms() {
+    be_patient(4);
+    lossy(Way::CLEAR.slow(Duration::from_millis(200), Duration::from_millis(20)).lossy(0.05));
+}
+
+/// Calls go on where every way between any two is like that.
+fn lossy(way: Way) {
     net::run(async |net| {
         let Some(mut cluster) = Plan::new(2, 2).on(&net).start([probe("once")]).await else { return };
-        let lossy = Way::CLEAR.slow(Duration::from_millis(2), Duration::from_millis(1)).lossy(0.05);
-        all_links(&net, &cluster, lossy);
+        all_links(&net, &cluster, way);
         for host in [balancer(&cluster, 0), balancer(&cluster, 1), runner(&cluster, 0), runner(&cluster, 1)] {
-            net.between(net::ETCD[0], host, lossy);
-            net.between(HERE, host, lossy);
+            net.between(net::ETCD[0], host, way);
+            net.between(HERE, host, way);
         }
         let (load, began) = (cluster.load(Work::of("once").word("sleep:2")), Instant::now());
         load.more(300).await;
@@ -74,6 +86,7 @@ fn five_percent_of_all_packets_are_lost() {
         println!("{} packets were lost", net.lost());
         took("the longest time without an answer", longest_silence(&attempts, began));
         let sums = cluster.check(&attempts).await;
+        println!("{} calls, {} answered", sums.calls, sums.answered);
         only_the_lost_failed(&sums, &[0, 1]);
         all_links(&net, &cluster, Way::CLEAR);
         cluster.until_all_ready().await;

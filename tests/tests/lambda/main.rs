@@ -5,6 +5,7 @@
 
 mod extensions;
 mod kits;
+mod layers;
 mod lifecycle;
 mod plain;
 mod urls;

@@ -40,7 +40,7 @@ exports.streams = awslambda.streamifyResponse(async (event, stream, context) => 
 });
 "#;
 
-async fn start() -> (tempfile::TempDir, Fleet) {
+pub async fn start() -> (tempfile::TempDir, Fleet) {
     let directory = tempfile::tempdir().unwrap();
     let mut plan = Plan::default();
     plan.resources.memory = 2 << 30;
@@ -49,7 +49,7 @@ async fn start() -> (tempfile::TempDir, Fleet) {
     (directory, plan.start([]).await)
 }
 
-fn has(program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     if !there {
         println!("left out: {program} is missing");
@@ -57,7 +57,7 @@ fn has(program: &str) -> bool {
     there
 }
 
-fn function(name: &str, runtime: &str, handler: &str, zip: &str) -> Value {
+pub fn function(name: &str, runtime: &str, handler: &str, zip: &str) -> Value {
     json!({"FunctionName": name, "Role": "r", "Runtime": runtime, "Handler": handler, "Timeout": 20, "Code": {"ZipFile": zip}})
 }
 

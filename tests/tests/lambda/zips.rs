@@ -43,7 +43,7 @@ fn busybox() -> Option<Vec<u8>> {
 }
 
 /// An image with a shell in it, and code of its own that is not to be seen.
-async fn shell(registry: &Registry) -> Option<ImageRef> {
+pub async fn shell(registry: &Registry) -> Option<ImageRef> {
     let content = busybox()?;
     let mut layer = LayerBuilder::new(16 << 20);
     layer.file(Path::new("bin/busybox"), content.len() as u64, true, &*content).unwrap();
@@ -52,10 +52,10 @@ async fn shell(registry: &Registry) -> Option<ImageRef> {
     }
     layer.file(Path::new("var/task/old"), 3, false, &b"old"[..]).unwrap();
     let layer = layer.finish().unwrap();
-    Some(repository(registry, "images/shell").publish(None, Top::New(&layer)).await.unwrap())
+    Some(repository(registry, "images/shell").publish(None, &[Top::New(&layer)]).await.unwrap())
 }
 
-async fn start(registry: &Registry, runtimes: Option<&Path>) -> Fleet {
+pub async fn start(registry: &Registry, runtimes: Option<&Path>) -> Fleet {
     let mut plan = Plan::default();
     plan.resources.memory = 2 << 30;
     plan.balancer.lambda = LambdaConfig {

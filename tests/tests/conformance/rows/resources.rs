@@ -66,8 +66,8 @@ pub static ROWS: &[Row] = &[
             }),
         )],
     )
-    // What it fills counts as its memory.
-    .memory(256)
+    // What it fills counts as its memory, and functions of the format lambda have 512 MiB of it.
+    .memory(640)
     .needs(Needs::Isolation),
     row(
         "tmp-new",
