@@ -67,7 +67,7 @@ Version: $version
 Architecture: $architecture
 Maintainer: The Stoker authors <stoker@localhost>
 Installed-Size: $size
-Depends: libc6 (>= ${needed#GLIBC_}), libgcc-s1, ca-certificates
+Depends: libc6 (>= ${needed#GLIBC_}), libgcc-s1, ca-certificates, passwd
 Suggests: etcd-server, crun, docker.io
 Section: admin
 Priority: optional

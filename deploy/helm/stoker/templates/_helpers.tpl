@@ -153,3 +153,18 @@ readinessProbe:
   periodSeconds: 2
   failureThreshold: 2
 {{- end -}}
+
+{{- /* The volume of a function's secret: an app and a name, which may have letters that a volume's name may not. */ -}}
+{{- define "stoker.secret" -}}
+secret-{{ printf "%s/%s" (index . 0) (index . 1) | sha256sum | trunc 16 }}
+{{- end -}}
+
+{{- /* Seconds of a time like 90s or 5m. */ -}}
+{{- define "stoker.seconds" -}}
+{{- $number := regexFind "^[0-9]+" . | int -}}
+{{- if hasSuffix "ms" . -}}{{ div $number 1000 }}
+{{- else if hasSuffix "s" . -}}{{ $number }}
+{{- else if hasSuffix "m" . -}}{{ mul $number 60 }}
+{{- else -}}{{ mul $number 3600 }}
+{{- end -}}
+{{- end -}}
