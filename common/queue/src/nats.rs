@@ -50,6 +50,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What somebody waits for is answered within this, or is said not to be known.
 const BOUND: Duration = Duration::from_secs(10);
 
+/// A connection is tried for so long before another server is.
+const TRIED: Duration = Duration::from_secs(2);
+
 /// Calls of one take that are begun at once.
 const AT_ONCE: usize = 32;
 
@@ -177,12 +180,14 @@ impl Inner {
         self.connected.borrow().0
     }
 
-    /// What was asked by this connection was not answered. The member of the cluster at its end may be cut off from the others, so the next one
-    /// is asked from now on. Once a connection: where none answers they are tried in turn, as slowly as they do not answer.
+    /// What was asked by this connection was not answered, or by somebody who cannot. The member of the cluster at its end may be cut off from the
+    /// others, so the next one is asked from now on. Once a connection, and none that is new: where nobody leads all of them say so at once,
+    /// and going round among them would only keep them busy.
     async fn doubt(&self, connection: u64) {
-        let first = self.doubted.fetch_max(connection, Ordering::Relaxed) < connection;
+        let (newest, since) = *self.connected.borrow();
         let connected = self.client.connection_state() == Connection::Connected;
-        if first && connected && self.connection() == connection {
+        let tried = connected && newest == connection && since.elapsed() >= TRIED;
+        if tried && self.doubted.fetch_max(connection, Ordering::Relaxed) < connection {
             tracing::warn!("the NATS server does not answer what it is asked: the next one is");
             // It is being ended.
             self.client.force_reconnect().await.ok();
