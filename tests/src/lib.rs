@@ -51,6 +51,18 @@ pub async fn within<T>(what: &str, wait: impl Future<Output = T>) -> T {
     }
 }
 
+/// A static busybox: a shell, and all that a script needs, in a root where there is nothing else. `None`, and it is said, where `scripts/test` could not
+/// fetch one.
+#[must_use]
+pub fn busybox() -> Option<PathBuf> {
+    let kits = std::env::var_os("STOKER_TEST_KITS").map(PathBuf::from);
+    let busybox = kits.map(|kits| kits.join("busybox/busybox")).filter(|path| path.is_file());
+    if busybox.is_none() {
+        println!("left out: STOKER_TEST_KITS has no busybox");
+    }
+    busybox
+}
+
 /// A program of this workspace, built beside the running test.
 ///
 /// # Panics

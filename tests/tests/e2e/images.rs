@@ -11,6 +11,7 @@ use stoker_core::ImageRef;
 use stoker_core::error::{Blame, Code};
 use stoker_core::function::{FunctionSpec, Root};
 use stoker_proto::{convert, v1};
+use stoker_tests::busybox;
 use stoker_tests::calls::{Call, Door};
 use stoker_tests::fleet::Plan;
 use stoker_tests::functions::function;
@@ -25,7 +26,7 @@ echo "uid=$(id -u) gid=$(id -g) pwd=$(pwd) args=$* FROM=$FROM BOTH=$BOTH OWN=$OW
 if touch /written 2>/dev/null; then echo "root=writable"; else echo "root=read-only"; fi
 "#;
 
-/// An image made of the machine's static busybox, in files: an OCI layout with the manifest of `docker save` beside it.
+/// An image made of a static busybox, in files: an OCI layout with the manifest of `docker save` beside it.
 struct Image {
     files: BTreeMap<String, Vec<u8>>,
     manifest: Vec<u8>,
@@ -59,15 +60,7 @@ fn tar(directory: &Path) -> Vec<u8> {
 impl Image {
     /// `None` where there is no static busybox.
     fn make() -> Option<Self> {
-        let busybox = Path::new("/bin/busybox");
-        let is_static = |path: &Path| {
-            let looked = Command::new("ldd").arg(path).output();
-            looked.is_ok_and(|looked| !looked.status.success())
-        };
-        if !busybox.exists() || !is_static(busybox) {
-            println!("left out: a static busybox (package busybox-static) is missing");
-            return None;
-        }
+        let busybox = busybox()?;
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
         for directory in ["base/bin", "base/etc", "app/app", "app/etc"] {

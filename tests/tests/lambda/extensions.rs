@@ -13,7 +13,7 @@ use stoker_proto::v1::{LogLine, LogSource, StreamLogsRequest, StreamLogsResponse
 use stoker_sandbox::select::Choice;
 use stoker_tests::fleet::{Fleet, Plan};
 use stoker_tests::functions::{Change as _, function};
-use stoker_tests::within;
+use stoker_tests::{busybox, within};
 
 use crate::{ask, fails, fleet, kits_directory, python};
 
@@ -104,18 +104,14 @@ async fn an_extension_is_told_what_happens() {
 
 /// A root directory with a shell, a runtime in it, and an extension that is a process of its own.
 fn root_with(extension: &Path) -> Option<tempfile::TempDir> {
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-    let Some(busybox) = busybox else {
-        println!("left out: busybox (package busybox-static) is missing");
-        return None;
-    };
+    let busybox = busybox()?;
     let root = tempfile::Builder::new().prefix("stoker-root-").tempdir().unwrap();
     for directory in ["bin", "opt/extensions", "var/task", "tmp", "proc", "dev", "sys", "etc"] {
         std::fs::create_dir_all(root.path().join(directory)).unwrap();
     }
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda");
     let files = [
-        (PathBuf::from(busybox), "bin/busybox"),
+        (busybox, "bin/busybox"),
         (sources.join("bootstrap.sh"), "var/task/bootstrap"),
         (extension.to_owned(), "opt/extensions/outside"),
     ];

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use stoker_core::ImageRef;
 use stoker_image::{LayerBuilder, Publisher, RegistryConfig, Top};
 use stoker_lb::{LambdaCode, LambdaConfig, LambdaRuntimes};
+use stoker_tests::busybox;
 use stoker_tests::fleet::{Fleet, Plan};
 use stoker_tests::registry::Registry;
 use zip::ZipWriter;
@@ -33,18 +34,9 @@ fn repository(registry: &Registry, name: &str) -> Publisher {
     Publisher::new(RegistryConfig::default(), repository, None).unwrap()
 }
 
-/// A static program that is a shell, and all that a script needs.
-fn busybox() -> Option<Vec<u8>> {
-    let there = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-    if there.is_none() {
-        println!("left out: busybox (package busybox-static) is missing");
-    }
-    there.map(|path| std::fs::read(path).unwrap())
-}
-
 /// An image with a shell in it, and code of its own that is not to be seen.
 pub async fn shell(registry: &Registry) -> Option<ImageRef> {
-    let content = busybox()?;
+    let content = std::fs::read(busybox()?).unwrap();
     let mut layer = LayerBuilder::new(16 << 20);
     layer.file(Path::new("bin/busybox"), content.len() as u64, true, &*content).unwrap();
     for name in ["sh", "wget", "grep", "sed", "tr", "cat", "sleep", "echo", "ls"] {
@@ -128,6 +120,7 @@ async fn code_is_laid_on_the_image_of_its_runtime() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_program_that_needs_nothing_is_an_image_by_itself() {
     let (Some(busybox), Some(registry)) = (busybox(), Registry::start()) else { return };
+    let busybox = std::fs::read(busybox).unwrap();
     let fleet = start(&registry, None).await;
     let names = ["wget", "grep", "sed", "tr", "cat", "sleep"];
     let by_itself = names.map(|name| format!("{name}() {{ /var/task/busybox {name} \"$@\"; }}\n")).concat();
