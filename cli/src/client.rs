@@ -8,7 +8,7 @@ use stoker_proto::v1::call_service_client::CallServiceClient;
 use stoker_proto::v1::fleet_service_client::FleetServiceClient;
 use stoker_proto::v1::function_service_client::FunctionServiceClient;
 
-pub use self::connection::{Connection, origin};
+pub use self::connection::{Connection, origin, place};
 pub use self::credentials::{authorization, secured, show};
 use crate::failure::Failure;
 

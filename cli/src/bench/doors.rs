@@ -9,13 +9,14 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use stoker_core::call::{CHUNK, REFILL};
+use stoker_core::call::{CHUNK, Taken};
 use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Error};
 use stoker_proto::v1;
 use stoker_proto::v1::session_request::Frame as Send;
 use stoker_proto::v1::session_response::Frame as Receive;
 use stoker_proto::{convert, status};
+use stoker_runtime::net;
 use stoker_runtime::tls::Speaks;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -32,10 +33,16 @@ struct Caller {
     call: u64,
     began: Instant,
     bytes: usize,
-    /// Bytes of the answer that the balancer was given no new credit for.
-    taken: u32,
+    taken: Taken,
     /// Bytes of the body that are sent.
     sent: usize,
+}
+
+impl Caller {
+    /// With this call, of whose body `sent` bytes go with its start.
+    fn begins(call: u64, sent: usize) -> Self {
+        Self { call, began: Instant::now(), bytes: 0, taken: Taken::default(), sent }
+    }
 }
 
 /// What goes out on the stream. Frames that find no room wait here and not in the loop, which must go on reading: two ends
@@ -88,7 +95,7 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
     };
     let mut callers = Vec::with_capacity(load.concurrency);
     for n in 0..load.concurrency {
-        let caller = Caller { call: n as u64, began: Instant::now(), bytes: 0, taken: 0, sent: first.len() };
+        let caller = Caller::begins(n as u64, first.len());
         outbox.send(caller.call, start(&caller))?;
         callers.push(caller);
     }
@@ -98,7 +105,7 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
     let mut resting: VecDeque<(Instant, usize)> = VecDeque::new();
     let next = |callers: &mut [Caller], at: usize, outbox: &mut Outbox| {
         let call = callers[at].call + load.concurrency as u64;
-        callers[at] = Caller { call, began: Instant::now(), bytes: 0, taken: 0, sent: first.len() };
+        callers[at] = Caller::begins(call, first.len());
         outbox.send(call, start(&callers[at]))
     };
     while open > 0 {
@@ -137,9 +144,7 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
         match response.frame {
             Some(Receive::Body(piece)) => {
                 caller.bytes += piece.data.len();
-                caller.taken += piece.data.len() as u32;
-                if caller.taken >= REFILL {
-                    let bytes = std::mem::take(&mut caller.taken);
+                if let Some(bytes) = caller.taken.add(piece.data.len()) {
                     outbox.send(caller.call, Send::Credit(v1::SessionCredit { bytes }))?;
                 }
             }
@@ -252,8 +257,8 @@ pub struct Target {
 }
 
 enum Place {
-    /// Host and port of a balancer, and how it is written.
-    Balancer(String, http::Uri),
+    /// The URL of a balancer.
+    Balancer(http::Uri),
     /// The socket of a function.
     Socket(PathBuf),
 }
@@ -265,7 +270,7 @@ impl Target {
         let authority = url.authority().map(ToString::to_string).unwrap_or_default();
         let host = match url.port_u16() {
             Some(_) => authority,
-            None => format!("{authority}:{}", if url.scheme_str() == Some("https") { 443 } else { 80 }),
+            None => format!("{authority}:{}", client::place(&url).1),
         };
         let (path, name) = match door {
             Door::Lambda => {
@@ -275,7 +280,7 @@ impl Target {
             }
             _ => (format!("/invoke/{function}"), "http"),
         };
-        Ok(Self { place: Place::Balancer(host.clone(), url), path, host, name })
+        Ok(Self { place: Place::Balancer(url), path, host, name })
     }
 
     pub fn socket(path: PathBuf) -> Self {
@@ -299,7 +304,7 @@ impl Target {
                     .header("Fn-Call-Id", "00000000-0000-7000-8000-000000000000")
                     .header("Fn-Deadline", "2100-01-01T00:00:00Z");
             }
-            Place::Balancer(_, url) => {
+            Place::Balancer(url) => {
                 if let Some(authorization) = client::authorization(url)? {
                     request = request.header(http::header::AUTHORIZATION, authorization);
                 }
@@ -312,18 +317,19 @@ impl Target {
 
     async fn connect(&self) -> Result<Sender, Failure> {
         match &self.place {
-            Place::Balancer(address, url) => {
+            Place::Balancer(url) => {
                 let away = |error: &dyn std::fmt::Display| {
                     Failure::platform(
                         format!(
-                            "no balancer answers at {}://{address}: {error}",
-                            url.scheme_str().unwrap_or("http")
+                            "no balancer answers at {}://{}: {error}",
+                            url.scheme_str().unwrap_or("http"),
+                            self.host
                         ),
                         "start a fleet with `stoker up`, or name another with --http or STOKER_HTTP",
                     )
                 };
-                let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| away(&error))?;
-                stream.set_nodelay(true).map_err(|error| away(&error))?;
+                let (host, port) = client::place(url);
+                let stream = net::connect(host, port).await.map_err(|error| away(&error))?;
                 let stream =
                     client::secured(url, stream, Speaks::Http1).await.map_err(|error| away(&error))?;
                 handshake(stream).await.map_err(|error| away(&error))

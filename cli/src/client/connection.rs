@@ -21,8 +21,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use stoker_core::{Code, Error};
 use stoker_proto::status::to_status;
 use stoker_runtime::cork::Corked;
+use stoker_runtime::net;
 use stoker_runtime::tls::{Secured, Speaks};
-use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::GrpcService;
@@ -93,17 +93,13 @@ impl Connection {
                 "start a fleet with `stoker up`, or name another with --server or STOKER_SERVER",
             )
         };
-        let host = origin.host().unwrap_or_default().trim_matches(['[', ']']);
-        let connect = TcpStream::connect((
-            host,
-            origin.port_u16().unwrap_or(if origin.scheme_str() == Some("https") { 443 } else { 80 }),
-        ));
+        let (host, port) = place(&origin);
+        let connect = net::connect(host, port);
         let stream = match tokio::time::timeout(CONNECT_LIMIT, connect).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(away(error.to_string())),
             Err(_) => return Err(away(format!("no answer in {} s", CONNECT_LIMIT.as_secs()))),
         };
-        stream.set_nodelay(true).map_err(|error| away(error.to_string()))?;
         let window = stoker_proto::stream_window(stream.peer_addr().ok());
         let stream = credentials::secured(&origin, stream, Speaks::Http2).await.map_err(|why| {
             Failure::away(
@@ -133,8 +129,20 @@ impl Connection {
     }
 }
 
+/// Where the balancer of this URL listens.
+pub fn place(url: &http::Uri) -> (&str, u16) {
+    let usual = if url.scheme_str() == Some("https") { 443 } else { 80 };
+    (url.host().unwrap_or_default().trim_matches(['[', ']']), url.port_u16().unwrap_or(usual))
+}
+
 /// An address of a balancer as a URL; `host:port` will do.
 pub fn origin(server: &str, example: &str) -> Result<http::Uri, Failure> {
+    if server.contains('@') {
+        return Err(Failure::usage(
+            "the address has a user or a password in it, which would be shown in errors",
+            format!("write it like {example}; a token is --token-file FILE or STOKER_TOKEN"),
+        ));
+    }
     let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
     let wrong =
         || Failure::usage(format!("`{server}` is not an address"), format!("write it like {example}"));

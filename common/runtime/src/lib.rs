@@ -10,6 +10,7 @@ pub mod lifecycle;
 pub mod logs;
 pub mod metrics;
 mod moments;
+pub mod net;
 pub mod reload;
 pub mod server;
 pub mod telemetry;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use stoker_runtime::net;
 use stoker_runtime::tls::{Secured, Tls};
-use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// Pings of HTTP/2 notice what [`pulse`](super::pulse) does not ask: runners of a release that knows no such question, and connections that are not engaged yet.
@@ -43,8 +43,7 @@ impl Dial {
         let connect = tower::service_fn(move |_| {
             let (tls, host, name) = (tls.clone(), host.clone(), name.clone());
             async move {
-                let stream = TcpStream::connect((host.as_str(), port)).await?;
-                stream.set_nodelay(true)?;
+                let stream = net::connect(&host, port).await?;
                 let stream = match tls {
                     Some(tls) => tls.connect_runner(&name, stream).await?,
                     None => Secured::plain(stream),

@@ -15,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::Connected;
 
 use super::{Peer, Speaks, Tls};
+use crate::metrics::{Counter, Handle as _};
+use crate::net;
 
 /// Handshakes of one port at once. One more takes the place of the oldest: who means it is done in a few turns, so that those that stand still go
 /// first, and however many of them come, others are let in. Tests need fewer.
@@ -142,6 +144,7 @@ pub struct Incoming {
     /// Ends one of them; by their numbers, which grow.
     ends: BTreeMap<u64, AbortHandle>,
     next: u64,
+    failed: Counter,
 }
 
 /// A handshake's number, and what came of it: nothing, where another took its place.
@@ -151,7 +154,15 @@ impl Incoming {
     /// Nothing is accepted before this is polled. Dropping it drops the handshakes that run.
     #[must_use]
     pub fn new(listener: TcpListener, tls: Option<Arc<Tls>>, speaks: Speaks) -> Self {
-        Self { listener, tls, speaks, shaking: FuturesUnordered::new(), ends: BTreeMap::new(), next: 0 }
+        net::listens(&listener);
+        let (shaking, ends) = (FuturesUnordered::new(), BTreeMap::new());
+        Self { listener, tls, speaks, shaking, ends, next: 0, failed: Counter::off() }
+    }
+
+    /// Counts with this the handshakes that come to nothing.
+    #[must_use]
+    pub fn counting(self, failed: Counter) -> Self {
+        Self { failed, ..self }
     }
 }
 
@@ -163,6 +174,9 @@ impl Stream for Incoming {
         loop {
             while let Poll::Ready(Some((number, done))) = this.shaking.poll_next_unpin(cx) {
                 this.ends.remove(&number);
+                if !matches!(done, Ok(Ok(_))) {
+                    this.failed.add_one();
+                }
                 match done {
                     Ok(Ok(secured)) => return Poll::Ready(Some(Ok(secured))),
                     // Who is not let in is no trouble of the port's.
@@ -176,7 +190,7 @@ impl Stream for Incoming {
                 Ok(accepted) => accepted,
                 Err(error) => return Poll::Ready(Some(Err(error))),
             };
-            stream.set_nodelay(true).ok();
+            net::prepare(&stream).ok();
             let from = move |secured| Secured { remote: Some(remote), ..secured };
             let Some(tls) = &this.tls else { return Poll::Ready(Some(Ok(from(Secured::plain(stream))))) };
             let (tls, speaks) = (tls.clone(), this.speaks);

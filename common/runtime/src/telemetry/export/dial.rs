@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use http::Uri;
 use http::uri::{Authority, PathAndQuery};
-use tokio::net::TcpStream;
 
 use super::super::settings::{Config, Protocol};
+use crate::net;
 use crate::tls::{self, Secured, Speaks};
 
 /// Where the collector is, and whom we take for it.
@@ -69,8 +69,7 @@ impl Dial {
     }
 
     pub async fn connect(&self) -> io::Result<Secured> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
-        stream.set_nodelay(true)?;
+        let stream = net::connect(&self.host, self.port).await?;
         match &self.tls {
             None => Ok(Secured::plain(stream)),
             Some(trusted) => {
