@@ -16,6 +16,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, applic
 /// What is written here: OCI's.
 pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const CONFIGURATION: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKERS_CONFIGURATION: &str = "application/vnd.docker.container.image.v1+json";
 pub(crate) const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// Where a document leads on to.
@@ -26,8 +27,11 @@ pub(crate) struct Descriptor {
     pub digest: Digest,
     pub size: u64,
     pub platform: Option<Platform>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub annotations: BTreeMap<String, String>,
+    /// Where else it can be had.
+    #[serde(default, deserialize_with = "or_default")]
+    pub urls: Vec<String>,
 }
 
 /// Which machine an image is for.
@@ -76,6 +80,12 @@ impl Document {
                 Ok(Document::Index(manifests))
             }
             Any { config: Some(config), layers: Some(layers), .. } => {
+                if let Some(layer) = layers.iter().find(|layer| layer.media_type.ends_with("+encrypted")) {
+                    let digest = layer.digest;
+                    return Err(Error::image(format!(
+                        "its layer {digest} is encrypted, which is not undone here"
+                    )));
+                }
                 Ok(Document::Manifest { config, layers })
             }
             Any { fs_layers: Some(_), .. } => Err(Error::image(
@@ -101,7 +111,21 @@ impl Platform {
     }
 
     fn fits(&self, here: &Platform) -> bool {
-        self.os == here.os && self.architecture == here.architecture
+        self.os == here.os && self.machine() == here.architecture
+    }
+
+    /// The architecture as images are to call it: some are made by hand, in the words of the system.
+    fn machine(&self) -> &str {
+        match self.architecture.as_str() {
+            "x86_64" | "x86-64" => "amd64",
+            "aarch64" => "arm64",
+            machine => machine,
+        }
+    }
+
+    /// Whether it is said of what no machine runs, of statements about an image among them.
+    fn is_none(&self) -> bool {
+        self.os == "unknown"
     }
 
     /// Variants go from what every such machine runs to what only some do: the plainest is safe.
@@ -114,13 +138,16 @@ impl Platform {
 pub(crate) fn choose<'a>(manifests: &'a [Descriptor], here: &Platform) -> Result<&'a Descriptor> {
     let fitting = manifests.iter().filter(|m| m.platform.as_ref().is_some_and(|p| p.fits(here)));
     let best = fitting.min_by_key(|m| m.platform.as_ref().map(Platform::rank));
-    // An index of one says nothing more than the image in it.
-    let only = || manifests.first().filter(|m| manifests.len() == 1 && m.platform.is_none());
+    // An index of one image says nothing more than that image does.
+    let only = || {
+        let mut images = manifests.iter().filter(|m| !m.platform.as_ref().is_some_and(Platform::is_none));
+        images.next().filter(|image| image.platform.is_none() && images.next().is_none())
+    };
     best.or_else(only).ok_or_else(|| {
         let mut there: Vec<String> = manifests
             .iter()
             .filter_map(|m| m.platform.as_ref())
-            .filter(|p| p.os != "unknown")
+            .filter(|p| !p.is_none())
             .map(|p| format!("{}/{}", p.os, p.architecture))
             .take(20)
             .collect();
@@ -154,9 +181,9 @@ pub(crate) struct Settings {
     pub user: String,
     #[serde(deserialize_with = "or_default")]
     pub env: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "words")]
     pub entrypoint: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "words")]
     pub cmd: Vec<String>,
     #[serde(deserialize_with = "or_default")]
     pub working_dir: String,
@@ -173,14 +200,36 @@ where
     Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
+/// Old images have one word where a list should be: Docker takes it for a list of one.
+fn words<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of words")]
+    enum Words {
+        Many(Vec<String>),
+        One(String),
+    }
+    Ok(match Option::deserialize(from)? {
+        None => Vec::new(),
+        Some(Words::Many(words)) => words,
+        Some(Words::One(word)) => vec![word],
+    })
+}
+
 impl Configuration {
-    /// Reads a configuration, if it is that of an image for this machine.
-    pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let configuration: Self = serde_json::from_slice(bytes)
-            .map_err(|error| Error::image(format!("its configuration cannot be understood: {error}")))?;
+    /// Reads a configuration, if it is that of an image for this machine. What its manifest says of its kind is used to say what else it is.
+    pub fn parse(bytes: &[u8], kind: &str) -> Result<Self> {
+        let configuration: Self = serde_json::from_slice(bytes).map_err(|error| {
+            let known = ["", "application/octet-stream", CONFIGURATION, DOCKERS_CONFIGURATION];
+            Error::image(match known.contains(&kind) {
+                true => format!("its configuration cannot be understood: {error}"),
+                false => format!(
+                    "it is no image of a container: its manifest calls its configuration {kind:?}, not {CONFIGURATION:?}"
+                ),
+            })
+        })?;
         let (is, here) = (&configuration.platform, Platform::here());
         let other = |is: &str, here: &str| !is.is_empty() && is != here;
-        if other(&is.os, &here.os) || other(&is.architecture, &here.architecture) {
+        if other(&is.os, &here.os) || other(is.machine(), &here.architecture) {
             return Err(Error::image(format!(
                 "it is made for {}/{}, and this machine is {}/{}",
                 is.os, is.architecture, here.os, here.architecture
@@ -262,12 +311,53 @@ mod tests {
             .to_string()
         };
         let here = Platform::here().architecture;
-        let read = Configuration::parse(text(&here).as_bytes()).unwrap();
+        let read = Configuration::parse(text(&here).as_bytes(), CONFIGURATION).unwrap();
         assert_eq!(read.config.cmd, ["a"]);
-        assert!(Configuration::parse(text("").as_bytes()).is_ok());
-        let error = Configuration::parse(text("pdp11").as_bytes()).unwrap_err();
+        assert!(Configuration::parse(text("").as_bytes(), "").is_ok());
+        let error = Configuration::parse(text("pdp11").as_bytes(), "").unwrap_err();
         assert!(error.message.contains("linux/pdp11"), "{error}");
         let none = serde_json::json!({"rootfs": {"diff_ids": null}});
-        assert!(Configuration::parse(none.to_string().as_bytes()).unwrap_err().message.contains("0 layers"));
+        let error = Configuration::parse(none.to_string().as_bytes(), CONFIGURATION).unwrap_err();
+        assert!(error.message.contains("0 layers"), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_image_is_called_what_it_is() {
+        let empty = "application/vnd.oci.empty.v1+json";
+        let error = Configuration::parse(b"{}", empty).unwrap_err();
+        assert!(error.message.contains("no image") && error.message.contains(empty), "{error}");
+        for kind in ["", CONFIGURATION, DOCKERS_CONFIGURATION] {
+            let error = Configuration::parse(b"{}", kind).unwrap_err();
+            assert!(error.message.contains("missing field `rootfs`"), "{error}");
+        }
+        let layer = serde_json::json!({"digest": digest("l"), "size": 1, "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"});
+        let manifest =
+            serde_json::json!({"config": {"digest": digest("c"), "size": 1}, "layers": [layer]}).to_string();
+        assert!(Document::parse(manifest.as_bytes()).unwrap_err().message.contains("is encrypted"));
+    }
+
+    #[test]
+    fn one_word_is_a_list_of_one_and_systems_words_for_machines_are_known() {
+        let here = if cfg!(target_arch = "x86_64") { "x86_64" } else { std::env::consts::ARCH };
+        let text = serde_json::json!({
+            "architecture": here, "os": "linux", "config": {"Entrypoint": "/bin/a b", "Cmd": null},
+            "rootfs": {"diff_ids": [digest("layer")]},
+        });
+        let read = Configuration::parse(text.to_string().as_bytes(), CONFIGURATION).unwrap();
+        assert_eq!((read.config.entrypoint, read.config.cmd), (vec!["/bin/a b".to_owned()], Vec::new()));
+        let wrong = text.to_string().replace("\"/bin/a b\"", "7");
+        let error = Configuration::parse(wrong.as_bytes(), CONFIGURATION).unwrap_err();
+        assert!(error.message.contains("a list of words"), "{error}");
+    }
+
+    #[test]
+    fn statements_about_an_image_do_not_hide_it() {
+        let mut manifests =
+            index(&[("unknown", "unknown", ""), ("linux", "x", ""), ("unknown", "unknown", "v")]);
+        manifests[1].platform = None;
+        let chosen = choose(&manifests, &Platform::here()).unwrap();
+        assert_eq!(chosen.digest, manifests[1].digest);
+        manifests[2].platform = None;
+        assert!(choose(&manifests, &Platform::here()).is_err(), "which of the two is meant, nobody says");
     }
 }

@@ -37,7 +37,10 @@ pub(crate) struct Layer {
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
     /// In the registry that the image came from.
-    Registry,
+    Registry {
+        /// The image names other places for it, where nothing is fetched from: many such layers are in no registry.
+        elsewhere: bool,
+    },
     /// In a file of this machine, from this offset.
     File(Arc<Path>, u64),
     /// In a file of the store's own, which goes when nobody needs it any more.

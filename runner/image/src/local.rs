@@ -252,18 +252,21 @@ impl Files {
         struct Saved {
             config: String,
             layers: Vec<String>,
+            #[serde(default)]
+            repo_tags: Option<Vec<String>>,
         }
         let images: Vec<Saved> = serde_json::from_slice(bytes)
             .map_err(|error| Error::image(format!("its manifest.json cannot be understood: {error}")))?;
         let [saved] = &images[..] else {
-            return Err(Error::image(format!("it holds {} images: save one alone", images.len())));
+            let tags = images.iter().filter_map(|saved| saved.repo_tags.as_ref()?.first());
+            return Err(several(images.len(), tags.map(String::as_str)));
         };
         let configuration = self.document(&self.need(&saved.config)?, "configuration")?;
         let blobs = saved.layers.iter().map(|path| {
             let (size, place) = self.need(path)?;
             Ok((None, size, place))
         });
-        Found::new(Configuration::parse(&configuration)?, blobs.collect::<Result<_>>()?)
+        Found::new(Configuration::parse(&configuration, "")?, blobs.collect::<Result<_>>()?)
     }
 
     fn laid_out(&self, bytes: &[u8]) -> Result<Found> {
@@ -275,15 +278,18 @@ impl Files {
         manifests.dedup_by_key(|m| m.digest);
         let mut chosen = match &manifests[..] {
             [only] => only.clone(),
-            several => {
-                let named = |m: &&Descriptor| m.annotations.contains_key("org.opencontainers.image.ref.name");
-                let names = several.iter().filter(named).count();
-                if names > 1 {
-                    return Err(Error::image(format!(
-                        "it holds {names} images: write a layout of one alone"
-                    )));
+            many => {
+                let name =
+                    |m: &'_ Descriptor| m.annotations.get("org.opencontainers.image.ref.name").cloned();
+                let named: Vec<_> = many.iter().filter_map(|m| Some((name(m)?, m))).collect();
+                if named.len() > 1 {
+                    return Err(several(named.len(), named.iter().map(|(name, _)| name.as_str())));
                 }
-                document::choose(several, &Platform::here())?.clone()
+                // Signatures lie beside an image, and what an index leads to.
+                match (document::choose(many, &Platform::here()), &named[..]) {
+                    (Err(_), [(_, named)]) if named.platform.is_none() => (*named).clone(),
+                    (chosen, _) => chosen?.clone(),
+                }
             }
         };
         for _ in 0..limits::NESTING {
@@ -292,7 +298,8 @@ impl Files {
                     chosen = document::choose(&manifests, &Platform::here())?.clone()
                 }
                 Document::Manifest { config, layers } => {
-                    let configuration = Configuration::parse(&self.blob(&config, "configuration")?)?;
+                    let configuration = self.blob(&config, "configuration")?;
+                    let configuration = Configuration::parse(&configuration, &config.media_type)?;
                     let blobs = layers.iter().map(|layer| {
                         let (size, place) = self.need(&path_of(&layer.digest))?;
                         if size != layer.size {
@@ -319,6 +326,16 @@ impl Files {
         }
         Ok(bytes)
     }
+}
+
+/// An archive or a layout is one function's.
+fn several<'a>(count: usize, names: impl Iterator<Item = &'a str>) -> Error {
+    if count == 0 {
+        return Error::image("it holds no image");
+    }
+    let names: Vec<_> = names.take(5).collect();
+    let names = if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) };
+    Error::image(format!("it holds {count} images{names}, and a function has one: save that alone"))
 }
 
 fn path_of(digest: &Digest) -> String {

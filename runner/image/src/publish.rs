@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use stoker_core::ImageRef;
 
 use crate::digest::Digest;
-use crate::document::{self, Configuration, Descriptor, Platform};
+use crate::document::{self, Descriptor, Platform};
 use crate::error::{Error, Fault, Result};
 use crate::layer::Layer;
 use crate::limits;
@@ -114,20 +114,21 @@ impl Publisher {
     /// The layers of an image, put into the repository, and its configuration.
     async fn below(&self, to: &Session, base: &ImageRef) -> Result<(Vec<Value>, Value)> {
         // Of the credentials only what is for its registry; most images below are for everybody.
-        let from = match self.registry.session(base, self.credentials()).await {
-            Err(error) if error.fault == Fault::Image => self.registry.session(base, None).await?,
+        let course = Arc::default();
+        let from = match self.registry.session(base, self.credentials(), &course).await {
+            Err(error) if error.fault == Fault::Image => self.registry.session(base, None, &course).await?,
             session => session?,
         };
         let digest = from.resolve(base.digest().or(base.tag()).unwrap_or("latest")).await?;
-        let Documents { layers, configuration } = from.documents(digest).await?;
-        // For this machine's kind, and of as many layers as it says.
-        if Configuration::parse(&configuration)?.rootfs.diff_ids.len() != layers.len() {
+        let Documents { layers, configuration, written } = from.documents(digest).await?;
+        // Of as many layers as it says.
+        if configuration.rootfs.diff_ids.len() != layers.len() {
             return Err(Error::image("its configuration speaks of other layers than its manifest"));
         }
         for &Descriptor { digest, size, .. } in &layers {
             to.put(&Blob::In { session: &from, digest, size }).await?;
         }
-        let configuration = serde_json::from_slice(&configuration)
+        let configuration = serde_json::from_slice(&written)
             .map_err(|error| Error::image(format!("its configuration cannot be understood: {error}")))?;
         let layers = layers.iter().map(|layer| described(kind(layer), layer.digest, layer.size));
         Ok((layers.collect(), configuration))
@@ -139,10 +140,8 @@ impl Publisher {
             && image.repository() == self.repository.repository();
         let digest = image.digest().and_then(Digest::parse).filter(|_| here);
         let digest = digest.ok_or_else(|| Error::missing(format!("{image} is not in it")))?;
-        let documents = to.documents(digest).await?;
-        let configuration = Configuration::parse(&documents.configuration)?;
-        let (Some(layer), Some(content)) = (documents.layers.last(), configuration.rootfs.diff_ids.last())
-        else {
+        let Documents { layers, configuration, .. } = to.documents(digest).await?;
+        let (Some(layer), Some(content)) = (layers.last(), configuration.rootfs.diff_ids.last()) else {
             return Err(Error::image(format!("{image} has no layers")));
         };
         Ok((described(kind(layer), layer.digest, layer.size), *content))

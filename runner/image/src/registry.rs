@@ -4,17 +4,19 @@
 //! it names, and nowhere else.
 
 mod auth;
+mod course;
 mod credentials;
 mod helper;
 mod http;
 mod upload;
+mod words;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER,
 };
 use ::http::{Method, StatusCode};
 use bytes::Bytes;
@@ -30,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::found::{Found, Place};
 use crate::limits;
 use auth::{Authorization, Scope};
+pub(crate) use course::Course;
 use credentials::Credential;
 use http::{Http, Origin, Trouble};
 pub(crate) use upload::Blob;
@@ -74,10 +77,15 @@ impl Registry {
         Ok(Self { config, http })
     }
 
-    /// A conversation about one repository.
-    pub async fn session(self: &Arc<Self>, image: &ImageRef, credentials: Option<&str>) -> Result<Session> {
+    /// A conversation about one repository, whose course can be looked at from outside.
+    pub async fn session(
+        self: &Arc<Self>,
+        image: &ImageRef,
+        credentials: Option<&str>,
+        course: &Arc<Course>,
+    ) -> Result<Session> {
         let scope = Scope::reading(image.repository());
-        self.converse(image, credentials, scope).await
+        self.converse(image, credentials, scope, Arc::clone(course)).await
     }
 
     /// The same to put something there, which may take blobs from another repository of the same registry.
@@ -88,7 +96,7 @@ impl Registry {
         from: Option<&ImageRef>,
     ) -> Result<Session> {
         let from = from.filter(|from| from.registry() == image.registry()).map(ImageRef::repository);
-        self.converse(image, credentials, Scope::writing(image.repository(), from)).await
+        self.converse(image, credentials, Scope::writing(image.repository(), from), Arc::default()).await
     }
 
     async fn converse(
@@ -96,6 +104,7 @@ impl Registry {
         image: &ImageRef,
         credentials: Option<&str>,
         scope: Scope,
+        course: Arc<Course>,
     ) -> Result<Session> {
         let host = if image.registry() == HUB { HUB_HOST } else { image.registry() };
         let origin = self.http.origin(host)?;
@@ -106,7 +115,7 @@ impl Registry {
                     "it wants the credentials `{name}`, and this machine has no directory of credentials"
                 )));
             }
-            (Some(name), Some(directory)) => Some(credentials::find(directory, name, image).await?),
+            (Some(name), Some(directory)) => Some(credentials::find(directory, name, image, &course).await?),
         };
         let repository = image.repository().to_owned();
         Ok(Session {
@@ -116,6 +125,7 @@ impl Registry {
             scope,
             credential,
             patience: PATIENCE,
+            course,
             authorization: Mutex::default(),
         })
     }
@@ -131,6 +141,7 @@ pub(crate) struct Session {
     credential: Option<Credential>,
     /// How long the registry may want to be left alone before it is asked again.
     patience: Duration,
+    course: Arc<Course>,
     /// What the registry took last.
     authorization: Mutex<Option<Authorization>>,
 }
@@ -139,7 +150,9 @@ pub(crate) struct Session {
 pub(crate) struct Documents {
     /// The lowest first.
     pub layers: Vec<Descriptor>,
-    pub configuration: Bytes,
+    pub configuration: Configuration,
+    /// The configuration as it was written.
+    pub written: Bytes,
 }
 
 /// What a registry is asked.
@@ -165,27 +178,34 @@ impl Session {
     /// What a tag or digest leads to now.
     pub async fn resolve(&self, reference: &str) -> Result<Digest> {
         let path = self.path("manifests", reference);
-        match self.ask(Method::HEAD, &path, document::ACCEPT, None).await {
-            Ok(head) => {
-                let said = head.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-                if let Some(digest) = said.and_then(Digest::parse) {
-                    return Ok(digest);
+        let mut waits = backoff();
+        loop {
+            match self.ask_once(&Method::HEAD, &path, document::ACCEPT, None).await {
+                Ok(head) => {
+                    let said = head.headers().get("docker-content-digest");
+                    match said.and_then(|value| Digest::parse(value.to_str().ok()?)) {
+                        Some(digest) => return Ok(digest),
+                        None => break,
+                    }
                 }
+                // What cannot be asked in this way may be asked in the other, and then says why not.
+                Err(Trouble::Final(_)) => break,
+                Err(trouble) => self.again(&mut waits, trouble).await?,
             }
-            // It wants to be left alone.
-            Err(error) if error.retry_after.is_some() => return Err(error),
-            Err(_) => {}
         }
         // Some do not say it, and some do not take HEAD.
-        Ok(Digest::of(&self.document(&path, None).await?))
+        let bytes = self.document(&path, None).await?;
+        Document::parse(&bytes)?;
+        Ok(Digest::of(&bytes))
     }
 
     /// An image, ready to be unpacked.
     pub async fn find(&self, digest: Digest) -> Result<Found> {
-        let documents = self.documents(digest).await?;
-        let layers = documents.layers.iter();
-        let blobs = layers.map(|layer| (Some(layer.digest), layer.size, Place::Registry)).collect();
-        Found::new(Configuration::parse(&documents.configuration)?, blobs)
+        let Documents { layers, configuration, .. } = self.documents(digest).await?;
+        let layers = layers.iter();
+        let place = |layer: &Descriptor| Place::Registry { elsewhere: !layer.urls.is_empty() };
+        let blobs = layers.map(|layer| (Some(layer.digest), layer.size, place(layer))).collect();
+        Found::new(configuration, blobs)
     }
 
     /// The documents of an image.
@@ -202,9 +222,10 @@ impl Session {
                 }
                 Document::Manifest { config, layers } => {
                     let path = self.path("blobs", &config.digest.to_string());
-                    let configuration =
+                    let written =
                         self.verified(&path, config.digest, Some(config.size), "configuration").await?;
-                    return Ok(Documents { layers, configuration });
+                    let configuration = Configuration::parse(&written, &config.media_type)?;
+                    return Ok(Documents { layers, configuration, written });
                 }
             }
         }
@@ -228,13 +249,16 @@ impl Session {
         let mut waits = backoff();
         loop {
             let answer = self.ask(Method::GET, path, document::ACCEPT, None).await?;
+            let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+            if kind.is_some_and(|kind| kind.starts_with("text/html")) {
+                return Err(Error::registry(format!(
+                    "{} answers with a page for browsers: it is no registry, or something stands before it",
+                    self.origin
+                )));
+            }
             match http::whole(answer.into_body(), size.unwrap_or(limits::DOCUMENT)).await {
                 Ok(bytes) => return Ok(bytes),
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing(error, _)) => match waits.next() {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => return Err(error),
-                },
+                Err(trouble) => self.again(&mut waits, trouble).await?,
             }
         }
     }
@@ -250,16 +274,12 @@ impl Session {
             match self.blob_from(&path, &mut sent, size, &to).await {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                Err(Trouble::Final(error)) => return Err(error),
-                Err(Trouble::Passing(error, _)) => {
+                Err(trouble) => {
                     // Whoever makes headway may go on: the time for all of it is bounded elsewhere.
                     if sent > before {
                         waits = backoff();
                     }
-                    match waits.next() {
-                        Some(wait) => tokio::time::sleep(wait).await,
-                        None => return Err(error),
-                    }
+                    self.again(&mut waits, trouble).await?;
                 }
             }
         }
@@ -312,6 +332,7 @@ impl Session {
                 continue;
             }
             *sent += data.len() as u64;
+            self.course.came(data.len());
             if *sent > size {
                 let error = format!("{} gave more than the {size} bytes of a layer", self.origin);
                 return Err(Trouble::Final(Error::registry(error)));
@@ -366,6 +387,7 @@ impl Session {
             return Err(error);
         };
         tracing::debug!(registry = %self.origin, %error, "a registry is asked again");
+        self.course.met(&error);
         tokio::time::sleep(wait.max(after.unwrap_or_default())).await;
         Ok(())
     }
@@ -405,20 +427,21 @@ impl Session {
             }
             let http = &self.registry.http;
             let sent = http.send(&at, request.method.clone(), &request.path, headers, request.body.clone());
-            let answer = sent.await?;
+            let answer = self.course.awaiting(&at, sent).await?;
             match answer.status() {
                 status if status.is_success() => return Ok((at, answer)),
                 StatusCode::UNAUTHORIZED if at == self.origin && !challenged => {
                     challenged = true;
                     let (asked, credential) = (answer.headers(), self.credential.as_ref());
                     let authorization =
-                        auth::answer(http, &self.origin, asked, &self.scope, credential).await?;
+                        auth::answer(http, &self.origin, asked, &self.scope, credential, &self.course)
+                            .await?;
                     *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
                 }
                 status if status.is_redirection() => {
                     (at, request.path) = http.follow(&at, answer.headers().get(LOCATION))?;
                 }
-                _ => return Err(self.refused(&at, &answer)),
+                _ => return Err(self.refused(&at, answer).await),
             }
         }
         Err(Trouble::Final(Error::registry(format!("{} leads in a circle", self.origin))))
@@ -428,22 +451,35 @@ impl Session {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn refused(&self, at: &Origin, answer: &::http::Response<Incoming>) -> Trouble {
-        let status = answer.status();
+    async fn refused(&self, at: &Origin, answer: ::http::Response<Incoming>) -> Trouble {
+        let (status, after) = (answer.status(), after(&answer));
+        // One that repeats what it was told is not repeated; nor are others, whose addresses may have secrets in them.
+        let told = |text: &str| {
+            self.credential.as_ref().is_some_and(|credential| credential.is_in(text))
+                || self.authorization().is_some_and(|authorization| authorization.is_in(text))
+        };
+        let said = match *at == self.origin {
+            true => words::of(answer.into_body(), told).await,
+            false => None,
+        };
+        let said = said.map(|said| format!(": it says {said}")).unwrap_or_default();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Trouble::Final(Error::denied(match &self.credential {
                     Some(credential) => {
-                        format!("{at} does not take the credentials `{}` for it ({status})", credential.name)
+                        format!(
+                            "{at} does not take the credentials `{}` for it ({status}){said}",
+                            credential.name
+                        )
                     }
                     None => format!(
-                        "{at} does not show it to everybody, if it is there: name `credentials` ({status})"
+                        "{at} does not show it to everybody, if it is there: name `credentials` ({status}){said}"
                     ),
                 }))
             }
-            StatusCode::NOT_FOUND => Trouble::Final(Error::missing(format!("{at} does not have it"))),
+            StatusCode::NOT_FOUND => Trouble::Final(Error::missing(format!("{at} does not have it{said}"))),
             StatusCode::PAYLOAD_TOO_LARGE => Trouble::Final(Error::registry(format!(
-                "{at}, or what stands before it, takes no request of that size ({status})"
+                "{at}, or what stands before it, takes no request of that size ({status}){said}"
             ))),
             // What was begun is not known there any more, or is further than we are.
             StatusCode::RANGE_NOT_SATISFIABLE => Trouble::Passing(
@@ -451,14 +487,14 @@ impl Session {
                 None,
             ),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Trouble::Passing(
-                Error::registry(format!("{at} takes no more requests now ({status})")),
-                after(answer),
+                Error::registry(format!("{at} takes no more requests now ({status}){said}")),
+                after,
             ),
-            status if status.is_server_error() => {
-                Trouble::Passing(Error::registry(format!("{at} cannot answer ({status})")), after(answer))
+            status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
+                Trouble::Passing(Error::registry(format!("{at} cannot answer ({status}){said}")), after)
             }
             status => Trouble::Final(Error::registry(format!(
-                "{at} gave an answer that means nothing here ({status})"
+                "{at} gave an answer that means nothing here ({status}){said}"
             ))),
         }
     }

@@ -42,9 +42,15 @@ use crate::limits::Limits;
 use crate::local;
 use crate::marks::Marks;
 use crate::read::{self, Expected};
-use crate::registry::{Config as RegistryConfig, Piece, Registry, Session};
+use crate::registry::{Config as RegistryConfig, Course, Piece, Registry, Session};
 use crate::scratch::{self, Bench, Scratch};
 use crate::unpack::Owners;
+
+/// How long the registry may take that is asked what a tag leads to: somebody waits for that, and asks another runner after 10 s.
+const RESOLVE: Duration = Duration::from_secs(8);
+
+/// Said of a layer that its registry does not have.
+const ELSEWHERE: &str = ", and from the other addresses that its image names nothing is fetched: push the image with all of its layers";
 
 /// Pieces of a blob that wait to be unpacked: a network's next few reads.
 const PIECES: usize = 16;
@@ -200,19 +206,22 @@ impl Store {
         })
     }
 
-    /// The name of what an image's tag leads to now. Asks the registry each time.
+    /// The name of what an image's tag leads to now. Asks the registry each time, for at most 8 s.
     ///
     /// # Errors
-    /// See [`Error::fault`].
+    /// See [`Error::fault`]; which image it is about, whoever asks knows.
     pub async fn resolve(&self, image: &ImageRef, credentials: Option<&str>) -> Result<ImageRef> {
+        let course = Arc::default();
         let ask = async {
-            let session = self.inner.registry.session(image, credentials).await?.hurried();
+            let session = self.inner.registry.session(image, credentials, &course).await?.hurried();
             let digest = session.resolve(image.digest().or(image.tag()).unwrap_or("latest")).await?;
             image.pin(&digest.to_string()).map_err(Error::registry)
         };
-        let limit = self.inner.config.pull_timeout;
-        let resolved = tokio::time::timeout(limit, ask).await.unwrap_or_else(|_| Err(too_slow(limit)));
-        resolved.map_err(|error| error.about(format_args!("the image {image}")))
+        let limit = self.inner.config.pull_timeout.min(RESOLVE);
+        tokio::time::timeout(limit, ask).await.unwrap_or_else(|_| {
+            let (seconds, so_far) = (limit.as_secs_f64(), course.so_far());
+            Err(Error::registry(format!("what it leads to was not known within {seconds} s{so_far}")))
+        })
     }
 
     /// An image's root and configuration: at once where it is here, else when it is fetched and unpacked. Those who ask for the same image
@@ -309,9 +318,14 @@ impl Inner {
             None => {
                 let turn = self.pull_turns.acquire().await.map_err(|_| Error::abandoned())?;
                 let limit = self.config.pull_timeout;
-                let made = tokio::time::timeout(limit, self.make(source, &key, &mut phases, &stop)).await;
+                let course = Arc::default();
+                let make = self.make(source, &key, &mut phases, &course, &stop);
+                let made = tokio::time::timeout(limit, make).await;
                 drop(turn);
-                made.unwrap_or_else(|_| Err(too_slow(limit)))?
+                made.unwrap_or_else(|_| {
+                    let (seconds, so_far) = (limit.as_secs_f64(), course.so_far());
+                    Err(Error::registry(format!("it was not here within {seconds} s{so_far}")))
+                })?
             }
         };
         let root = hold.digest;
@@ -340,10 +354,11 @@ impl Inner {
         source: &Source,
         key: &Key,
         phases: &mut Phases,
+        course: &Arc<Course>,
         stop: &CancellationToken,
     ) -> Result<(Arc<RootHold>, Settings)> {
         let began = Instant::now();
-        let (found, from) = self.find(source).await?;
+        let (found, from) = self.find(source, course).await?;
         phases.resolve = began.elapsed();
         let root = found.chain();
         let hold = match self.ledger.root(&root) {
@@ -359,9 +374,9 @@ impl Inner {
     }
 
     /// The documents of an image, and whence its layers come.
-    async fn find(self: &Arc<Self>, source: &Source) -> Result<(Found, From)> {
+    async fn find(self: &Arc<Self>, source: &Source, course: &Arc<Course>) -> Result<(Found, From)> {
         if let Source::Registry { image, credentials } = source {
-            let session = self.registry.session(image, credentials.as_deref()).await?;
+            let session = self.registry.session(image, credentials.as_deref(), course).await?;
             let digest =
                 image.digest().and_then(Digest::parse).ok_or_else(|| Error::image("it has no digest"))?;
             let found = session.find(digest).await?;
@@ -448,7 +463,7 @@ impl Inner {
         let (path, offset) = match &layer.place {
             Place::File(path, offset) => (Arc::clone(path), *offset),
             Place::Scratch(scratch, offset) => (scratch.path().into(), *offset),
-            Place::Registry => {
+            &Place::Registry { elsewhere } => {
                 let (Some(session), Some(digest)) = (session, layer.digest) else {
                     return Err(Error::store("a layer of a registry has no digest"));
                 };
@@ -459,7 +474,12 @@ impl Inner {
                 let (fetched, unpacked) = tokio::join!(session.blob(digest, layer.size, to), unpacking);
                 return match (fetched, unpacked) {
                     // It was the lack of pieces that ended the unpacking.
-                    (Err(error), Err(_)) => Err(error),
+                    (Err(mut error), Err(_)) => {
+                        if elsewhere && error.fault == Fault::Missing {
+                            error.message.push_str(ELSEWHERE);
+                        }
+                        Err(error)
+                    }
                     (_, unpacked) => unpacked,
                 };
             }
@@ -609,10 +629,6 @@ fn origin(source: &Source) -> String {
         }
         Source::Archive(path) | Source::OciLayout(path) => path.display().to_string(),
     }
-}
-
-fn too_slow(limit: Duration) -> Error {
-    Error::registry(format!("it was not here within {} s", limit.as_secs_f64()))
 }
 
 impl fmt::Display for Source {

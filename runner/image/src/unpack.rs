@@ -562,13 +562,18 @@ fn target<R: Read>(entry: &tar::Entry<'_, R>) -> Result<Vec<u8>> {
 fn facts<R: Read>(entry: &mut tar::Entry<'_, R>) -> Result<Facts> {
     let bad = |what: &'static str| move |_| Error::image(format!("has {what} that is no number"));
     let header = entry.header();
-    let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-    let owner = "an owner that no system has";
+    // Other readers take a field that is left empty for a zero, and some writers count on it.
+    let blank = |field: &[u8]| field.iter().all(|byte| matches!(byte, 0 | b' '));
+    let old = header.as_old();
+    let id = |field: &[u8], read: io::Result<u64>, what| {
+        let id = if blank(field) { 0 } else { read.map_err(bad(what))? };
+        let id = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+        id.ok_or_else(|| Error::image("has an owner that no system has"))
+    };
     let mut facts = Facts {
-        uid: id(header.uid().map_err(bad("an owner"))?)
-            .ok_or_else(|| Error::image(format!("has {owner}")))?,
-        gid: id(header.gid().map_err(bad("a group"))?).ok_or_else(|| Error::image(format!("has {owner}")))?,
-        mode: header.mode().map_err(bad("a mode"))?,
+        uid: id(&old.uid, header.uid(), "an owner")?,
+        gid: id(&old.gid, header.gid(), "a group")?,
+        mode: if blank(&old.mode) { 0 } else { header.mode().map_err(bad("a mode"))? },
         mtime: header.mtime().ok().and_then(|time| i64::try_from(time).ok()).unwrap_or(0),
         xattrs: Vec::new(),
     };

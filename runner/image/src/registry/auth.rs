@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::Course;
 use super::credentials::{Credential, Secret};
 use super::http::{self, Http, Origin, Trouble};
 use crate::error::Error;
@@ -21,6 +22,12 @@ pub(super) struct Authorization(HeaderValue);
 impl Authorization {
     pub fn header(&self) -> HeaderValue {
         self.0.clone()
+    }
+
+    /// Whether somebody who reads this text has what opens the registry.
+    pub fn is_in(&self, text: &str) -> bool {
+        let value = self.0.to_str().unwrap_or_default();
+        value.split_once(' ').is_some_and(|(_, secret)| !secret.is_empty() && text.contains(secret))
     }
 
     fn new(text: &str) -> Result<Self, Trouble> {
@@ -69,6 +76,7 @@ pub(super) async fn answer(
     asked: &HeaderMap,
     scope: &Scope,
     credential: Option<&Credential>,
+    course: &Course,
 ) -> Result<Authorization, Trouble> {
     let challenges: Vec<Challenge> = asked
         .get_all(WWW_AUTHENTICATE)
@@ -81,7 +89,7 @@ pub(super) async fn answer(
         return Authorization::bearer(token);
     }
     if let Some(bearer) = named("bearer") {
-        return token(http, origin, bearer, scope, credential).await;
+        return token(http, origin, bearer, scope, credential, course).await;
     }
     match (named("basic"), credential) {
         (Some(_), Some(Credential { secret: Secret::Password { user, password }, .. })) => {
@@ -106,6 +114,7 @@ async fn token(
     challenge: &Challenge,
     scope: &Scope,
     credential: Option<&Credential>,
+    course: &Course,
 ) -> Result<Authorization, Trouble> {
     let nowhere =
         || Trouble::Final(Error::registry(format!("{origin} names no token server that can be asked")));
@@ -137,7 +146,8 @@ async fn token(
             (Method::GET, format!("{path}{joint}{}", query(&form)), String::new())
         }
     };
-    let answer = http.send(&server, method, &path, headers, Bytes::from(body)).await?;
+    let sent = http.send(&server, method, &path, headers, Bytes::from(body));
+    let answer = course.awaiting(&server, sent).await?;
     let status = answer.status();
     match status {
         StatusCode::OK => {}

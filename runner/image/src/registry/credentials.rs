@@ -10,7 +10,7 @@ use serde::Deserialize;
 use stoker_core::ImageRef;
 use stoker_core::ids::is_name;
 
-use super::{HUB, helper};
+use super::{Course, HUB, helper};
 use crate::error::{Error, Result};
 use crate::found::{open_file, read_document};
 
@@ -32,6 +32,15 @@ pub(super) enum Secret {
     Identity(String),
     /// Is one.
     Token(String),
+}
+
+impl Credential {
+    /// Whether somebody who reads this text knows the secret.
+    pub fn is_in(&self, text: &str) -> bool {
+        let (Secret::Password { password: secret, .. } | Secret::Identity(secret) | Secret::Token(secret)) =
+            &self.secret;
+        !secret.is_empty() && text.contains(secret.as_str())
+    }
 }
 
 impl fmt::Debug for Credential {
@@ -67,7 +76,12 @@ struct Auth {
 }
 
 /// Those of this name for this image.
-pub(super) async fn find(directory: &Path, name: &str, image: &ImageRef) -> Result<Credential> {
+pub(super) async fn find(
+    directory: &Path,
+    name: &str,
+    image: &ImageRef,
+    course: &Course,
+) -> Result<Credential> {
     if !is_name(name) {
         return Err(Error::image(format!("{name:?} is not a name of credentials")));
     }
@@ -96,7 +110,10 @@ pub(super) async fn find(directory: &Path, name: &str, image: &ImageRef) -> Resu
         (helper, _) => helper,
     };
     let secret = match (helper, here) {
-        (Some(helper), _) => helper::ask(helper, image).await.map_err(|why| broken(&why))?,
+        (Some(helper), _) => {
+            let asked = helper::ask(helper, image);
+            course.awaiting(helper::program(helper), asked).await.map_err(|why| broken(&why))?
+        }
         (None, Some(secret)) => secret,
         (None, None) if entry.is_some() => {
             return Err(broken("have no user and password, and no token, for this registry"));

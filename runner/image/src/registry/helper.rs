@@ -26,6 +26,11 @@ struct Answer {
     secret: String,
 }
 
+/// What a helper is called.
+pub(super) fn program(name: &str) -> String {
+    format!("docker-credential-{name}")
+}
+
 /// What `docker-credential-NAME` has for an image's registry. The error is for whoever runs this machine, and has nothing in it that the
 /// program said: that could be the secret.
 pub(super) async fn ask(name: &str, image: &ImageRef) -> Result<Secret, String> {
@@ -36,7 +41,7 @@ pub(super) async fn ask(name: &str, image: &ImageRef) -> Result<Secret, String> 
         HUB => "https://index.docker.io/v1/",
         other => other,
     };
-    let program = format!("docker-credential-{name}");
+    let program = program(name);
     let run = async {
         let mut child = Command::new(&program)
             .arg("get")

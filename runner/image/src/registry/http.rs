@@ -332,11 +332,15 @@ mod tls {
                 Trouble::Final(Error::image(format!("{to} is no name that a certificate can have")))
             })?;
             let stream = self.0.connect(name, stream).await.map_err(|error| {
-                // What TLS itself objects to, it will object to again.
-                if error.get_ref().is_some_and(|cause| cause.is::<rustls::Error>()) {
-                    Trouble::Final(Error::registry(format!("{to} cannot be trusted: {error}")))
-                } else {
-                    Trouble::Passing(Error::registry(format!("{to} cannot be reached: {error}")), None)
+                match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+                    Some(rustls::Error::InvalidMessage(_)) => Trouble::Final(Error::registry(format!(
+                        "{to} does not speak TLS: where it is to be asked without, the operator lists it in `registry_without_tls`"
+                    ))),
+                    // What TLS itself objects to, it will object to again.
+                    Some(cause) => {
+                        Trouble::Final(Error::registry(format!("{to} cannot be trusted: {cause}")))
+                    }
+                    None => Trouble::Passing(Error::registry(format!("{to} cannot be reached: {error}")), None),
                 }
             })?;
             handshake(to, stream).await

@@ -81,7 +81,11 @@ async fn an_image_that_is_there_is_not_read_again_until_it_changes() {
 async fn what_is_no_image_is_the_authors_fault() {
     let place = Place::new();
     let image = image();
-    let two = json!([{"Config": "a", "Layers": []}, {"Config": "b", "Layers": []}]).to_string();
+    let two = json!([
+        {"Config": "a", "Layers": [], "RepoTags": ["team/a:1", "team/a:2"]},
+        {"Config": "b", "Layers": [], "RepoTags": null},
+    ]);
+    let two = two.to_string();
     let mut lost = image.files(&gzip);
     let blob = lost.keys().find(|path| path.starts_with("blobs/")).unwrap().clone();
     lost.remove(&blob);
@@ -97,7 +101,11 @@ async fn what_is_no_image_is_the_authors_fault() {
         ("empty", vec![], "index.json"),
         ("text", b"#!/bin/sh\necho this is not an image\n".to_vec(), "archive"),
         ("gzip of nothing", gzip(b""), "index.json"),
-        ("two", crate::kit::tar(&[file("manifest.json", &two)]), "holds 2 images"),
+        (
+            "two",
+            crate::kit::tar(&[file("manifest.json", &two)]),
+            "holds 2 images (team/a:1), and a function has one",
+        ),
         ("lost", archive(&lost), "missing"),
         ("damaged", archive(&damaged), "not sha256:"),
         ("cut", cut.to_vec(), ""),
@@ -154,4 +162,28 @@ async fn what_is_no_image_is_told_so() {
     std::fs::create_dir(place.path("root")).unwrap();
     let message = told(Source::OciLayout(place.path("root"))).await;
     assert!(message.contains("no index.json in it") && message.contains("`rootfs`"), "{message}");
+}
+
+/// What lies in a layout beside its image (signatures, statements) does not make it two.
+#[tokio::test]
+async fn a_layout_has_what_is_named_in_it() {
+    let place = Place::new();
+    let mut files = image().files(&gzip);
+    let read = |files: &std::collections::BTreeMap<String, Vec<u8>>| {
+        serde_json::from_slice::<serde_json::Value>(&files["index.json"]).unwrap()
+    };
+    let mut index = read(&files);
+    let name = "org.opencontainers.image.ref.name";
+    index["manifests"][0]["annotations"] = json!({name: "1.0"});
+    let beside = Made::new(&[&[file("signature", "x")]]).manifest(&gzip).to_string().into_bytes();
+    let beside = json!({"digest": crate::kit::digest(&beside), "size": beside.len(), "annotations": null});
+    index["manifests"].as_array_mut().unwrap().push(beside);
+    files.insert("index.json".into(), index.to_string().into_bytes());
+    let there = place.store.prepare(&Source::Archive(place.write("named", &archive(&files)))).await.unwrap();
+    assert!(!there.root.join("signature").exists());
+    index["manifests"][1]["annotations"] = json!({name: "1.0.sig"});
+    files.insert("index.json".into(), index.to_string().into_bytes());
+    let error =
+        place.store.prepare(&Source::Archive(place.write("both", &archive(&files)))).await.err().unwrap();
+    assert!(error.message.contains("holds 2 images (1.0") && error.fault == Fault::Image, "{error}");
 }

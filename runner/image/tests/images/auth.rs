@@ -199,6 +199,27 @@ async fn tokens_are_asked_for_and_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_registry_that_repeats_a_secret_is_not_repeated() {
+    let Some(registry) = Registry::start() else { return };
+    for whole in [true, false] {
+        let gate = Gate::open(registry.address, move |asked| {
+            let Some(sent) = &asked.authorization else {
+                return empty(answer(401).header("www-authenticate", "Basic realm=\"here\""));
+            };
+            let told = if whole { sent } else { PASSWORD };
+            let said = json!({"errors": [{"code": "DENIED", "message": format!("not with {told}")}]});
+            Act::Answer(answer(403).body(Full::from(said.to_string())).unwrap())
+        })
+        .await;
+        let place = place();
+        let auth = json!({"username": USER, "password": PASSWORD});
+        credentials(&place.path("credentials"), "told", &gate.address.to_string(), auth);
+        let error = pull(&place.store, &gate.image("app:1"), Some("told")).await.err().unwrap();
+        assert!(error.fault == Fault::Denied && error.message.ends_with("(403 Forbidden)"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn identity_tokens_give_tokens() {
     let Some(registry) = Registry::start() else { return };
     registry.push("app", "1", &image());

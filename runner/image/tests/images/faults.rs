@@ -118,7 +118,6 @@ async fn whose_fault_it_is_is_said() {
     for name in missing {
         let error = pull(&place.store, &registry.image(name), None).await.err().unwrap();
         assert!(error.fault == Fault::Missing && error.message.contains("does not have it"), "{error}");
-        assert!(error.message.contains(name), "{error}");
         assert_eq!(error.of_a_call().blame(), Blame::Function);
     }
     // A port where nobody is.
@@ -134,9 +133,89 @@ async fn what_takes_too_long_is_given_up() {
     registry.push("app", "1", image());
     let gate =
         Gate::open(registry.address, |asked| if is_layer(asked) { Act::Hang } else { Act::Pass }).await;
+    let late = async |gate: &Gate, limit| {
+        let image = Place::new().store.resolve(&gate.image("app:1"), None).await.unwrap();
+        let place = Place::with(|config| config.pull_timeout = limit);
+        let error = place.store.prepare(&Source::Registry { image, credentials: None }).await.err().unwrap();
+        assert_eq!(error.fault, Fault::Registry, "{error}");
+        error.message
+    };
+    let message = late(&gate, Duration::from_secs(1)).await;
+    let says = format!("it was not here within 1 s: {} did not answer", gate.address);
+    assert!(message.ends_with(&says), "{message}");
+
+    // Part of it came: that is told, as it tells a slow registry from one that is gone.
+    let gate = Gate::open(registry.address, |asked| match is_layer(asked) {
+        true if asked.range.is_some() => Act::Hang,
+        true => Act::Cut(100_000),
+        false => Act::Pass,
+    })
+    .await;
+    let message = late(&gate, Duration::from_secs(5)).await;
+    let says = format!("within 5 s: {} broke off in the middle of a layer: ", gate.address);
+    assert!(message.contains(&says) && message.ends_with(" bytes of it had come by then"), "{message}");
+}
+
+/// A balancer that applies a function waits for some seconds only: by then a runner has said who held it up.
+#[tokio::test]
+async fn who_asks_for_a_tag_hears_who_did_not_answer() {
+    let Some(registry) = Registry::start() else { return };
+    registry.push("app", "1", image());
+    let gate = Gate::open(registry.address, |_| Act::Hang).await;
     let place = Place::with(|config| config.pull_timeout = Duration::from_millis(500));
+    let error = place.store.resolve(&gate.image("app:1"), None).await.unwrap_err();
+    let says = format!("was not known within 0.5 s: {} did not answer", gate.address);
+    assert!(error.fault == Fault::Registry && error.message.ends_with(&says), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_registry_says_is_passed_on() {
+    let Some(registry) = Registry::start() else { return };
+    let place = Place::new();
+    let error = pull(&place.store, &registry.image("app:2"), None).await.err().unwrap();
+    assert!(error.message.contains("does not have it: it says \"manifest unknown\""), "{error}");
+    let gate = Gate::open(registry.address, |_| {
+        let said = r#"{"errors":[{"code":"DENIED","message":"images must be signed\u001b[2J"}]}"#;
+        Act::Answer(answer(403).body(Full::from(said)).unwrap())
+    })
+    .await;
     let error = pull(&place.store, &gate.image("app:1"), None).await.err().unwrap();
-    assert!(error.fault == Fault::Registry && error.message.contains("within 0.5 s"), "{error}");
+    assert_eq!(error.fault, Fault::Denied, "{error}");
+    assert!(
+        error.message.ends_with(r#"(403 Forbidden): it says "images must be signed\u{1b}[2J""#),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_kept_elsewhere_and_not_in_the_registry_is_told() {
+    let Some(registry) = Registry::start() else { return };
+    registry.push("app", "1", image());
+    let mut manifest = image().manifest(&gzip);
+    manifest["layers"][0]["urls"] = serde_json::json!(["https://elsewhere.example/layer"]);
+    let manifest = manifest.to_string();
+    // Registries take such a manifest where their operator has allowed the address.
+    let gate = async |missing: bool| {
+        let manifest = manifest.clone();
+        let rule = move |asked: &Asked| match asked.method.as_str() {
+            _ if missing && is_layer(asked) => empty(answer(404)),
+            "HEAD" => empty(answer(405)),
+            _ if asked.path.contains("/manifests/") => {
+                Act::Answer(answer(200).body(Full::from(manifest.clone())).unwrap())
+            }
+            _ => Act::Pass,
+        };
+        Gate::open(registry.address, rule).await
+    };
+    let there = gate(false).await;
+    pull(&Place::new().store, &there.image("app:urls"), None).await.expect("it is here all the same");
+    let gate = gate(true).await;
+    let error = pull(&Place::new().store, &gate.image("app:urls"), None).await.err().unwrap();
+    assert_eq!(error.fault, Fault::Missing, "{error}");
+    assert!(
+        error.message.contains("from the other addresses that its image names nothing is fetched"),
+        "{error}"
+    );
 }
 
 /// Every answer to such a request is another one.
@@ -207,14 +286,26 @@ async fn hops_have_an_end() {
 async fn registries_that_say_little_are_understood() {
     let Some(registry) = Registry::start() else { return };
     let digest = registry.push("app", "1", image());
-    // No HEAD, and no digest in headers.
-    let gate = Gate::open(registry.address, |asked| match asked.method.as_str() {
-        "HEAD" => empty(answer(405)),
-        _ => Act::Pass,
+    let place = Place::new();
+    // What stands before a registry and has a page for everybody: who applies a function hears of it.
+    let gate = Gate::open(registry.address, |_| {
+        let page = http::Response::builder().header("content-type", "text/html; charset=utf-8");
+        Act::Answer(page.body(Full::from("<html>")).unwrap())
     })
     .await;
-    let place = Place::new();
-    let pinned = place.store.resolve(&gate.image("app:1"), None).await.unwrap();
-    assert_eq!(pinned.digest(), Some(digest.as_str()));
-    place.store.prepare(&Source::Registry { image: pinned, credentials: None }).await.unwrap();
+    let error = place.store.resolve(&gate.image("app:1"), None).await.unwrap_err();
+    assert!(error.fault == Fault::Registry && error.message.contains("a page for browsers"), "{error}");
+    // No HEAD, and no digest in headers.
+    for status in [405, 501, 200] {
+        let gate = Gate::open(registry.address, move |asked| match asked.method.as_str() {
+            "HEAD" => empty(answer(status)),
+            _ => Act::Pass,
+        })
+        .await;
+        let pinned = place.store.resolve(&gate.image("app:1"), None).await.unwrap();
+        assert_eq!(pinned.digest(), Some(digest.as_str()));
+        let asked = gate.seen().into_iter().filter(|asked| asked.method == "HEAD").count();
+        assert_eq!(asked, 1, "{status}");
+        place.store.prepare(&Source::Registry { image: pinned, credentials: None }).await.unwrap();
+    }
 }

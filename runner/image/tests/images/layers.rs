@@ -142,6 +142,21 @@ async fn what_a_file_is_comes_along_but_what_gives_power() {
     }
 }
 
+/// As other readers have it, and as some writers of archives count on.
+#[tokio::test]
+async fn numbers_that_are_left_empty_are_zero() {
+    let mut layer = crate::kit::tar(&[file("empty", "x").owner(5, 6)]);
+    let header: &mut [u8; 512] = (&mut layer[..512]).try_into().unwrap();
+    header[108..116].fill(0);
+    header[116..124].fill(b' ');
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let place = Place::new();
+    let image = prepare(&place, "image", &Made::of(vec![layer])).await;
+    assert_eq!(tree(&image.root)["empty"], "644 0:0 \"x\"");
+}
+
 fn xattr(path: &std::path::Path, name: &std::ffi::CStr) -> Option<Vec<u8>> {
     let mut value = vec![0; 1024];
     let length = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;

@@ -56,6 +56,10 @@ async fn only_whom_the_authorities_know_is_trusted() {
     let gate = Gate::open_at(&format!("{HERE}:0"), registry.address, |_| Act::Pass, Some(other)).await;
     let error = pull(&trusting.store, &gate.image("app:1"), None).await.err().unwrap();
     assert!(error.message.contains("cannot be trusted"), "another's certificate: {error}");
+
+    let plain = Gate::open_at(&format!("{HERE}:0"), registry.address, |_| Act::Pass, None).await;
+    let error = pull(&trusting.store, &plain.image("app:1"), None).await.err().unwrap();
+    assert!(error.fault == Fault::Registry && error.message.contains("`registry_without_tls`"), "{error}");
 }
 
 #[tokio::test]
