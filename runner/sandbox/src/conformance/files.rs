@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::{MIB, Outcome, Scratch, Spec, Stop, Subject, expect, left_out, refused, small_root, start};
+use super::{MIB, Outcome, Scratch, Spec, Stop, Subject, expect, fail, left_out, refused, small_root, start};
 use crate::{Root, User};
 
 pub async fn the_host_is_read_only_and_homes_are_hidden(subject: Subject<'_>) -> Outcome {
@@ -49,6 +49,32 @@ pub async fn a_directory_is_the_root(subject: Subject<'_>) -> Outcome {
         refused(subject, Spec { workdir, ..spec(&["exit", "0"]) }, &["/not/in/the/image", "image"]).await?;
     }
     Ok(())
+}
+
+pub async fn a_root_that_has_no_place_for_what_is_mounted_is_the_functions_fault(
+    subject: Subject<'_>,
+) -> Outcome {
+    subject.isolated()?;
+    for name in ["dev", "proc", "tmp"] {
+        for link in [false, true] {
+            let scratch = Scratch::new(&format!("place-{name}-{link}"))?;
+            let root = small_root(&scratch, subject, false)?;
+            let Root::Directory(directory) = &root else { return fail("the root is no directory") };
+            match link {
+                true => std::os::unix::fs::symlink("bin", directory.join(name))?,
+                false => std::fs::write(directory.join(name), "")?,
+            }
+            let mut spec = Spec { root, ..subject.spec("place", &["exit", "0"]) };
+            spec.command[0] = "/bin/guest".to_owned();
+            refused(subject, spec, &[&format!("/{name} is a"), "must be a directory"]).await?;
+        }
+    }
+    let scratch = Scratch::new("place-hosts")?;
+    let root = small_root(&scratch, subject, true)?;
+    std::fs::create_dir_all(scratch.0.join("root/etc/hosts"))?;
+    let mut spec = Spec { root, ..subject.spec("place", &["exit", "0"]) };
+    spec.command[0] = "/bin/guest".to_owned();
+    refused(subject, spec, &["/etc/hosts is a directory", "must be a file"]).await
 }
 
 pub async fn a_directory_stands_in_the_place_of_opt(subject: Subject<'_>) -> Outcome {

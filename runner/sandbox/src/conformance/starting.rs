@@ -117,7 +117,27 @@ pub async fn a_missing_interpreter_is_named(subject: Subject<'_>) -> Outcome {
     let program = scratch.file("script", "#!/no/such/interpreter -x\n", 0o755)?;
     let mut spec = Spec { workdir: scratch.0.clone(), ..subject.spec("interpreter", &[]) };
     spec.command = vec![program.to_string_lossy().into_owned()];
-    refused(subject, spec, &["script", "/no/such/interpreter"]).await
+    refused(subject, spec.clone(), &["script", "/no/such/interpreter"]).await?;
+    // It is there, but for what ends its line.
+    scratch.file("script", "#!/bin/sh\r\nexit 0\r\n", 0o755)?;
+    refused(subject, spec, &[r#"a script for "/bin/sh\r""#, "write it with LF"]).await
+}
+
+pub async fn a_command_beside_the_work_directory_is_found(subject: Subject<'_>) -> Outcome {
+    let scratch = Scratch::new("beside")?;
+    let workdir = scratch.0.join("fn");
+    for directory in ["fn/programs", "beside"] {
+        std::fs::create_dir_all(scratch.0.join(directory))?;
+    }
+    std::os::unix::fs::symlink(subject.guest, scratch.0.join("beside/link"))?;
+    std::os::unix::fs::symlink("../../beside/link", workdir.join("programs/link"))?;
+    for program in ["../beside/link", "programs/link", "./programs/../../beside/link"] {
+        let mut spec = Spec { workdir: workdir.clone(), ..subject.spec("beside", &["say", "found"]) };
+        spec.command[0] = program.to_owned();
+        let out = subject.output_of(spec).await?;
+        expect(out == "found", || format!("{program}: {out:?}"))?;
+    }
+    Ok(())
 }
 
 pub async fn starting_twice_is_refused(subject: Subject<'_>) -> Outcome {

@@ -8,10 +8,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::engine::shown;
-use crate::init::mounts::{HOST_NAME, HOSTS, OPT, RESOLVER, expose, inside, normal};
+use crate::init::mounts::{HOST_NAME, HOSTS, OPT, RESOLVER, expose, inside, kind, no_file, normal};
 use crate::wire::Plan;
 use crate::{Error, Root, Spec};
 
@@ -189,32 +189,48 @@ fn closed_parent(directory: &Path, hidden: &[PathBuf]) -> Option<PathBuf> {
 }
 
 /// Where a file of `/etc` is or can be in an image; nowhere if it lacks it and cannot grow, or has a link to nowhere.
+///
+/// # Errors
+/// [`Error::Function`] for a directory in its place.
 fn name_file(root: &Path, name: &str, growing: bool) -> Result<Option<PathBuf>, Error> {
-    let step = || format!("look at the root directory {}", root.display());
-    let open = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let handle = open.map_err(|error| Error::Platform { step: step(), source: error.into() })?;
-    let there = inside(&handle, Path::new(name)).is_ok();
-    let dangling = root.join(name.trim_start_matches('/')).symlink_metadata().is_ok();
-    Ok((there || (growing && !dangling)).then(|| PathBuf::from(name)))
+    let failed = |error: rustix::io::Errno| {
+        let step = format!("look at the root directory {}", root.display());
+        Error::Platform { step, source: error.into() }
+    };
+    let root_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let handle = rustix::fs::open(root, root_flags, Mode::empty()).map_err(failed)?;
+    match inside(&handle, Path::new(name)) {
+        Ok(there) if kind(&there).map_err(failed)? == FileType::Directory => {
+            Err(Error::Function(no_file(name)))
+        }
+        Ok(_) => Ok(Some(PathBuf::from(name))),
+        Err(rustix::io::Errno::NOENT) => {
+            let dangling = root.join(name.trim_start_matches('/')).symlink_metadata().is_ok();
+            Ok((growing && !dangling).then(|| PathBuf::from(name)))
+        }
+        // An image's links that lead in a circle, or behind a file.
+        Err(_) => Ok(None),
+    }
 }
 
 /// Whether a root has a directory of this name; a link in an image would put what is mounted there somewhere else.
 ///
 /// # Errors
-/// [`Error::Function`] for a link.
+/// [`Error::Function`] for a link, or a file.
 pub fn has_mount_point(root: &Path, at: &Path) -> Result<bool, Error> {
     let mut so_far = root.to_path_buf();
     for part in at.strip_prefix("/").unwrap_or(at) {
         so_far.push(part);
         match so_far.symlink_metadata() {
-            Ok(found) if found.is_symlink() => {
+            Ok(found) if found.is_dir() => {}
+            Ok(found) => {
+                let what = if found.is_symlink() { "a symbolic link" } else { "a file" };
                 return Err(Error::Function(format!(
-                    "{} is a symbolic link in the image; it must be a directory",
+                    "{} is {what} in the image; it must be a directory",
                     at.display()
                 )));
             }
-            Ok(found) if found.is_dir() => {}
-            _ => return Ok(false),
+            Err(_) => return Ok(false),
         }
     }
     Ok(true)

@@ -190,6 +190,9 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
                 format!("command {name} is a symbolic link to something that does not exist here")
             }
             (Ok(_), Ok(_)) => match interpreter(program) {
+                Some(interpreter) if interpreter.ends_with('\r') => format!(
+                    "command {name} is a script for {interpreter:?}, which does not exist here: its lines end with CR LF, write it with LF alone"
+                ),
                 Some(interpreter) => {
                     format!("command {name} is a script for {interpreter}, which does not exist here")
                 }
@@ -232,5 +235,6 @@ pub fn interpreter(script: &Path) -> Option<String> {
     let length = std::fs::File::open(script).ok()?.read(&mut head).ok()?;
     let line = head.get(..length)?.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     let text = std::str::from_utf8(line).ok()?;
-    text.split_whitespace().next().map(str::to_owned)
+    // As the kernel does, to which a carriage return is a part of the name.
+    text.split([' ', '\t']).find(|word| !word.is_empty()).map(str::to_owned)
 }

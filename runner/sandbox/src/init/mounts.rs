@@ -17,15 +17,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, mkdirat, symlinkat};
+use rustix::fs::{FileType, Mode, OFlags, mkdirat, symlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
 
 pub use self::kernel::{MASKED, MASKED_SYSTEM, PROTECTED};
-pub use self::tree::inside;
 use self::tree::*;
+pub use self::tree::{inside, kind};
 use crate::sys::{self, MountAttributes};
 use crate::wire::{Failure, Identity, Names, Plan, RootPlan, Step};
 
@@ -257,16 +257,15 @@ impl Builder<'_> {
             // Gone since, or none of this sandbox's.
             let Ok(target) = inside(&self.root, path) else { continue };
             let step = || format!("hide {}", path.display());
-            let found = rustix::fs::fstat(&target).step(step)?;
-            let cover = match rustix::fs::FileType::from_raw_mode(found.st_mode).is_dir() {
-                true => {
+            let cover = match kind(&target).step(step)? {
+                FileType::Directory => {
                     let options = [("mode", "0755"), ("size", "64k"), ("nr_inodes", "64")];
                     let cover = tmpfs(&options, NO_SUID | NO_DEVICES)?;
                     set(&cover, READ_ONLY, false).step(step)?;
                     cover
                 }
                 // A device that is none here: nobody can open it.
-                false => detach(Path::new("/dev/null"), READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC)?,
+                _ => detach(Path::new("/dev/null"), READ_ONLY | NO_SUID | NO_DEVICES | NO_EXEC)?,
             };
             attach(&cover, &target).step(step)?;
         }
@@ -326,7 +325,15 @@ impl Builder<'_> {
     fn name_file(&self, path: &str) -> Result<Option<OwnedFd>, Failure> {
         match inside(&self.root, Path::new(path)) {
             Err(rustix::io::Errno::NOENT) => {}
-            found => return found.map(Some).step(|| format!("open {path}")),
+            // An image's links that lead in a circle, or behind a file.
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR) => return Ok(None),
+            found => {
+                let found = found.step(|| format!("open {path}"))?;
+                return match kind(&found).step(|| format!("open {path}"))? {
+                    FileType::Directory => Err(Failure::function(no_file(path))),
+                    _ => Ok(Some(found)),
+                };
+            }
         }
         match &self.plan.root {
             // A link of the host's into what is hidden.
@@ -463,14 +470,17 @@ impl Builder<'_> {
 
     /// A mount point that must be a plain directory: a link in an image would put it somewhere else.
     fn mount_point(&self, name: &str) -> Result<OwnedFd, Failure> {
-        match beneath(&self.root, name) {
-            Ok(directory) => Ok(directory),
-            Err(rustix::io::Errno::NOENT) => self.directory(Path::new(name)),
-            Err(rustix::io::Errno::LOOP) => Err(Failure::function(format!(
-                "/{name} is a symbolic link in the image; it must be a directory"
-            ))),
-            error => error.step(|| format!("open the mount point /{name}")),
-        }
+        let step = || format!("open the mount point /{name}");
+        let there = match beneath(&self.root, name) {
+            Err(rustix::io::Errno::NOENT) => return self.directory(Path::new(name)),
+            there => there.step(step)?,
+        };
+        let what = match kind(&there).step(step)? {
+            FileType::Directory => return Ok(there),
+            FileType::Symlink => "a symbolic link",
+            _ => "a file",
+        };
+        Err(Failure::function(format!("/{name} is {what} in the image; it must be a directory")))
     }
 
     /// Opens a directory of the new root, making what is missing of it.
@@ -506,6 +516,10 @@ impl Builder<'_> {
             at = match inside(&self.root, &so_far) {
                 Err(rustix::io::Errno::NOENT) => {
                     create(at.as_fd(), name).map_err(|error| match error {
+                        rustix::io::Errno::EXIST => Failure::function(format!(
+                            "{} is a symbolic link to nowhere in the image",
+                            so_far.display()
+                        )),
                         rustix::io::Errno::ROFS => Failure::function(format!(
                             "{} does not exist in the read-only root and cannot be made there",
                             so_far.display()
@@ -519,6 +533,11 @@ impl Builder<'_> {
         }
         Ok(at)
     }
+}
+
+/// Said of an image that has a directory where a file of the sandbox's own is mounted.
+pub fn no_file(path: &str) -> String {
+    format!("{path} is a directory in the image; it must be a file, or not be there")
 }
 
 /// An absolute path without `.`; with `..` it is refused, for nobody can say what it means across links.

@@ -6,7 +6,7 @@
 //! credentials beside programs; else the one file.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::super::launch::{DEFAULT_PATH, interpreter};
 use crate::wire::{Failure, Plan};
@@ -31,13 +31,13 @@ pub fn needed(plan: &Plan, shown: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     for _ in 0..DEPTH {
         let Some(path) = next.take() else { break };
         // The path as named and every link it goes through, up to the file itself.
-        let mut step = path.clone();
+        let mut step = plain(&path);
         for _ in 0..16 {
             if !visible(&step) {
                 needed.insert(unit(&step, plan.home.as_deref()));
             }
             let Ok(target) = std::fs::read_link(&step) else { break };
-            step = step.parent().unwrap_or(Path::new("/")).join(target);
+            step = plain(&step.parent().unwrap_or(Path::new("/")).join(target));
         }
         if let Ok(real) = std::fs::canonicalize(&path) {
             if !visible(&real) {
@@ -53,6 +53,24 @@ pub fn needed(plan: &Plan, shown: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         .filter(|path| !all.iter().any(|other| other != *path && path.starts_with(other)))
         .cloned()
         .collect())
+}
+
+/// The same path without `..`, which leads from a directory that is a link to the parent of what it leads to.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        if part != Component::ParentDir {
+            plain.push(part);
+            continue;
+        }
+        if plain.is_symlink()
+            && let Ok(real) = plain.canonicalize()
+        {
+            plain = real;
+        }
+        plain.pop();
+    }
+    plain
 }
 
 /// Where the host has the program, as the function's own search would find it.

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, symlinkat};
+use rustix::fs::{FileType, Mode, symlinkat};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
@@ -58,7 +58,7 @@ impl Builder<'_> {
             for &(name, major, minor) in DEVICES {
                 let mode = Mode::from_raw_mode(0o666);
                 let number = rustix::fs::makedev(major, minor);
-                rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, number)
+                rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, number)
                     .step(|| format!("make /dev/{name}"))?;
             }
             Vec::new()
@@ -116,8 +116,7 @@ impl Builder<'_> {
         for name in names {
             let Ok(target) = beneath(tree, name) else { continue };
             let step = || format!("mask {name}");
-            let metadata = rustix::fs::fstat(&target).step(step)?;
-            if rustix::fs::FileType::from_raw_mode(metadata.st_mode).is_dir() {
+            if kind(&target).step(step)? == FileType::Directory {
                 let cover = match &empty {
                     Some(first) => copy(first).step(step)?,
                     None => tmpfs(&[("size", "0"), ("mode", "0755")], READ_ONLY | NO_SUID | NO_DEVICES)?,
@@ -136,7 +135,10 @@ impl Builder<'_> {
     /// that shares the host's network.
     pub(super) fn system_information(&self) -> Result<(), Failure> {
         let step = || "mount /sys".to_owned();
-        let Ok(target) = beneath(&self.root, "sys") else { return Ok(()) };
+        if beneath(&self.root, "sys").is_err() {
+            return Ok(());
+        }
+        let target = self.mount_point("sys")?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, openat2};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
@@ -42,6 +42,11 @@ pub fn beneath(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
         Mode::empty(),
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
     )
+}
+
+/// What a handle refers to.
+pub fn kind(handle: &OwnedFd) -> rustix::io::Result<FileType> {
+    rustix::fs::fstat(handle).map(|found| FileType::from_raw_mode(found.st_mode))
 }
 
 pub fn give(directory: &OwnedFd, path: &str, owner: u32) -> Result<(), Failure> {
