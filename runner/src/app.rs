@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stoker_core::{FunctionSpec, Incarnation, Resources, RunnerName};
 use stoker_registry::{Registration, Registry};
+use stoker_runtime::server;
 use stoker_runtime::tls::{Incoming, Speaks, Tls};
 use stoker_sandbox::handover::Bequest;
 use stoker_sandbox::{Driver, egress, select, spawner};
@@ -180,25 +181,13 @@ impl Runner {
         registry: Arc<dyn Registry>,
         mut heir: Option<Heir>,
     ) -> anyhow::Result<Self> {
-        raise_open_files();
-        let listening = || format!("listen on {}", config.listen);
-        let listener = match &mut heir {
-            Some(heir) => heir.listener().and_then(TcpListener::from_std),
-            None => TcpListener::bind(config.listen).await,
-        };
-        let listener = listener.with_context(listening)?;
-        let socket = listener.as_fd().try_clone_to_owned().with_context(listening)?;
+        // A container holds about a dozen descriptors here.
+        server::raise_open_files();
+        let listener = listen(config.listen, heir.as_mut()).await;
+        let listener = listener.with_context(|| format!("listen on {}", config.listen))?;
+        let socket = listener.as_fd().try_clone_to_owned().context("keep the socket")?;
         let address = listener.local_addr().context("ask for the address that was bound")?;
-        let mut choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
-            .with_spawner(config.spawner.clone());
-        choice.oci.runtime = config.oci_runtime.clone();
-        choice.host_network = config.allow_host_network;
-        choice.oci.egress = config.egress.clone();
-        choice.docker.egress = config.egress.clone();
-        choice.native.egress = config.egress.clone();
-        if let Some(socket) = &config.docker_socket {
-            choice.docker.socket.clone_from(socket);
-        }
+        let choice = choice(&config);
         let images = Arc::new(Images::new(config.images));
         images.clean_up().await;
         let logs = Arc::new(Logs::collected(config.observer.recorder.clone()));
@@ -257,22 +246,8 @@ impl Runner {
             over: CancellationToken::new(),
         });
         let (stop_report, stop_server) = (CancellationToken::new(), CancellationToken::new());
-        let service = Served::new(shared.clone());
-        let (health_reporter, health) = tonic_health::server::health_reporter();
-        health_reporter.set_serving::<Served>().await;
         let incoming = Incoming::new(listener, config.tls, Speaks::Http2);
-        let over = stop_server.clone();
-        let server = tokio::spawn(
-            tonic::transport::Server::builder()
-                .initial_stream_window_size(STREAM_WINDOW)
-                .max_frame_size(stoker_proto::HTTP2_FRAME)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .http2_keepalive_interval(Some(PING_AFTER))
-                .http2_keepalive_timeout(Some(UNANSWERED))
-                .add_service(service)
-                .add_service(health)
-                .serve_with_incoming_shutdown(incoming, async move { over.cancelled().await }),
-        );
+        let server = serve(incoming, shared.clone(), stop_server.clone()).await;
         // Whoever is connected already does not wait for the registry.
         let registration = match registry.register(report.now()).await {
             Ok(registration) => registration,
@@ -458,6 +433,48 @@ async fn take_up(
     Ok((selection, taken))
 }
 
+/// Listens, unless the process's former program did already.
+async fn listen(address: SocketAddr, heir: Option<&mut Heir>) -> std::io::Result<TcpListener> {
+    match heir {
+        Some(heir) => heir.listener().and_then(TcpListener::from_std),
+        None => TcpListener::bind(address).await,
+    }
+}
+
+/// Of what the sandbox is chosen.
+fn choice(config: &Config) -> select::Config {
+    let mut choice = select::Config::new(config.sandbox, config.name.as_str(), &config.state_dir)
+        .with_spawner(config.spawner.clone());
+    choice.oci.runtime = config.oci_runtime.clone();
+    choice.host_network = config.allow_host_network;
+    choice.oci.egress = config.egress.clone();
+    choice.docker.egress = config.egress.clone();
+    choice.native.egress = config.egress.clone();
+    if let Some(socket) = &config.docker_socket {
+        choice.docker.socket.clone_from(socket);
+    }
+    choice
+}
+
+/// Serves balancers until it is `over`.
+async fn serve(
+    incoming: Incoming,
+    shared: Arc<Shared>,
+    over: CancellationToken,
+) -> JoinHandle<Result<(), tonic::transport::Error>> {
+    let (health_reporter, health) = tonic_health::server::health_reporter();
+    health_reporter.set_serving::<Served>().await;
+    let server = tonic::transport::Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .max_frame_size(stoker_proto::HTTP2_FRAME)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_AFTER))
+        .http2_keepalive_timeout(Some(UNANSWERED))
+        .add_service(Served::new(shared))
+        .add_service(health);
+    tokio::spawn(server.serve_with_incoming_shutdown(incoming, async move { over.cancelled().await }))
+}
+
 /// One step of the end.
 async fn within<T>(what: &str, limit: Duration, step: impl Future<Output = T>) -> Option<T> {
     let done = tokio::time::timeout(limit, step).await.ok();
@@ -465,19 +482,6 @@ async fn within<T>(what: &str, limit: Duration, step: impl Future<Output = T>) -
         tracing::warn!(?limit, "stopping: {what} took too long and was left");
     }
     done
-}
-
-/// A container holds about a dozen descriptors here, and the usual soft limit of 1024 was made for programs that use `select`:
-/// takes all that the hard limit allows.
-fn raise_open_files() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if limit.current != limit.maximum
-        && let Err(error) = setrlimit(Resource::Nofile, all)
-    {
-        tracing::warn!(%error, ?limit, "the number of open files could not be raised");
-    }
 }
 
 impl Drop for Runner {

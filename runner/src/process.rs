@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +14,14 @@ use stoker_runtime::admin::{Admin, Pages, Shown, Viewers};
 use stoker_runtime::audit::Audit;
 use stoker_runtime::auth::Kept;
 use stoker_runtime::config::Settings;
-use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
+use stoker_runtime::lifecycle::{Readiness, Signals, requested_by_now};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::{self, Metrics};
 use stoker_runtime::reload::{self, Reloads, Why};
-use stoker_runtime::server::{self, Etcd, FLUSH};
+use stoker_runtime::server::{self, Etcd, Seen};
 use stoker_runtime::telemetry::Telemetry;
 use stoker_runtime::tls::{Tls, open_to_others};
+use stoker_sandbox::handover::give_back_signals;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{CLOSING, Config, Runner};
@@ -27,9 +29,6 @@ use crate::handover::{self, Departure, Heir};
 use crate::metrics::Meters;
 use crate::observe::Observer;
 use crate::settings::{self, PROGRAM, Plan};
-
-/// How long a scrape that runs may take at the end.
-const LAST_SCRAPE: Duration = Duration::from_secs(1);
 
 /// How long traces and log lines may take to leave before another program takes this one's place, each: callers wait meanwhile.
 const BRIEF_FLUSH: Duration = Duration::from_millis(200);
@@ -80,21 +79,16 @@ async fn run(
         Ok(registry) => registry,
         Err(wrong) => return Ok(PROGRAM.refuse(&Etcd::wrong(settings, wrong))),
     };
-    let telemetry = Telemetry::start(&plan.telemetry).context("cannot start to send traces")?;
-    let (metrics, readiness) = (Metrics::new(settings), Readiness::new("starting"));
-    metrics.describe_process(PROGRAM.name, PROGRAM.version);
-    logs.measure(&metrics);
-    telemetry.measure(&metrics);
-    measure_etcd(&metrics, &registry);
-    logs.collect(telemetry.recorder());
+    let seen = Seen::start(&PROGRAM, settings, &plan.telemetry, logs, "starting");
+    let seen = seen.context("cannot start to send traces")?;
+    measure_etcd(&seen.metrics, &registry);
     let observer = Observer {
-        tracer: plan.telemetry.sends_traces().then(|| telemetry.tracer()),
-        recorder: telemetry.recorder(),
-        meters: Some(Meters::new(&metrics)),
+        tracer: plan.telemetry.sends_traces().then(|| seen.telemetry.tracer()),
+        recorder: seen.telemetry.recorder(),
+        meters: Some(Meters::new(&seen.metrics)),
     };
-    // First of all: whoever starts us wants to know how far we are.
     let tls = plan.runner.tls.clone();
-    reload::show(tls.as_ref(), &metrics);
+    reload::show(tls.as_ref(), &seen.metrics);
     let access =
         plan.access.as_deref().map(|path| Kept::read(path).map_err(anyhow::Error::msg)).transpose()?;
     let access = access.map(Arc::new);
@@ -103,78 +97,109 @@ async fn run(
     let by_tls = tls.is_some() && open_to_others(plan.admin);
     let asked = access.clone().map(|access| (access, Audit::into_log()));
     let viewers = Viewers::of(asked, by_tls, plan.insecure);
-    let pages = Pages::new(readiness.clone(), metrics, settings).viewers(viewers);
+    let pages = Pages::new(seen.readiness.clone(), seen.metrics.clone(), settings).viewers(viewers);
     let shown = pages.shown();
+    // First of all: whoever starts us wants to know how far we are.
     let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
         .with_context(|| format!("cannot listen on {} for the admin pages", plan.admin))?;
     tracing::info!(admin = %admin.address(), "starting");
     let mut stop = std::pin::pin!(signals.stop_requested());
-    let serving = async {
-        let config = Config { observer, ..plan.runner };
-        let runner = match heir {
-            Some(heir) => Runner::take_up(config, Arc::new(registry), heir).await?,
-            None => Runner::start(config, Arc::new(registry)).await?,
-        };
-        let (name, address) = (runner.name(), runner.address());
-        tracing::info!(%name, %address, sandbox = runner.describe(), "serving");
-        readiness.not_ready("waiting for etcd, where this runner is to be registered");
-        anyhow::Ok(runner)
-    };
     let grace = Cell::new(plan.drain_grace);
-    let started = {
-        let until_stop = async {
-            let ended = tokio::select! {
-                // A runner that is not up yet has no calls: what there is of it ends with the process.
-                why = &mut stop => (None, End::Stop(why)),
-                runner = serving => {
-                    let runner = runner?;
-                    let registered = async {
-                        runner.registered().await;
-                        readiness.ready();
-                        tracing::info!("ready");
-                        std::future::pending::<Infallible>().await
-                    };
-                    let end = tokio::select! {
-                        why = &mut stop => End::Stop(why),
-                        departure = depart(upgrades, &runner, admin.address(), &grace) => End::Leave(departure),
-                        never = registered => match never {},
-                    };
-                    (Some(runner), end)
+    let starting = start(Config { observer, ..plan.runner }, registry, heir, &seen.readiness);
+    let told = Told { stop: stop.as_mut(), upgrades, admin: admin.address(), grace: &grace };
+    let (runner, end) = tokio::select! {
+        served = serve(starting, told, &seen.readiness) => served?,
+        never = keep_fresh(reloads, settings, logs, (tls, access), shown, &grace) => match never {},
+    };
+    match end {
+        End::Leave(departure) => leave(departure, seen.telemetry, logs, stop).await,
+        End::Stop(why) => {
+            let grace = grace.get();
+            let calls = async {
+                if let Some(runner) = runner {
+                    runner.stop(grace).await;
                 }
             };
-            anyhow::Ok(ended)
-        };
-        tokio::select! {
-            ended = until_stop => ended,
-            never = keep_fresh(reloads, settings, logs, (tls, access), shown, &grace) => match never {},
+            let ended = seen.end(why, grace.saturating_add(CLOSING), calls, admin).await;
+            ended.context("cannot watch over the end")?;
+            Ok(ExitCode::SUCCESS)
         }
-    };
-    let (runner, end) = started?;
-    let why = match end {
-        End::Stop(why) => why,
-        End::Leave(departure) => {
-            let (over, end) = departure.containers();
-            tracing::info!(over, end, "becoming the next program");
-            telemetry.stop(BRIEF_FLUSH).await;
-            logs.flush(BRIEF_FLUSH);
-            let error = departure.leave();
-            // With us go the containers: whoever looks after us starts another.
-            return Err(anyhow::Error::new(error).context("cannot become the next program"));
-        }
-    };
-    let grace = grace.get();
-    readiness.stopping(format!("{why}: finishing the calls that are here"));
-    tracing::info!(why, "stopping");
-    // The runner keeps its own limits; this is for an end that hangs in spite of them.
-    let limit = grace + CLOSING + FLUSH + LAST_SCRAPE;
-    let ending = Ending::begin(limit).context("cannot watch over the end")?;
-    if let Some(runner) = runner {
-        ending.phase("calls", limit, runner.stop(grace)).await;
     }
-    ending.phase("traces", limit, telemetry.stop(FLUSH)).await;
-    ending.phase("admin port", limit, admin.stop(LAST_SCRAPE)).await;
-    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the runner, or takes it up from the process's former program.
+async fn start(
+    config: Config,
+    registry: EtcdRegistry,
+    heir: Option<Heir>,
+    readiness: &Readiness,
+) -> anyhow::Result<Runner> {
+    let runner = match heir {
+        Some(heir) => Runner::take_up(config, Arc::new(registry), heir).await?,
+        None => Runner::start(config, Arc::new(registry)).await?,
+    };
+    let (name, address) = (runner.name(), runner.address());
+    tracing::info!(%name, %address, sandbox = runner.describe(), "serving");
+    readiness.not_ready("waiting for etcd, where this runner is to be registered");
+    Ok(runner)
+}
+
+/// What can be told to a runner that serves.
+struct Told<'a, S> {
+    stop: Pin<&'a mut S>,
+    upgrades: Signal,
+    /// Where its admin port is.
+    admin: SocketAddr,
+    /// How long its calls may take to end.
+    grace: &'a Cell<Duration>,
+}
+
+/// Serves until it is told something else; gives what, and the runner, if it was up by then.
+async fn serve<S: Future<Output = &'static str>>(
+    starting: impl Future<Output = anyhow::Result<Runner>>,
+    told: Told<'_, S>,
+    readiness: &Readiness,
+) -> anyhow::Result<(Option<Runner>, End)> {
+    let Told { mut stop, upgrades, admin, grace } = told;
+    let runner = tokio::select! {
+        // A runner that is not up yet has no calls: what there is of it ends with the process.
+        why = stop.as_mut() => return Ok((None, End::Stop(why))),
+        runner = starting => runner?,
+    };
+    let registered = async {
+        runner.registered().await;
+        readiness.ready();
+        tracing::info!("ready");
+        std::future::pending::<Infallible>().await
+    };
+    let end = tokio::select! {
+        why = stop => End::Stop(why),
+        departure = depart(upgrades, &runner, admin, grace) => End::Leave(departure),
+        never = registered => match never {},
+    };
+    Ok((Some(runner), end))
+}
+
+/// Becomes the next program, unless it is told to stop by then: then it becomes nothing. Whoever calls this still has the runner, and with it the containers.
+async fn leave(
+    departure: Departure,
+    telemetry: Telemetry,
+    logs: &Logs,
+    stop: Pin<&mut impl Future<Output = &'static str>>,
+) -> anyhow::Result<ExitCode> {
+    let (over, end) = departure.containers();
+    tracing::info!(over, end, "becoming the next program");
+    telemetry.stop(BRIEF_FLUSH).await;
+    logs.flush(BRIEF_FLUSH);
+    give_back_signals();
+    if let Some(why) = requested_by_now(stop).await {
+        tracing::info!(why, "stopping, and becoming nothing: the containers end");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let error = departure.leave();
+    // With us go the containers: whoever looks after us starts another.
+    Err(anyhow::Error::new(error).context("cannot become the next program"))
 }
 
 /// Waits until the runner is asked to become another program, and can. What is in the way is logged, and changes nothing.
@@ -205,17 +230,14 @@ async fn depart(
 /// Shows how things stand with etcd.
 fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
     let figures = registry.figures();
-    let parts = [etcd::Part::Registration].map(|part| {
-        let figures = figures.clone();
-        let read = move || metrics::etcd::Part {
-            interruptions: figures.interruptions(part),
-            interrupted: figures.is_interrupted(part),
-            revision: (part != etcd::Part::Registration).then(|| figures.revision(part)),
-        };
-        (part.as_str(), read)
-    });
     let answered = figures.clone();
-    metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
+    let own = etcd::Part::Registration;
+    let read = move || metrics::etcd::Part {
+        interruptions: figures.interruptions(own),
+        interrupted: figures.is_interrupted(own),
+        revision: None,
+    };
+    metrics::etcd::measure(metrics, move || answered.answered_ms(), [(own.as_str(), read)]);
 }
 
 /// Takes up what changed while the runner serves: certificates, the access file and what it names when their files change, settings at SIGHUP.

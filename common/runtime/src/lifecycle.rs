@@ -5,9 +5,11 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -53,6 +55,44 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
+    }
+}
+
+/// From here on SIGHUP and SIGUSR2 do not end the process, which is what they do to one that does not listen for them. Whoever acts on them comes later in
+/// its start, and may still hear of those that came before.
+///
+/// # Errors
+/// The handlers cannot be installed.
+pub fn heed_early() -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let _inside = runtime.enter();
+    // The handlers stay though nobody listens any more.
+    [SignalKind::hangup(), SignalKind::user_defined2()]
+        .into_iter()
+        .try_for_each(|kind| signal(kind).map(drop))
+}
+
+/// Where nothing is upgraded in place SIGUSR2 ends nothing, and the log says what to do `instead`.
+///
+/// # Errors
+/// The handler cannot be installed.
+pub fn refuse_upgrades(instead: &'static str) -> io::Result<()> {
+    let mut asked = signal(SignalKind::user_defined2())?;
+    tokio::spawn(async move {
+        while asked.recv().await.is_some() {
+            tracing::warn!(instead, "SIGUSR2 is for runners: this program is not upgraded in place");
+        }
+    });
+    Ok(())
+}
+
+/// What [`Signals::stop_requested`] says by now: of a signal that has come, however recently, it says it.
+pub async fn requested_by_now(stop: Pin<&mut impl Future<Output = &'static str>>) -> Option<&'static str> {
+    tokio::select! {
+        biased;
+        why = stop => Some(why),
+        // A handler only makes a note, which the runtime reads in its next turn; in a turn timers come after that.
+        () = tokio::time::sleep(Duration::from_millis(1)) => None,
     }
 }
 

@@ -31,6 +31,12 @@ const VARIABLE: &str = "STOKER_HANDOVER";
 /// The name of the file behind it, for whoever looks at `/proc`.
 const NAME: &str = "stoker-handover";
 
+/// From here on SIGINT and SIGTERM end the process by themselves, as they do with any program that does not listen for them yet. What this program were
+/// told now the next one would not know.
+pub fn give_back_signals() {
+    sys::default_signals(&[libc::SIGINT, libc::SIGTERM]);
+}
+
 /// A descriptor that stays open, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -192,6 +192,14 @@ pub fn ignore_signals(signals: &[libc::c_int]) {
     }
 }
 
+/// Has `signals` do again what they do with a program that has just been started.
+pub fn default_signals(signals: &[libc::c_int]) {
+    for &signal in signals {
+        // SAFETY: SIG_DFL installs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Blocks `signals` and returns a descriptor that becomes readable when one arrives.
 ///
 /// # Errors

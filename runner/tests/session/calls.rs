@@ -191,10 +191,11 @@ async fn a_length_that_is_known_is_told() {
     }
 
     let call = session.offer(&spec, "give", b"1000000", true, AMPLE).await;
-    let mut got = 0;
+    let (mut got, mut said) = (0, None);
     let finished = loop {
         match session.frame().await {
             res::Frame::Ready(_) => session.start(call).await,
+            res::Frame::Head(head) => said = head.length,
             res::Frame::Body(body) => {
                 assert!(got % CHUNK + body.data.len() <= CHUNK, "{} bytes behind {got}", body.data.len());
                 got += body.data.len();
@@ -204,7 +205,7 @@ async fn a_length_that_is_known_is_told() {
             _ => {}
         }
     };
-    assert_eq!(got + finished.body.len(), 1_000_000, "{finished:?}");
+    assert_eq!((said, got + finished.body.len()), (Some(1_000_000), 1_000_000), "{finished:?}");
 
     // What was said holds.
     let call = session.offer_of_length(&spec, "length", b"first", false, AMPLE, Some(10)).await;

@@ -8,6 +8,7 @@ mod daemon;
 mod draining;
 mod killed;
 mod kit;
+mod lambda;
 mod launches;
 #[path = "../../sandbox/tests/kit/left.rs"]
 mod left;

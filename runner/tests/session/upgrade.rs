@@ -1,10 +1,12 @@
 //! The upgrade in place: a runner becomes the next program, and its idle containers go over warm; or it does not, and nothing has happened.
 
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 
 use rustix::process::{Signal, kill_process};
-use stoker_core::function::{Format, FunctionName, FunctionSpec, Network};
+use stoker_core::function::{Format, FunctionSpec, Network};
 use stoker_core::secret::SecretName;
 use stoker_proto::runner::v1::{self as wire, engage_response as res};
 use stoker_proto::v1;
@@ -14,6 +16,7 @@ use stoker_sandbox::egress;
 use crate::daemon::{Daemon, Kind};
 use crate::killed::{marked, until};
 use crate::kit::{AMPLE, Session, heard, python, shell, speaker, warmth, we_are_root};
+use crate::lambda::lambda;
 use crate::left::{alive, cgroups};
 use crate::process::Program;
 use crate::secrets::{sees, swap, until_it_sees};
@@ -24,30 +27,6 @@ const YES: &str = "stoker-runner would take over";
 /// A name that no other test has, for a runner and its functions.
 fn name(what: &str) -> String {
     format!("u{}-{what}", std::process::id())
-}
-
-/// Asks for its invocations, always on the same connection, and answers each with what it was given.
-const RUNTIME: &str = r#"
-import http.client, os
-api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
-api.auto_open = 0
-api.connect()
-def ask(method, path, body=None):
-    api.request(method, "/2018-06-01/runtime/invocation/" + path, body)
-    answer = api.getresponse()
-    return answer.headers["Lambda-Runtime-Aws-Request-Id"], answer.read()
-while True:
-    name, event = ask("GET", "next")
-    if event == b'"crash"': os._exit(1)
-    ask("POST", name + "/response", event)
-"#;
-
-/// A function that asks for its calls itself.
-fn lambda() -> FunctionSpec {
-    let mut spec = python("");
-    *spec.command.last_mut().unwrap() = RUNTIME.to_owned();
-    (spec.name, spec.format) = (FunctionName::new("test", "lambda").unwrap(), Format::Lambda);
-    spec
 }
 
 /// Functions of which each runner of these tests has a container: on a socket, on STDIN, with an answer to its greeting, one that asks for its calls,
@@ -207,7 +186,7 @@ async fn a_way_out() {
     // A name server of this test's own: the only address of this host that a function reaches.
     let [.., high, low] = std::process::id().to_be_bytes();
     let resolver = std::net::Ipv4Addr::new(127, 77, high, low);
-    let listener = std::net::TcpListener::bind((resolver, 53)).unwrap();
+    let listener = TcpListener::bind((resolver, 53)).unwrap();
     // Ends with the tests. It closes what the other end has closed.
     std::thread::spawn(move || {
         for mut connection in listener.incoming().flatten() {
@@ -370,6 +349,26 @@ async fn a_program_that_fails_takes_the_functions_along() {
         assert_eq!(program.ended().await.0.code(), Some(7));
         nothing_is_left(&name);
     }
+}
+
+/// Who is told to stop while it becomes the next program stops, one way or the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_not_lost_on_the_way() {
+    let Some(etcd) = Etcd::start().await else { return };
+    // Nobody takes what is sent there: the last spans hold up the program that goes.
+    let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", collector.local_addr().unwrap());
+    let name = name("stops");
+    let told = [("STOKER_NAME", name.as_str()), ("STOKER_TELEMETRY_ENDPOINT", &endpoint)];
+    let mut program = Program::start(&etcd.endpoint(), &told).await;
+    program.says("\"ready\"").await;
+    warm_up(&mut program.session().await, &functions(&name)).await;
+    program.signal(Signal::USR2);
+    program.says("becoming the next program").await;
+    program.signal(Signal::TERM);
+    let (status, _) = program.ended().await;
+    assert!(status.success() || status.signal() == Some(Signal::TERM.as_raw()), "{status}");
+    nothing_is_left(&name);
 }
 
 /// A killed runner takes its functions along, also those that it took up; and so does its spawner, which is still the first one.
