@@ -83,7 +83,7 @@ fn actor(tell: mpsc::Sender<wire::Offer>) -> Play {
                         .await;
                     }
                     b"\"pieces\"" | b"\"broken\"" => {
-                        s.send(Out::Head(wire::Head { call, head: ok() })).await;
+                        s.send(Out::Head(wire::Head { call, head: ok(), length: None })).await;
                         for data in ["one ", "two "] {
                             let data = Bytes::from_static(data.as_bytes());
                             s.send(Out::Body(wire::Body { call, data, last: false, ..Default::default() }))
@@ -257,7 +257,7 @@ async fn everything_else_has_a_name_that_kits_know() {
             "FunctionName",
         ),
         (
-            "GET /2018-10-31/layers/x/versions/1/policy".to_owned(),
+            "GET /2025-11-30/capacity-providers".to_owned(),
             "",
             &large,
             501,

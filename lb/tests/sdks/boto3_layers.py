@@ -161,6 +161,13 @@ def nothing_else():
     mapping = {"FunctionName": "made", "EventSourceArn": "arn:aws:sqs:us-east-1:012345678912:q"}
     assert "event source" in refused("NotImplementedException", client.create_event_source_mapping, **mapping)
     refused("ResourceNotFoundException", client.get_event_source_mapping, UUID="0c2f")
+    version = {"LayerName": "tools", "VersionNumber": publish("tools")["Version"]}
+    said = refused("ResourceNotFoundException", client.get_layer_version_policy, **version)
+    assert said == "No policy is associated with the given resource.", said
+    permission = {"StatementId": "all", "Action": "lambda:GetLayerVersion", "Principal": "*"}
+    assert "access file" in refused("NotImplementedException", client.add_layer_version_permission, **version, **permission)
+    assert "access file" in refused("NotImplementedException", client.remove_layer_version_permission, **version, StatementId="all")
+    refused("ResourceNotFoundException", client.get_layer_version_policy, LayerName="tools", VersionNumber=99)
     assert client.list_event_source_mappings(FunctionName="made")["EventSourceMappings"] == []
     assert client.put_function_recursion_config(FunctionName="made", RecursiveLoop="Allow")["RecursiveLoop"] == "Allow"
     refused("InvalidParameterValueException", client.put_function_recursion_config, FunctionName="made", RecursiveLoop="Terminate")

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use stoker_lb::{LambdaCode, LambdaConfig};
 use stoker_tests::fleet::{Fleet, Plan};
@@ -10,6 +12,7 @@ use super::zips::{aws, right, zipped};
 
 const PYTHON: &str = r#"
 import logging
+import time
 from decimal import Decimal
 logging.getLogger().setLevel("INFO")
 def handler(event, context):
@@ -19,6 +22,8 @@ def handler(event, context):
         raise KeyError("lost")
     if "lambda" in event:
         return lambda: 1
+    if "hang" in event:
+        time.sleep(60)
     return {"got": event, "half": Decimal("0.5"), "umlaut": "ü", "version": context.function_version, "name": context.function_name,
             "client": context.client_context and context.client_context.custom, "time": context.get_remaining_time_in_millis() > 0,
             "identity": context.identity.cognito_identity_id}
@@ -31,6 +36,8 @@ exports.promised = async (event, context) => {
 };
 exports.called = (event, context, callback) => setImmediate(() => callback(event.bad ? new RangeError('far') : null, { got: event }));
 exports.nothing = () => { setImmediate(() => {}); };
+// As tools that wrap handlers see whether one streams.
+exports.marked = async () => exports.streams[Symbol.for('aws.lambda.runtime.handler.streaming')];
 exports.inner = { succeeds: (event, context) => context.succeed('done') };
 exports.rejects = () => { Promise.reject(new Error('nobody waits')); return new Promise(() => {}); };
 exports.streams = awslambda.streamifyResponse(async (event, stream, context) => {
@@ -91,6 +98,14 @@ async fn a_handler_in_python() {
     let (kind, text) = failure(&fleet, "good", &json!({"lambda": 1})).await;
     assert_eq!(kind, "Runtime.MarshalError");
     assert!(text.contains("function is not JSON serializable"), "{text}");
+    // What it wrote before its time was over is in its log.
+    right(&fleet, "PUT", "/good/configuration", &json!({"Timeout": 1})).await;
+    let tail = [("x-amz-log-type".to_owned(), "Tail".to_owned())];
+    let path = "/2015-03-31/functions/good/invocations";
+    let page = fleet.clients.page("POST", path, &tail, r#"{"hang": 1}"#.to_owned()).await;
+    let log = BASE64.decode(page.header("x-amz-log-result")).unwrap();
+    let log = String::from_utf8_lossy(&log);
+    assert!(log.contains("a line") && log.contains("Task timed out after 1.00 seconds"), "{log}");
     for (at, (handler, kind, text)) in [
         ("broken.f", "Runtime.UserCodeSyntaxError", "Syntax error in module 'broken'"),
         ("bad.f", "Runtime.ImportModuleError", "Unable to import module 'bad': No module named 'absent'"),
@@ -127,6 +142,7 @@ async fn a_handler_in_node() {
         ("succeeds", "dir/index.inner.succeeds"),
         ("rejects", "dir/index.rejects"),
         ("streams", "dir/index.streams"),
+        ("marked", "dir/index.marked"),
         ("new", "new.handler"),
         ("absent", "dir/index.absent"),
         ("nowhere", "nowhere.handler"),
@@ -138,6 +154,7 @@ async fn a_handler_in_node() {
         ("called", json!({"got": {"a": 1}})),
         ("nothing", Value::Null),
         ("succeeds", json!("done")),
+        ("marked", json!("response")),
         ("new", json!({"module": {"a": 1}})),
     ] {
         for _ in 0..2 {

@@ -35,7 +35,7 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::Value;
-use stoker_core::error::{Code, Error};
+use stoker_core::error::Error;
 use stoker_core::ids::CallId;
 
 pub use self::code::CodePlace;
@@ -326,6 +326,9 @@ async fn managed(
         ("DELETE", [LAYERS, "layers", name, "versions", version]) => {
             layers::delete(door, &decoded(name)?, version, caller).await.and(done)
         }
+        (_, [LAYERS, "layers", name, "versions", version, "policy", ..]) => {
+            Err(layers::policy(door, &parts.method, &decoded(name)?, version, caller).await)
+        }
         ("GET", [V, "functions", name, "policy"]) => ok(policy::get(door, &target(name)?)?),
         ("POST", [V, "functions", name, "policy"]) => {
             Ok((201, Some(policy::add(door, target(name)?, body).await?)))
@@ -349,7 +352,7 @@ async fn managed(
 
 fn not_here(parts: &Parts) -> Refused {
     let text = format!("{} {} is not in this version of Stoker", parts.method, parts.uri.path());
-    Refused::aws(501, "NotImplementedException", Error::new(Code::InvalidRequest, text))
+    Refused::unsupported(text)
 }
 
 /// Whose signature a request bears, where somebody must be let in; what it says of itself is right so far.

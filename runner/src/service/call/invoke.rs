@@ -1,21 +1,27 @@
 //! A call as an invocation of AWS Lambda: whole in, as it comes out.
 
+mod follow;
+mod outcome;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use stoker_core::call::{CHUNK, Intent, TraceContext, WINDOW};
+use stoker_core::call::{Intent, Taken, TraceContext, WINDOW};
 use stoker_core::error::Report;
-use stoker_core::{Code, Error, ResponseHead};
-use stoker_lambda::{
-    Bandwidth, Direct, Failure, Invocation, MAX_PAYLOAD, Over, Refused, Said, function_url, is_request_id,
-};
+use stoker_core::{Code, Error};
+use stoker_lambda::{Bandwidth, Direct, Invocation, MAX_PAYLOAD, Over, Refused, function_url, is_request_id};
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use stoker_runtime::telemetry::to_amazon;
 
+use self::follow::{Follow, Heard};
+use self::outcome::{refusal, report_line, used};
 use super::answer::Answer;
 use super::serve::cancelled;
 use super::{Line, Lost, Offer};
-use crate::container::{Container, Phase, lambda};
+use crate::container::{Container, lambda};
+
+/// An invocation that took longer may have taken memory that nobody has seen, and is long beside a look.
+const LONG: Duration = Duration::from_millis(5);
 
 /// The call as an invocation needs it.
 pub struct Invoke<'a> {
@@ -38,6 +44,15 @@ pub enum After {
     End,
 }
 
+/// What the runtime is to be given, and how its caller wants the answer.
+struct Ready {
+    invocation: Invocation,
+    /// There where the caller said so by the headers of a direct invoke.
+    direct: Option<Direct>,
+    /// What the function may take.
+    limit: Duration,
+}
+
 impl Invoke<'_> {
     /// Runs it.
     pub async fn run(
@@ -46,172 +61,105 @@ impl Invoke<'_> {
         answer: &mut Answer,
     ) -> Result<(Result<(), Error>, After), Lost> {
         // Of what fails here the function has seen nothing.
-        let direct = match self.direct() {
-            Ok(direct) => direct,
+        let Ready { invocation, direct, limit } = match self.gather(container).await? {
+            Ok(ready) => ready,
             Err(error) => return Ok((Err(error), After::Keep)),
         };
-        let payload = match self.payload(container).await?.and_then(|payload| self.event(payload)) {
-            Ok(payload) => payload,
-            Err(error) => return Ok((Err(error), After::Keep)),
-        };
-        let (line, offer) = (self.line, self.offer);
-        // A start that was a part of this call has taken some of its time.
-        let spent = if self.cold { container.spent() } else { Duration::ZERO };
-        let limit = offer.spec.timeout().saturating_sub(spent).min(offer.deadline.remaining());
-        let invocation = self.invocation(payload, direct.as_ref(), limit);
         let id = invocation.request_id.clone();
         let api = container.lambda().expect("containers of this format have one");
-        let mut said = match api.invoke(invocation) {
+        let said = match api.invoke(invocation) {
             Ok(said) => said,
             Err(refused) => {
                 let unusable = matches!(refused, Refused::Busy | Refused::NotReady);
                 return Ok((Err(refusal(refused)), if unusable { After::End } else { After::Keep }));
             }
         };
-        container
-            .log
-            .note(offer.id, format!("START RequestId: {id} Version: {}", lambda::version(&offer.spec)));
+        self.note(container, format!("START RequestId: {id} Version: {}", lambda::version(&self.offer.spec)));
         answer.started = Instant::now();
-        let timeout = tokio::time::sleep_until((answer.started + limit).into());
-        tokio::pin!(timeout);
-        let cancel = line.cancelled();
-        tokio::pin!(cancel);
-        let mut exit = None;
-        let mut shape = Shape::Plain(None);
-        let mut answers_on = false;
-        let (most, buffers) = direct.as_ref().map_or((None, false), |direct| (direct.most, !direct.streams));
-        let mut size = 0;
-        let result = loop {
-            let next = tokio::select! {
-                // An answer that is complete counts, however late it is.
-                biased;
-                next = said.next() => next,
-                reason = &mut cancel => break Err(cancelled(reason)),
-                () = &mut timeout => break Err(self.too_late()),
-                // What the process had said by then is read to its end before it counts as unsaid.
-                ended = container.wait(), if exit.is_none() => {
-                    exit = Some(ended);
-                    continue;
-                }
-                () = api.left_alone(), if exit.is_some() => None,
-            };
-            match (next, exit) {
-                (Some(Said::Head { content_type, streams }), _) => {
-                    answer.first_byte = answer.started.elapsed();
-                    shape = self.shape(content_type, streams);
-                    match &shape {
-                        Shape::Plain(content_type) => {
-                            answer.head = Some(self.plain(content_type, &id, direct.is_some()));
-                        }
-                        Shape::Whole(..) | Shape::Headed(_) => continue,
-                    }
-                    // What came as a whole goes on as that, where it fits.
-                    if !streams || buffers {
-                        continue;
-                    }
-                }
-                (Some(Said::Piece(piece)), _) => {
-                    size += piece.len();
-                    if most.is_some_and(|most| size > most) {
-                        break Err(oversized(most.unwrap_or(MAX_PAYLOAD)));
-                    }
-                    match &mut shape {
-                        Shape::Plain(_) => answer.body.push(piece),
-                        Shape::Whole(_, whole) => {
-                            whole.extend_from_slice(&piece);
-                            continue;
-                        }
-                        Shape::Headed(input) => {
-                            input.extend_from_slice(&piece);
-                            match function_url::streamed_head(input) {
-                                None => continue,
-                                Some(Err(why)) => {
-                                    // The rest of it is still on its way.
-                                    answers_on = true;
-                                    break Err(no_response(&why));
-                                }
-                                Some(Ok(head)) => {
-                                    answer.head = Some(head);
-                                    answer.body.push(input.split().freeze());
-                                    shape = Shape::Plain(None);
-                                }
-                            }
-                        }
-                    }
-                    if buffers || (!answer.headed && answer.head.is_none() && answer.body.len() <= CHUNK) {
-                        continue;
-                    }
-                }
-                (Some(Said::End), _) => break self.complete(shape, answer),
-                (Some(Said::Failed(failure)), _) => break Err(failed(failure)),
-                (None, Some(exit)) => {
-                    let error = container.exited(exit, Phase::Call).await.may_have_started();
-                    break Err(error.report(lambda::exited(exit)));
-                }
-                (None, None) => {
-                    break Err(Error::new(Code::Internal, "the Runtime API went away").may_have_started());
-                }
-            }
-            tokio::select! {
-                biased;
-                flushed = answer.flush(line) => flushed?,
-                // The caller may be slow to take it, or gone.
-                reason = &mut cancel => break Err(cancelled(reason)),
-                () = &mut timeout => break Err(self.too_late()),
-            }
-        };
+        let follow = Follow::new(self.line, self.offer, container, &api, said, direct.as_ref(), &id);
+        let mut heard = follow.until_over(answer, limit).await?;
         let took = answer.started.elapsed();
-        let error = result.as_ref().err();
-        if took >= LONG || error.is_some() {
-            container.look().await;
-        }
-        let ended = error.and_then(|error| lambda::last(error, &id, offer.spec.timeout(), SystemTime::now()));
-        for line in ended.iter().flat_map(|text| text.split('\n')) {
-            container.log.note(offer.id, line.to_owned());
-        }
-        container.log.note(offer.id, format!("END RequestId: {id}"));
-        container.log.note(offer.id, report_line(&id, offer, took, container, error));
-        let well = exit.is_none()
-            && !answers_on
-            && match &error {
-                None => true,
-                // The function said so itself: its process is well.
-                Some(error) => matches!(error.code, Code::FunctionFailed | Code::ResponseTooLarge),
-            };
-        let mut after = match error.map(|error| error.code) {
-            _ if well => After::Keep,
-            // Others may be at work in it.
-            _ if offer.spec.concurrency > 1 => After::End,
-            Some(Code::FunctionTimeout | Code::DeadlineExceeded) => After::Again("timeout"),
-            Some(Code::FunctionCrashed) => After::Again("failure"),
-            _ => After::End,
-        };
-        let result = result.map_err(|error| {
+        let mut after = self.judge(&heard);
+        self.tell(container, &id, took, heard.result.as_ref().err()).await;
+        heard.result = heard.result.map_err(|error| {
             let error = match error.code {
                 Code::FunctionTimeout => error.log_tail(container.log.tail()),
                 _ => error,
             };
-            lambda::complete(error, &id, offer.spec.timeout())
+            lambda::complete(error, &id, self.offer.spec.timeout())
         });
-        let seen = api.over(
-            &id,
-            &Over {
-                error: result.as_ref().err().map(|error| {
-                    let kind = error.report.as_ref().map_or("Sandbox.Failure", |report| &report.kind);
-                    (kind.to_owned(), error.message.clone())
-                }),
-                timeout: result.as_ref().is_err_and(|error| error.code == Code::FunctionTimeout),
-                duration: took,
-                memory_used: used(container),
-                init: self.cold.then_some(container.launched.init),
-                throttled: said.throttled(),
-            },
-        );
-        if !seen && offer.spec.concurrency > 1 && exit.is_none() {
+        let seen = api.over(&id, &self.over(&heard, took, container));
+        if !seen && self.offer.spec.concurrency > 1 && !heard.exited {
             // It waited for others, and nobody has seen anything of it.
             after = After::Keep;
         }
-        Ok((result, after))
+        Ok((heard.result, after))
+    }
+
+    /// Makes the invocation of the call: its head is read, and all of its body.
+    async fn gather(&mut self, container: &Container) -> Result<Result<Ready, Error>, Lost> {
+        let direct = match self.direct() {
+            Ok(direct) => direct,
+            Err(error) => return Ok(Err(error)),
+        };
+        let payload = match self.payload(container).await?.and_then(|payload| self.event(payload)) {
+            Ok(payload) => payload,
+            Err(error) => return Ok(Err(error)),
+        };
+        // A start that was a part of this call has taken some of its time.
+        let spent = if self.cold { container.spent() } else { Duration::ZERO };
+        let limit = self.offer.spec.timeout().saturating_sub(spent).min(self.offer.deadline.remaining());
+        let invocation = self.invocation(payload, direct.as_ref(), limit);
+        Ok(Ok(Ready { invocation, direct, limit }))
+    }
+
+    /// What its end means for the container.
+    fn judge(&self, heard: &Heard) -> After {
+        let code = heard.result.as_ref().err().map(|error| error.code);
+        // The function said so itself: its process is well.
+        let said_so = matches!(code, None | Some(Code::FunctionFailed | Code::ResponseTooLarge));
+        match code {
+            _ if said_so && !heard.exited && !heard.answers_on => After::Keep,
+            // Others may be at work in it.
+            _ if self.offer.spec.concurrency > 1 => After::End,
+            Some(Code::FunctionTimeout | Code::DeadlineExceeded) => After::Again("timeout"),
+            Some(Code::FunctionCrashed) => After::Again("failure"),
+            _ => After::End,
+        }
+    }
+
+    /// Writes the last lines of its log. `took`: from when the function was asked.
+    async fn tell(&self, container: &Container, id: &str, took: Duration, error: Option<&Error>) {
+        if took >= LONG || error.is_some() {
+            container.look().await;
+        }
+        let ended =
+            error.and_then(|error| lambda::last(error, id, self.offer.spec.timeout(), SystemTime::now()));
+        for line in ended.iter().flat_map(|text| text.split('\n')) {
+            self.note(container, line.to_owned());
+        }
+        self.note(container, format!("END RequestId: {id}"));
+        self.note(container, report_line(id, self.offer, took, container, error));
+    }
+
+    fn note(&self, container: &Container, line: String) {
+        container.log.note(self.offer.id, line);
+    }
+
+    /// The end as those who subscribe to telemetry are told it.
+    fn over(&self, heard: &Heard, took: Duration, container: &Container) -> Over {
+        let error = heard.result.as_ref().err();
+        Over {
+            error: error.map(|error| {
+                let kind = error.report.as_ref().map_or("Sandbox.Failure", |report| &report.kind);
+                (kind.to_owned(), error.message.clone())
+            }),
+            timeout: error.is_some_and(|error| error.code == Code::FunctionTimeout),
+            duration: took,
+            memory_used: used(container),
+            init: self.cold.then_some(container.launched.init),
+            throttled: heard.throttled,
+        }
     }
 
     /// What the caller asked for by the headers of a direct invoke.
@@ -248,6 +196,7 @@ impl Invoke<'_> {
         let started = wire::Started { call: self.line.number, container: container.id.as_str().to_owned() };
         self.line.send(Frame::Started(started)).await?;
         self.line.allow(WINDOW).await?;
+        let mut taken = Taken::default();
         loop {
             let (piece, last) = tokio::select! {
                 next = self.line.next_body() => next,
@@ -264,7 +213,9 @@ impl Invoke<'_> {
             if last {
                 return Ok(Ok(whole.freeze()));
             }
-            self.line.allow(u32::try_from(piece.len()).unwrap_or(WINDOW)).await?;
+            if let Some(due) = taken.add(piece.len()) {
+                self.line.allow(due).await?;
+            }
         }
     }
 
@@ -291,32 +242,6 @@ impl Invoke<'_> {
                 );
                 Err(Error::new(Code::RequestTooLarge, text))
             }
-        }
-    }
-
-    /// How the answer is to be read: those to HTTP requests say what their response shall be.
-    fn shape(&self, content_type: Option<String>, streams: bool) -> Shape {
-        match (self.offer.head.intent, streams, content_type) {
-            (Intent::HttpRequest, false, content_type) => Shape::Whole(content_type, BytesMut::new()),
-            (Intent::HttpRequest, true, Some(said)) if said == function_url::WITH_HEAD => {
-                Shape::Headed(BytesMut::new())
-            }
-            (_, _, content_type) => Shape::Plain(content_type),
-        }
-    }
-
-    /// All of the answer is there.
-    fn complete(&self, shape: Shape, answer: &mut Answer) -> Result<(), Error> {
-        match shape {
-            Shape::Plain(_) => Ok(()),
-            Shape::Whole(content_type, whole) => {
-                let response = function_url::response(content_type.as_deref(), whole.freeze());
-                let (head, body) = response.map_err(|why| no_response(&why))?;
-                answer.head = Some(head);
-                answer.body.push(body);
-                Ok(())
-            }
-            Shape::Headed(_) => Err(no_response("it ended within its head")),
         }
     }
 
@@ -360,64 +285,6 @@ impl Invoke<'_> {
             payload,
         }
     }
-
-    /// The head of an answer that is itself. A direct invoke is told what it was.
-    fn plain(&self, content_type: &Option<String>, id: &str, direct: bool) -> ResponseHead {
-        let mut head = ResponseHead { status: 200, ..ResponseHead::default() };
-        let content_type = content_type.as_deref().unwrap_or("application/json");
-        head.headers.push("content-type", content_type.to_owned());
-        if direct {
-            head.headers.push("invoked-function-version", lambda::version(&self.offer.spec));
-            head.headers.push("invoke-id", id.to_owned());
-            head.headers.push("reservation-token", self.offer.id.to_string());
-            let tenant = self.offer.head.headers.get("lambda-runtime-aws-tenant-id").unwrap_or_default();
-            if !tenant.is_empty() {
-                head.headers.push("tenant-id", tenant.to_owned());
-            }
-        }
-        head
-    }
-
-    fn too_late(&self) -> Error {
-        let timeout = self.offer.spec.timeout();
-        let error = match self.offer.deadline.remaining().is_zero() {
-            true => Error::new(Code::DeadlineExceeded, "the caller's deadline passed while the function ran"),
-            false => {
-                let text = format!("the function took longer than its timeout of {timeout:?}");
-                Error::new(Code::FunctionTimeout, text)
-            }
-        };
-        error.may_have_started()
-    }
-}
-
-/// What an answer is for its caller.
-enum Shape {
-    /// Itself, with this type.
-    Plain(Option<String>),
-    /// A response in JSON.
-    Whole(Option<String>, BytesMut),
-    /// A stream whose head is still to come.
-    Headed(BytesMut),
-}
-
-/// More came than the caller takes, of an answer that was to be a whole.
-fn oversized(most: usize) -> Error {
-    let kind = "Function.ResponseSizeTooLarge";
-    let message = format!("Response payload size exceeded maximum allowed payload size ({most} bytes).");
-    let body = format!(r#"{{"errorMessage":"{message}","errorType":"{kind}"}}"#);
-    let text = format!("the function's answer is larger than the {most} bytes that its caller takes");
-    let (kind, content_type) = (kind.to_owned(), "application/json".to_owned());
-    Error::new(Code::ResponseTooLarge, text).may_have_started().report(Report {
-        kind,
-        content_type,
-        body: body.into(),
-    })
-}
-
-fn no_response(why: &str) -> Error {
-    let text = format!("the function's answer is no HTTP response: {why}");
-    Error::new(Code::FunctionInvalidResponse, text).may_have_started()
 }
 
 /// By what name a call is known to its function.
@@ -432,77 +299,4 @@ fn request_id(offer: &Offer) -> String {
 pub fn start_failed(error: Error, offer: &Offer) -> Error {
     // It was tried a second time, with the time of a call.
     lambda::complete(error, &request_id(offer), offer.spec.timeout())
-}
-
-fn refusal(refused: Refused) -> Error {
-    match refused {
-        Refused::Header(name) => Error::new(
-            Code::InvalidRequest,
-            format!("what is said for {name} has characters that no HTTP header can carry"),
-        ),
-        Refused::TooLarge => Error::new(Code::RequestTooLarge, "the event is too large"),
-        Refused::Twice => {
-            let text = "an invocation with this request id is under way in this container";
-            let (kind, content_type) = ("Client.DuplicatedInvokeId".to_owned(), String::new());
-            Error::new(Code::InvalidRequest, text).report(Report { kind, content_type, body: text.into() })
-        }
-        Refused::NotJson => Error::new(Code::InvalidRequest, "the event is not JSON"),
-        Refused::Busy | Refused::NotReady => {
-            Error::new(Code::Internal, "the container was given a call that it cannot take")
-        }
-    }
-}
-
-fn failed(failure: Failure) -> Error {
-    let told = failure.told();
-    let error = match (failure.broken, &*failure.kind) {
-        (true, "Extension.InitError" | "Extension.ExitError" | "Extension.Crash") => {
-            Error::new(Code::FunctionCrashed, format!("an extension ended the function: {told}"))
-        }
-        (true, _) => Error::new(
-            Code::FunctionInvalidResponse,
-            format!("the function's runtime broke its contract: {told}"),
-        ),
-        (false, "Function.ResponseSizeTooLarge") => {
-            let text =
-                format!("the function's answer is larger than {MAX_PAYLOAD} bytes and was not streamed");
-            Error::new(Code::ResponseTooLarge, text)
-        }
-        (false, _) => Error::new(Code::FunctionFailed, format!("the function failed: {told}")),
-    };
-    error.may_have_started().report(lambda::report(failure))
-}
-
-/// An invocation that took longer may have taken memory that nobody has seen, and is long beside a look.
-const LONG: Duration = Duration::from_millis(5);
-
-/// The most memory that is known of it, in MiB.
-fn used(container: &Container) -> u64 {
-    container.used().map_or(0, |used| used.memory_peak >> 20)
-}
-
-fn report_line(
-    id: &str,
-    offer: &Offer,
-    took: Duration,
-    container: &Container,
-    error: Option<&Error>,
-) -> String {
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let used = used(container);
-    let mut line = format!(
-        "REPORT RequestId: {id}\tDuration: {:.2} ms\tBilled Duration: {} ms\tMemory Size: {} MB\tMax Memory Used: {used} MB",
-        ms(took),
-        took.as_nanos().div_ceil(1_000_000),
-        offer.spec.memory >> 20,
-    );
-    match error.map(|error| error.code) {
-        None | Some(Code::FunctionFailed) => {}
-        Some(Code::FunctionTimeout) => line.push_str("\tStatus: timeout"),
-        Some(_) => {
-            let kind = error.and_then(|e| e.report.as_ref()).map_or("Runtime.Unknown", |report| &report.kind);
-            line.push_str(&format!("\tStatus: error\tError Type: {kind}"));
-        }
-    }
-    line
 }

@@ -3,7 +3,6 @@
 
 use http::request::Parts;
 use serde_json::{Value, json};
-use stoker_core::error::{Code, Error};
 
 use super::change::{fields, is_nothing};
 use super::{Refused, Target, arn};
@@ -41,7 +40,7 @@ pub fn wish(door: &Door, parts: &Parts, segments: &[&str], body: &[u8]) -> Resul
     match (parts.method.as_str(), segments) {
         ("POST", ["2015-03-31", "event-source-mappings"]) => {
             let text = "event source mappings are not here: let something of yours read the source and call the function";
-            Err(Refused::aws(501, "NotImplementedException", Error::new(Code::InvalidRequest, text)))
+            Err(Refused::unsupported(text))
         }
         ("GET" | "PUT" | "DELETE", ["2015-03-31", "event-source-mappings", _]) => {
             Err(Refused::missing("The resource you requested does not exist."))

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::Method;
 use http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -340,6 +341,20 @@ pub async fn get(door: &Door, called: &str, version: &str, caller: &Caller) -> R
     let versions = layer.map(|layer| layer.versions).unwrap_or_default();
     let version = versions.iter().find(|one| one.number == version).ok_or_else(absent)?;
     Ok(whole(&named, version))
+}
+
+/// Permissions of a version are not kept: there is one account. Who looks finds none, as AWS says it of a version that is its account's alone.
+pub async fn policy(door: &Door, method: &Method, called: &str, version: &str, caller: &Caller) -> Refused {
+    match get(door, called, version, caller).await {
+        Err(refused) => refused,
+        Ok(_) if *method == Method::GET => {
+            Refused::missing("No policy is associated with the given resource.")
+        }
+        Ok(_) => {
+            let text = "permissions of layers are not kept: whoever may observe the layer's app uses it, and nobody else does (the access file says who)";
+            Refused::unsupported(text)
+        }
+    }
 }
 
 /// `DeleteLayerVersion`, which is done when there is none. Functions that have it keep it.

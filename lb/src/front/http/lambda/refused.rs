@@ -64,6 +64,11 @@ impl Refused {
         Self::from(Error::new(Code::NotFound, text))
     }
 
+    /// Stoker does not do it.
+    pub fn unsupported(text: impl Into<String>) -> Self {
+        Self::from(Error::new(Code::Unsupported, text))
+    }
+
     /// The function is not any more as its caller saw it.
     pub fn changed() -> Self {
         let text = "The RevisionId provided does not match the latest RevisionId. Call the GetFunction API to retrieve the latest RevisionId";
@@ -96,6 +101,7 @@ impl Refused {
             Code::InvalidRequest | Code::HeadersTooLarge | Code::ResourcesImpossible | Code::Cancelled => {
                 (400, "InvalidParameterValueException")
             }
+            Code::Unsupported => (501, "NotImplementedException"),
             Code::Internal => (500, "ServiceException"),
             _ => (503, "ServiceException"),
         }

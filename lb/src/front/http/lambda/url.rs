@@ -95,7 +95,7 @@ pub async fn serve(
     headers.insert(REQUEST_ID, header(&id.to_string()));
     let status = u16::try_from(answer.head.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
     let body = match config.streams {
-        true => AnswerBody::new(answer.first, answer.rest),
+        true => AnswerBody::new(answer.first, answer.rest).of_length(answer.length),
         false => AnswerBody::whole(collected(answer.first, answer.rest).await?),
     };
     let mut response = Response::new(body);

@@ -15,7 +15,8 @@ const own = ours.find((file) => fs.existsSync(file));
 const [host, port] = process.env.AWS_LAMBDA_RUNTIME_API.split(':');
 // Connections that wait do not keep the process alive, so that it is seen when a handler has nothing more to do.
 const agent = new http.Agent({ keepAlive: true });
-const STREAMS = Symbol('streams');
+// By AWS's own name: whoever wraps handlers asks for it.
+const STREAMS = Symbol.for('aws.lambda.runtime.handler.streaming');
 // The request id of the invocation that is under way.
 let now;
 
@@ -162,7 +163,7 @@ async function streamed(handler, id, event, headers) {
 }
 
 globalThis.awslambda = {
-  streamifyResponse: (handler) => Object.assign(handler, { [STREAMS]: true }),
+  streamifyResponse: (handler) => Object.assign(handler, { [STREAMS]: 'response' }),
   HttpResponseStream: {
     from(stream, head) {
       stream.setContentType('application/vnd.awslambda.http-integration-response');

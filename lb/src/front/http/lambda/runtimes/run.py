@@ -133,6 +133,8 @@ def main():
     if importlib.util.find_spec("awslambdaric"):
         runpy.run_module("awslambdaric", run_name="__main__", alter_sys=True)
         return
+    # What was written before a process is ended is not lost with it.
+    sys.stdout.reconfigure(line_buffering=True)
     api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
 
     def ask(method, path, body=None, headers=None):
