@@ -128,6 +128,7 @@ pub fn timings(t: Option<&v1::Timings>) -> Value {
     json!({
         "wait_us": t.wait_us, "image_us": t.image_us, "create_us": t.create_us, "start_us": t.start_us, "init_us": t.init_us,
         "thaw_us": t.thaw_us, "first_byte_us": t.first_byte_us, "execution_us": t.execution_us, "cold": t.cold,
+        "cold_cause": convert::cold(&t).map(stoker_core::call::Cold::label),
     })
 }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use stoker_core::call::Cold;
 use stoker_core::function::FunctionName;
 use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Refusal, Resources};
@@ -15,7 +16,7 @@ use crate::container::Launched;
 use crate::container::state::State;
 use crate::observe::refusal;
 use crate::pool::Survey;
-use crate::pool::why::{Cold, Ended};
+use crate::pool::why::Ended;
 
 const FUNCTION: (&str, &str) =
     ("function", "`app/function`; `(other)` for all beyond `metrics.functions`, the busy ones come first");

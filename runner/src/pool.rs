@@ -67,7 +67,7 @@ use crate::observe::Observer;
 use crate::secrets::Secrets;
 use kept::Wishes;
 use line::Given;
-pub use line::{Acquired, Asker, Lease, Ticket};
+pub use line::{Acquired, Asker, Lease, Refused, Ticket};
 use version::{Version, count};
 
 /// Given to a function between the request to end and the end, where nothing speaks against it.

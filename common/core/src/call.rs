@@ -14,6 +14,19 @@ pub const WINDOW: u32 = 256 * 1024;
 /// write and perhaps somebody woken.
 pub const REFILL: u32 = WINDOW / 2;
 
+/// What the receiver of a body took of it and has given no credit for yet, in bytes.
+#[derive(Debug, Default)]
+pub struct Taken(u32);
+
+impl Taken {
+    /// Adds so many bytes; gives the credit that is due now, if any is.
+    #[must_use]
+    pub fn add(&mut self, bytes: usize) -> Option<u32> {
+        self.0 = self.0.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        (self.0 >= REFILL).then(|| std::mem::take(&mut self.0))
+    }
+}
+
 /// Most bytes of names and values of a call's headers together.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 
@@ -261,8 +274,47 @@ pub struct Timings {
     pub first_byte: Duration,
     /// From the first byte of input to the end of the answer.
     pub execution: Duration,
-    /// The call's own launch served it: it was a cold start.
-    pub cold: bool,
+    /// The call's own launch served it: it was a cold start, and this is why.
+    pub cold: Option<Cold>,
+}
+
+/// Why a call found no container that was ready on its runner, and waited for a launch of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cold {
+    /// Nothing of its version was there before.
+    First,
+    /// Those that are there had calls, or were being launched for others.
+    Busy,
+    /// The last one had no call for longer than its function says.
+    Expired,
+    /// The last one made room for others.
+    Evicted,
+    /// The last one ended by itself, or was not trusted after a call.
+    Broken,
+    /// Its format has a process a call.
+    Once,
+    /// The last one ended since the runner was drained, or the secrets or files of its function were replaced.
+    Drained,
+}
+
+impl Cold {
+    /// All of them, in their order.
+    pub const ALL: [Cold; 7] =
+        [Cold::First, Cold::Busy, Cold::Expired, Cold::Evicted, Cold::Broken, Cold::Once, Cold::Drained];
+
+    /// What each is called in numbers and spans.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Cold::First => "first",
+            Cold::Busy => "busy",
+            Cold::Expired => "expired",
+            Cold::Evicted => "evicted",
+            Cold::Broken => "broken",
+            Cold::Once => "once",
+            Cold::Drained => "drained",
+        }
+    }
 }
 
 #[cfg(test)]

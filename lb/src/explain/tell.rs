@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use stoker_core::FunctionSpec;
+use stoker_core::call::Cold;
 use stoker_core::error::Refusal;
 use stoker_core::units::format_duration;
 use stoker_policy::board;
 use stoker_proto::{convert, v1};
 
 use super::{Census, Record, Step, What, Why};
+use crate::fleet::Runner;
 
 /// The whole of it, but for who tells.
 pub fn story(record: &Record) -> v1::CallStory {
@@ -120,16 +122,17 @@ fn choice(why: Why) -> v1::CallChoice {
 /// Why it was as it was, and what would have helped.
 fn findings(record: &Record) -> Vec<String> {
     let mut found = Vec::new();
+    if !record.story.steps().any(|step| matches!(step.what, What::Offered { .. })) {
+        found.push("It was not offered to any runner.".to_owned());
+    }
     waited(record, &mut found);
-    cold(record, &mut found);
+    lost(record, &mut found);
+    served(record, &mut found);
     if let Some((code, message)) = &record.failed {
         found.push(format!("It failed with {}: {message}", stoker_proto::status::row(*code).reason));
     }
     if found.is_empty() {
-        found.push(match record.story.steps().next() {
-            Some(_) => "It found a container ready at the first runner that was asked.".to_owned(),
-            None => "It was not offered to any runner.".to_owned(),
-        });
+        found.push("Its runner does not say how it came to its container.".to_owned());
     }
     found
 }
@@ -155,8 +158,10 @@ fn waited(record: &Record, found: &mut Vec<String>) {
         |step: &&Step| matches!(step.what, What::Refused { reason, .. } if reason != Refusal::NoneIdle);
     if let Some(at) = steps.iter().position(|step| matches!(step.what, What::Waits { .. })) {
         let What::Waits { behind, census } = &steps[at].what else { return };
-        let end = steps[at..].iter().find(|step| matches!(step.what, What::Offered { why: Why::Turn, .. }));
-        let until = end.map_or(record.began + record.took, |step| step.at);
+        // A turn that came to nothing leads back into the queue.
+        let turn = steps.iter().rposition(|step| matches!(step.what, What::Offered { why: Why::Turn, .. }));
+        let end = turn.filter(|turn| !steps[*turn..].iter().any(refused));
+        let until = end.map_or(record.began + record.took, |turn| steps[turn].at);
         let time = time(until.saturating_duration_since(steps[at].at));
         let tried = steps[..at].iter().copied().filter(|step| refused(step)).count();
         let why = match (behind, census) {
@@ -173,9 +178,11 @@ fn waited(record: &Record, found: &mut Vec<String>) {
             let busy = count(census.busy as usize, "call");
             format!("; {busy} of its function ran and {} waited on runners", census.waiting)
         });
-        found.push(format!(
-            "It waited {time} in the balancer for a runner with room: {why}{others}. More runners, or more memory on them, would have helped."
-        ));
+        let help = match census {
+            Some(Census { open: 0, .. }) => "`stoker runners` tells how each stands.",
+            _ => "More runners, or more memory on them, would have helped.",
+        };
+        found.push(format!("It waited {time} in the balancer for a runner with room: {why}{others}. {help}"));
     } else {
         let refusals = steps.iter().copied().filter(|step| refused(step)).count();
         if refusals > 0 {
@@ -195,49 +202,165 @@ fn waited(record: &Record, found: &mut Vec<String>) {
     }
 }
 
-/// Why it was cold, and what would have made it warm; or why it waited on its runner though it was not.
-fn cold(record: &Record, found: &mut Vec<String>) {
+/// Runners that went away with it.
+fn lost(record: &Record, found: &mut Vec<String>) {
+    let failed = record.failed.is_some();
+    for step in record.story.steps() {
+        let What::Lost { runner, may_have_started, .. } = &step.what else { continue };
+        let then = match (may_have_started, failed) {
+            (false, _) => "It had not started there.",
+            (true, false) => {
+                "It may have started there, and was offered again since its function is idempotent."
+            }
+            (true, true) => {
+                "It may have started there, and only a function that is marked idempotent is called again then."
+            }
+        };
+        found.push(format!("{} was lost with it. {then}", runner.name));
+    }
+}
+
+/// Who had it in the end, if that was kept.
+fn holder(record: &Record) -> Option<&Runner> {
+    if record.story.left_out > 0 {
+        return None;
+    }
+    let mut holders: Vec<&Runner> = Vec::new();
+    for step in record.story.steps() {
+        match &step.what {
+            What::Offered { runner, .. } => holders.push(runner),
+            What::Refused { runner, .. } | What::Lost { runner, .. } | What::Left { runner } => {
+                holders.retain(|holder| !std::ptr::eq(*holder, &**runner));
+            }
+            What::Accepted { .. } | What::Started { .. } | What::Waits { .. } => {}
+        }
+    }
+    holders.pop()
+}
+
+/// How it came to its container: at once, after a wait, or by a launch of its own, and what would have made it warm.
+fn served(record: &Record, found: &mut Vec<String>) {
     let Some(timings) = record.story.timings() else { return };
     let Some(function) = &record.story.function else { return };
-    let accepted = record.story.steps().find_map(|step| match &step.what {
-        What::Accepted { runner, census, .. } => Some((runner, census.unwrap_or_default())),
+    let Some(runner) = holder(record) else { return };
+    let (runner, name) = (runner.name.as_str(), &function.spec.name);
+    // A wait that was over at once was not told, and nothing was counted then.
+    let census = record.story.steps().find_map(|step| match &step.what {
+        What::Accepted { census, .. } => *census,
         _ => None,
     });
-    let Some((runner, census)) = accepted else { return };
     let waited = time(Duration::from_micros(timings.wait_us));
-    let started = record.story.steps().any(|step| matches!(step.what, What::Started { .. }));
-    if record.failed.is_some() && !started {
-        found.push(format!("It stood in the line of {} for {waited}, and reached no function.", runner.name));
-        return;
-    }
-    if !timings.cold {
-        let busy = count(census.busy as usize, "call");
+    if record.failed.is_some() && timings.execution_us == 0 {
+        found.push(format!("It stood in the line of {runner} for {waited}, and reached no function."));
+    } else if timings.cold {
+        let why = match convert::cold(timings) {
+            Some(cold) => cause(cold, runner, &function.spec, census),
+            None => guess(&function.spec, census),
+        };
+        found.push(format!("It was cold, {waited} on {runner}{}: {why}", phases(timings)));
+    } else if timings.wait_us > 0 {
+        let busy = census.map_or_else(String::new, |census| {
+            format!(": {} of {name} ran in the fleet at that moment", count(census.busy as usize, "call"))
+        });
+        let more = more(&function.spec, census);
         found.push(format!(
-            "It waited {waited} on {}, and a container that was there already took it: {busy} of {} ran in the fleet at that moment. {}",
-            runner.name,
-            function.spec.name,
-            more(&function.spec, &census),
+            "It waited {waited} on {runner}, and a container that was there already took it{busy}. {more}"
         ));
-        return;
+    } else {
+        let thaw = match timings.thaw_us {
+            0 => String::new(),
+            us => format!(", frozen: it was thawed in {}", time(Duration::from_micros(us))),
+        };
+        let offers = record.story.steps().filter(|step| matches!(step.what, What::Offered { .. })).count();
+        let place = if offers > 1 { runner } else { "the first runner that was asked" };
+        found.push(format!("It found a container ready at {place}{thaw}."));
     }
-    let name = &function.spec.name;
-    let why = match (census.idle, census.busy) {
-        (0, 0) => format!(
-            "no runner had a container of {name}: it is new, was changed, had no call for longer than its idle_timeout ({}), or its last \
-             one ended with a failure. min_containers: 1 keeps one ready",
-            format_duration(function.spec.idle_timeout())
+}
+
+/// Why a call was cold, as its runner says, and what would have made it warm.
+fn cause(cold: Cold, runner: &str, spec: &FunctionSpec, census: Option<Census>) -> String {
+    let name = &spec.name;
+    let (why, help) = match cold {
+        // These say what the fleet had.
+        Cold::Busy => {
+            return format!(
+                "those of {name} there had calls, or were starting for others. {}",
+                more(spec, census)
+            );
+        }
+        Cold::Once => {
+            return format!(
+                "format {} has a process for each call, and none was prepared. min_containers: 1 keeps one prepared.",
+                spec.format
+            );
+        }
+        Cold::First => (
+            format!("no container of this version of {name} had been there since {runner} was started"),
+            " min_containers: 1 keeps one ready.",
         ),
-        (0, busy) => format!(
-            "all containers of {name} in the fleet were busy, with {}. {}",
-            count(busy as usize, "call"),
-            more(&function.spec, &census)
+        Cold::Expired => (
+            format!(
+                "the last one of {name} there had no call for longer than its idle_timeout ({}), and ended",
+                format_duration(spec.idle_timeout())
+            ),
+            " A longer one keeps it, and min_containers: 1 keeps one ready however long that is.",
         ),
-        (idle, _) => format!(
-            "{} of {name} seemed idle elsewhere, by what runners had said last, but no runner that was asked had one: \
-             they were gone, or taken by calls that came first",
-            count(idle as usize, "container")
+        Cold::Evicted => (
+            format!("the last one of {name} there had made room for containers of other functions"),
+            " More runners, or more memory on them, would have kept it; what min_containers keeps goes last.",
+        ),
+        Cold::Broken => (
+            format!(
+                "the last one of {name} there had ended by itself, or was not trusted after a call that failed: `stoker logs {name}` \
+                 has what it wrote"
+            ),
+            "",
+        ),
+        Cold::Drained => (
+            format!(
+                "the last one of {name} there had ended since {runner} was drained, or since the secrets or files of {name} were replaced"
+            ),
+            "",
         ),
     };
+    let elsewhere = match census {
+        None => String::new(),
+        Some(Census { idle: 0, busy: 0, .. }) => " There was none elsewhere.".to_owned(),
+        Some(Census { idle: 0, busy, .. }) => {
+            format!(" Elsewhere {} of it ran, and no container was idle.", count(busy as usize, "call"))
+        }
+        Some(Census { idle, .. }) => format!(
+            " By what runners had said last {} of it {} idle elsewhere; it had gone, or was taken by calls that came first.",
+            count(idle as usize, "container"),
+            if idle == 1 { "was" } else { "were" },
+        ),
+    };
+    format!("{why}.{elsewhere}{help}")
+}
+
+/// The same of a runner that does not say why.
+fn guess(spec: &FunctionSpec, census: Option<Census>) -> String {
+    let name = &spec.name;
+    match census {
+        Some(Census { idle: 0, busy, .. }) if busy > 0 => {
+            let busy = count(busy as usize, "call");
+            format!("all containers of {name} in the fleet were busy, with {busy}. {}", more(spec, census))
+        }
+        Some(Census { idle, .. }) if idle > 0 => format!(
+            "{} of {name} seemed idle elsewhere, by what runners had said last, but no runner that was asked had one: \
+             they were gone, or taken by calls that came first.",
+            count(idle as usize, "container")
+        ),
+        _ => format!(
+            "no runner had a container of {name}: it is new, was changed, had no call for longer than its idle_timeout ({}), made room for \
+             others, or its last one ended with a failure. min_containers: 1 keeps one ready.",
+            format_duration(spec.idle_timeout())
+        ),
+    }
+}
+
+/// What its launch was made of.
+fn phases(timings: &v1::Timings) -> String {
     let phases: Vec<_> = [
         ("image", timings.image_us),
         ("create", timings.create_us),
@@ -248,15 +371,18 @@ fn cold(record: &Record, found: &mut Vec<String>) {
     .filter(|(_, us)| *us > 0)
     .map(|(phase, us)| format!("{phase} {}", time(Duration::from_micros(us))))
     .collect();
-    let phases = if phases.is_empty() { String::new() } else { format!(" ({})", phases.join(", ")) };
-    found.push(format!("It was cold, {waited} on {}{phases}: {}.", runner.name, why.trim_end_matches('.')));
+    if phases.is_empty() { String::new() } else { format!(" ({})", phases.join(", ")) }
 }
 
 /// What gives a busy function room.
-fn more(spec: &FunctionSpec, census: &Census) -> String {
-    let containers = census.busy.div_ceil(spec.concurrency.max(1));
-    if containers >= spec.max_containers {
-        return format!("max_containers ({}) is reached: raise it.", spec.max_containers);
+fn more(spec: &FunctionSpec, census: Option<Census>) -> String {
+    let Some(Census { busy, open, .. }) = census else {
+        return "A larger min_containers keeps more of them ready.".to_owned();
+    };
+    let containers = busy.div_ceil(spec.concurrency.max(1));
+    let most = spec.max_containers;
+    if containers >= most.saturating_mul(open.max(1)) {
+        return format!("max_containers ({most} on a runner) is reached: raise it.");
     }
     format!("min_containers: {} would have had one ready for it.", containers + 1)
 }
@@ -289,43 +415,177 @@ mod tests {
         }
     }
 
-    fn runner() -> Arc<crate::fleet::Runner> {
-        crate::fleet::Runner::named("r1")
+    fn runner() -> Arc<Runner> {
+        Runner::named("r1")
+    }
+
+    fn offered(runner: &Arc<Runner>) -> What {
+        What::Offered { runner: runner.clone(), why: Why::Planned(board::Why::Rank) }
+    }
+
+    fn accepted(runner: &Arc<Runner>, idle: u32, busy: u32) -> What {
+        let census = Some(Census { runners: 3, open: 3, idle, busy, waiting: 0 });
+        What::Accepted { runner: runner.clone(), expected: None, census }
+    }
+
+    fn findings(timings: v1::Timings, steps: Vec<What>) -> Vec<String> {
+        story(&record(timings, steps)).findings
+    }
+
+    const COLD: v1::Timings = v1::Timings {
+        cold: true,
+        wait_us: 9_300,
+        init_us: 8_000,
+        create_us: 0,
+        start_us: 0,
+        image_us: 0,
+        thaw_us: 0,
+        first_byte_us: 100,
+        execution_us: 200,
+        cold_cause: 0,
+    };
+
+    #[test]
+    fn a_runner_says_why_a_call_was_cold() {
+        let r1 = runner();
+        for (cold, said) in [
+            (
+                v1::ColdCause::First,
+                "no container of this version of demo/hello had been there since r1 was started",
+            ),
+            (
+                v1::ColdCause::Busy,
+                "those of demo/hello there had calls, or were starting for others. A larger min_containers",
+            ),
+            (
+                v1::ColdCause::Expired,
+                "the last one of demo/hello there had no call for longer than its idle_timeout (1m), and ended",
+            ),
+            (v1::ColdCause::Evicted, "made room for containers of other functions"),
+            (v1::ColdCause::Broken, "not trusted after a call that failed: `stoker logs demo/hello`"),
+            (v1::ColdCause::Once, "has a process for each call"),
+            (v1::ColdCause::Drained, "had ended since r1 was drained"),
+        ] {
+            // A start that was over before it was worth telling is one too.
+            let told = findings(v1::Timings { cold_cause: cold.into(), ..COLD }, vec![offered(&r1)]);
+            let all = format!("It was cold, 9.3 ms on r1 (init 8.0 ms): {said}");
+            let found =
+                told[0].starts_with("It was cold, 9.3 ms on r1 (init 8.0 ms): ") && told[0].contains(said);
+            assert!(told.len() == 1 && found, "{told:?}, and not {all}");
+        }
+        let evicted = v1::Timings { cold_cause: v1::ColdCause::Evicted.into(), ..COLD };
+        for ((idle, busy), said) in [
+            ((0, 0), ". There was none elsewhere."),
+            ((0, 2), ". Elsewhere 2 calls of it ran, and no container was idle."),
+            ((1, 2), "1 container of it was idle elsewhere; it had gone,"),
+        ] {
+            let told = findings(evicted, vec![offered(&r1), accepted(&r1, idle, busy)]);
+            assert!(told[0].contains(said), "{told:?}, and not {said}");
+        }
+        let busy = v1::Timings { cold_cause: v1::ColdCause::Busy.into(), ..COLD };
+        let told = findings(busy, vec![offered(&r1), accepted(&r1, 0, 2)]);
+        assert!(told[0].ends_with("min_containers: 3 would have had one ready for it."), "{told:?}");
     }
 
     #[test]
-    fn every_kind_of_cold_has_its_reason() {
-        let cold = v1::Timings { cold: true, wait_us: 9_300, init_us: 8_000, ..Default::default() };
-        let accepted = |idle, busy| {
-            let census = Some(Census { runners: 3, open: 3, idle, busy, waiting: 0 });
-            What::Accepted { runner: runner(), expected: None, census }
-        };
-        for (census, said) in [
+    fn of_a_runner_that_does_not_say_it_is_guessed() {
+        let r1 = runner();
+        for ((idle, busy), said) in [
             ((0, 0), "It was cold, 9.3 ms on r1 (init 8.0 ms): no runner had a container of demo/hello"),
             ((0, 2), "all containers of demo/hello in the fleet were busy, with 2 calls. min_containers: 3"),
             ((1, 0), "1 container of demo/hello seemed idle elsewhere"),
         ] {
-            let record = record(
-                cold,
-                vec![
-                    What::Offered { runner: runner(), why: Why::Planned(board::Why::Rank) },
-                    accepted(census.0, census.1),
-                ],
-            );
-            let told = story(&record);
-            assert!(told.findings.len() == 1 && told.findings[0].contains(said), "{:?}", told.findings);
+            let told = findings(COLD, vec![offered(&r1), accepted(&r1, idle, busy)]);
+            assert!(told.len() == 1 && told[0].contains(said), "{told:?}");
         }
-        let mut failed = record(v1::Timings { wait_us: 700, ..Default::default() }, vec![accepted(0, 0)]);
+    }
+
+    /// Which runner it was that had the call, and whether it waited there, however it came to be there.
+    #[test]
+    fn a_story_names_the_runner_that_had_the_call() {
+        let (r1, r2) = (runner(), Runner::named("r2"));
+        let warm = v1::Timings { execution_us: 200, ..Default::default() };
+        let waited = v1::Timings { wait_us: 700, ..warm };
+        let none_idle = |runner: &Arc<Runner>| What::Refused {
+            runner: runner.clone(),
+            reason: Refusal::NoneIdle,
+            detail: String::new(),
+        };
+        let lost =
+            |may_have_started| What::Lost { runner: r1.clone(), reason: "gone".into(), may_have_started };
+        for (timings, steps, told) in [
+            (
+                warm,
+                vec![offered(&r1)],
+                vec!["It found a container ready at the first runner that was asked."],
+            ),
+            (
+                v1::Timings { thaw_us: 250, ..warm },
+                vec![offered(&r1)],
+                vec![
+                    "It found a container ready at the first runner that was asked, frozen: it was thawed in 250 µs.",
+                ],
+            ),
+            (
+                waited,
+                vec![offered(&r1)],
+                vec![
+                    "It waited 700 µs on r1, and a container that was there already took it. A larger min_containers keeps more of \
+                     them ready.",
+                ],
+            ),
+            (
+                waited,
+                vec![
+                    offered(&r1),
+                    accepted(&r1, 0, 200),
+                    offered(&r2),
+                    none_idle(&r2),
+                    What::Started { runner: r1.clone() },
+                ],
+                vec![
+                    "It waited 700 µs on r1, and a container that was there already took it: 200 calls of demo/hello ran in the fleet \
+                     at that moment. max_containers (64 on a runner) is reached: raise it.",
+                ],
+            ),
+            (
+                warm,
+                vec![offered(&r1), accepted(&r1, 0, 1), offered(&r2), What::Left { runner: r1.clone() }],
+                vec![
+                    "It gave up its place in the line of r1: another runner could start it first.",
+                    "It found a container ready at r2.",
+                ],
+            ),
+            (
+                warm,
+                vec![offered(&r1), lost(false), offered(&r2)],
+                vec!["r1 was lost with it. It had not started there.", "It found a container ready at r2."],
+            ),
+            (
+                warm,
+                vec![offered(&r1), lost(true), offered(&r2)],
+                vec![
+                    "r1 was lost with it. It may have started there, and was offered again since its function is idempotent.",
+                    "It found a container ready at r2.",
+                ],
+            ),
+        ] {
+            assert_eq!(findings(timings, steps), told);
+        }
+        let mut long = record(warm, vec![offered(&r1)]);
+        // Where not all steps were kept, the last one may not be the one that led to it.
+        long.story.left_out = 1;
+        assert_eq!(story(&long).findings, ["Its runner does not say how it came to its container."]);
+        let failed = v1::Timings { wait_us: 700, ..Default::default() };
+        let mut failed = record(failed, vec![offered(&r1), accepted(&r1, 0, 0)]);
         failed.failed = Some((Code::FunctionInitFailed, "it cannot be started".into()));
-        let told = story(&failed).findings;
-        assert_eq!(told[0], "It stood in the line of r1 for 700 µs, and reached no function.");
-        let warm =
-            record(v1::Timings { cold: false, wait_us: 700, ..Default::default() }, vec![accepted(0, 20)]);
-        assert!(
-            story(&warm).findings[0].starts_with("It waited 700 µs on r1"),
-            "{:?}",
-            story(&warm).findings
+        assert_eq!(
+            story(&failed).findings[0],
+            "It stood in the line of r1 for 700 µs, and reached no function."
         );
+        failed.story = Story::default();
+        failed.story.note(failed.began, offered(&r1));
+        assert_eq!(story(&failed).findings, ["It failed with FUNCTION_INIT_FAILED: it cannot be started"]);
     }
 
     #[test]
@@ -353,7 +613,7 @@ mod tests {
         assert_eq!(story(&record).findings, ["It was not offered to any runner."]);
         record.failed = Some((Code::Overloaded, "full".into()));
         let told = story(&record);
-        assert_eq!(told.findings, ["It failed with OVERLOADED: full"]);
+        assert_eq!(told.findings, ["It was not offered to any runner.", "It failed with OVERLOADED: full"]);
         assert_eq!(told.error.map(|error| error.code()), Some(v1::ErrorCode::Overloaded));
     }
 }

@@ -23,10 +23,30 @@ const REST: Duration = Duration::from_millis(50);
 
 /// What is to be done with a member that stays idle.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Due {
+enum What {
     Watch,
     Freeze,
     End,
+}
+
+/// … and when: if it is idle since then still.
+#[derive(Clone, Copy)]
+struct Due {
+    at: Instant,
+    since: Instant,
+    what: What,
+}
+
+/// A member without calls.
+#[derive(Clone, Copy)]
+struct Idle {
+    since: Instant,
+    /// Its function has more than it shall have.
+    surplus: bool,
+}
+
+fn idle_since(since: Instant) -> impl Fn(&Member) -> bool {
+    move |member| member.calls == 0 && member.since == since
 }
 
 impl Pools {
@@ -37,148 +57,223 @@ impl Pools {
         digest: Digest,
         seq: u64,
         container: Arc<Container>,
-        keeper: Arc<Notify>,
+        woken: Arc<Notify>,
         over: CancellationToken,
     ) {
-        let freezes = self.driver.describe().freezes && container.spec.is_hot();
-        let timeout = container.spec.idle_timeout();
-        let watches = container.spec.is_hot() && container.spec.format.reads_stdio();
-        // One that was handed over may stand still already.
-        let mut frozen_since = {
-            let inner = self.inner();
-            let member = inner.versions.get(&digest).and_then(|version| version.members.get(&seq));
-            member.filter(|member| member.state == State::Frozen).map(|member| member.since)
-        };
-        let mut rested = None;
-        let mut eye: Option<Eye> = None;
-        let mut looked = Instant::now();
-        let mut fallen = false;
+        let mut keeper = Keeper::new(self, digest, seq, container);
         loop {
-            let idle = {
-                let inner = self.inner();
-                let Some(version) = inner.versions.get(&digest) else { return };
-                let Some(member) = version.members.get(&seq) else { return };
-                (member.calls == 0).then(|| (member.since, version.surplus() > 0))
-            };
-            if rested != idle.map(|(since, _)| since) {
-                // A call has come since: the eye would see its answer.
-                (rested, eye) = (None, None);
-            }
-            fallen &= idle.is_none();
-            let due = idle.and_then(|(since, surplus)| {
-                let frozen = frozen_since == Some(since);
-                if watches && rested.is_none() {
-                    Some((since + REST.min(self.freeze_after).min(timeout), since, Due::Watch))
-                } else if freezes && !frozen {
-                    Some((since + self.freeze_after.min(timeout), since, Due::Freeze))
-                } else if surplus {
-                    Some((since + timeout, since, Due::End))
-                } else {
-                    // One of the minimum stays, until there are more or it is less.
-                    None
-                }
-            });
-            let seen = async {
-                match &eye {
-                    Some(eye) => eye.opens().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let timer = async {
-                match due {
-                    // Frozen: the call that thaws it starts the time anew, and says so at its end.
-                    Some((at, _, Due::End)) if freezes => {
-                        _ = tokio::time::timeout_at(at.into(), keeper.notified()).await;
-                    }
-                    // A call in between only moves the time on: soon enough seen when it has come.
-                    Some((at, _, what)) => {
-                        tokio::time::sleep_until(at.into()).await;
-                        if what == Due::Freeze {
-                            container.rests().await;
-                        }
-                    }
-                    // Whoever changes that says so.
-                    None => keeper.notified().await,
-                }
-            };
+            let Some(idle) = keeper.idle() else { return };
+            let due = keeper.due(idle);
             tokio::select! {
                 () = over.cancelled() => return,
-                exit = container.wait(), if !fallen => {
-                    let inner = self.inner();
-                    let member = inner.versions.get(&digest).and_then(|v| v.members.get(&seq));
-                    fallen = container.starts_again() && member.is_some_and(|m| m.calls > 0);
-                    drop(inner);
-                    if fallen {
-                        // Its call sees to that.
+                exit = keeper.container.wait(), if !keeper.fallen => {
+                    keeper.fallen = keeper.has_a_call_that_sees_to_it();
+                    if keeper.fallen {
                         continue;
                     }
-                    tracing::info!(container = %container.id, ?exit, "a container ended by itself");
-                    self.fell(digest, seq, |_| true);
+                    tracing::info!(container = %keeper.container.id, ?exit, "a container ended by itself");
+                    keeper.pools.fell(digest, seq, |_| true);
                     return;
                 }
-                () = seen => {
-                    (rested, eye) = (None, None);
+                () = keeper.says_something() => {
+                    keeper.close_eye();
                     continue;
                 }
-                () = timer => {}
+                () = keeper.until(due, &woken) => {}
             }
-            if looked.elapsed() >= LOOK || due.is_some_and(|(.., what)| what == Due::Freeze) {
-                container.look().await;
-                looked = Instant::now();
-            }
-            let Some((at, since, what)) = due else { continue };
-            if Instant::now() < at {
-                continue;
-            }
-            let idle = |m: &Member| m.calls == 0 && m.since == since;
-            if what == Due::Watch {
-                rested = Some(since);
-                match container.eye() {
-                    Ok(opened) => eye = opened,
-                    Err(unfit) => {
-                        tracing::info!(container = %container.id, ?unfit, "an idle container takes no call, and goes");
-                        if self.fell(digest, seq, idle) {
-                            return;
-                        }
-                    }
-                }
-                continue;
-            }
-            // An idle timeout that is no longer than the time to freezing goes first.
-            if since.elapsed() >= timeout
-                && self.end(digest, seq, (STOP_GRACE, Ended::Expired), |m, surplus| idle(m) && surplus)
+            keeper.look(due).await;
+            if let Some(due) = due.filter(|due| due.at <= Instant::now())
+                && keeper.carry_out(due).await
             {
                 return;
             }
-            if what == Due::End {
-                continue;
+        }
+    }
+}
+
+/// What the task beside a container knows from one turn to the next.
+struct Keeper {
+    pools: Arc<Pools>,
+    digest: Digest,
+    seq: u64,
+    container: Arc<Container>,
+    freezes: bool,
+    watches: bool,
+    timeout: Duration,
+    /// Idle since then, it was frozen, or could not be.
+    frozen_since: Option<Instant>,
+    /// Idle since then, it is watched.
+    rested: Option<Instant>,
+    eye: Option<Eye>,
+    /// What it used was looked at then.
+    looked: Instant,
+    /// It ended under a call that has it started again.
+    fallen: bool,
+}
+
+impl Keeper {
+    fn new(pools: Arc<Pools>, digest: Digest, seq: u64, container: Arc<Container>) -> Self {
+        let is_hot = container.spec.is_hot();
+        // One that was handed over may stand still already.
+        let frozen_since = {
+            let inner = pools.inner();
+            let member = inner.versions.get(&digest).and_then(|version| version.members.get(&seq));
+            member.filter(|member| member.state == State::Frozen).map(|member| member.since)
+        };
+        Self {
+            freezes: pools.driver.describe().freezes && is_hot,
+            watches: is_hot && container.spec.format.reads_stdio(),
+            timeout: container.spec.idle_timeout(),
+            frozen_since,
+            rested: None,
+            eye: None,
+            looked: Instant::now(),
+            fallen: false,
+            pools,
+            digest,
+            seq,
+            container,
+        }
+    }
+
+    /// How it stands now, `Some(None)` while it has calls; `None` if it is gone.
+    fn idle(&mut self) -> Option<Option<Idle>> {
+        let idle = {
+            let inner = self.pools.inner();
+            let version = inner.versions.get(&self.digest)?;
+            let member = version.members.get(&self.seq)?;
+            (member.calls == 0).then(|| Idle { since: member.since, surplus: version.surplus() > 0 })
+        };
+        if self.rested != idle.map(|idle| idle.since) {
+            // A call has come since: the eye would see its answer.
+            self.close_eye();
+        }
+        self.fallen &= idle.is_none();
+        Some(idle)
+    }
+
+    fn close_eye(&mut self) {
+        (self.rested, self.eye) = (None, None);
+    }
+
+    fn due(&self, idle: Option<Idle>) -> Option<Due> {
+        let Idle { since, surplus } = idle?;
+        let (after, what) = if self.watches && self.rested.is_none() {
+            (REST.min(self.pools.freeze_after).min(self.timeout), What::Watch)
+        } else if self.freezes && self.frozen_since != Some(since) {
+            (self.pools.freeze_after.min(self.timeout), What::Freeze)
+        } else if surplus {
+            (self.timeout, What::End)
+        } else {
+            // One of the minimum stays, until there are more or it is less.
+            return None;
+        };
+        Some(Due { at: since + after, since, what })
+    }
+
+    /// Nobody asked it to.
+    async fn says_something(&self) {
+        match &self.eye {
+            Some(eye) => eye.opens().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Until something may be due.
+    async fn until(&self, due: Option<Due>, woken: &Notify) {
+        match due {
+            // Frozen: the call that thaws it starts the time anew, and says so at its end.
+            Some(Due { at, what: What::End, .. }) if self.freezes => {
+                _ = tokio::time::timeout_at(at.into(), woken.notified()).await;
             }
-            let frozen = container.freeze(|| {
-                let mut inner = self.inner();
-                let member = inner.versions.get_mut(&digest).and_then(|v| v.members.get_mut(&seq));
-                member.filter(|m| idle(m) && m.state == State::Idle).is_some_and(|m| m.step(Event::Froze))
-            });
-            match frozen.await {
-                Ok(true) => {
-                    frozen_since = Some(since);
-                    container.seen.froze();
-                    if let Some(meters) = &self.meters {
-                        meters.freezes.add_one();
-                    }
+            // A call in between only moves the time on: soon enough seen when it has come.
+            Some(Due { at, what, .. }) => {
+                tokio::time::sleep_until(at.into()).await;
+                if what == What::Freeze {
+                    self.container.rests().await;
                 }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(container = %container.id, %error, "an idle container could not be frozen");
-                    // A call that took it meanwhile thaws it, or is refused.
-                    if self.end(digest, seq, (Duration::ZERO, Ended::Broken), |m, _| idle(m)) {
-                        return;
-                    }
-                    frozen_since = Some(since);
-                }
+            }
+            // Whoever changes that says so.
+            None => woken.notified().await,
+        }
+    }
+
+    fn has_a_call_that_sees_to_it(&self) -> bool {
+        let inner = self.pools.inner();
+        let member = inner.versions.get(&self.digest).and_then(|version| version.members.get(&self.seq));
+        self.container.starts_again() && member.is_some_and(|member| member.calls > 0)
+    }
+
+    async fn look(&mut self, due: Option<Due>) {
+        if self.looked.elapsed() >= LOOK || due.is_some_and(|due| due.what == What::Freeze) {
+            self.container.look().await;
+            self.looked = Instant::now();
+        }
+    }
+
+    /// Does what is due. `true` if the container is over with that.
+    async fn carry_out(&mut self, due: Due) -> bool {
+        let Due { since, what, .. } = due;
+        if what == What::Watch {
+            return self.watch(since);
+        }
+        // An idle timeout that is no longer than the time to freezing goes first.
+        let idle = idle_since(since);
+        let expired = (STOP_GRACE, Ended::Expired);
+        if since.elapsed() >= self.timeout
+            && self.pools.end(self.digest, self.seq, expired, |member, surplus| idle(member) && surplus)
+        {
+            return true;
+        }
+        what == What::Freeze && self.freeze(since).await
+    }
+
+    fn watch(&mut self, since: Instant) -> bool {
+        self.rested = Some(since);
+        match self.container.eye() {
+            Ok(opened) => {
+                self.eye = opened;
+                false
+            }
+            Err(unfit) => {
+                tracing::info!(container = %self.container.id, ?unfit, "an idle container takes no call, and goes");
+                self.pools.fell(self.digest, self.seq, idle_since(since))
             }
         }
     }
 
+    async fn freeze(&mut self, since: Instant) -> bool {
+        let idle = idle_since(since);
+        let frozen = self.container.freeze(|| {
+            let mut inner = self.pools.inner();
+            let version = inner.versions.get_mut(&self.digest);
+            let member = version.and_then(|version| version.members.get_mut(&self.seq));
+            member.filter(|m| idle(m) && m.state == State::Idle).is_some_and(|m| m.step(Event::Froze))
+        });
+        match frozen.await {
+            Ok(true) => {
+                self.frozen_since = Some(since);
+                self.container.seen.froze();
+                if let Some(meters) = &self.pools.meters {
+                    meters.freezes.add_one();
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(container = %self.container.id, %error, "an idle container could not be frozen");
+                // A call that took it meanwhile thaws it, or is refused.
+                let broken = (Duration::ZERO, Ended::Broken);
+                if self.pools.end(self.digest, self.seq, broken, |member, _| idle(member)) {
+                    return true;
+                }
+                self.frozen_since = Some(since);
+            }
+        }
+        false
+    }
+}
+
+impl Pools {
     /// A container did not stay as it was, for no call's reason. One that had no call yet is not replaced before a call tries:
     /// the next would go the same way.
     fn fell(self: &Arc<Self>, digest: Digest, seq: u64, when: impl FnOnce(&Member) -> bool) -> bool {

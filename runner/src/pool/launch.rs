@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use super::line::Waiter;
 use super::member::Member;
 use super::version::Version;
-use super::why::{Cold, Ended};
+use super::why::{Ended, cold};
 use super::{Action, EVICT_GRACE, Inner, Pools};
 use crate::container::state::{Event, State};
 use crate::container::{self, Container, LaunchError};
@@ -151,7 +151,7 @@ impl Pools {
             w.caused = true;
             w.id
         });
-        let why = Cold::now(version);
+        let why = cold(version);
         version.members.insert(seq, Member::new(standing, Some(working), cause, why));
         version.launching += 1;
         inner.launching += 1;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use stoker_core::call::Cold;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, Refusal, Warmth};
 use stoker_policy::launch::{Admission, Full, House, Hungry, admit, turn, width};
@@ -11,7 +12,6 @@ use stoker_policy::waiting::may_claim;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
-use super::why::Cold;
 use super::{Action, Inner, Pools};
 use crate::container::state::State;
 use crate::container::{Container, LaunchError};
@@ -54,17 +54,28 @@ pub struct Waiter {
 /// What came of asking for a container.
 pub enum Acquired {
     Now(Lease),
-    Wait {
-        ticket: Ticket,
-        expected: Duration,
-    },
-    Refused {
-        reason: Refusal,
-        detail: String,
-        retry_after: Option<Duration>,
-        /// Nor would a call of any other function be let into the line.
-        line_full: bool,
-    },
+    Wait { ticket: Ticket, expected: Duration },
+    Refused(Refused),
+}
+
+/// Why a call is not let into the line.
+pub struct Refused {
+    pub reason: Refusal,
+    pub detail: String,
+    pub retry_after: Option<Duration>,
+    /// Nor would a call of any other function be let in.
+    pub line_full: bool,
+}
+
+impl Refused {
+    /// One that has nothing to do with how many wait.
+    fn at_once(reason: Refusal, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), retry_after: None, line_full: false }
+    }
+
+    fn stopping() -> Self {
+        Self::at_once(Refusal::Draining, "the runner is stopping")
+    }
 }
 
 /// A place in the line. Dropping it leaves the line.
@@ -156,7 +167,9 @@ impl Pools {
     ) -> Acquired {
         let mut inner = self.inner();
         inner.meet(digest, spec);
-        let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
+        let Some(version) = inner.versions.get_mut(&digest) else {
+            return Acquired::Refused(Refused::stopping());
+        };
         version.arrivals.add(Instant::now());
         let mut actions = Vec::new();
         if version.waiters.is_empty()
@@ -169,70 +182,12 @@ impl Pools {
             self.changed.notify_one();
             return Acquired::Now(lease);
         }
-        if inner.stopping {
-            return self.stopped();
-        }
-        if !self.ledger.total().could_hold(&spec.ask()) {
-            let detail = format!(
-                "the function asks for {} and {}, more than this runner has",
-                stoker_core::units::format_size(spec.memory),
-                stoker_core::units::format_cpu(spec.cpu_millis),
-            );
-            return Acquired::Refused {
-                reason: Refusal::TooLarge,
-                detail,
-                retry_after: None,
-                line_full: false,
-            };
-        }
-        if asker.only_if_idle {
-            let detail = "no container is idle, and the call waits elsewhere".to_owned();
-            let reason = Refusal::NoneIdle;
-            return Acquired::Refused { reason, detail, retry_after: None, line_full: false };
-        }
-        let room = self.room(&inner, &digest, spec);
-        let (waiting, launching, moves) = (inner.waiting, inner.launching, inner.moves);
-        let (running, mean) = (inner.versions.values().map(|v| v.busy).sum(), inner.run.get());
-        let Some(version) = inner.versions.get_mut(&digest) else { return self.stopped() };
-        let total = self.ledger.total();
-        let full = waiting > 0 || self.ledger.free().cpu_millis < spec.ask().cpu_millis;
-        let house = House {
-            width: width(&total, &spec.ask()),
-            cap: self.cap(spec),
-            waiting,
-            launching,
-            turn: if full { turn(waiting, running, mean) } else { Duration::ZERO },
-            room: room && (version.may_grow() || version.going() > 0),
+        let expected = match self.weigh(&inner, digest, spec, asker, remaining) {
+            Ok(expected) => expected,
+            Err(refused) => return Acquired::Refused(refused),
         };
-        let stuck = version.gave_up == Some(version.progress(moves));
-        let expected = match admit(&version.facts(version.waiters.len()), &house, remaining) {
-            Admission::Wait(expected) if stuck => {
-                let detail = "others waited in vain, and nothing has changed since".to_owned();
-                let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full: false };
-            }
-            Admission::Wait(expected) => expected,
-            // Between balancers slots are shared in the line: none that has waited is kept out of it by one that fills it.
-            Admission::Refuse(Full::Line | Full::Slow, expected)
-                if !stuck
-                    && asker.waited
-                    && expected <= remaining
-                    && may_claim(version.of(asker.balancer), waiting, total.slots) =>
-            {
-                expected
-            }
-            Admission::Refuse(why, expected) => {
-                let detail = match why {
-                    Full::Line => format!("{waiting} calls wait here already"),
-                    Full::Slow => "no memory, CPU or slot is free, and the wait would be too long".to_owned(),
-                    Full::Late => {
-                        format!("a container is expected in {expected:?}, later than the caller waits")
-                    }
-                };
-                let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
-                let line_full = !may_claim(0, waiting, total.slots);
-                return Acquired::Refused { reason: Refusal::Full, detail, retry_after, line_full };
-            }
+        let Some(version) = inner.versions.get_mut(&digest) else {
+            return Acquired::Refused(Refused::stopping());
         };
         let (give, receive) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -250,9 +205,80 @@ impl Pools {
         Acquired::Wait { ticket, expected }
     }
 
-    fn stopped(&self) -> Acquired {
-        let detail = "the runner is stopping".to_owned();
-        Acquired::Refused { reason: Refusal::Draining, detail, retry_after: None, line_full: false }
+    /// When a call that finds nothing idle may expect a container here, or why it is not let into the line.
+    fn weigh(
+        &self,
+        inner: &Inner,
+        digest: Digest,
+        spec: &FunctionSpec,
+        asker: Asker,
+        remaining: Duration,
+    ) -> Result<Duration, Refused> {
+        if inner.stopping {
+            return Err(Refused::stopping());
+        }
+        let total = self.ledger.total();
+        if !total.could_hold(&spec.ask()) {
+            let detail = format!(
+                "the function asks for {} and {}, more than this runner has",
+                stoker_core::units::format_size(spec.memory),
+                stoker_core::units::format_cpu(spec.cpu_millis),
+            );
+            return Err(Refused::at_once(Refusal::TooLarge, detail));
+        }
+        if asker.only_if_idle {
+            let detail = "no container is idle, and the call waits elsewhere";
+            return Err(Refused::at_once(Refusal::NoneIdle, detail));
+        }
+        let version = inner.versions.get(&digest).ok_or_else(Refused::stopping)?;
+        let (waiting, launching) = (inner.waiting, inner.launching);
+        let (running, mean) = (inner.versions.values().map(|v| v.busy).sum(), inner.run.get());
+        let full = waiting > 0 || self.ledger.free().cpu_millis < spec.ask().cpu_millis;
+        let house = House {
+            width: width(&total, &spec.ask()),
+            cap: self.cap(spec),
+            waiting,
+            launching,
+            turn: if full { turn(waiting, running, mean) } else { Duration::ZERO },
+            room: self.room(inner, &digest, spec) && (version.may_grow() || version.going() > 0),
+        };
+        let stuck = version.gave_up == Some(version.progress(inner.moves));
+        let (detail, expected) = match admit(&version.facts(version.waiters.len()), &house, remaining) {
+            Admission::Wait(expected) if stuck => {
+                let detail = "others waited in vain, and nothing has changed since";
+                let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
+                return Err(Refused { retry_after, ..Refused::at_once(Refusal::Full, detail) });
+            }
+            Admission::Wait(expected) => return Ok(expected),
+            // Between balancers slots are shared in the line: none that has waited is kept out of it by one that fills it.
+            Admission::Refuse(Full::Line | Full::Slow, expected)
+                if !stuck
+                    && asker.waited
+                    && expected <= remaining
+                    && may_claim(version.of(asker.balancer), waiting, total.slots) =>
+            {
+                return Ok(expected);
+            }
+            Admission::Refuse(Full::Line, expected) => {
+                (format!("{waiting} calls wait here already"), expected)
+            }
+            Admission::Refuse(Full::Slow, expected) if !version.may_grow() => {
+                let detail = format!(
+                    "its max_containers ({}) are here and have calls, and the wait would be too long",
+                    spec.max_containers
+                );
+                (detail, expected)
+            }
+            Admission::Refuse(Full::Slow, expected) => {
+                ("no memory, CPU or slot is free, and the wait would be too long".to_owned(), expected)
+            }
+            Admission::Refuse(Full::Late, expected) => {
+                (format!("a container is expected in {expected:?}, later than the caller waits"), expected)
+            }
+        };
+        let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
+        let line_full = !may_claim(0, waiting, total.slots);
+        Err(Refused { retry_after, line_full, ..Refused::at_once(Refusal::Full, detail) })
     }
 
     /// A call leaves the line, if it is still there.

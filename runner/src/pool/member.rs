@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use stoker_core::call::Cold;
 use stoker_core::machine::Machine as _;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::why::{Cold, Ended};
+use super::why::Ended;
 use crate::container::state::{Event, State};
 use crate::container::{CONNECTION_IDLE, Container};
 use crate::ledger::Grant;

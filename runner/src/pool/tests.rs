@@ -272,20 +272,25 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     loop {
         match acquire(1, true) {
             Acquired::Wait { ticket, .. } => line.push((1, ticket)),
-            Acquired::Refused { reason, .. } => break assert_eq!(reason, Refusal::Full),
+            Acquired::Refused(Refused { reason, detail, .. }) => {
+                assert_eq!(reason, Refusal::Full);
+                // There is room neither for another container nor by what the function says.
+                assert!(detail.starts_with("its max_containers (1) are here"), "{detail}");
+                break;
+            }
             Acquired::Now(_) => panic!("it is full"),
         }
     }
     assert!((1..64).contains(&line.len()), "{}", line.len());
     // One of another that has waited stands in the line all the same; one that has not looks elsewhere first.
-    assert!(matches!(acquire(2, false), Acquired::Refused { .. }));
+    assert!(matches!(acquire(2, false), Acquired::Refused(_)));
     let Acquired::Wait { ticket, .. } = acquire(2, true) else { panic!("it was kept out") };
     line.push((2, ticket));
-    assert!(matches!(acquire(2, true), Acquired::Refused { .. }), "one, not two");
+    assert!(matches!(acquire(2, true), Acquired::Refused(_)), "one, not two");
     // Nor is one let in that is to start at once, and it claims nothing: its place in another line goes on.
     let asker = Asker { balancer: 3, waited: true, only_if_idle: true };
     let once = || pools.acquire(spec.digest(), &spec, CallId::new(), asker, Duration::from_secs(3600));
-    let Acquired::Refused { reason: Refusal::NoneIdle, line_full: false, .. } = once() else {
+    let Acquired::Refused(Refused { reason: Refusal::NoneIdle, line_full: false, .. }) = once() else {
         panic!("nobody is idle")
     };
     let mut waits = tokio::task::JoinSet::new();
@@ -352,7 +357,7 @@ async fn containers_with_former_secrets_go_and_no_call_with_them() {
             Acquired::Wait { ticket, .. } => {
                 (ticket.wait().await.unwrap_or_else(|_| panic!("it starts")), true)
             }
-            Acquired::Refused { detail, .. } => panic!("{detail}"),
+            Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
         }
     };
     let told = async |watch: &mut crate::secrets::Watch| {
@@ -430,7 +435,7 @@ async fn calls_wait_for_the_place_of_one_that_goes() {
         line.push(match acquire() {
             Acquired::Wait { ticket, .. } => ticket,
             Acquired::Now(_) => panic!("it takes no call"),
-            Acquired::Refused { detail, .. } => panic!("{detail}"),
+            Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
         });
     }
     line.into_iter().for_each(|ticket| _ = waits.spawn(ticket.wait()));
@@ -462,7 +467,7 @@ async fn a_rhythm_is_met_with_a_container() {
                     break;
                 }
                 Acquired::Wait { ticket, .. } => ticket.wait().await.unwrap_or_else(|_| panic!("it starts")),
-                Acquired::Refused { detail, .. } => panic!("{detail}"),
+                Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
             };
         lease.touch();
         lease.finish(true, None);
@@ -479,7 +484,7 @@ async fn run(pools: Arc<Pools>, state: Arc<Mutex<HashMap<String, Arc<Puppet>>>>,
     let hour = Duration::from_secs(3600);
     let mut lease = match pools.acquire(spec.digest(), &spec, CallId::new(), asker, hour) {
         Acquired::Now(lease) => lease,
-        Acquired::Refused { reason, .. } => {
+        Acquired::Refused(Refused { reason, .. }) => {
             assert_eq!(reason, Refusal::Full);
             return;
         }

@@ -1,5 +1,7 @@
 //! Why containers go, and why a call found none that was warm: what an operator wants to know of cold starts.
 
+use stoker_core::call::Cold;
+
 use super::member::Member;
 use super::version::Version;
 
@@ -32,49 +34,17 @@ impl Ended {
     }
 }
 
-/// Why a call had to wait for a launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cold {
-    /// Nothing of its version was here before.
-    First,
-    /// Those that are here had calls.
-    Busy,
-    /// The last one ended, for this reason.
-    Expired,
-    Evicted,
-    Broken,
-    Once,
-    Drained,
-}
-
-impl Cold {
-    pub const ALL: [Cold; 7] =
-        [Cold::First, Cold::Busy, Cold::Expired, Cold::Evicted, Cold::Broken, Cold::Once, Cold::Drained];
-
-    pub fn label(self) -> &'static str {
-        match self {
-            Cold::First => "first",
-            Cold::Busy => "busy",
-            Cold::Expired => Ended::Expired.label(),
-            Cold::Evicted => Ended::Evicted.label(),
-            Cold::Broken => Ended::Broken.label(),
-            Cold::Once => Ended::Once.label(),
-            Cold::Drained => Ended::Drained.label(),
-        }
-    }
-
-    /// Of a launch that begins now.
-    pub fn now(version: &Version) -> Self {
-        let comes_or_serves = |member: &Member| member.container.is_none() || member.serves();
-        match version.left {
-            _ if version.members.values().any(comes_or_serves) => Cold::Busy,
-            None => Cold::First,
-            Some(Ended::Expired) => Cold::Expired,
-            Some(Ended::Evicted) => Cold::Evicted,
-            Some(Ended::Broken) => Cold::Broken,
-            Some(Ended::Once) => Cold::Once,
-            Some(Ended::Drained) => Cold::Drained,
-        }
+/// Why a call finds no container that is ready, of a launch that begins now.
+pub fn cold(version: &Version) -> Cold {
+    let comes_or_serves = |member: &Member| member.container.is_none() || member.serves();
+    match version.left {
+        _ if version.members.values().any(comes_or_serves) => Cold::Busy,
+        None => Cold::First,
+        Some(Ended::Expired) => Cold::Expired,
+        Some(Ended::Evicted) => Cold::Evicted,
+        Some(Ended::Broken) => Cold::Broken,
+        Some(Ended::Once) => Cold::Once,
+        Some(Ended::Drained) => Cold::Drained,
     }
 }
 
@@ -85,6 +55,7 @@ mod tests {
     #[test]
     fn all_are_at_their_place() {
         Ended::ALL.iter().enumerate().for_each(|(at, why)| assert_eq!(at, *why as usize, "{why:?}"));
+        // Counted by their places, too.
         Cold::ALL.iter().enumerate().for_each(|(at, why)| assert_eq!(at, *why as usize, "{why:?}"));
     }
 }

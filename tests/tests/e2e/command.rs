@@ -559,12 +559,15 @@ async fn a_reader_that_leaves_ends_the_command_quietly() {
 async fn a_terminal_that_goes_lets_calls_finish() {
     let mut up = Up::start().await;
     let mut call = running(&up).await;
-    up.signal(Signal::HUP);
     let mut stderr = BufReader::new(up.child.stderr.take().unwrap());
     let mut said = String::new();
-    while !said.contains("Stopping") {
-        said.clear();
-        assert!(within("a word about the end", stderr.read_line(&mut said)).await.unwrap() > 0);
+    // The one upgrades runners, and ends nothing here; the other ends the fleet.
+    for (signal, word) in [(Signal::USR2, "SIGUSR2 is for runners"), (Signal::HUP, "Stopping")] {
+        up.signal(signal);
+        while !said.contains(word) {
+            said.clear();
+            assert!(within("a word about that", stderr.read_line(&mut said)).await.unwrap() > 0, "{word}");
+        }
     }
     up.child.stderr = Some(stderr.into_inner());
     call.stdin.take().unwrap().write_all(b"in time\n").await.unwrap();

@@ -1,6 +1,39 @@
 //! `stoker explain` as a person uses it: after a cold call, a warm one, and of a call that nobody knows.
 
+use stoker_tests::program;
+
 use crate::command::Up;
+
+/// A start that is over before it is worth telling the balancer is a start all the same, and its runner knows the reason.
+#[tokio::test]
+async fn explain_tells_of_starts_that_take_no_time() {
+    let up = Up::start().await;
+    let probe = program("probe");
+    let brief = format!(
+        "app: demo\nfunctions:\n  - {{name: brief, command: [{probe:?}], workdir: {:?}, format: http-stream, idle_timeout: 0ms}}\n",
+        probe.parent().unwrap(),
+    );
+    std::fs::write(up.directory().join("brief.yaml"), brief).unwrap();
+    up.good(&["apply", "-f", "brief.yaml"]).await;
+    let mut swift = 0;
+    for call in 0..20 {
+        let json = up.good(&["call", "demo/brief", "--data", "Ada", "-o", "json"]).await;
+        let answer: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let timings = &answer["timings"];
+        if timings["cold"] != true {
+            continue;
+        }
+        let told = up.good(&["explain", answer["call_id"].as_str().unwrap()]).await;
+        assert!(told.contains("It was cold, ") && !told.contains("found a container ready"), "{told}");
+        if call > 0 {
+            assert_eq!(timings["cold_cause"], "expired");
+            assert!(told.contains("had no call for longer than its idle_timeout (0ms), and ended"), "{told}");
+            swift += u32::from(!told.contains("taken into its line"));
+        }
+    }
+    println!("{swift} were not told of before they had started");
+    up.stop().await;
+}
 
 #[tokio::test]
 async fn explain_tells_why_a_call_was_cold_and_the_next_was_not() {
@@ -19,7 +52,8 @@ async fn explain_tells_why_a_call_was_cold_and_the_next_was_not() {
         "taken into its line",
         "told to start",
         "It was cold",
-        "no runner had a container of demo/hello",
+        "no container of this version of demo/hello had been there since",
+        "There was none elsewhere.",
         "min_containers: 1",
     ] {
         assert!(cold.contains(line), "{line:?} is missing in:\n{cold}");

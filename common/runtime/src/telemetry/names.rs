@@ -141,6 +141,7 @@ names! { Attribute,
     FAAS_NAME = "faas.name", "Engage (stoker-runner), execution, launch, log records", "The function, `APP/FN`.";
     FAAS_TRIGGER = "faas.trigger", "HTTP, process, execution", "`http` for a request to a trigger, `pubsub` for an attempt of a call for later, `timer` for one by the clock, else `other`.";
     FAAS_COLDSTART = "faas.coldstart", "execution", "The call waited for a container of its own to start.";
+    COLD_CAUSE = "stoker.cold.cause", "execution", "Why it did: `first`, `busy`, `expired`, `evicted`, `broken`, `once` or `drained`, as in `stoker_runner_cold_starts`.";
     FAAS_INSTANCE = "faas.instance", "execution, launch, log records", "The container.";
     FAAS_MAX_MEMORY = "faas.max_memory", "launch", "The function's memory limit in bytes.";
     CONTAINER_ID = "container.id", "execution, launch, log records", "The container, by the name under which its runner and its sandbox know it.";
