@@ -136,6 +136,23 @@ async fn etcd_conforms_with_a_password() {
     assert!(!refused.functions().borrow().known);
 }
 
+/// A comparison that takes longer than a request may is waited for: etcd goes on with one that was given up, and with everybody's tries after a restart none
+/// would ever be let in.
+#[tokio::test]
+async fn a_password_may_take_longer_than_a_request() {
+    let mut etcd = etcd!();
+    etcd.compare_slowly().await;
+    etcd.require_password("secret").await;
+    let mut config = config(&etcd);
+    config.user = Some(User { name: "root".into(), password: "secret".into() });
+    config.deadline = Duration::from_millis(300);
+    let registry = EtcdRegistry::connect(config).unwrap();
+    let mut functions = registry.functions();
+    let known =
+        tokio::time::timeout(Duration::from_secs(60), functions.wait_for(|functions| functions.known)).await;
+    assert!(known.expect("it is let in").is_ok());
+}
+
 #[tokio::test]
 async fn etcd_conforms_with_certificates() {
     let etcd = etcd!(start_with_tls);

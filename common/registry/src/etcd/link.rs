@@ -25,6 +25,11 @@ const MAX_ANSWER: usize = 256 << 20;
 /// often than every five seconds.
 const KEEP_ALIVE: Duration = Duration::from_secs(6);
 
+/// How long etcd may take to compare a password. That is costly on purpose, a fifth of a second of a core by default, and etcd goes on with it for who has
+/// gone: after a restart of etcd everybody asks at once, and if each gave up and asked again before its turn had come, none would ever be let in. A member
+/// that is frozen meanwhile is noticed by [`KEEP_ALIVE`].
+const PASSWORD: Duration = Duration::from_secs(60);
+
 /// Waits between attempts.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -34,6 +39,8 @@ pub struct Link {
     endpoints: Vec<String>,
     options: ConnectOptions,
     tls: Option<Tls>,
+    /// A connection begins with a password.
+    asks_password: bool,
     deadline: Duration,
     /// The member that answered last.
     good: AtomicUsize,
@@ -148,6 +155,7 @@ impl Link {
             endpoints: config.endpoints.clone(),
             options,
             tls: config.tls.clone(),
+            asks_password: config.user.is_some(),
             deadline: config.deadline,
             good: AtomicUsize::new(first),
             figures: Arc::default(),
@@ -166,8 +174,9 @@ impl Link {
             None => self.options.clone(),
             Some(tls) => tls.clone().add_to(self.options.clone()).await?,
         };
-        // It answers at once: nobody was asked anything yet.
-        self.limited(Client::connect([endpoint], Some(options))).await
+        // Without a password nobody is asked anything yet.
+        let limit = if self.asks_password { PASSWORD } else { self.deadline };
+        limited(limit, Client::connect([endpoint], Some(options))).await
     }
 
     /// The answer to a request, if it comes in time.
@@ -175,19 +184,9 @@ impl Link {
         &self,
         request: impl Future<Output = Result<T, etcd_client::Error>>,
     ) -> Result<T, Trouble> {
-        let answer = self.limited(request).await?;
+        let answer = limited(self.deadline, request).await?;
         self.figures.answered();
         Ok(answer)
-    }
-
-    async fn limited<T>(
-        &self,
-        request: impl Future<Output = Result<T, etcd_client::Error>>,
-    ) -> Result<T, Trouble> {
-        match tokio::time::timeout(self.deadline, request).await {
-            Ok(answer) => Ok(answer?),
-            Err(_) => Err(Trouble::Silent(self.deadline)),
-        }
     }
 
     /// Does something that a person waits for: tries every member, and again for as long as an election or a restart may take.
@@ -235,6 +234,16 @@ impl Link {
         } else {
             Error::Store { attempt, source: std::io::Error::other(reason) }
         }
+    }
+}
+
+async fn limited<T>(
+    limit: Duration,
+    request: impl Future<Output = Result<T, etcd_client::Error>>,
+) -> Result<T, Trouble> {
+    match tokio::time::timeout(limit, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Trouble::Silent(limit)),
     }
 }
 
