@@ -4,8 +4,10 @@ use std::io::Read as _;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use stoker_core::{Code, Error};
+use stoker_proto::v1::call_service_client::CallServiceClient;
 use stoker_proto::v1::{self, CallState};
 use stoker_proto::{MAX_MESSAGE, convert};
 
@@ -67,20 +69,26 @@ async fn list(args: Calls, common: &Common) -> Result<(), Failure> {
         Some(State::Dead) => CallState::Dead,
         Some(State::Cancelled) => CallState::Cancelled,
     };
-    let request =
-        v1::ListCallsRequest { function: args.function.clone(), state: state.into(), limit: args.limit };
-    let listed = calls.list_calls(request).await.map_err(refused)?.into_inner();
-    if common.output == Output::Json {
-        let calls: Vec<_> = listed.calls.iter().map(record).collect();
-        return output::print_json(&json!({"calls": calls, "more": listed.more}));
+    let mut request =
+        v1::ListCallsRequest { function: args.function.clone(), state: state.into(), ..Default::default() };
+    let (mut all, mut more) = (Vec::new(), true);
+    while more && all.len() < args.limit as usize {
+        request.limit = PAGE.min(args.limit - all.len() as u32);
+        let page = calls.list_calls(request.clone()).await.map_err(refused)?.into_inner();
+        all.extend(page.calls);
+        (request.after, more) = (page.next, page.more);
     }
-    if listed.calls.is_empty() {
+    if common.output == Output::Json {
+        let calls: Vec<_> = all.iter().map(record).collect();
+        return output::print_json(&json!({"calls": calls, "more": more}));
+    }
+    if all.is_empty() {
         output::say("There are no such calls. `stoker call APP/FN --async` makes one.\n");
         return Ok(());
     }
     let header = ["CALL", "FUNCTION", "STATE", "SUBMITTED", "ATTEMPTS", "WHY"];
-    output::print(&output::table(&header, listed.calls.iter().map(row).collect()))?;
-    if listed.more {
+    output::print(&output::table(&header, all.iter().map(row).collect()))?;
+    if more {
         output::say("There are more: --limit shows them.\n");
     }
     Ok(())
@@ -143,22 +151,49 @@ async fn cancel(id: String, common: &Common) -> Result<(), Failure> {
     }
 }
 
-/// How many of a function are made again at once: as many as one list tells of.
-const AT_ONCE: u32 = 1000;
+/// Calls of which one request tells.
+const PAGE: u32 = 1000;
 
-async fn redrive(mut ids: Vec<String>, function: String, common: &Common) -> Result<(), Failure> {
+/// Calls that are made again at once.
+const AT_ONCE: usize = 32;
+
+async fn redrive(ids: Vec<String>, function: String, common: &Common) -> Result<(), Failure> {
     let mut calls = client::calls(Connection::open(&common.server).await?);
-    let mut more = false;
-    if !function.is_empty() {
-        let request = v1::ListCallsRequest { function, state: CallState::Dead.into(), limit: AT_ONCE };
-        let listed = calls.list_calls(request).await.map_err(refused)?.into_inner();
-        more = listed.more;
-        ids = listed.calls.into_iter().map(|call| call.call_id).collect();
+    let mut told = again(&calls, ids, common).await?;
+    let mut request =
+        v1::ListCallsRequest { function, state: CallState::Dead.into(), limit: PAGE, ..Default::default() };
+    let mut more = !request.function.is_empty();
+    while more {
+        // What is given up once more meanwhile is newer than what the next page begins with.
+        let page = calls.list_calls(request.clone()).await.map_err(refused)?.into_inner();
+        let ids = page.calls.into_iter().map(|call| call.call_id).collect();
+        told.extend(again(&calls, ids, common).await?);
+        (request.after, more) = (page.next, page.more);
     }
+    match common.output {
+        Output::Json => output::print_json(&json!({"calls": told})),
+        Output::Table if told.is_empty() => {
+            output::say("No call of this function was given up.\n");
+            Ok(())
+        }
+        Output::Table => Ok(()),
+    }
+}
+
+/// Makes these again, says of each what became of it, and gives all of it as JSON.
+async fn again(
+    calls: &CallServiceClient<Connection>,
+    ids: Vec<String>,
+    common: &Common,
+) -> Result<Vec<Value>, Failure> {
+    let redrives = ids.into_iter().map(|id| {
+        let mut calls = calls.clone();
+        async move { calls.redrive_call(v1::RedriveCallRequest { call_id: id }).await }
+    });
+    let mut redrives = futures_util::stream::iter(redrives).buffered(AT_ONCE);
     let mut told = Vec::new();
-    for id in ids {
-        let done = calls.redrive_call(v1::RedriveCallRequest { call_id: id }).await.map_err(refused)?;
-        let v1::RedriveCallResponse { call, redriven } = done.into_inner();
+    while let Some(done) = redrives.next().await {
+        let v1::RedriveCallResponse { call, redriven } = done.map_err(refused)?.into_inner();
         let call = call.unwrap_or_default();
         if common.output == Output::Table {
             let what = if redriven { "waits again" } else { "was not given up: it is" };
@@ -166,23 +201,11 @@ async fn redrive(mut ids: Vec<String>, function: String, common: &Common) -> Res
             output::print(format!("{} {what} {is}", call.call_id).trim_end())?;
             output::print("\n")?;
         }
-        told.push((call, redriven));
+        let mut record = record(&call);
+        record["redriven"] = redriven.into();
+        told.push(record);
     }
-    if common.output == Output::Json {
-        let of = |(call, redriven): &(v1::CallDescription, bool)| {
-            let mut record = record(call);
-            record["redriven"] = (*redriven).into();
-            record
-        };
-        return output::print_json(&json!({"calls": told.iter().map(of).collect::<Vec<_>>(), "more": more}));
-    }
-    if told.is_empty() {
-        output::say("No call of this function was given up.\n");
-    }
-    if more {
-        output::say("There are more: run it again.\n");
-    }
-    Ok(())
+    Ok(told)
 }
 
 /// What is not found is a call here, and no function.

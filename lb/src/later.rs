@@ -24,7 +24,7 @@ use stoker_core::ids::CallId;
 use stoker_core::later::{MAX_AGE_MS, MAX_KEY};
 use stoker_core::units::format_duration;
 use stoker_proto::{convert, v1};
-use stoker_queue::{Call, Filter, INLINE, Kept, Pieces, Queue, derived_id, now_ms};
+use stoker_queue::{Call, Filter, INLINE, Kept, Page, Pieces, Queue, derived_id, now_ms};
 use stoker_runtime::metrics::{Counter, Metrics};
 
 pub use self::worker::start;
@@ -203,7 +203,10 @@ impl Later {
             self.counts.repeated.add_one();
             return Ok(Accepted { id, repeated: true });
         }
-        let body = keep(queue, &id, input, MAX_BODY.min(door.dispatch.most(spec))).await?;
+        // Of two submits with one key neither may have the body of the other.
+        let own = !key.is_empty();
+        let name = if own { Call::new_body_name(&id) } else { id.clone() };
+        let body = keep(queue, &name, input, MAX_BODY.min(door.dispatch.most(spec))).await?;
         let now = now_ms();
         let mut sending = watch.sends(spec.name.as_str(), &id);
         let trace = sending.context();
@@ -215,6 +218,7 @@ impl Later {
             body: body.inline,
             body_bytes: body.bytes,
             aside: body.aside,
+            body_name: if own && body.aside { name.clone() } else { String::new() },
             submitted_ms: now,
             due_ms: now.saturating_add(delay.as_millis() as u64),
             key,
@@ -223,14 +227,22 @@ impl Later {
             caller: watch.caller().name().to_owned(),
             ..Call::default()
         };
-        match queue.submit(call).await {
-            Ok(true) => self.counts.submitted.add_one(),
-            Ok(false) => self.counts.repeated.add_one(),
+        let submitted = queue.submit(call).await;
+        // Whether it was accepted is not known where there was no answer.
+        let refused = matches!(submitted, Err(stoker_queue::Error::Full(_)));
+        if body.aside && (refused || own && matches!(submitted, Ok(false))) {
+            queue.drop_body(&name).await;
+        }
+        let repeated = match submitted {
+            Ok(true) => {
+                self.counts.submitted.add_one();
+                false
+            }
+            Ok(false) => {
+                self.counts.repeated.add_one();
+                true
+            }
             Err(error) => {
-                // Whether it was accepted is known only where it was refused.
-                if body.aside && matches!(error, stoker_queue::Error::Full(_)) {
-                    queue.drop_body(&id).await;
-                }
                 sending.fail(error.to_string());
                 let mut told = failed(error.clone());
                 if matches!(error, stoker_queue::Error::Unavailable(_)) {
@@ -239,8 +251,8 @@ impl Later {
                 }
                 return Err(told);
             }
-        }
-        Ok(Accepted { id, repeated: false })
+        };
+        Ok(Accepted { id, repeated })
     }
 
     fn known(&self, door: &Door, watch: &Watch, id: &str, kept: Option<Kept>) -> Result<Kept, Error> {
@@ -301,8 +313,8 @@ impl Later {
         Ok((kept, redriven))
     }
 
-    /// Calls, the newest first, and whether there are more.
-    pub async fn list(&self, filter: Filter) -> Result<(Vec<Kept>, bool), Error> {
+    /// Calls, the newest first.
+    pub async fn list(&self, filter: Filter) -> Result<Page, Error> {
         self.queue()?.list(filter).await.map_err(|error| Error::from(&error))
     }
 
@@ -345,7 +357,7 @@ struct Body {
 }
 
 /// Reads a request's body: what is small stays with its call, what is large goes through to where such bodies are kept.
-async fn keep(queue: &Arc<dyn Queue>, id: &str, input: Input, most: u64) -> Result<Body, Error> {
+async fn keep(queue: &Arc<dyn Queue>, name: &str, input: Input, most: u64) -> Result<Body, Error> {
     let too_large = move || {
         let text =
             format!("the body of a call for later has more than {most} bytes, which is the limit here");
@@ -377,16 +389,16 @@ async fn keep(queue: &Arc<dyn Queue>, id: &str, input: Input, most: u64) -> Resu
         length += piece.len() as u64;
         if length > most { Err(too_large()) } else { Ok(piece) }
     }));
-    let bytes = queue.put_body(id, pieces).await?;
+    let bytes = queue.put_body(name, pieces).await?;
     Ok(Body { inline: Bytes::new(), bytes, aside: true })
 }
 
 /// A body that was kept, as a call's input.
 async fn input(queue: &Arc<dyn Queue>, call: &Call) -> Result<Input, Error> {
-    if !call.aside {
+    let Some(name) = call.body_name() else {
         return Ok(Input::pieces(split(call.body.clone()), None));
-    }
-    let pieces = queue.body(&call.id).await.map_err(|error| Error::from(&error))?;
+    };
+    let pieces = queue.body(name).await.map_err(|error| Error::from(&error))?;
     crate::front::http::begin(pieces, false).await
 }
 

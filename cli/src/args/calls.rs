@@ -61,7 +61,7 @@ pub struct Calls {
     #[arg(long, value_enum)]
     pub state: Option<State>,
     /// At most so many, the newest first.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub limit: u32,
 }
 

@@ -11,7 +11,7 @@ use stoker_core::ids::CallId;
 use stoker_proto::v1;
 use tokio::sync::Mutex;
 
-use crate::{Answer, Call, End, Error, Filter, Follow, Pieces, Progress, Queue, State, Taken, now_ms};
+use crate::{Answer, Call, End, Error, Filter, Follow, Page, Pieces, Progress, Queue, State, Taken, now_ms};
 
 /// Longer than anything here takes on a machine that is very busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -161,12 +161,31 @@ async fn order_and_limits(queue: &dyn Queue) {
     assert_eq!(of("order/b").queued, 1, "{backlog:?}");
 
     let all = Filter { limit: 100, ..Filter::default() };
-    let (listed, more) = queue.list(all.clone()).await.expect("the queue answers");
-    assert!(listed.len() == 5 && !more, "{listed:?}");
-    let (few, more) = queue.list(Filter { limit: 2, ..all.clone() }).await.expect("the queue answers");
-    assert!(few.len() == 2 && more);
+    let listed = queue.list(all.clone()).await.expect("the queue answers");
+    assert!(listed.calls.len() == 5 && listed.next.is_none(), "{listed:?}");
+    let ids = |page: &Page| page.calls.iter().map(|kept| kept.call.id.clone()).collect::<Vec<_>>();
+    let (mut paged, mut after) = (Vec::new(), String::new());
+    for most in [2, 2, 1] {
+        let page = queue.list(Filter { limit: 2, after: after.clone(), ..all.clone() }).await;
+        let page = page.expect("the queue answers");
+        assert_eq!(page.calls.len(), most);
+        paged.extend(ids(&page));
+        // What comes meanwhile is in front of the first page.
+        if after.is_empty() {
+            let newer = Call { due_ms: now + 3_600_000, ..call("order/c", "newer") };
+            queue.submit(newer.clone()).await.expect("it is new");
+            queue.cancel(&newer.id, now_ms()).await.expect("the queue answers");
+        }
+        after = page.next.unwrap_or_default();
+    }
+    let (mut all_ids, mut paged_ids) = (ids(&listed), paged);
+    all_ids.sort();
+    paged_ids.sort();
+    assert_eq!((all_ids, after.as_str()), (paged_ids, ""), "page after page tells of each once");
+    let lost = queue.list(Filter { after: "an ../odd one".into(), ..all.clone() }).await;
+    assert!(matches!(lost, Err(Error::Unsupported(_))), "{lost:?}");
     let only = Filter { function: "order/a".into(), state: Some(State::Queued), ..all };
-    let (only, _) = queue.list(only).await.expect("the queue answers");
+    let only = queue.list(only).await.expect("the queue answers").calls;
     assert_eq!(only.len(), 1, "{only:?}");
     queue.cancel(&only[0].call.id, now + 600_000).await.expect("the queue answers").expect("it is there");
     let taken = next(queue, "order/b").await;

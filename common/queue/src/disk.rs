@@ -8,9 +8,11 @@ mod bodies;
 mod lanes;
 mod store;
 mod tables;
+mod waiters;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +24,9 @@ use self::bodies::Bodies;
 use self::store::{Op, Shared, Store};
 use self::tables::Reader;
 use self::writer::Writer;
-use crate::{Backlog, Call, End, Error, Filter, Kept, LEASE, Pieces, Progress, Queue, Taken, Ticket, now_ms};
+use crate::{
+    Backlog, Call, End, Error, Filter, Kept, LEASE, Page, Pieces, Progress, Queue, Taken, Ticket, now_ms,
+};
 
 /// Room that is left on the disk for calls that are here to end, once submits are refused.
 pub const RESERVE: u64 = 64 << 20;
@@ -33,7 +37,7 @@ const AHEAD: usize = 4096;
 /// Reads at once. Each has a thread while it reads, and what a thread has once had stays with it for a while.
 const READERS: usize = 4;
 
-/// Ids of ended calls that a slow listener may be behind.
+/// Ids of cancelled calls that a slow listener may be behind.
 const NEWS: usize = 1024;
 
 /// How a queue on disk behaves.
@@ -76,7 +80,7 @@ impl DiskQueue {
             db: Mutex::default(),
             lanes: Mutex::default(),
             news: watch::Sender::new(0),
-            ended: broadcast::Sender::new(NEWS),
+            waiters: Arc::default(),
             cancelled: broadcast::Sender::new(NEWS),
         });
         let bodies = Bodies::new(&config.directory, config.reserve);
@@ -203,27 +207,19 @@ impl Queue for DiskQueue {
     }
 
     async fn wait(&self, id: &str) -> Result<Option<Kept>, Error> {
-        let mut ended = self.shared.ended.subscribe();
+        let waiter = self.shared.waiters.enter(id);
         loop {
+            let mut told = pin!(waiter.told.notified());
+            // From here on no end is missed.
+            told.as_mut().enable();
             match self.get(id).await? {
-                Some(kept) if !kept.progress.is().is_end() => {}
+                Some(kept) if !kept.progress.is().is_end() => told.await,
                 found => return Ok(found),
-            }
-            loop {
-                match ended.recv().await {
-                    Ok(other) if other == id => break,
-                    Ok(_) => {}
-                    // It may have been among those that were missed.
-                    Err(broadcast::error::RecvError::Lagged(_)) => break,
-                    Err(broadcast::error::RecvError::Closed) => {
-                        return Err(Error::Unavailable("it is stopping".to_owned()));
-                    }
-                }
             }
         }
     }
 
-    async fn list(&self, filter: Filter) -> Result<(Vec<Kept>, bool), Error> {
+    async fn list(&self, filter: Filter) -> Result<Page, Error> {
         self.read(move |reader| reader.list(&filter)).await
     }
 

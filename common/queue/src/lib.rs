@@ -40,6 +40,14 @@ fn no_body() -> Error {
     Error::Unsupported("the body of this call is not kept any more, so it cannot be made again".to_owned())
 }
 
+fn no_such_body() -> Error {
+    Error::Spoiled("a body that was kept is not there any more".to_owned())
+}
+
+fn no_position() -> Error {
+    Error::Unsupported("`after` is nothing that a list of calls gave out as `next`".to_owned())
+}
+
 /// Milliseconds since 1970.
 #[must_use]
 pub fn now_ms() -> u64 {
@@ -134,6 +142,44 @@ pub struct Filter {
     pub function: String,
     pub state: Option<State>,
     pub limit: usize,
+    /// Where the list before ended, as it [says](Page::next); empty: from the first.
+    pub after: String,
+}
+
+/// A list ends with the call with which it has so many bytes: each may tell of a hundred failures, and a page has to fit into a message.
+const PAGE_BYTES: usize = 2 << 20;
+
+/// Part of a list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Page {
+    /// Without their answers.
+    pub calls: Vec<Kept>,
+    /// Where the next begins; nothing: there are no more.
+    pub next: Option<String>,
+}
+
+/// A page that is being filled.
+#[derive(Default)]
+struct Filling {
+    page: Page,
+    bytes: usize,
+    /// Where the last of its calls stands.
+    last: String,
+}
+
+impl Filling {
+    /// Adds one that stands there. Whether it found a place; else the page is complete.
+    fn add(&mut self, mut kept: Kept, at: impl FnOnce() -> String, limit: usize) -> bool {
+        if self.page.calls.len() >= limit || self.bytes >= PAGE_BYTES {
+            self.page.next = Some(std::mem::take(&mut self.last));
+            return false;
+        }
+        kept.answer = None;
+        self.last = at();
+        self.bytes += prost::Message::encoded_len(&kept);
+        self.page.calls.push(kept);
+        true
+    }
 }
 
 /// How much there is of one function.
@@ -165,7 +211,7 @@ pub trait Queue: Send + Sync + 'static {
     /// A body that is kept aside.
     ///
     /// # Errors
-    /// The queue's, and that there is none.
+    /// The queue's; that there is none is [`Error::Spoiled`].
     async fn body(&self, name: &str) -> Result<Pieces, Error>;
 
     /// Forgets a body that no call is for.
@@ -224,11 +270,11 @@ pub trait Queue: Send + Sync + 'static {
     /// The queue's.
     async fn wait(&self, id: &str) -> Result<Option<Kept>, Error>;
 
-    /// Calls, the newest first, without their answers; and whether there are more.
+    /// Calls, the newest first. Page after page tells once of each that was there when the first was asked for and still is.
     ///
     /// # Errors
-    /// The queue's.
-    async fn list(&self, filter: Filter) -> Result<(Vec<Kept>, bool), Error>;
+    /// The queue's; also where `after` is nothing that a list said.
+    async fn list(&self, filter: Filter) -> Result<Page, Error>;
 
     /// Functions of which there may be something to take now.
     fn lanes(&self) -> Vec<String>;

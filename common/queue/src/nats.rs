@@ -5,20 +5,23 @@
 //! - A table of keys and values holds how far each call is, from its first start on, and its result after its end. It changes by
 //!   compare and swap: whoever lost a call to another cannot say how it ended.
 //! - A store of objects holds large bodies.
+//! - A stream says what is not kept any more, and when ([`forget`]).
 //!
 //! Each function has a consumer of its own, so that none is behind another. Of every function without anything to take, one request
 //! waits at the server ([`lane`]); nothing is asked over and over. A call of which the server tells again is made again only if whoever held it is gone
 //! ([`holders`]). A call that ended is removed from the stream after its end is in the
 //! table: whatever dies between the two, who meets the message next reads the end and removes it.
 
+mod bodies;
 mod calls;
+mod forget;
 mod holders;
 mod lane;
 mod setup;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,20 +29,23 @@ use std::time::{Duration, Instant};
 use async_nats::Client;
 use async_nats::connection::State as Connection;
 use async_nats::jetstream::message::Acker;
+use async_nats::jetstream::object_store::GetErrorKind;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use stoker_core::error::Code;
-use tokio::sync::{broadcast, watch};
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::lane::Lane;
 use self::setup::Store;
 use crate::record::{Call, Kept, Progress};
-use crate::{Backlog, End, Error, Filter, INLINE, LEASE, Pieces, Queue, Taken, Ticket, now_ms};
+use crate::{
+    Backlog, End, Error, Filling, Filter, INLINE, LEASE, Page, Pieces, Queue, Taken, Ticket, now_ms,
+};
 
 /// Ids of cancelled calls that a slow listener may be behind.
 const NEWS: usize = 1024;
@@ -55,6 +61,12 @@ const TRIED: Duration = Duration::from_secs(2);
 
 /// Calls of one take that are begun at once.
 const AT_ONCE: usize = 32;
+
+/// Ends that are not noted yet; those beyond go with the age of their table.
+const ENDS: usize = 65_536;
+
+/// Calls that are looked up at once for a list.
+const LOOKS: usize = 32;
 
 /// What was said last may take so long to go out.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -103,6 +115,8 @@ struct Inner {
     /// The last of them that was left because it did not answer.
     doubted: AtomicU64,
     cancelled: broadcast::Sender<String>,
+    /// To whoever notes until when they are kept.
+    ends: mpsc::Sender<forget::Over>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -111,7 +125,8 @@ struct Inner {
 struct Held {
     id: String,
     function: String,
-    aside: bool,
+    /// Where its body is, if that is kept aside.
+    body: Option<String>,
     revision: u64,
     until: Instant,
     acker: Arc<Acker>,
@@ -140,6 +155,7 @@ impl NatsQueue {
         let connected = watch::Sender::new((0, Instant::now()));
         let client = setup::connect(&config, connected.clone()).await?;
         let (ready, store) = watch::channel(None);
+        let (ends, ended) = mpsc::channel(ENDS);
         let inner = Arc::new(Inner {
             config,
             name: uuid::Uuid::now_v7().as_simple().to_string(),
@@ -152,11 +168,13 @@ impl NatsQueue {
             connected,
             doubted: AtomicU64::new(0),
             cancelled: broadcast::Sender::new(NEWS),
+            ends,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
         let asked = holders::listen(&inner).await?;
         inner.tasks.spawn(holders::answer(inner.clone(), asked));
+        inner.tasks.spawn(forget::run(inner.clone(), ended));
         inner.tasks.spawn(setup::run(inner.clone(), ready));
         Ok(Self(inner))
     }
@@ -211,6 +229,13 @@ impl Inner {
         if made { self.heard(connection, what).await } else { what }
     }
 
+    /// A call has ended.
+    fn ended(&self, id: &str, progress: &Progress) {
+        let over = forget::Over { id: id.to_owned(), keep_until_ms: progress.keep_until_ms };
+        // Without room it goes with its table.
+        self.ends.try_send(over).ok();
+    }
+
     async fn store(&self) -> Result<Arc<Store>, Error> {
         let mut store = self.store.clone();
         let ready = tokio::time::timeout(PATIENCE, store.wait_for(Option::is_some)).await;
@@ -251,24 +276,23 @@ impl Queue for NatsQueue {
         let failed = |error: Error| stoker_core::Error::from(&error);
         named(name).map_err(failed)?;
         let store = self.0.store().await.map_err(failed)?;
-        // The client knows only its own errors; why the body broke off is kept beside it.
-        let broken = Arc::new(Mutex::new(None));
-        let keep = broken.clone();
-        let pieces = pieces.map_err(move |error| {
-            let text = error.message.clone();
-            *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            io::Error::other(text)
-        });
-        let put = store.bodies.put(name, &mut StreamReader::new(pieces)).await;
-        if let Some(error) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Err(error);
-        }
-        put.map(|info| info.size as u64).map_err(|error| failed(away(error)))
+        // Whoever sends it may leave in the middle; what is there of it then is removed.
+        let left = self.0.stop.child_token();
+        let _leaves = left.clone().drop_guard();
+        let put = bodies::put(store, name.to_owned(), pieces, left);
+        let done = self.0.tasks.spawn(put).await;
+        done.unwrap_or_else(|error| {
+            Err(failed(Error::Unavailable(format!("what keeps a body broke off: {error}"))))
+        })
     }
 
     async fn body(&self, name: &str) -> Result<Pieces, Error> {
         named(name)?;
-        let object = self.0.store().await?.bodies.get(name).await.map_err(away)?;
+        let found = self.0.store().await?.bodies.get(name).await;
+        let object = found.map_err(|error| match error.kind() {
+            GetErrorKind::NotFound => crate::no_such_body(),
+            _ => away(error),
+        })?;
         Ok(Box::pin(ReaderStream::with_capacity(object, INLINE / 4).map_err(|error| {
             let text = format!("a body that was kept cannot be read: {error}");
             stoker_core::Error::new(Code::Internal, text)
@@ -342,7 +366,10 @@ impl Queue for NatsQueue {
         }
     }
 
-    async fn list(&self, filter: Filter) -> Result<(Vec<Kept>, bool), Error> {
+    async fn list(&self, filter: Filter) -> Result<Page, Error> {
+        if !filter.after.is_empty() {
+            named(&filter.after).map_err(|_| crate::no_position())?;
+        }
         let store = self.0.store().await?;
         let of = match filter.function.is_empty() {
             true => "*.*".to_owned(),
@@ -359,26 +386,28 @@ impl Queue for NatsQueue {
             ids.insert(id);
         }
         // Most ids begin with their time.
-        let mut ids: Vec<_> = ids.into_iter().collect();
+        let mut ids: Vec<_> =
+            ids.into_iter().filter(|id| filter.after.is_empty() || *id < filter.after).collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
-        let mut found = Vec::new();
-        let mut more = false;
-        for id in ids {
-            let Some(mut kept) = self.0.get(&store, &id).await? else { continue };
+        let (inner, store) = (&self.0, &*store);
+        let calls = ids.into_iter().map(|id| async move { inner.get(store, &id).await });
+        let mut calls = pin!(futures_util::stream::iter(calls).buffered(LOOKS));
+        let mut filling = Filling::default();
+        while let Some(found) = calls.next().await {
+            let Some(kept) = found? else { continue };
             if !filter.function.is_empty() && kept.call.function != filter.function
                 || filter.state.is_some_and(|state| state != kept.progress.is())
             {
                 continue;
             }
-            if found.len() == filter.limit {
-                more = true;
+            let id = kept.call.id.clone();
+            if !filling.add(kept, || id, filter.limit) {
                 break;
             }
-            kept.answer = None;
-            found.push(kept);
         }
-        found.sort_by_key(|kept| std::cmp::Reverse(kept.call.submitted_ms));
-        Ok((found, more))
+        let mut page = filling.page;
+        page.calls.sort_by_key(|kept| std::cmp::Reverse(kept.call.submitted_ms));
+        Ok(page)
     }
 
     fn lanes(&self) -> Vec<String> {

@@ -21,7 +21,7 @@ pub struct Call {
     /// Of the whole body, wherever it is.
     #[prost(uint64, tag = "5")]
     pub body_bytes: u64,
-    /// The body is kept aside, under the call's id.
+    /// The body is kept aside, under its [name](Call::body_name).
     #[prost(bool, tag = "6")]
     pub aside: bool,
     #[prost(uint64, tag = "7")]
@@ -50,6 +50,9 @@ pub struct Call {
     /// How often it had been made again when it was put here; see [`Progress::redrive`].
     #[prost(uint32, tag = "16")]
     pub redrives: u32,
+    /// Under which its body is kept aside; empty: under its id.
+    #[prost(string, tag = "17")]
+    pub body_name: String,
 }
 
 /// How a call stands.
@@ -227,6 +230,19 @@ pub struct Kept {
 }
 
 impl Call {
+    /// A name for the body of a call whose id may be there already: another each time, so that what is submitted again spoils nothing that is there.
+    #[must_use]
+    pub fn new_body_name(id: &str) -> String {
+        format!("{id}-{}", uuid::Uuid::now_v7().as_simple())
+    }
+
+    /// Under which its body is kept aside, if it is.
+    #[must_use]
+    pub fn body_name(&self) -> Option<&str> {
+        let name = if self.body_name.is_empty() { &self.id } else { &self.body_name };
+        self.aside.then_some(name)
+    }
+
     /// Under which its answer's body is kept aside.
     #[must_use]
     pub fn answer_name(id: &str) -> String {

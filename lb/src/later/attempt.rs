@@ -23,9 +23,6 @@ use crate::observe::{Attempt, Watch};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Without a place that dead letters go to, this is where they are found.
-const DEAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-
 /// Of each text that is kept of a failure.
 const SAID: usize = 1024;
 
@@ -95,7 +92,17 @@ pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
         Outcome::NotStarted(_) => Start::NoRoom,
         _ => Start::Unknown,
     };
-    settle(maker, taken, outcome, spec.as_deref()).await;
+    let ticket = taken.ticket.clone();
+    let holds = async {
+        keep(maker, &ticket).await;
+        // What it is told next the queue refuses, and then this ends.
+        std::future::pending::<()>().await;
+    };
+    // However long the queue is away, the end is here, and the call is not to be made again for want of a sign of life.
+    tokio::select! {
+        () = settle(maker, taken, outcome, spec.as_deref()) => {}
+        () = holds => {}
+    }
     Feedback { function, start }
 }
 
@@ -158,7 +165,7 @@ fn sort(error: Error) -> Outcome {
         Code::InvalidRequest | Code::NotFound | Code::RequestTooLarge | Code::HeadersTooLarge => {
             Outcome::Hopeless(error)
         }
-        Code::MethodNotAllowed => Outcome::Hopeless(error),
+        Code::MethodNotAllowed | Code::Unsupported => Outcome::Hopeless(error),
         _ => Outcome::NotStarted(error),
     }
 }
@@ -241,7 +248,7 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
             progress.set_state(State::Done);
             progress.ended_ms = now_ms();
             progress.keep_until_ms = spec.map_or(0, |spec| keep_until(spec, &call, Duration::ZERO));
-            let end = letters::after_success(maker, &call, progress, answer, policy).await;
+            let end = letters::after_success(&call, progress, answer, policy);
             if finish(maker, &ticket, end).await {
                 maker.counts.done.add_one();
             }
@@ -326,19 +333,27 @@ async fn give_up(
 ) {
     progress.set_state(State::Dead);
     progress.ended_ms = now_ms();
-    let at_least = match spec.is_some_and(|spec| spec.later.dead_letter.is_some()) {
-        true => Duration::ZERO,
-        false => DEAD_KEPT,
-    };
     progress.keep_until_ms = match spec {
-        Some(spec) => keep_until(spec, &call, at_least),
-        None => now_ms().saturating_add(DEAD_KEPT.as_millis() as u64),
+        Some(spec) if spec.later.dead_letter.is_some() => keep_until(spec, &call, Duration::ZERO),
+        Some(spec) => keep_until(spec, &call, letters::DEAD_KEPT),
+        None => letters::dead_until(),
     };
     progress.error = Some(noted(&error));
     tracing::warn!(call_id = call.id, function = call.function, %error, "a call for later was given up");
     let default = Policy::default();
     let policy = spec.map_or(&default, |spec| &spec.later);
-    let end = letters::after_failure(maker, &call, progress, policy).await;
+    let mut waits = outcome_waits();
+    let end = loop {
+        match letters::after_failure(maker, &call, progress.clone(), policy).await {
+            Ok(end) => break end,
+            // Made again after the next start, it is given up again, with its letter.
+            Err(error) => {
+                if !pause(maker, &mut waits, &error).await {
+                    return;
+                }
+            }
+        }
+    };
     if finish(maker, ticket, end).await {
         maker.counts.dead.add_one();
     }
@@ -346,7 +361,7 @@ async fn give_up(
 
 /// Whether the queue took it; else the call is not ours any more.
 async fn finish(maker: &Maker, ticket: &Ticket, mut end: End) -> bool {
-    let mut waits = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), ticket_seed());
+    let mut waits = outcome_waits();
     loop {
         match maker.queue.finish(ticket, end.clone()).await {
             Ok(()) => return true,
@@ -354,7 +369,7 @@ async fn finish(maker: &Maker, ticket: &Ticket, mut end: End) -> bool {
             Err(stoker_queue::Error::Unsupported(why)) => {
                 tracing::error!(why, "what should follow from the end of a call for later cannot be done");
                 end.then.retain(|follow| matches!(follow, stoker_queue::Follow::Call(_)));
-                end.progress.dead_letter = format!("not sent: {why}");
+                letters::unsent(&mut end.progress, &why);
             }
             Err(error) => {
                 if !pause(maker, &mut waits, &error).await {
@@ -366,7 +381,7 @@ async fn finish(maker: &Maker, ticket: &Ticket, mut end: End) -> bool {
 }
 
 async fn again(maker: &Maker, ticket: &Ticket, progress: Progress) {
-    let mut waits = Backoff::new(Duration::from_millis(50), Duration::from_secs(5), ticket_seed());
+    let mut waits = outcome_waits();
     while let Err(error) = maker.queue.again(ticket, progress.clone()).await {
         if matches!(error, stoker_queue::Error::Lost) || !pause(maker, &mut waits, &error).await {
             return;
@@ -375,7 +390,7 @@ async fn again(maker: &Maker, ticket: &Ticket, progress: Progress) {
 }
 
 /// The outcome is known and only here: it is told as long as this process lives. `false` when it stops; then the call is made again.
-async fn pause(maker: &Maker, waits: &mut Backoff, error: &stoker_queue::Error) -> bool {
+async fn pause(maker: &Maker, waits: &mut Backoff, error: &impl std::fmt::Display) -> bool {
     let wait = waits.next().unwrap_or_default();
     tracing::warn!(%error, ?wait, "the queue does not take the outcome of a call for later");
     tokio::select! {
@@ -384,8 +399,9 @@ async fn pause(maker: &Maker, waits: &mut Backoff, error: &stoker_queue::Error) 
     }
 }
 
-fn ticket_seed() -> u64 {
-    now_ms()
+/// Between the times at which the queue is told of an outcome.
+fn outcome_waits() -> Backoff {
+    Backoff::new(Duration::from_millis(50), Duration::from_secs(5), now_ms())
 }
 
 #[cfg(test)]

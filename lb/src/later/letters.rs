@@ -3,11 +3,13 @@
 //! Each is a call for later of its own, or a message, with an id derived from the call's: a balancer that dies between sending it
 //! and the end of the call makes no second one.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use stoker_core::error::{Code, Error};
 use stoker_core::later::{Later as Policy, Target};
 use stoker_proto::{convert, v1};
 use stoker_queue::{Answer, Call, End, Follow, INLINE, Progress, State, derived_id, now_ms};
@@ -17,6 +19,9 @@ use super::worker::Maker;
 /// Letters about letters about letters: further than this they do not go.
 const HOPS: u32 = 8;
 
+/// Without a place that dead letters go to, this is where they are found.
+pub const DEAD_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Of the text of a header.
 const HEADER: usize = 8 << 10;
 
@@ -24,22 +29,24 @@ const HEADER: usize = 8 << 10;
 const REPORTED: usize = INLINE / 2;
 
 /// The end of a call that succeeded.
-pub async fn after_success(
-    maker: &Maker,
-    call: &Call,
-    progress: Progress,
-    answer: Answer,
-    policy: &Policy,
-) -> End {
+pub fn after_success(call: &Call, progress: Progress, answer: Answer, policy: &Policy) -> End {
     let mut then = Vec::new();
     if let Some(target) = &policy.on_success {
-        then.extend(report(maker, call, &progress, Some(&answer), target));
+        then.extend(report(call, &progress, Some(&answer), target));
     }
     End { progress, answer: Some(answer), then }
 }
 
 /// The end of a call that was given up.
-pub async fn after_failure(maker: &Maker, call: &Call, mut progress: Progress, policy: &Policy) -> End {
+///
+/// # Errors
+/// The queue does not give or take what a letter needs: it may when it is asked again.
+pub async fn after_failure(
+    maker: &Maker,
+    call: &Call,
+    mut progress: Progress,
+    policy: &Policy,
+) -> Result<End, Error> {
     let mut then = Vec::new();
     if let Some(target) = &policy.dead_letter {
         match letter(maker, call, &progress, target).await {
@@ -47,25 +54,62 @@ pub async fn after_failure(maker: &Maker, call: &Call, mut progress: Progress, p
                 progress.dead_letter = target.to_string();
                 then.push(letter);
             }
-            Err(why) => progress.dead_letter = format!("not sent: {why}"),
+            Err(Unsent::Never(why)) => unsent(&mut progress, &why),
+            Err(Unsent::NotYet(error)) => return Err(error),
         }
     }
     if let Some(target) = &policy.on_failure {
-        then.extend(report(maker, call, &progress, None, target));
+        then.extend(report(call, &progress, None, target));
     }
-    End { progress, answer: None, then }
+    Ok(End { progress, answer: None, then })
+}
+
+/// Notes why a letter or a report is not sent: then the call itself is what there is of it, and one that was given up is kept as long as without a
+/// place for letters.
+pub fn unsent(progress: &mut Progress, why: &str) {
+    progress.dead_letter = format!("not sent: {why}");
+    if progress.is() == State::Dead {
+        progress.keep_until_ms = progress.keep_until_ms.max(dead_until());
+    }
+}
+
+/// Until when a call is kept that was given up now and went nowhere.
+pub fn dead_until() -> u64 {
+    now_ms().saturating_add(DEAD_KEPT.as_millis() as u64)
+}
+
+/// Why a dead letter is not sent.
+enum Unsent {
+    Never(String),
+    /// Because of the queue, as it is now.
+    NotYet(Error),
+}
+
+impl From<Error> for Unsent {
+    fn from(error: Error) -> Self {
+        match error.code {
+            Code::Unavailable | Code::Overloaded => Unsent::NotYet(error),
+            _ => Unsent::Never(error.message),
+        }
+    }
+}
+
+impl From<stoker_queue::Error> for Unsent {
+    fn from(error: stoker_queue::Error) -> Self {
+        Error::from(&error).into()
+    }
 }
 
 /// The call itself, with what is to be said of its end in headers.
-async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target) -> Result<Follow, String> {
+async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target) -> Result<Follow, Unsent> {
     if call.hops >= HOPS {
-        return Err(format!("it is the {HOPS}th in a row"));
+        return Err(Unsent::Never(format!("it is the {HOPS}th in a row")));
     }
     let id = derived_id("dead letter", &target.to_string(), &life(call, progress));
     let function = match target {
         Target::Function(function) => function,
         Target::Subject(subject) => {
-            let body = body(maker, call).await?;
+            let body = body(call)?;
             let mut record = record(call, progress, None);
             record["request"] = text_or_bytes(&body);
             return Ok(message(subject, id, &record));
@@ -88,11 +132,9 @@ async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target
             value: Bytes::from(value.into_bytes()),
         }),
     );
-    let (mut inline, mut aside) = (call.body.clone(), false);
-    if call.aside {
-        let pieces = maker.queue.body(&call.id).await.map_err(|error| error.to_string())?;
-        maker.queue.put_body(&id, pieces).await.map_err(|error| error.to_string())?;
-        (inline, aside) = (Bytes::new(), true);
+    if let Some(name) = call.body_name() {
+        let pieces = maker.queue.body(name).await?;
+        maker.queue.put_body(&id, pieces).await?;
     }
     let now = now_ms();
     Ok(Follow::Call(Call {
@@ -100,8 +142,7 @@ async fn letter(maker: &Maker, call: &Call, progress: &Progress, target: &Target
         function: function.as_str().to_owned(),
         qualifier: String::new(),
         head: Some(head),
-        body: inline,
-        aside,
+        body_name: String::new(),
         submitted_ms: now,
         due_ms: now,
         key: String::new(),
@@ -121,13 +162,7 @@ fn life(call: &Call, progress: &Progress) -> String {
 }
 
 /// What became of a call, in JSON.
-fn report(
-    _: &Maker,
-    call: &Call,
-    progress: &Progress,
-    answer: Option<&Answer>,
-    target: &Target,
-) -> Option<Follow> {
+fn report(call: &Call, progress: &Progress, answer: Option<&Answer>, target: &Target) -> Option<Follow> {
     if call.hops >= HOPS {
         tracing::warn!(call_id = call.id, "no report is made of it: it is the {HOPS}th in a row");
         return None;
@@ -161,20 +196,16 @@ fn message(subject: &str, id: String, record: &Value) -> Follow {
     Follow::Message { subject: subject.to_owned(), id, body: Bytes::from(record.to_string()) }
 }
 
-async fn body(maker: &Maker, call: &Call) -> Result<Bytes, String> {
-    if !call.aside {
-        return Ok(call.body.clone());
-    }
-    // A message has the size of a message; who needs the whole body names a function.
-    let mut pieces = maker.queue.body(&call.id).await.map_err(|error| error.to_string())?;
-    let mut body = bytes::BytesMut::new();
-    while let Some(piece) = pieces.next().await {
-        body.extend_from_slice(&piece.map_err(|error| error.to_string())?);
-        if body.len() > INLINE {
-            return Err(format!("its body has more than {INLINE} bytes, which no message takes"));
+/// The body for a message.
+fn body(call: &Call) -> Result<Bytes, Unsent> {
+    match call.body_name() {
+        None => Ok(call.body.clone()),
+        // A message has the size of a message; who needs the whole body names a function.
+        Some(_) => {
+            let (has, most) = (call.body_bytes, INLINE);
+            Err(Unsent::Never(format!("its body has {has} bytes, and a message takes {most} at most")))
         }
     }
-    Ok(body.freeze())
 }
 
 fn error_of(error: &v1::CallError) -> Value {

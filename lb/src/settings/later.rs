@@ -36,6 +36,10 @@ pub fn place(text: &str) -> Result<Place, String> {
     }
     match text {
         "" => Err("write none, a directory, or nats://HOST:4222".to_owned()),
+        // Perhaps a password stands before it.
+        url if url.contains("://") && url.contains('@') => {
+            Err("is no server of NATS, and has a user or a password in it: write nats://HOST:4222".to_owned())
+        }
         url if url.contains("://") => Err(format!("`{url}` is no server of NATS: write nats://HOST:4222")),
         directory => Ok(Place::Directory(directory.into())),
     }
@@ -96,5 +100,6 @@ mod tests {
         for wrong in ["", "http://a", "nats://me:secret@a:4222", "nats://a:4222,b:4222"] {
             assert!(place(wrong).is_err(), "{wrong}");
         }
+        assert!(!place("redis://me:secret@a:4222").unwrap_err().contains("secret"));
     }
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod away;
 mod members;
 mod room;
 

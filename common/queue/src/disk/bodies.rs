@@ -35,6 +35,16 @@ pub fn failed(what: &str, error: &io::Error) -> Error {
     }
 }
 
+/// A file that is not complete. It goes with whoever writes it, though that be left in the middle; what stays is removed at the next opening.
+struct Part(PathBuf);
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // One that is complete has another name by now.
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
 impl Bodies {
     pub fn new(directory: &Path, reserve: u64) -> Self {
         Self { folder: directory.join(FOLDER), reserve }
@@ -61,10 +71,10 @@ impl Bodies {
 
     pub async fn put(&self, name: &str, mut pieces: Pieces) -> Result<u64, CallError> {
         let path = self.path(name).map_err(|error| CallError::from(&error))?;
-        let part = path.with_extension(format!("{}{PART}", uuid::Uuid::now_v7().as_simple()));
+        let part = Part(path.with_extension(format!("{}{PART}", uuid::Uuid::now_v7().as_simple())));
         let written = async {
             let fail = |error: io::Error| CallError::from(&failed("a body cannot be kept", &error));
-            let mut file = tokio::fs::File::create(&part).await.map_err(fail)?;
+            let mut file = tokio::fs::File::create(&part.0).await.map_err(fail)?;
             let (mut length, mut checked) = (0u64, 0u64);
             while let Some(piece) = pieces.next().await {
                 let piece = piece?;
@@ -77,7 +87,7 @@ impl Bodies {
             }
             file.flush().await.map_err(fail)?;
             file.sync_all().await.map_err(fail)?;
-            tokio::fs::rename(&part, &path).await.map_err(fail)?;
+            tokio::fs::rename(&part.0, &path).await.map_err(fail)?;
             let folder = self.folder.clone();
             blocking(move || {
                 let synced = File::open(&folder).and_then(|folder| folder.sync_all());
@@ -87,18 +97,16 @@ impl Bodies {
             .map_err(|error| CallError::from(&error))?;
             Ok(length)
         };
-        let written = written.await;
-        if written.is_err() {
-            // What stays is removed at the next opening.
-            tokio::fs::remove_file(&part).await.ok();
-        }
-        written
+        written.await
     }
 
     pub async fn get(&self, name: &str) -> Result<Pieces, Error> {
         let path = self.path(name)?;
         let file = tokio::fs::File::open(&path).await;
-        let file = file.map_err(|error| failed("a body that was kept cannot be read", &error))?;
+        let file = file.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => crate::no_such_body(),
+            _ => failed("a body that was kept cannot be read", &error),
+        })?;
         Ok(Box::pin(futures_util::stream::try_unfold(file, |mut file| async move {
             let mut piece = bytes::BytesMut::with_capacity(PIECE);
             match file.read_buf(&mut piece).await {

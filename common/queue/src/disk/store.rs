@@ -12,6 +12,7 @@ use super::Config;
 use super::bodies::Bodies;
 use super::lanes::{Changes, Lanes};
 use super::tables::{Effect, Reader, Tables, broken};
+use super::waiters::Waiters;
 use crate::record::{Call, Kept, Progress};
 use crate::{End, Error, Follow, Taken, Ticket};
 
@@ -24,7 +25,7 @@ pub struct Shared {
     /// Only those who serve take this lock, and not the thread that writes.
     pub lanes: Mutex<Lanes>,
     pub news: watch::Sender<u64>,
-    pub ended: broadcast::Sender<String>,
+    pub waiters: Arc<Waiters>,
     pub cancelled: broadcast::Sender<String>,
 }
 
@@ -37,9 +38,10 @@ impl Shared {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets go of the file, once nothing is written any more.
+    /// Lets go of the file, once nothing is written any more. Who waits finds out.
     pub fn close(&self) {
         self.db().take();
+        self.waiters.wake_all();
     }
 
     /// A snapshot.
@@ -139,11 +141,12 @@ impl Store {
         Ok((store, lanes))
     }
 
-    /// Whether a body that is kept aside has its call.
+    /// Whether a body that is kept aside is that of a call or of its answer.
     pub fn wants_body(&self, name: &str) -> bool {
         let id = name.split('-').next().unwrap_or_default();
+        let wants = |call: Call| call.body_name() == Some(name) || name == Call::answer_name(id);
         // When in doubt it stays.
-        self.shared.reader().and_then(|reader| reader.call(id)).map_or(true, |call| call.is_some())
+        self.shared.reader().and_then(|reader| reader.call(id)).map_or(true, |call| call.is_some_and(wants))
     }
 
     fn reopen(&self) -> Result<Arc<Database>, Error> {

@@ -11,7 +11,7 @@ use redb::{
 
 use super::bodies;
 use crate::record::{Answer, Call, Kept, Progress, State};
-use crate::{End, Error, Filter, Follow, Taken, Ticket};
+use crate::{End, Error, Filling, Filter, Follow, Page, Taken, Ticket};
 
 type Records = TableDefinition<'static, &'static str, &'static [u8]>;
 
@@ -115,8 +115,13 @@ impl<'t> Tables<'t> {
     }
 
     pub fn submit(&mut self, mut call: Call, effects: &mut Vec<Effect>) -> Result<bool, Error> {
-        if self.calls.get(call.id.as_str()).map_err(broken)?.is_some() {
-            return Ok(false);
+        if let Some(known) = find::<Call>(&self.calls, &call.id)? {
+            let progress = self.progress_of(&known)?;
+            if !progress.is_over(crate::now_ms()) {
+                return Ok(false);
+            }
+            // Not kept any more, and not removed yet.
+            self.remove(progress.keep_until_ms, &call.id, effects)?;
         }
         let body = std::mem::take(&mut call.body);
         put(&mut self.calls, &call.id, &call)?;
@@ -187,9 +192,7 @@ impl<'t> Tables<'t> {
         self.ended.insert((end.progress.keep_until_ms, id), ()).map_err(broken)?;
         if end.progress.is() != State::Dead {
             self.bodies.remove(id).map_err(broken)?;
-            if call.aside {
-                effects.push(Effect::DropBody(id.to_owned()));
-            }
+            effects.extend(call.body_name().map(|name| Effect::DropBody(name.to_owned())));
         }
         effects.push(Effect::Released(id.to_owned()));
         effects.push(Effect::Ended(id.to_owned()));
@@ -266,9 +269,7 @@ impl<'t> Tables<'t> {
         put(&mut self.progress, id, &progress)?;
         self.ended.insert((keep_until_ms, id), ()).map_err(broken)?;
         self.bodies.remove(id).map_err(broken)?;
-        if call.aside {
-            effects.push(Effect::DropBody(id.to_owned()));
-        }
+        effects.extend(call.body_name().map(|name| Effect::DropBody(name.to_owned())));
         effects.push(Effect::Ended(id.to_owned()));
         Ok(Some(Kept { call, progress, answer: None }))
     }
@@ -300,6 +301,23 @@ impl<'t> Tables<'t> {
         Ok(Ok(Some((Kept { call, progress, answer: None }, dead))))
     }
 
+    /// Removes a call that has ended, and was kept until then.
+    fn remove(&mut self, until: u64, id: &str, effects: &mut Vec<Effect>) -> Result<(), Error> {
+        self.ended.remove((until, id)).map_err(broken)?;
+        if let Some(call) = find::<Call>(&self.calls, id)? {
+            self.made.remove((call.submitted_ms, id)).map_err(broken)?;
+            effects.extend(call.body_name().map(|name| Effect::DropBody(name.to_owned())));
+        }
+        if find::<Answer>(&self.answers, id)?.is_some_and(|answer| answer.aside) {
+            effects.push(Effect::DropBody(Call::answer_name(id)));
+        }
+        for table in [&mut self.calls, &mut self.bodies, &mut self.progress, &mut self.answers] {
+            table.remove(id).map_err(broken)?;
+        }
+        effects.push(Effect::Released(id.to_owned()));
+        Ok(())
+    }
+
     /// Forgets what need not be kept any more; when there is more to forget.
     pub fn forget(&mut self, now: u64, effects: &mut Vec<Effect>) -> Result<Option<u64>, Error> {
         let old: Result<Vec<(u64, String)>, Error> = self
@@ -310,20 +328,7 @@ impl<'t> Tables<'t> {
             .map(|row| row.map(|(key, _)| (key.value().0, key.value().1.to_owned())).map_err(broken))
             .collect();
         for (until, id) in old? {
-            self.ended.remove((until, id.as_str())).map_err(broken)?;
-            if let Some(call) = find::<Call>(&self.calls, &id)? {
-                self.made.remove((call.submitted_ms, id.as_str())).map_err(broken)?;
-                if call.aside {
-                    effects.push(Effect::DropBody(id.clone()));
-                }
-            }
-            if find::<Answer>(&self.answers, &id)?.is_some_and(|answer| answer.aside) {
-                effects.push(Effect::DropBody(Call::answer_name(&id)));
-            }
-            for table in [&mut self.calls, &mut self.bodies, &mut self.progress, &mut self.answers] {
-                table.remove(id.as_str()).map_err(broken)?;
-            }
-            effects.push(Effect::Released(id));
+            self.remove(until, &id, effects)?;
         }
         let next = self.ended.iter().map_err(broken)?.next().transpose().map_err(broken)?;
         Ok(next.map(|(key, _)| key.value().0))
@@ -404,14 +409,18 @@ impl Reader {
         Ok(kept.then_some(Kept { call, progress, answer }))
     }
 
-    pub fn list(&self, filter: &Filter) -> Result<(Vec<Kept>, bool), Error> {
+    pub fn list(&self, filter: &Filter) -> Result<Page, Error> {
         let now = crate::now_ms();
         let made = self.read.open_table(MADE).map_err(broken)?;
         let progress = self.read.open_table(PROGRESS).map_err(broken)?;
-        let mut found = Vec::new();
-        for row in made.iter().map_err(broken)?.rev() {
+        let (ms, id) = match filter.after.is_empty() {
+            true => (u64::MAX, LAST),
+            false => position(&filter.after).ok_or_else(crate::no_position)?,
+        };
+        let mut filling = Filling::default();
+        for row in made.range(..(ms, id)).map_err(broken)?.rev() {
             let (key, _) = row.map_err(broken)?;
-            let id = key.value().1;
+            let (ms, id) = key.value();
             let Some(call) = self.call(id)? else { continue };
             if !filter.function.is_empty() && filter.function != call.function {
                 continue;
@@ -421,11 +430,17 @@ impl Reader {
             if progress.is_over(now) || filter.state.is_some_and(|state| state != progress.is()) {
                 continue;
             }
-            if found.len() == filter.limit {
-                return Ok((found, true));
+            let kept = Kept { call, progress, answer: None };
+            if !filling.add(kept, || format!("{ms:x}.{id}"), filter.limit) {
+                break;
             }
-            found.push(Kept { call, progress, answer: None });
         }
-        Ok((found, false))
+        Ok(filling.page)
     }
+}
+
+/// What a list said of where the next begins.
+fn position(text: &str) -> Option<(u64, &str)> {
+    let (ms, id) = text.split_once('.')?;
+    Some((u64::from_str_radix(ms, 16).ok()?, id))
 }

@@ -86,9 +86,61 @@ async fn what_is_not_kept_any_more_leaves_nothing() {
     assert!(made.await.is_ok());
     queue.submit(call("a/c", "1")).await.unwrap();
     assert!(queue.submit(call("a/d", "1")).await.unwrap());
-    let (listed, _) =
-        queue.list(Filter { function: "a/b".into(), limit: 9, ..Filter::default() }).await.unwrap();
-    assert!(listed.iter().all(|kept| kept.progress.is() == State::Queued), "{listed:?}");
+    let listed = queue.list(Filter { function: "a/b".into(), limit: 9, ..Filter::default() }).await.unwrap();
+    assert!(listed.calls.iter().all(|kept| kept.progress.is() == State::Queued), "{listed:?}");
+}
+
+#[tokio::test]
+async fn a_page_fits_into_a_message_whatever_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = DiskQueue::open(config(directory.path())).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let made = call("a/b", "1");
+        queue.submit(made.clone()).await.unwrap();
+        let taken = next(&queue, "a/b").await;
+        let mut end = done(&taken, "");
+        let message = "x".repeat(crate::PAGE_BYTES);
+        end.progress.attempts[0].error = Some(stoker_proto::v1::CallError { message, ..Default::default() });
+        queue.finish(&taken.ticket, end).await.unwrap();
+        ids.push(made.id);
+    }
+    let (mut listed, mut after) = (Vec::new(), String::new());
+    for _ in 0..3 {
+        let page = queue.list(Filter { limit: 9, after, ..Filter::default() }).await.unwrap();
+        assert_eq!(page.calls.len(), 1);
+        listed.extend(page.calls.into_iter().map(|kept| kept.call.id));
+        after = page.next.unwrap_or_default();
+    }
+    ids.reverse();
+    assert_eq!((listed, after.as_str()), (ids, ""));
+}
+
+#[tokio::test]
+async fn whoever_leaves_in_the_middle_of_a_body_leaves_nothing_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = DiskQueue::open(config(directory.path())).await.unwrap();
+    let files = || std::fs::read_dir(directory.path().join(bodies::FOLDER)).unwrap().count();
+    let (tell, told) = mpsc::channel(1);
+    let begun = arriving(told);
+    tell.send(Ok(bytes::Bytes::from_static(b"begins"))).await.unwrap();
+    let puts = queue.put_body("a", begun);
+    tokio::select! {
+        put = puts => panic!("its end is missing: {put:?}"),
+        () = until(|| files() == 1 && tell.capacity() == 1) => {}
+    }
+    assert_eq!(files(), 0);
+}
+
+fn arriving(from: mpsc::Receiver<Result<bytes::Bytes, stoker_core::Error>>) -> Pieces {
+    Box::pin(futures_util::stream::unfold(from, async |mut from| Some((from.recv().await?, from))))
+}
+
+/// Returns when it is so.
+async fn until(so: impl Fn() -> bool) {
+    while !so() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

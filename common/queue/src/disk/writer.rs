@@ -71,7 +71,7 @@ pub async fn run(mut writer: Writer, shared: Arc<Shared>, mut asked: mpsc::Recei
             Err(_) => {}
         }
         drain(&mut asked, &mut batch);
-        if !batch.is_empty() && batch.iter().all(Op::can_wait) && shared.ended.receiver_count() == 0 {
+        if !batch.is_empty() && batch.iter().all(Op::can_wait) && shared.waiters.is_empty() {
             gather(&mut asked, &mut batch).await;
         }
         let now = now_ms();
@@ -122,12 +122,14 @@ fn know(shared: &Shared, mut written: Written) {
         Became::Nothing => {}
         Became::Found(lanes) => {
             *shared.lanes() = lanes;
+            // Some of them may have ended all the same.
+            shared.waiters.wake_all();
             tick();
         }
         Became::Changed(changes) => {
             shared.lanes().change(changes.counts, changes.firsts);
+            changes.ended.iter().for_each(|id| shared.waiters.wake(id));
             // Nobody may be listening.
-            changes.ended.into_iter().for_each(|id| _ = shared.ended.send(id).ok());
             changes.cancelled.into_iter().for_each(|id| _ = shared.cancelled.send(id).ok());
             tick();
         }

@@ -28,8 +28,14 @@ impl Inner {
         let store = self.store().await?;
         // First the lane: a call whose lane nobody knows would wait until somebody looks.
         self.lane(&store, &call.function).await?;
-        if !call.key.is_empty() && self.entry(&store, &call.id).await?.is_some() {
-            return Ok(false);
+        if !call.key.is_empty()
+            && let Some((kept, revision)) = self.entry(&store, &call.id).await?
+        {
+            if !kept.progress.is_over(now_ms()) {
+                return Ok(false);
+            }
+            // What was submitted once with this key is not known any more, and may not stand in the way of what is new.
+            self.forget_entry(&store, &kept, revision).await?;
         }
         let message = PublishMessage::build()
             .payload(call.encode_to_vec().into())
@@ -70,9 +76,10 @@ impl Inner {
             Ok(Some((call, progress, revision))) => {
                 let number = self.tickets.fetch_add(1, Ordering::Relaxed);
                 let ticket = Ticket { id: call.id.clone(), number };
-                let (id, function, aside) = (call.id.clone(), call.function.clone(), call.aside);
+                let (id, function) = (call.id.clone(), call.function.clone());
+                let body = call.body_name().map(str::to_owned);
                 let acker = Arc::new(acker);
-                self.held().insert(number, Held { id, function, aside, revision, until, acker });
+                self.held().insert(number, Held { id, function, body, revision, until, acker });
                 Some(Taken { call, progress, ticket })
             }
             Ok(None) => None,
@@ -140,13 +147,11 @@ impl Inner {
         }
     }
 
-    /// Whether a ticket is good, and what it is good for.
-    pub fn holds(&self, ticket: &Ticket) -> Result<(u64, String, bool), Error> {
+    /// Whether a ticket is good, and for which revision of the call's record.
+    pub fn holds(&self, ticket: &Ticket) -> Result<u64, Error> {
         let mut held = self.held();
         match held.get(&ticket.number) {
-            Some(mine) if mine.id == ticket.id && mine.until > Instant::now() => {
-                Ok((mine.revision, mine.function.clone(), mine.aside))
-            }
+            Some(mine) if mine.id == ticket.id && mine.until > Instant::now() => Ok(mine.revision),
             _ => {
                 held.remove(&ticket.number);
                 Err(Error::Lost)
@@ -166,7 +171,7 @@ impl Inner {
     }
 
     pub async fn finish(self: &Arc<Self>, ticket: &Ticket, end: End) -> Result<(), Error> {
-        let (_, _, aside) = self.holds(ticket)?;
+        self.holds(ticket)?;
         let store = self.store().await?;
         // Before the end is known: a follow-up is sent at least once, under an id that is the same each time.
         for follow in end.then {
@@ -176,6 +181,7 @@ impl Inner {
             }
         }
         let (progress, answer) = (end.progress, end.answer);
+        let ended = progress.clone();
         let dead = progress.is() == State::Dead;
         // Its message goes, and with it the body, without which it could not be made again.
         let message = if dead { self.message(&store, &ticket.id).await? } else { None };
@@ -185,13 +191,14 @@ impl Inner {
             kept.call.body = body.unwrap_or_default();
         };
         self.write(&store, ticket, ends).await?;
+        self.ended(&ticket.id, &ended);
         let mine = self.held().remove(&ticket.number);
         if let Some(mine) = mine {
             // Should it be lost, whoever meets the message reads the end.
             mine.acker.ack().await.ok();
-        }
-        if aside && !dead {
-            store.bodies.delete(&ticket.id).await.ok();
+            if let Some(body) = mine.body.filter(|_| !dead) {
+                store.bodies.delete(&body).await.ok();
+            }
         }
         Ok(())
     }
@@ -215,7 +222,7 @@ impl Inner {
         ticket: &Ticket,
         change: impl FnOnce(&mut Kept),
     ) -> Result<(), Error> {
-        let (revision, ..) = self.holds(ticket)?;
+        let revision = self.holds(ticket)?;
         let Some((mut kept, now)) = self.entry(store, &ticket.id).await? else { return Err(Error::Lost) };
         let before = kept.progress.clone();
         change(&mut kept);
@@ -286,6 +293,7 @@ impl Inner {
             if raced {
                 continue;
             }
+            self.ended(id, &kept.progress);
             if let Some(message) = message {
                 // What stays is met by whoever takes it next, who reads that it has ended.
                 store.calls.delete_message(message.sequence).await.ok();
@@ -294,8 +302,8 @@ impl Inner {
                 let subject = format!("{}.cancelled", self.config.prefix);
                 self.client.publish(subject, id.to_owned().into()).await.map_err(away)?;
             }
-            if kept.call.aside {
-                store.bodies.delete(id).await.ok();
+            if let Some(body) = kept.call.body_name() {
+                store.bodies.delete(body).await.ok();
             }
             return Ok(Some(kept));
         }

@@ -36,6 +36,7 @@ pub struct Store {
     pub calls: Stream,
     pub progress: kv::Store,
     pub bodies: ObjectStore,
+    pub over: Stream,
 }
 
 /// Begins to connect, and goes on for ever. `connected` ticks with every connection. Each is to the next of the servers, from one that is
@@ -224,7 +225,19 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
             .await
             .map_err(away)?,
     };
-    Ok(Store { jetstream, calls, progress, bodies })
+    let over = jetstream
+        .get_or_create_stream(stream::Config {
+            name: format!("{prefix}-over"),
+            description: Some("Until when results of calls for later are kept".to_owned()),
+            subjects: vec![format!("{prefix}.over.*")],
+            max_age: KEPT,
+            storage: StorageType::File,
+            num_replicas,
+            ..stream::Config::default()
+        })
+        .await
+        .map_err(away)?;
+    Ok(Store { jetstream, calls, progress, bodies, over })
 }
 
 /// The name of a function's consumer.

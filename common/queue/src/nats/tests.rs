@@ -158,6 +158,81 @@ async fn what_follows_an_end_is_told_once_whether_a_stream_keeps_it_or_somebody_
 }
 
 #[tokio::test]
+async fn what_is_not_kept_any_more_leaves_nothing_and_its_key_is_free() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let store = queue.0.store().await.unwrap();
+    let pieces = || -> Pieces { Box::pin(futures_util::stream::iter([Ok(Bytes::from_static(b"large"))])) };
+    let (now, hour) = (now_ms(), 3_600_000);
+    // Two that are over, and one that is kept.
+    let mut ids = Vec::new();
+    for keep_until_ms in [now, now, now + 10 * hour] {
+        let made = call("a/b", "x");
+        queue.submit(made.clone()).await.unwrap();
+        let taken = next(&queue, "a/b").await;
+        queue.put_body(&Call::answer_name(&made.id), pieces()).await.unwrap();
+        let mut end = done(&taken, "");
+        end.progress.keep_until_ms = keep_until_ms;
+        end.answer = Some(crate::Answer { aside: true, body_bytes: 5, ..Default::default() });
+        queue.finish(&taken.ticket, end).await.unwrap();
+        ids.push(made.id);
+    }
+    // What was noted is there once the queue has stopped.
+    queue.stop().await;
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    assert_eq!(queue.0.forget_hours(now / hour + 1).await.unwrap(), 2);
+    for (id, there) in ids.iter().zip([false, false, true]) {
+        assert_eq!(queue.0.entry(&store, id).await.unwrap().is_some(), there);
+        assert_eq!(queue.body(&Call::answer_name(id)).await.is_ok(), there);
+    }
+    assert_eq!(queue.0.forget_hours(now / hour + 1).await.unwrap(), 0, "the notes are gone");
+    assert_eq!(queue.0.forget_hours(now / hour + 20).await.unwrap(), 0, "what is kept is never forgotten");
+    assert!(queue.get(&ids[2]).await.unwrap().is_some());
+
+    // One that is over and still in the table, for want of a note.
+    let keyed = Call { key: "k".into(), ..call("a/b", "again") };
+    let mut progress = Progress::new(&keyed);
+    progress.set_state(State::Done);
+    progress.keep_until_ms = now;
+    let kept = Kept { call: keyed.clone(), progress, answer: None };
+    store.progress.create(&keyed.id, kept.encode_to_vec().into()).await.unwrap();
+    assert_eq!(queue.get(&keyed.id).await.unwrap(), None);
+    assert!(queue.submit(keyed.clone()).await.unwrap(), "nobody knows it any more");
+    assert_eq!(next(&queue, "a/b").await.call, keyed);
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_leaves_nothing_of_it() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let mut bodies = queue.0.store().await.unwrap().jetstream.get_stream("OBJ_stoker-bodies").await.unwrap();
+    let large = Bytes::from(vec![7; 300 << 10]);
+    let broken = stoker_core::Error::new(Code::Cancelled, "it broke off");
+    let half = futures_util::stream::iter([Ok(large.clone()), Err(broken.clone())]);
+    assert_eq!(queue.put_body("half", Box::pin(half)).await, Err(broken));
+    assert!(queue.body("half").await.is_err());
+    // And one whose sender goes while there is more to come.
+    let never = futures_util::stream::iter([Ok(large)]).chain(futures_util::stream::pending());
+    {
+        let puts = queue.put_body("left", Box::pin(never));
+        let begun = async {
+            while bodies.info().await.unwrap().state.bytes < 100 << 10 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            put = puts => panic!("its end is missing: {put:?}"),
+            () = begun => {}
+        }
+    }
+    // Who puts a body ends before the queue does.
+    queue.stop().await;
+    let bytes = bodies.info().await.unwrap().state.bytes;
+    assert!(bytes < 10 << 10, "{bytes} bytes are left");
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_answer_is_left_for_the_next() {
     let (Some(one), Some(other)) = (Nats::start().await, Nats::start().await) else { return };
     let queue = NatsQueue::open(Config::new(vec![one.url(), other.url()])).await.unwrap();
