@@ -95,7 +95,7 @@ impl Data {
     }
 }
 
-fn not_json(why: &str) -> Fault {
+fn not_json(why: jsontext::Malformed) -> Fault {
     Fault::new(
         Code::InvalidRequest,
         format!("the request's body is not JSON, which the event's data must be: {why}"),
@@ -233,7 +233,8 @@ impl Exchange {
         match &mut self.mode {
             Mode::Wrapped(data) | Mode::Binary(data) => data.finish(out)?,
             Mode::Structured { event, ours } => {
-                let text = jsontext::compact(&std::mem::take(event)).map_err(no_event)?;
+                let text = jsontext::compact(&std::mem::take(event));
+                let text = text.map_err(|why| no_event(&why.to_string()))?;
                 out.reserve(text.len() + ours.len() + 32);
                 out.extend_from_slice(b"{");
                 match self.version {

@@ -9,7 +9,7 @@ use stoker_core::call::{Header, Headers, announced, is_hop_by_hop, may_trail, re
 
 use crate::chunked::{Chunked, Step};
 use crate::headers::is_one_of;
-use crate::reply::broken;
+use crate::reply::{broken, excerpt};
 use crate::{Fault, MAX_HEAD, MAX_HEADERS};
 
 /// A body on its way.
@@ -161,12 +161,53 @@ pub fn head<T>(
         Ok(httparse::Status::Partial) if eof => return Err(broken("HTTP", "its head ended early")),
         Ok(httparse::Status::Partial) => return Ok(Found::More),
         Err(httparse::Error::TooManyHeaders) => return Err(too_large()),
-        Err(error) => return Err(broken("HTTP", &error.to_string())),
+        // Go, and with it Fn, took headers that are spread over lines.
+        Err(httparse::Error::HeaderName) if unfold(input) => return head(input, eof, bodiless, read),
+        Err(error) => {
+            return Err(broken("HTTP", &format!("{error}: {}", excerpt(offending(input)))));
+        }
     };
     _ = input.split_to(used);
     // 101 would change the protocol.
     let announced = (100..200).contains(&head.status) && head.status != 101;
     Ok(if announced { Found::Announced } else { Found::Head(head) })
+}
+
+/// Puts headers on one line that go on behind a line's end and a blank. Whether there were any.
+fn unfold(input: &mut [u8]) -> bool {
+    let mut lines = input.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
+    let Some(mut before) = lines.next() else { return false };
+    // What follows the status is no part of it.
+    let mut folds = Vec::new();
+    for end in lines {
+        if matches!(input[before + 1..end], [] | [b'\r']) {
+            break;
+        }
+        if matches!(input.get(end + 1), Some(b' ' | b'\t')) {
+            folds.push(end);
+        }
+        before = end;
+    }
+    for end in &folds {
+        input[*end] = b' ';
+        if input[end - 1] == b'\r' {
+            input[end - 1] = b' ';
+        }
+    }
+    !folds.is_empty()
+}
+
+/// The line of a head that cannot be read.
+fn offending(input: &[u8]) -> &[u8] {
+    let mut lines = input.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let first = lines.next().unwrap_or_default();
+    let status = httparse::Response::new(&mut []).parse(&[first, b"\r\n\r\n"].concat()).is_ok();
+    let is_header = |line: &&[u8]| {
+        let mut field = [httparse::EMPTY_HEADER; 1];
+        httparse::parse_headers(&[*line, b"\r\n\r\n"].concat(), &mut field).is_ok()
+    };
+    let wrong = lines.take_while(|line| !line.is_empty()).find(|line| !is_header(line));
+    wrong.filter(|_| status).unwrap_or(first)
 }
 
 fn too_large() -> Fault {
@@ -288,4 +329,49 @@ pub fn end(out: &mut BytesMut, chunked: bool, trailers: &Headers, prefix: &str) 
         line(out, &trailer.name, &trailer.value);
     }
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<(String, String)>, String> {
+        let mut input = BytesMut::from(text);
+        let fields = |fields: &Fields<'_, '_>| {
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            Ok(fields.iter().map(|(name, value)| (name.to_owned(), text(value))).collect())
+        };
+        match head(&mut input, false, false, fields) {
+            Ok(Found::Head(head)) => Ok(head.read),
+            Ok(other) => Err(format!("{other:?}")),
+            Err(fault) => Err(fault.message),
+        }
+    }
+
+    #[test]
+    fn a_header_may_go_on_in_the_next_line() {
+        let text =
+            "HTTP/1.1 200 OK\r\nX-Fold: a\r\n b\r\n\tc\r\nX-B: 1\nX-C: 2\n d\r\n\r\nbody\r\n that stays";
+        let read = read(text).unwrap();
+        let values: Vec<_> =
+            read.iter().map(|(_, value)| value.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(values, [vec!["a", "b", "c"], vec!["1"], vec!["2", "d"]], "{read:?}");
+        let mut input = BytesMut::from(text);
+        unfold(&mut input);
+        assert!(input.ends_with(b"body\r\n that stays"), "what follows the head is as it was");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_quoted() {
+        for (text, says) in [
+            ("hello\n", "invalid HTTP version: \"hello\""),
+            ("HTTP/1.1 2x0 OK\r\nX-A: 1\r\n\r\n", "invalid response status: \"HTTP/1.1 2x0 OK\""),
+            ("HTTP/1.1 200 OK\r\nX-A: 1\r\nX B: 2\r\n\r\n", "invalid header name: \"X B: 2\""),
+            ("HTTP/1.1 200 OK\r\nX-A: \u{1}\r\n\r\n", "invalid header value: \"X-A: \\u{1}\""),
+            ("HTTP/1.1 200 OK\r\n folded: 1\r\n\r\n", "invalid header name: \" folded: 1\""),
+        ] {
+            let said = read(text).unwrap_err();
+            assert!(said.ends_with(says), "{said}");
+        }
+    }
 }

@@ -118,7 +118,8 @@ impl Exchange {
                     }
                     // No further than a head may go, however much is there.
                     let rest = input.get(*seen..input.len().min(MAX_HEAD + 1)).unwrap_or_default();
-                    *seen += scanner.scan(rest, |_| {}).map_err(|why| broken("json-http", why))?;
+                    *seen +=
+                        scanner.scan(rest, |_| {}).map_err(|why| broken("json-http", &why.to_string()))?;
                     if *seen > MAX_HEAD {
                         let why = format!("the head of the function's answer exceeds {MAX_HEAD} bytes");
                         return Err(Fault::new(Code::ResponseHeadersTooLarge, why));

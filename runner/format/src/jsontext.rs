@@ -5,17 +5,39 @@ use std::borrow::Cow;
 
 use bytes::BytesMut;
 
+use crate::reply::excerpt;
+
 /// Deepest nesting; what follows is refused, not followed.
 pub const MAX_DEPTH: u32 = 128;
 
-/// Why a text is not JSON.
-pub type Malformed = &'static str;
+/// Why a text is not JSON, and where, as far as that is one place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    why: &'static str,
+    /// Bytes before it, and what stands there.
+    place: Option<(usize, String)>,
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some((at, near)) = &self.place else { return f.write_str(self.why) };
+        write!(f, "{}, at byte {at}: {near}", self.why)
+    }
+}
+
+impl From<&'static str> for Malformed {
+    fn from(why: &'static str) -> Self {
+        Self { why, place: None }
+    }
+}
 
 /// Follows the grammar of one value, across any pieces.
 #[derive(Debug, Clone)]
 pub struct Scanner {
     state: State,
     depth: u32,
+    /// Bytes of the pieces before.
+    seen: usize,
     /// A bit for each open container, the innermost lowest: set for objects.
     objects: u128,
 }
@@ -70,7 +92,7 @@ impl Number {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Self { state: State::Value, depth: 0, objects: 0 }
+        Self { state: State::Value, depth: 0, seen: 0, objects: 0 }
     }
 }
 
@@ -99,20 +121,40 @@ impl Scanner {
     ///
     /// # Errors
     /// What no JSON has. The scanner is of no use then.
-    pub fn scan(&mut self, input: &[u8], mut out: impl FnMut(&[u8])) -> Result<usize, Malformed> {
-        let (mut at, mut run) = (0, 0);
-        while at < input.len() && self.state != State::Done {
-            let byte = input[at];
+    pub fn scan(&mut self, input: &[u8], out: impl FnMut(&[u8])) -> Result<usize, Malformed> {
+        let mut at = 0;
+        let scanned = self.follow(input, &mut at, out);
+        if let Err(why) = scanned {
+            return Err(self.at(why, at, input));
+        }
+        self.seen += at;
+        Ok(at)
+    }
+
+    /// What is wrong at this place of the piece that is being scanned.
+    fn at(&self, why: &'static str, at: usize, input: &[u8]) -> Malformed {
+        Malformed { why, place: Some((self.seen + at, excerpt(input.get(at..).unwrap_or_default()))) }
+    }
+
+    fn follow(
+        &mut self,
+        input: &[u8],
+        at: &mut usize,
+        mut out: impl FnMut(&[u8]),
+    ) -> Result<(), &'static str> {
+        let mut run = 0;
+        while *at < input.len() && self.state != State::Done {
+            let byte = input[*at];
             match self.state {
                 State::Text { key } => {
-                    at += plain(&input[at..]);
-                    match input.get(at) {
+                    *at += plain(&input[*at..]);
+                    match input.get(*at) {
                         None => break,
                         Some(b'"') => self.state = if key { State::Colon } else { self.closed() },
                         Some(b'\\') => self.state = State::Escape { key },
                         Some(_) => return Err("a string has a control character"),
                     }
-                    at += 1;
+                    *at += 1;
                 }
                 State::Escape { key } => {
                     self.state = match byte {
@@ -120,7 +162,7 @@ impl Scanner {
                         b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => State::Text { key },
                         _ => return Err("a string has an unknown escape"),
                     };
-                    at += 1;
+                    *at += 1;
                 }
                 State::Hex { key, left } => {
                     if !byte.is_ascii_hexdigit() {
@@ -128,40 +170,40 @@ impl Scanner {
                     }
                     self.state =
                         if left == 1 { State::Text { key } } else { State::Hex { key, left: left - 1 } };
-                    at += 1;
+                    *at += 1;
                 }
                 State::Word(rest) => {
                     if rest.first() != Some(&byte) {
                         return Err("a word is none of true, false and null");
                     }
                     self.state = if rest.len() == 1 { self.closed() } else { State::Word(&rest[1..]) };
-                    at += 1;
+                    *at += 1;
                 }
                 State::Number(number) => match number.on(byte) {
                     Some(next) => {
                         self.state = State::Number(next);
-                        at += 1;
+                        *at += 1;
                     }
                     None if number.may_end() => self.state = self.closed(),
                     None => return Err("a number is cut"),
                 },
                 _ if is_space(byte) => {
-                    out(&input[run..at]);
-                    at += 1;
-                    run = at;
+                    out(&input[run..*at]);
+                    *at += 1;
+                    run = *at;
                 }
                 _ => {
                     self.token(byte)?;
-                    at += 1;
+                    *at += 1;
                 }
             }
         }
-        out(&input[run..at]);
-        Ok(at)
+        out(&input[run..*at]);
+        Ok(())
     }
 
     /// A byte outside of strings, numbers and words.
-    fn token(&mut self, byte: u8) -> Result<(), Malformed> {
+    fn token(&mut self, byte: u8) -> Result<(), &'static str> {
         let in_object = self.objects & 1 == 1;
         self.state = match (self.state, byte) {
             (State::FirstElement, b']') | (State::FirstKey, b'}') => self.close(),
@@ -193,7 +235,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn open(&mut self, object: bool) -> Result<(), Malformed> {
+    fn open(&mut self, object: bool) -> Result<(), &'static str> {
         if self.depth == MAX_DEPTH {
             return Err("it is nested too deeply");
         }
@@ -251,16 +293,17 @@ impl Inlay {
     /// What is wrong with the text.
     pub fn push(&mut self, piece: &[u8], out: &mut BytesMut) -> Result<(), Malformed> {
         if !self.utf8.push(piece) {
-            return Err("it is not UTF-8");
+            return Err("it is not UTF-8".into());
         }
         if self.scanner.is_new() && piece.iter().any(|b| !is_space(*b)) {
             out.extend_from_slice(self.before.as_bytes());
         }
         let used = self.scanner.scan(piece, |run| self.lines.write(run, out))?;
-        if piece[used..].iter().any(|b| !is_space(*b)) {
-            return Err("more follows the value");
+        match piece[used..].iter().position(|b| !is_space(*b)) {
+            // What was scanned is counted already.
+            Some(more) => Err(self.scanner.at("more follows the value", more, &piece[used..])),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The end. False when there was no value.
@@ -273,7 +316,7 @@ impl Inlay {
         } else if self.scanner.finish() {
             Ok(true)
         } else {
-            Err("it ends early")
+            Err("it ends early".into())
         }
     }
 }
@@ -286,7 +329,7 @@ pub fn compact(text: &[u8]) -> Result<BytesMut, Malformed> {
     let mut out = BytesMut::with_capacity(text.len());
     let mut inlay = Inlay::new("");
     inlay.push(text, &mut out)?;
-    if inlay.finish()? { Ok(out) } else { Err("it is empty") }
+    if inlay.finish()? { Ok(out) } else { Err("it is empty".into()) }
 }
 
 /// Checks UTF-8 across pieces.
@@ -661,6 +704,23 @@ mod tests {
         let deep = |n: usize| [vec![b'['; n], vec![b']'; n]].concat();
         assert!(compact(&deep(MAX_DEPTH as usize)).is_ok());
         assert!(compact(&deep(MAX_DEPTH as usize + 1)).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (pieces, says) in [
+            (&["{'body':1}"][..], "a key is not a string, at byte 1: \"'body':1}\""),
+            (&["{\"n\":", "NaN}"], "a value starts with what starts none, at byte 5: \"NaN}\""),
+            (&["{\"a\":\"b\"", "\n[1"], "a comma or a closing bracket is missing, at byte 9: \"[1\""),
+            (&["{}", " x"], "more follows the value, at byte 3: \"x\""),
+            (&["[1"], "it ends early"),
+            (&["\"\\u00", "g\""], "a string has a \\u without four digits, at byte 5: \"g\\\"\""),
+        ] {
+            let (mut inlay, mut out) = (Inlay::new(""), BytesMut::new());
+            let pushed = pieces.iter().try_for_each(|piece| inlay.push(piece.as_bytes(), &mut out));
+            let said = pushed.and_then(|()| inlay.finish().map(|_| ())).unwrap_err();
+            assert_eq!(said.to_string(), says);
+        }
     }
 
     #[test]

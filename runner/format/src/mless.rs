@@ -217,7 +217,7 @@ impl Exchange {
     }
 }
 
-fn not_json(why: &str) -> Fault {
+fn not_json(why: jsontext::Malformed) -> Fault {
     Fault::new(Code::InvalidRequest, format!("the request's body is not JSON, which an event must be: {why}"))
 }
 
@@ -230,7 +230,7 @@ fn object(header: &str, text: &[u8]) -> Result<BytesMut, Fault> {
     let invalid = |why: &str| {
         Fault::new(Code::InvalidRequest, format!("the header {header} is not a JSON object: {why}"))
     };
-    let text = jsontext::compact(text).map_err(invalid)?;
+    let text = jsontext::compact(text).map_err(|why| invalid(&why.to_string()))?;
     if text.first() == Some(&b'{') || jsontext::is_null(&text) {
         Ok(text)
     } else {

@@ -73,7 +73,7 @@ impl Whole {
         }
         // No further than it may go, however much is there.
         let rest = input.get(self.seen..input.len().min(limit + 1)).unwrap_or_default();
-        self.seen += self.scanner.scan(rest, |_| {}).map_err(|why| broken("JSON", why))?;
+        self.seen += self.scanner.scan(rest, |_| {}).map_err(|why| broken("JSON", &why.to_string()))?;
         if self.seen > limit {
             let why = format!("the function's answer exceeds {limit} bytes");
             return Err(Fault::new(Code::ResponseTooLarge, why));
