@@ -7,7 +7,7 @@ mod triggers;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use stoker_core::call::{Header, HeaderProblem, Headers, Intent, RequestHead, ResponseHead, Timings};
+use stoker_core::call::{Cold, Header, HeaderProblem, Headers, Intent, RequestHead, ResponseHead, Timings};
 use stoker_core::capacity::{Capacity, RunnerState, Warmth};
 use stoker_core::error::{Code, Error, Refusal, Report, Retry};
 use stoker_core::function::{
@@ -140,23 +140,6 @@ pub fn to_duration(d: Duration) -> prost_types::Duration {
     }
 }
 
-/// Phase times.
-#[must_use]
-pub fn timings(t: v1::Timings) -> Timings {
-    let us = Duration::from_micros;
-    Timings {
-        wait: us(t.wait_us),
-        image: us(t.image_us),
-        create: us(t.create_us),
-        start: us(t.start_us),
-        init: us(t.init_us),
-        thaw: us(t.thaw_us),
-        first_byte: us(t.first_byte_us),
-        execution: us(t.execution_us),
-        cold: t.cold,
-    }
-}
-
 /// Phase times for the wire.
 #[must_use]
 pub fn to_timings(t: &Timings) -> v1::Timings {
@@ -170,7 +153,35 @@ pub fn to_timings(t: &Timings) -> v1::Timings {
         thaw_us: us(t.thaw),
         first_byte_us: us(t.first_byte),
         execution_us: us(t.execution),
-        cold: t.cold,
+        cold: t.cold.is_some(),
+        cold_cause: t.cold.map_or(v1::ColdCause::Unspecified, to_cold_cause).into(),
+    }
+}
+
+fn to_cold_cause(cold: Cold) -> v1::ColdCause {
+    match cold {
+        Cold::First => v1::ColdCause::First,
+        Cold::Busy => v1::ColdCause::Busy,
+        Cold::Expired => v1::ColdCause::Expired,
+        Cold::Evicted => v1::ColdCause::Evicted,
+        Cold::Broken => v1::ColdCause::Broken,
+        Cold::Once => v1::ColdCause::Once,
+        Cold::Drained => v1::ColdCause::Drained,
+    }
+}
+
+/// Why a call was cold, where its runner says.
+#[must_use]
+pub fn cold(timings: &v1::Timings) -> Option<Cold> {
+    match timings.cold_cause() {
+        v1::ColdCause::Unspecified => None,
+        v1::ColdCause::First => Some(Cold::First),
+        v1::ColdCause::Busy => Some(Cold::Busy),
+        v1::ColdCause::Expired => Some(Cold::Expired),
+        v1::ColdCause::Evicted => Some(Cold::Evicted),
+        v1::ColdCause::Broken => Some(Cold::Broken),
+        v1::ColdCause::Once => Some(Cold::Once),
+        v1::ColdCause::Drained => Some(Cold::Drained),
     }
 }
 
@@ -195,6 +206,7 @@ same_names!(
     RequestTooLarge,
     HeadersTooLarge,
     MethodNotAllowed,
+    Unsupported,
     Unauthenticated,
     PermissionDenied,
     RateLimited,
@@ -590,6 +602,16 @@ mod tests {
             assert_eq!(refusal(to_refusal(*reason).into()), *reason);
         }
         assert_eq!(call_error(v1::CallError { code: 9999, ..Default::default() }).code, Code::Internal);
+    }
+
+    #[test]
+    fn a_cold_call_says_why() {
+        for cold in Cold::ALL {
+            let told = to_timings(&Timings { cold: Some(cold), ..Timings::default() });
+            assert_eq!((told.cold, super::cold(&told)), (true, Some(cold)));
+        }
+        let warm = to_timings(&Timings::default());
+        assert_eq!((warm.cold, cold(&warm)), (false, None));
     }
 
     #[test]

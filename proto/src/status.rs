@@ -31,6 +31,7 @@ pub fn row(code: Code) -> Row {
         Code::RequestTooLarge => ("REQUEST_TOO_LARGE", G::OutOfRange, 413),
         Code::HeadersTooLarge => ("HEADERS_TOO_LARGE", G::OutOfRange, 431),
         Code::MethodNotAllowed => ("METHOD_NOT_ALLOWED", G::Unimplemented, 405),
+        Code::Unsupported => ("UNSUPPORTED", G::Unimplemented, 501),
         Code::Unauthenticated => ("UNAUTHENTICATED", G::Unauthenticated, 401),
         Code::PermissionDenied => ("PERMISSION_DENIED", G::PermissionDenied, 403),
         Code::RateLimited => ("RATE_LIMITED", G::ResourceExhausted, 429),

@@ -66,6 +66,8 @@ pub enum Code {
     HeadersTooLarge,
     /// The method is not the one that this door takes.
     MethodNotAllowed,
+    /// The request asks for a part of its protocol that is not spoken here.
+    Unsupported,
     /// Nobody is known by what the request shows.
     Unauthenticated,
     /// Whoever asks is known, and may not.
@@ -106,8 +108,8 @@ pub enum Code {
     ResponseHeadersTooLarge,
 }
 
-listed!(Code: InvalidRequest, NotFound, RequestTooLarge, HeadersTooLarge, MethodNotAllowed, Unauthenticated,
-    PermissionDenied, RateLimited, Cancelled, DeadlineExceeded,
+listed!(Code: InvalidRequest, NotFound, RequestTooLarge, HeadersTooLarge, MethodNotAllowed, Unsupported,
+    Unauthenticated, PermissionDenied, RateLimited, Cancelled, DeadlineExceeded,
     ResourcesImpossible, Overloaded, Unavailable, RunnerLost, Internal, FunctionTimeout, FunctionFailed,
     FunctionInvalidResponse, FunctionCrashed, FunctionOutOfMemory, FunctionInitFailed, FunctionInitTimeout,
     ResponseTooLarge, ResponseHeadersTooLarge);
@@ -119,9 +121,8 @@ impl Code {
         use Code::*;
         match self {
             InvalidRequest | NotFound | RequestTooLarge | HeadersTooLarge | MethodNotAllowed
-            | Unauthenticated | PermissionDenied | RateLimited | Cancelled | DeadlineExceeded => {
-                Blame::Caller
-            }
+            | Unsupported | Unauthenticated | PermissionDenied | RateLimited | Cancelled
+            | DeadlineExceeded => Blame::Caller,
             Overloaded | Unavailable | RunnerLost | Internal => Blame::Platform,
             ResourcesImpossible
             | FunctionTimeout

@@ -1,18 +1,19 @@
 //! gRPC for clients: `CallService`, and everything that is served beside it on the port.
 
+mod stream;
+
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::StreamExt as _;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use hyper::body::Incoming;
-use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::frames::{self, Decoded, Encoded, Invoked, Whole};
@@ -30,9 +31,9 @@ use super::guarded::Guarded;
 use super::http::fields;
 use super::operators::Operators;
 use super::until::Until;
-use super::{Door, Health, later, session, stopping, trace};
+use super::{Door, Health, later, session, trace};
 use crate::auth::{Caller, Origin};
-use crate::call::{Input, Pieces, Rest, Trailers};
+use crate::call::{Input, Pieces, Trailers};
 use crate::observe::{Door as Way, Watch};
 
 /// Where a status says which of the function's revisions a call came to; an answer has a field for it.
@@ -40,9 +41,6 @@ const REVISION: &str = "stoker-revision";
 
 /// Room for a head beside a body of the largest size.
 const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
-
-/// How long a client that opened a stream may take to say which call it is for, where it sets no deadline.
-const FIRST_FRAME: Duration = Duration::from_secs(30);
 
 /// All that is served on this port.
 const SERVED: [&str; 6] = [
@@ -102,6 +100,10 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Sent>, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if let Some(refused) = &self.origin.refused {
+            let answer = status::to_status(refused, "").into_http();
+            return Box::pin(async move { Ok(answer) });
+        }
         let door = self.door.clone();
         let path = request.uri().path();
         let is_call = path.starts_with(CALLS);
@@ -220,7 +222,7 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
     let answered = match method {
         "Invoke" => invoke(&door, caller, &parts.headers, body).await.map(Sent::Whole),
         "InvokeStream" => {
-            let frames = invoke_stream(&door, caller, &parts.headers, body).await;
+            let frames = stream::invoke_stream(&door, caller, &parts.headers, body).await;
             frames.map(|frames| Sent::Other(Body::new(frames)))
         }
         "Session" => {
@@ -244,7 +246,7 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
 }
 
 async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {
-    let invoked = frames::invoke_request(body, MESSAGE).await.map_err(unread)?;
+    let invoked = frames::invoke_request(body, MESSAGE).await.map_err(|status| unread(&status))?;
     let id = CallId::new();
     let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
     watch.by(caller);
@@ -263,48 +265,37 @@ fn broken(status: &Status) -> Error {
 }
 
 /// Why a request could not be read, with what a client can make of it.
-fn unread(mut status: Status) -> Status {
-    let text = status.message();
+fn unread(status: &Status) -> Status {
+    let mut error = misread(status);
+    if error.code == Code::RequestTooLarge {
+        error.message.push_str(": InvokeStream, Session and HTTP take bodies in pieces");
+    }
+    refused(&error, "")
+}
+
+/// Why a message of a client could not be read: what it did wrong, or what became of its stream.
+pub(super) fn misread(status: &Status) -> Error {
     match status.code() {
-        tonic::Code::OutOfRange => {
-            let text = format!("{text}: InvokeStream, Session and HTTP take bodies in pieces");
-            status::to_status(&Error::new(Code::RequestTooLarge, text), "")
-        }
-        tonic::Code::InvalidArgument => status::to_status(&Error::new(Code::InvalidRequest, text), ""),
-        tonic::Code::Unimplemented => {
-            status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
-            status
-        }
-        _ => status,
+        tonic::Code::OutOfRange => Error::new(Code::RequestTooLarge, status.message()),
+        // It is compressed.
+        tonic::Code::Unimplemented => Error::new(Code::Unsupported, status.message()),
+        _ => status::from_status(status),
     }
 }
 
-async fn invoke_stream(
-    door: &Door,
-    caller: Caller,
-    headers: &HeaderMap,
-    body: Incoming,
-) -> Result<Encoded<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + use<>>, Status> {
-    let id = CallId::new();
-    let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
-    watch.by(caller);
-    let call = Box::pin(streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch));
-    match door.dispatch.fleet.panics.call(call).await {
-        Ok((opening, mut tail)) => {
-            tail.watched(watch);
-            Ok(Encoded::answer(futures_util::stream::iter(opening).chain(tail)))
-        }
-        Err(error) => {
-            let revision = watch.revision();
-            watch.end(Err(&error));
-            Err(failed(&error, id, revision))
-        }
+/// An error as a client is told it.
+pub(super) fn refused(error: &Error, call_id: &str) -> Status {
+    let mut status = status::to_status(error, call_id);
+    if error.code == Code::Unsupported {
+        // So gRPC has it said what is spoken instead.
+        status.metadata_mut().insert("grpc-accept-encoding", MetadataValue::from_static("identity"));
     }
+    status
 }
 
 /// Why a call has no result, and which revision it came to.
 fn failed(error: &Error, id: CallId, revision: Option<u64>) -> Status {
-    let mut status = status::to_status(error, &id.to_string());
+    let mut status = refused(error, &id.to_string());
     if let Some(revision) = revision {
         status.metadata_mut().insert(REVISION, revision.into());
     }
@@ -367,141 +358,6 @@ async fn invoke_one(
         trailers: end.trailers,
     };
     Ok(Whole::answer(answer, body))
-}
-
-async fn streamed(
-    door: &Door,
-    id: CallId,
-    headers: &HeaderMap,
-    mut stream: Decoded<Incoming, v1::InvokeStreamRequest>,
-    watch: &mut Watch,
-) -> Result<(Vec<Result<v1::InvokeStreamResponse, Status>>, Tail), Error> {
-    use v1::invoke_stream_request::Frame as In;
-    use v1::invoke_stream_response::Frame as Out;
-    let (timeout, opened) = (timeout(headers)?, Instant::now());
-    let first = tokio::time::timeout(timeout.unwrap_or(FIRST_FRAME), stream.message());
-    // A stream that is not a call yet does not hold up a balancer that stops.
-    let first = tokio::select! {
-        first = first => first,
-        () = door.stopping.cancelled() => return Err(stopping()),
-    };
-    let first =
-        first.map_err(|_| Error::new(Code::DeadlineExceeded, "the `start` frame did not come in time"))?;
-    let first = first.map_err(|status| status::from_status(&status))?;
-    let Some(In::Start(start)) = first.and_then(|message| message.frame) else {
-        return Err(Error::new(Code::InvalidRequest, "the first frame of InvokeStream is `start`"));
-    };
-    let function = door.named(&start.function)?;
-    let behind = fields::is_followed(function.spec.format).then(Trailers::default);
-    let timeout = timeout.map(|timeout| timeout.saturating_sub(opened.elapsed()));
-    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
-    let revision = call.function.revision;
-    let (said, mut ended) = (behind.clone(), false);
-    let pieces = stream.filter_map(move |message| {
-        std::future::ready(match message.map(|message| message.frame) {
-            Ok(Some(_)) if ended => {
-                Some(Err(Error::new(Code::InvalidRequest, "a frame behind `trailers`, which is the last")))
-            }
-            Ok(Some(In::Trailers(all))) => {
-                ended = true;
-                match fields::said_behind(all.trailers) {
-                    Ok(all) => {
-                        if let Some(to) = &said {
-                            to.came(all);
-                        }
-                        None
-                    }
-                    Err(error) => Some(Err(error)),
-                }
-            }
-            Ok(Some(In::Body(piece))) if piece.len() <= CHUNK => Some(Ok(piece)),
-            Ok(Some(In::Body(piece))) => {
-                let text =
-                    format!("a piece of the body has {} bytes, at most {CHUNK} are allowed", piece.len());
-                Some(Err(Error::new(Code::InvalidRequest, text)))
-            }
-            Ok(Some(In::Start(_))) => Some(Err(Error::new(Code::InvalidRequest, "a second `start` frame"))),
-            Ok(None) => None,
-            Err(status) => Some(Err(status::from_status(&status))),
-        })
-    });
-    let input = super::http::begin(Box::pin(pieces), false).await?.followed_by(behind);
-    let answer = door.dispatch.call(call, input, watch).await?;
-    let frame = |frame| Ok(v1::InvokeStreamResponse { frame: Some(frame) });
-    let head = frame(Out::Answer(v1::CallAnswer { call_id: id.to_string(), head: Some(answer.head) }));
-    let mut opening = vec![head];
-    if !answer.first.is_empty() {
-        opening.push(frame(Out::Body(answer.first)));
-    }
-    let tail = match answer.rest {
-        Some(rest) => Tail::Pieces { rest, id, revision, watch: None },
-        None => {
-            opening.push(frame(Out::End(v1::CallEnd {
-                timings: answer.end.timings,
-                runner: answer.end.runner,
-                revision,
-                trailers: answer.end.trailers,
-            })));
-            Tail::Done
-        }
-    };
-    Ok((opening, tail))
-}
-
-/// The frames after the head.
-enum Tail {
-    Pieces { rest: Rest, id: CallId, revision: u64, watch: Option<Watch> },
-    Done,
-}
-
-impl Tail {
-    /// The call ends where its answer does.
-    fn watched(&mut self, watch: Watch) {
-        match self {
-            Tail::Pieces { watch: place, .. } => *place = Some(watch),
-            Tail::Done => watch.end(Ok(())),
-        }
-    }
-}
-
-impl Stream for Tail {
-    type Item = Result<v1::InvokeStreamResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        use v1::invoke_stream_response::Frame as Out;
-        let Tail::Pieces { rest, id, revision, watch } = &mut *self else { return Poll::Ready(None) };
-        let next = std::task::ready!(Pin::new(&mut *rest).poll_next(cx));
-        let outcome = match &next {
-            Some(Ok(_)) => None,
-            Some(Err(error)) => Some(Err(error)),
-            None => Some(Ok(())),
-        };
-        if let Some(outcome) = outcome
-            && let Some(watch) = watch.take()
-        {
-            watch.end(outcome);
-        }
-        let (item, done) = match next {
-            Some(Ok(piece)) => (Ok(Out::Body(piece)), false),
-            Some(Err(error)) => (Err(status::to_status(&error, &id.to_string())), true),
-            None => {
-                let end = rest.end();
-                (
-                    Ok(Out::End(v1::CallEnd {
-                        timings: end.timings,
-                        runner: end.runner,
-                        revision: *revision,
-                        trailers: end.trailers,
-                    })),
-                    true,
-                )
-            }
-        };
-        if done {
-            *self = Tail::Done;
-        }
-        Poll::Ready(Some(item.map(|frame| v1::InvokeStreamResponse { frame: Some(frame) })))
-    }
 }
 
 #[cfg(test)]

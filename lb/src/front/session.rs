@@ -15,17 +15,19 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
 use hyper::body::Incoming;
-use stoker_core::call::{CHUNK, REFILL, WINDOW};
+use stoker_core::call::{CHUNK, Taken, WINDOW};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::frames::Decoded;
 use stoker_proto::v1::session_request::Frame as In;
 use stoker_proto::v1::session_response::Frame as Out;
-use stoker_proto::{convert, status, v1};
+use stoker_proto::{convert, v1};
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use super::Door;
+use super::grpc::{misread, refused};
 use super::http::fields;
 use crate::auth::Caller;
 use crate::call::{Input, Trailers};
@@ -65,7 +67,7 @@ pub fn open(door: Arc<Door>, caller: Caller, stream: Requests) -> Frames {
             () = gone.cancelled() => Ok(()),
         };
         if let Err(error) = done {
-            out.push(Err(status::to_status(&error, "")));
+            out.push(Err(refused(&error, "")));
         }
         out.close();
     });
@@ -92,8 +94,7 @@ struct Flow {
     wrong: Option<Box<Error>>,
     /// Bytes that the client may still send.
     granted: u64,
-    /// Taken by the call since the last credit.
-    taken: u32,
+    taken: Taken,
     asked: bool,
     /// Bytes of the answer that the client takes.
     credit: u64,
@@ -131,10 +132,7 @@ impl Stream for Uploaded {
         }
         let next = match flow.pieces.pop_front() {
             Some(piece) => {
-                flow.taken += piece.len() as u32;
-                if flow.taken >= REFILL {
-                    credit += std::mem::take(&mut flow.taken);
-                }
+                credit += flow.taken.add(piece.len()).unwrap_or_default();
                 Poll::Ready(Some(Ok(piece)))
             }
             None if flow.last => Poll::Ready(flow.wrong.take().map(|error| Err(*error))),
@@ -161,9 +159,21 @@ fn send(out: &Sender, call: u64, frame: Out) {
     out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
 }
 
-async fn run(door: &Door, caller: &Caller, mut stream: Requests, out: &Sender) -> Result<(), Error> {
+async fn run(door: &Door, caller: &Caller, stream: Requests, out: &Sender) -> Result<(), Error> {
+    let mut running = HashMap::new();
+    let ended = read(door, caller, stream, out, &mut running).await;
+    // Calls that end with their session have no outcome of their own, which would say it.
+    ended.map_err(|error| if running.is_empty() { error } else { error.may_have_started() })
+}
+
+async fn read(
+    door: &Door,
+    caller: &Caller,
+    mut stream: Requests,
+    out: &Sender,
+    running: &mut HashMap<u64, Running>,
+) -> Result<(), Error> {
     let violation = |text: String| Error::new(Code::InvalidRequest, text);
-    let mut running: HashMap<u64, Running> = HashMap::new();
     let mut calls = FuturesUnordered::new();
     let (mut open, mut stopping) = (true, false);
     loop {
@@ -215,7 +225,7 @@ async fn run(door: &Door, caller: &Caller, mut stream: Requests, out: &Sender) -
                 Err(status) => {
                     // Too large, or not to be understood: the client learns what was wrong. One that is gone reads nothing.
                     tracing::debug!(%status, "a session broke off");
-                    return Err(status::from_status(&status));
+                    return Err(misread(&status));
                 }
             },
         }
@@ -341,7 +351,7 @@ async fn follow(
     let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
     let followed = fields::is_followed(function.spec.format);
     let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
-    let until = call.deadline.0.into();
+    let until: Instant = call.deadline.0.into();
     let mut input = Input::begun(start.body, None);
     if !start.complete {
         input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
@@ -362,15 +372,21 @@ async fn follow(
     let mut piece = answer.first;
     loop {
         while !piece.is_empty() {
-            let late = || {
-                Error::new(
+            let patience = Instant::now() + door.send_timeout;
+            let credit = tokio::time::timeout_at(until.min(patience), credit(shared)).await;
+            let credit = credit.map_err(|_| match until <= patience {
+                true => left(
                     Code::DeadlineExceeded,
                     "the deadline passed while the client took no more of the answer",
-                )
-            };
-            let credit = tokio::time::timeout_at(until, credit(shared))
-                .await
-                .map_err(|_| late().may_have_started())?;
+                ),
+                false => left(
+                    Code::Cancelled,
+                    format!(
+                        "the client took no more of the answer for {:?} (`send_timeout`)",
+                        door.send_timeout
+                    ),
+                ),
+            })?;
             let part = piece.split_to(piece.len().min(CHUNK).min(credit));
             shared.lock().credit -= part.len() as u64;
             send(out, number, Out::Body(v1::SessionBody { data: part, last: false }));
@@ -387,6 +403,11 @@ async fn follow(
         trailers: end.trailers,
         ..v1::SessionFinished::default()
     })
+}
+
+/// The end of an answer that its client left.
+fn left(code: Code, text: impl Into<String>) -> Error {
+    Error::new(code, text).may_have_started()
 }
 
 /// Waits until the client takes more of an answer.

@@ -184,7 +184,7 @@ where
     pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Bytes, Status>> {
         while self.received.frames.is_empty() {
             if !ready!(self.poll_more(cx))? {
-                return Poll::Ready(Err(cut_short()));
+                return Poll::Ready(Err(self.cut_short()));
             }
         }
         Poll::Ready(Ok(self.received.next(most)))
@@ -257,13 +257,19 @@ where
     fn complete(&self) -> Result<(), Status> {
         match (self.received.remaining(), &self.head) {
             (0, Head::Missing) => Ok(()),
-            _ => Err(cut_short()),
+            _ => Err(self.cut_short()),
         }
     }
-}
 
-fn cut_short() -> Status {
-    Status::internal("the stream ended in the middle of a message")
+    fn cut_short(&self) -> Status {
+        self.wrong("the stream ended in the middle of a message")
+    }
+
+    /// What the sender did wrong: a client with its request, or we with our answer.
+    pub(super) fn wrong(&self, what: impl Into<String>) -> Status {
+        let whose = if self.is_answer { tonic::Code::Internal } else { tonic::Code::InvalidArgument };
+        Status::new(whose, what)
+    }
 }
 
 impl<B, M> Stream for Decoded<B, M>
@@ -283,7 +289,7 @@ where
         };
         Poll::Ready(Some(decoded.map_err(|error| {
             self.over = true;
-            Status::internal(format!("a message cannot be understood: {error}"))
+            self.wrong(format!("a message cannot be understood: {error}"))
         })))
     }
 }

@@ -14,7 +14,7 @@ use http_body::{Body, Frame};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint};
 use prost::{DecodeError, Message};
 use stoker_core::call::CHUNK;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::{Decoded, LONG, Out, Received, encoded::success};
 use crate::v1::{InvokeRequest, InvokeResponse};
@@ -102,8 +102,8 @@ where
         let rest = (left > 0).then_some(Rest { decoded, left });
         return Ok(Invoked { call, length, begun, rest });
     }
-    let message = one(&mut decoded, Code::InvalidArgument).await?;
-    let (call, begun) = message.ok_or_else(|| Status::invalid_argument("there is no message"))?;
+    let message = one(&mut decoded).await?;
+    let (call, begun) = message.ok_or_else(|| decoded.wrong("there is no message"))?;
     Ok(Invoked { call, length: begun.iter().map(Bytes::len).sum(), begun, rest: None })
 }
 
@@ -134,16 +134,16 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut decoded = Decoded::answer(body, limit);
-    let answer = one(&mut decoded, Code::Internal).await?;
-    let answer = answer.ok_or_else(|| Status::internal("the answer has no message"))?;
+    let answer = one(&mut decoded).await?;
+    let answer = answer.ok_or_else(|| decoded.wrong("the answer has no message"))?;
     match decoded.message().await? {
         None => Ok(answer),
-        Some(_) => Err(Status::internal("the answer has a second message")),
+        Some(_) => Err(decoded.wrong("the answer has a second message")),
     }
 }
 
-/// The next message. One that cannot be understood is an error of this code.
-async fn one<B, M>(decoded: &mut Decoded<B, M>, wrong: Code) -> Result<Option<(M, Vec<Bytes>)>, Status>
+/// The next message.
+async fn one<B, M>(decoded: &mut Decoded<B, M>) -> Result<Option<(M, Vec<Bytes>)>, Status>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -160,10 +160,8 @@ where
             }),
             false => in_pieces(received.take(length)),
         };
-        let read = read.map(Some);
-        Poll::Ready(
-            read.map_err(|error| Status::new(wrong, format!("the message cannot be understood: {error}"))),
-        )
+        let unclear = |error| decoded.wrong(format!("the message cannot be understood: {error}"));
+        Poll::Ready(read.map(Some).map_err(unclear))
     })
     .await
 }
