@@ -140,6 +140,8 @@ pub struct Answer {
     /// The first piece, and all of it where `rest` is `None`.
     pub first: Bytes,
     pub rest: Option<Rest>,
+    /// Bytes of all that, where its function is held to a length.
+    pub length: Option<u64>,
     pub end: End,
 }
 
@@ -149,11 +151,8 @@ impl Answer {
         if most == 0 {
             return Ok(self);
         }
-        let named =
-            self.head.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-        let named = named.and_then(|header| std::str::from_utf8(&header.value).ok()?.parse().ok());
         let here = self.first.len() as u64;
-        if here.max(named.unwrap_or(0)) > most {
+        if self.length.unwrap_or(here) > most {
             return Err(too_long(most));
         }
         if let Some(rest) = &mut self.rest {
@@ -302,7 +301,7 @@ impl Stream for Rest {
                 | Event::Ready
                 | Event::Accepted { .. }
                 | Event::Refused { .. }
-                | Event::Head(_) => {}
+                | Event::Head { .. } => {}
             }
         }
     }

@@ -241,7 +241,7 @@ impl Dispatch {
                 self.upload_rest(places, which, placing);
                 None
             }
-            Event::Head(head) => {
+            Event::Head { head, length } => {
                 places.legs.on(which, Word::Started);
                 // A function that answers before it has read: its input goes on all the same.
                 self.upload_rest(places, which, placing);
@@ -249,7 +249,7 @@ impl Dispatch {
                 self.tasks.spawn(link.guard());
                 placing.watch.answers(&mut offer);
                 let runner = runner.name.clone();
-                Some(Attempt::Answered(Placed::Answering { head, link, runner, offer }))
+                Some(Attempt::Answered(Placed::Answering { head, length, link, runner, offer }))
             }
             // The table of states lets no body through before its head, and nobody guards the deadline but `call`.
             Event::Body(_) | Event::Expired => None,
@@ -327,17 +327,26 @@ impl Dispatch {
 
 /// An answer whose call still holds its place.
 pub enum Placed {
-    Answering { head: v1::ResponseHead, link: LinkCall, runner: String, offer: OfferWatch },
-    Done { finished: Box<Finished>, runner: String },
+    Answering {
+        head: v1::ResponseHead,
+        length: Option<u64>,
+        link: LinkCall,
+        runner: String,
+        offer: OfferWatch,
+    },
+    Done {
+        finished: Box<Finished>,
+        runner: String,
+    },
 }
 
 impl Placed {
     pub fn answer(self, admitted: Admitted) -> Answer {
         match self {
-            Placed::Answering { head, link, runner, offer } => {
+            Placed::Answering { head, length, link, runner, offer } => {
                 let rest = Rest::new(link, runner.clone(), offer, admitted);
                 let end = End { runner, ..End::default() };
-                Answer { head, first: Bytes::new(), rest: Some(rest), end }
+                Answer { head, first: Bytes::new(), rest: Some(rest), length, end }
             }
             Placed::Done { finished, runner } => {
                 let head = finished.head.unwrap_or(v1::ResponseHead { status: 200, headers: Vec::new() });
@@ -345,7 +354,8 @@ impl Placed {
                 if let Some(meter) = admitted.meter() {
                     meter.passed(finished.body.len());
                 }
-                Answer { head, first: finished.body, rest: None, end }
+                let length = Some(finished.body.len() as u64);
+                Answer { head, first: finished.body, rest: None, length, end }
             }
         }
     }

@@ -18,10 +18,11 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
@@ -34,7 +35,7 @@ use self::input::pieces;
 pub use self::lambda::{CodePlace as LambdaCode, Config as LambdaConfig, Lambda, Runtimes};
 use self::unread::RequestBody;
 use super::{Door, http_trace};
-use crate::auth::{CHALLENGE, Origin};
+use crate::auth::{CHALLENGE, Caller, Origin};
 use crate::call::{Input, Trailers};
 use crate::observe::{Asked, Watch};
 
@@ -69,101 +70,126 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (door, origin) = (self.door.clone(), self.origin.clone());
-        let version = request.version();
-        let mut request = request.map(|body| RequestBody::new(body, version));
-        Box::pin(async move {
-            let id = CallId::new();
-            let trace = http_trace(request.headers());
-            let asked = Asked {
-                method: request.method(),
-                path: request.uri().path(),
-                version: request.version(),
-                origin: &origin.facts,
-            };
-            let mut watch = door.observer.http(id, &asked, &trace);
-            let way = Way::of(request.uri().path());
-            let routed =
-                (way == Way::Fn).then(|| triggers::route(&door, &request, request.method().as_str()));
-            let cors = routed.as_ref().and_then(|routed| routed.as_ref().ok()?.cors.clone());
-            let page = cors.map(|cors| cors::Page::new(cors, request.headers()));
-            // Nobody shows who they are with it.
-            if way == Way::Fn
-                && let Some((page, permitted)) = triggers::preflight(&door, &request)
-            {
-                return Ok(permission(&page, permitted, id, watch));
+        Box::pin(serve(self.door.clone(), self.origin.clone(), request))
+    }
+}
+
+/// One request, to the head of its answer.
+async fn serve(
+    door: Arc<Door>,
+    origin: Arc<Origin>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let version = request.version();
+    let mut request = request.map(|body| RequestBody::new(body, version));
+    let id = CallId::new();
+    let trace = http_trace(request.headers());
+    let (method, path) = (request.method(), request.uri().path());
+    let way = Way::of(path);
+    let mut watch = door.observer.http(id, &Asked { method, path, version, origin: &origin.facts }, &trace);
+    let routed = (way == Way::Fn).then(|| triggers::route(&door, &request, request.method().as_str()));
+    let cors = routed.as_ref().and_then(|routed| routed.as_ref().ok()?.cors.clone());
+    let visit = Visit { id, way, page: cors.map(|cors| cors::Page::new(cors, request.headers())) };
+    // Nobody shows who they are with it.
+    if way == Way::Fn
+        && let Some((page, permitted)) = triggers::preflight(&door, &request)
+    {
+        return Ok(permission(&page, permitted, id, watch));
+    }
+    match caller(&door, &origin, &mut request).await {
+        Ok(None) => {}
+        Ok(Some(caller)) => watch.by(caller),
+        Err(error) => {
+            watch.end(Err(&error));
+            let mut failure = visit.failure(error);
+            if origin.refused.is_some() && version < Version::HTTP_2 {
+                failure.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            if !door.guard.is_open() {
-                match door.guard.identify(request.headers_mut(), &origin).await {
-                    Ok(caller) => {
-                        watch.by(caller.clone());
-                        request.extensions_mut().insert(caller);
-                    }
-                    Err(error) => {
-                        watch.end(Err(&error));
-                        return Ok(match way {
-                            Way::Mless => mless::failure(&error, id),
-                            Way::Lambda => lambda::failure(error, id),
-                            Way::Fn | Way::Control | Way::Event => {
-                                let mut failure = failure(&error, id);
-                                page.iter().for_each(|page| page.tell(failure.headers_mut()));
-                                failure
-                            }
-                        });
-                    }
+            return Ok(failure);
+        }
+    }
+    // Every call pays for the size of what it might have been, so that this is held behind a pointer.
+    match way {
+        Way::Lambda => return Ok(Box::pin(lambda::serve(door, id, request, watch, origin.secure)).await),
+        Way::Control => return Ok(Box::pin(control::serve(door, id, request, watch, origin.secure)).await),
+        Way::Fn | Way::Mless | Way::Event => {}
+    }
+    let mut allow = None;
+    let handled = async {
+        let look = || triggers::route(&door, &request, request.method().as_str());
+        match way {
+            Way::Mless => Box::pin(mless::handle(&door, id, request, &mut watch)).await,
+            Way::Event => Box::pin(events::handle(&door, id, request, &mut watch)).await,
+            _ => match routed.unwrap_or_else(look) {
+                Ok(route) => handle(&door, id, request, route, &mut watch).await,
+                Err(nowhere) => {
+                    allow = nowhere.allow;
+                    Err(nowhere.error)
                 }
-            }
-            match way {
-                Way::Lambda => {
-                    let serve = lambda::serve(door, id, request, watch, origin.secure);
-                    return Ok(Box::pin(serve).await);
-                }
-                Way::Control => {
-                    let serve = control::serve(door, id, request, watch, origin.secure);
-                    return Ok(Box::pin(serve).await);
-                }
-                Way::Fn | Way::Mless | Way::Event => {}
-            }
-            let mut allow = None;
-            let handled = async {
-                let look = || triggers::route(&door, &request, request.method().as_str());
-                match way {
-                    // Every call pays for the size of what it might have been.
-                    Way::Mless => Box::pin(mless::handle(&door, id, request, &mut watch)).await,
-                    Way::Event => Box::pin(events::handle(&door, id, request, &mut watch)).await,
-                    _ => match routed.unwrap_or_else(look) {
-                        Ok(route) => handle(&door, id, request, route, &mut watch).await,
-                        Err(nowhere) => {
-                            allow = nowhere.allow;
-                            Err(nowhere.error)
-                        }
-                    },
-                }
-            };
-            let handled = door.dispatch.fleet.panics.call(pin!(handled)).await;
-            let mut answer = match handled {
-                Ok(answer) => answer,
-                Err(error) => {
-                    let revision = watch.revision();
-                    watch.end(Err(&error));
-                    let mut failure = match way {
-                        Way::Mless => mless::failure(&error, id),
-                        _ => failure(&error, id),
-                    };
-                    ran(failure.headers_mut(), revision);
-                    if let Some(allow) = allow {
-                        failure.headers_mut().insert(ALLOW, allow);
-                    }
-                    page.iter().for_each(|page| page.tell(failure.headers_mut()));
-                    return Ok(failure);
-                }
-            };
-            ran(answer.headers_mut(), watch.revision());
-            page.iter().for_each(|page| page.tell(answer.headers_mut()));
+            },
+        }
+    };
+    let handled = door.dispatch.fleet.panics.call(pin!(handled)).await;
+    let revision = watch.revision();
+    let mut answer = match handled {
+        Ok(mut answer) => {
+            visit.page.iter().for_each(|page| page.tell(answer.headers_mut()));
             watch.http_status(answer.status().as_u16());
             answer.body_mut().watched(watch);
-            Ok(answer)
-        })
+            answer
+        }
+        Err(error) => {
+            watch.end(Err(&error));
+            let mut failure = visit.failure(error);
+            if let Some(allow) = allow {
+                failure.headers_mut().insert(ALLOW, allow);
+            }
+            failure
+        }
+    };
+    ran(answer.headers_mut(), revision);
+    Ok(answer)
+}
+
+/// Who asks, where that matters; the rest of the request is told of it.
+///
+/// # Errors
+/// Nobody who may come in, or a request that no door takes.
+async fn caller(
+    door: &Door,
+    origin: &Arc<Origin>,
+    request: &mut Request<RequestBody>,
+) -> Result<Option<Caller>, Error> {
+    if let Some(refused) = &origin.refused {
+        return Err(refused.clone());
+    }
+    fields::is_sound(request.version(), request.headers())?;
+    if door.guard.is_open() {
+        return Ok(None);
+    }
+    let caller = door.guard.identify(request.headers_mut(), origin).await?;
+    request.extensions_mut().insert(caller.clone());
+    Ok(Some(caller))
+}
+
+/// What every answer to a request needs to know of it.
+struct Visit {
+    id: CallId,
+    way: Way,
+    /// Where a page of another origin asked.
+    page: Option<cors::Page>,
+}
+
+impl Visit {
+    /// An error in the shape of the API that was asked.
+    fn failure(&self, error: Error) -> Response<AnswerBody> {
+        let mut failure = match self.way {
+            Way::Mless => mless::failure(&error, self.id),
+            Way::Lambda => lambda::failure(error, self.id),
+            Way::Fn | Way::Control | Way::Event => failure(&error, self.id),
+        };
+        self.page.iter().for_each(|page| page.tell(failure.headers_mut()));
+        failure
     }
 }
 
@@ -269,7 +295,7 @@ async fn handle(
     };
     let answer = door.dispatch.call(call, input, watch).await?;
     let takes_trailers = fields::takes_trailers(&parts);
-    let mut body = AnswerBody::new(answer.first, answer.rest);
+    let mut body = AnswerBody::new(answer.first, answer.rest).of_length(answer.length);
     // Room for those of the door as well: a map that grows is made anew.
     let mut headers = HeaderMap::with_capacity(answer.head.headers.len() + 4);
     response_headers(&mut headers, answer.head.headers, takes_trailers);
@@ -366,6 +392,10 @@ fn failure(error: &Error, id: CallId) -> Response<AnswerBody> {
     }
     let mut response = Response::new(AnswerBody::whole(Bytes::from(body.to_string())));
     *response.status_mut() = StatusCode::from_u16(row.http).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if error.code == Code::Cancelled {
+        // No registry has its status, so that a library has no words for it.
+        response.extensions_mut().insert(ReasonPhrase::from_static(b"Client Closed Request"));
+    }
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CALL_ID, header(&id.to_string()));

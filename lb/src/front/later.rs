@@ -219,8 +219,9 @@ fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListC
             v1::CallState::Cancelled => Some(State::Cancelled),
         };
         let limit = if message.limit == 0 { LISTED } else { message.limit.min(MOST_LISTED) } as usize;
-        let (calls, more) = door.later.list(Filter { function, state, limit }).await?;
-        Ok(v1::ListCallsResponse { calls: calls.iter().map(describe).collect(), more })
+        let page = door.later.list(Filter { function, state, limit, after: message.after }).await?;
+        let (calls, more) = (page.calls.iter().map(describe).collect(), page.next.is_some());
+        Ok(v1::ListCallsResponse { calls, more, next: page.next.unwrap_or_default() })
     })
 }
 

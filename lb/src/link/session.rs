@@ -236,7 +236,7 @@ impl Session {
             F::Head(f) => {
                 let head = f.head.unwrap_or_default();
                 self.apply(f.call, CallEvent::Head, |slot| {
-                    slot.push(Event::Head(head));
+                    slot.push(Event::Head { head, length: f.length });
                     Ok(())
                 })
             }

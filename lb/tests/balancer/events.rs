@@ -75,6 +75,34 @@ async fn a_batch_is_as_many_calls_and_says_of_each_what_became_of_it() {
 }
 
 #[tokio::test]
+async fn a_call_of_a_batch_that_fails_behind_a_part_of_its_answer_is_told_by_its_own_end() {
+    let failing = play(|mut s| async move {
+        while let Some(offer) = s.offer().await {
+            let call = offer.call;
+            s.send(Out::Head(wire::Head { call, head: ok(), length: None })).await;
+            s.send(Out::Body(wire::Body { call, data: "part".into(), last: false, ..Default::default() }))
+                .await;
+            let error =
+                stoker_core::Error::new(stoker_core::Code::FunctionFailed, "it says no").may_have_started();
+            let error = Some(convert::to_call_error(&error));
+            s.send(Out::Finished(Box::new(wire::Finished { call, error, ..Default::default() }))).await;
+        }
+    });
+    let stage = stage(config(), vec![failing]).await;
+    let events = json!([event("1", json!("one")), event("2", json!("two"))]).to_string();
+    let (head, body) = send(&stage, "content-type: application/cloudevents-batch+json\r\n", &events).await;
+    let results: Value = serde_json::from_str(&body).expect("JSON");
+    assert!(head.starts_with("http/1.1 207"), "{head}");
+    for result in results.as_array().expect("a list") {
+        assert_eq!(
+            (&result["code"], &result["message"]),
+            (&json!("FUNCTION_FAILED"), &json!("it says no")),
+            "{results}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_event_is_the_callers_mistake() {
     let stage = stage(config(), vec![answering()]).await;
     let mut old = event("1", json!("x"));

@@ -24,6 +24,7 @@ fn any_frame(seed: &mut u64, newest: u64) -> Option<Out> {
         4 => Out::Head(wire::Head {
             call,
             head: Some(v1::ResponseHead { status: below(seed, 1200) as u32, headers: Vec::new() }),
+            length: (below(seed, 2) == 0).then(|| split_mix(seed)),
         }),
         5 => Out::Body(wire::Body { call, data, last: below(seed, 2) == 0, ..Default::default() }),
         6 => Out::Credit(wire::Credit { call, bytes: split_mix(seed) as u32 }),

@@ -338,7 +338,7 @@ async fn what_a_newer_runner_says_and_what_comes_late_is_passed_over() {
 #[tokio::test]
 async fn every_violation_is_named_and_ends_the_session() {
     let large = Bytes::from(vec![0; 65_537]);
-    let head = Out::Head(wire::Head { call: 1, head: ok() });
+    let head = Out::Head(wire::Head { call: 1, head: ok(), length: None });
     let body = |data: Bytes| Out::Body(wire::Body { call: 1, data, last: false, ..Default::default() });
     for (frames, text) in [
         (vec![Out::Welcome(Box::default())], "a second Welcome"),

@@ -35,7 +35,62 @@ async fn a_session_carries_many_calls_and_refuses_nonsense() {
     let body = Bytes::from(vec![0; 70_000]);
     let large = Ask::Start(v1::SessionStart { function: "a/f".into(), body, ..Default::default() });
     send.send(v1::SessionRequest { call: 99, frame: Some(large) }).await.expect("it is read");
-    assert_eq!(answers.message().await.expect_err("a violation").code(), Code::InvalidArgument);
+    let (code, error) = reason(&answers.message().await.expect_err("a violation"));
+    assert_eq!((code, error.may_have_started), (Code::InvalidArgument, false), "no call was under way");
+}
+
+#[tokio::test]
+async fn a_session_that_ends_by_a_violation_says_that_calls_were_under_way() {
+    let (tell, mut told) = mpsc::channel(1);
+    let silent = play(move |mut s| {
+        let tell = tell.clone();
+        async move {
+            let Some(offer) = s.offer().await else { return };
+            tell.send(offer.call).await.expect("the test reads");
+            while s.next().await.is_some() {}
+        }
+    });
+    let stage = stage(config(), vec![silent]).await;
+    let mut client = Client::open(&stage).await;
+    client.start(1, b"x", true).await;
+    told.recv().await.expect("it was offered");
+    client.start(1, b"x", true).await;
+    let (code, error) = reason(&client.answers.message().await.expect_err("a violation"));
+    assert_eq!((code, error.may_have_started), (Code::InvalidArgument, true), "{error:?}");
+    assert!(error.message.contains("call 1 runs already"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_compressed_message_is_the_callers_mistake_by_every_door() {
+    let stage = stage(config(), vec![echo()]).await;
+    for method in ["Invoke", "InvokeStream", "Session"] {
+        let socket = TcpStream::connect(stage.balancer.grpc_address()).await.expect("it listens");
+        let io = hyper_util::rt::TokioIo::new(socket);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.expect("it speaks HTTP/2");
+        tokio::spawn(connection);
+        let request = http::Request::post(format!("http://balancer/stoker.v1.CallService/{method}"))
+            .header("content-type", "application/grpc")
+            .header("grpc-encoding", "gzip")
+            .body(http_body_util::Full::new(Bytes::from_static(b"\x01\0\0\0\x01x")))
+            .expect("a request");
+        let answer = send.send_request(request).await.expect("an answer");
+        let (head, body) = answer.into_parts();
+        let behind = http_body_util::BodyExt::collect(body).await.expect("its end");
+        let told = Status::from_header_map(&head.headers)
+            .or_else(|| Status::from_header_map(behind.trailers()?))
+            .expect("a status");
+        let (code, error) = reason(&told);
+        assert_eq!(
+            (code, error.code),
+            (Code::Unimplemented, stoker_core::Code::Unsupported),
+            "{method}: {error:?}"
+        );
+        assert!(error.message.contains("leave grpc-encoding out"), "{method}: {error:?}");
+        let spoken = told.metadata().get("grpc-accept-encoding").expect("it is said what is spoken");
+        assert_eq!(spoken, "identity", "{method}");
+    }
 }
 
 type Ask = v1::session_request::Frame;
@@ -100,6 +155,39 @@ async fn bodies_of_a_session_keep_to_credit_both_ways() {
         }
     }
     assert_eq!(got, PIECES * piece.len());
+}
+
+/// Its client reads the session, and gives no more credit to one call.
+#[tokio::test]
+async fn a_call_whose_answer_is_left_is_cancelled() {
+    let stage = stage(config(), vec![streaming_echo(), echo()]).await;
+    let mut client = Client::open(&stage).await;
+    client.start(1, b"", false).await;
+    let piece = Bytes::from(vec![9; 64 * 1024]);
+    // From here on time passes by itself whenever nothing moves.
+    tokio::time::pause();
+    let (mut credit, mut got) = (0, 0);
+    let error = loop {
+        while credit >= piece.len() {
+            credit -= piece.len();
+            client.ask(1, Ask::Body(v1::SessionBody { data: piece.clone(), last: false })).await;
+        }
+        match client.next().await.1 {
+            Say::Credit(more) => credit += more.bytes as usize,
+            Say::Head(_) => {}
+            Say::Body(body) => got += body.data.len(),
+            Say::Finished(end) => break end.error.expect("it is cancelled"),
+        }
+    };
+    assert_eq!((got, error.code()), (256 * 1024, v1::ErrorCode::Cancelled));
+    assert!(
+        error.message.contains("took no more of the answer for 60s (`send_timeout`)"),
+        "{}",
+        error.message
+    );
+    client.start(2, b"hi", true).await;
+    let (2, Say::Finished(end)) = client.next().await else { panic!("an end was due") };
+    assert_eq!(end.body, "hi");
 }
 
 #[tokio::test]

@@ -410,7 +410,7 @@ pub fn streaming_echo() -> Play {
         s.send(Out::Started(wire::Started { call, container: "c".into() })).await;
         s.send(Out::Credit(wire::Credit { call, bytes: 256 * 1024 })).await;
         let head = Some(v1::ResponseHead { status: 200, headers: vec![] });
-        s.send(Out::Head(wire::Head { call, head })).await;
+        s.send(Out::Head(wire::Head { call, head, length: None })).await;
         let mut window = 256 * 1024;
         let mut held: std::collections::VecDeque<Bytes> = [offer.body].into();
         let mut last = false;

@@ -101,7 +101,7 @@ fn flood() -> Play {
         while let Some(frame) = s.next().await {
             match frame {
                 In::Offer(offer) if offer.body.is_empty() => {
-                    s.send(Out::Head(wire::Head { call: offer.call, head: ok() })).await;
+                    s.send(Out::Head(wire::Head { call: offer.call, head: ok(), length: None })).await;
                     floods.insert(offer.call, 256 * 1024);
                 }
                 In::Offer(offer) => s.finish(offer.call, offer.body).await,
@@ -181,10 +181,48 @@ async fn an_upload_that_breaks_off_ends_its_call() {
 }
 
 #[tokio::test]
+async fn a_client_is_told_how_long_an_answer_in_pieces_is() {
+    let says = play(|mut s| async move {
+        while let Some(offer) = s.offer().await {
+            let call = offer.call;
+            let length = match &offer.body[..] {
+                b"unsaid" => None,
+                _ => Some(6),
+            };
+            s.send(Out::Head(wire::Head { call, head: ok(), length })).await;
+            let data = Bytes::from_static(b"one");
+            s.send(Out::Body(wire::Body { call, data, last: false, ..Default::default() })).await;
+            let rest: &[u8] = if &offer.body[..] == b"short" { b"" } else { b"two" };
+            s.finish(call, Bytes::copy_from_slice(rest)).await;
+        }
+    });
+    let stage = stage(config(), vec![says]).await;
+    let ask = async |body: &str| {
+        let length = body.len();
+        let head = format!(
+            "POST /invoke/a/f HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        let answer = stage.http(&head).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        (head.to_lowercase(), body.to_owned())
+    };
+    let (head, body) = ask("said").await;
+    assert!(head.contains("content-length: 6") && !head.contains("transfer-encoding"), "{head}");
+    assert_eq!(body, "onetwo");
+    let (head, body) = ask("unsaid").await;
+    assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
+    assert!(body.starts_with("3\r\none\r\n") && body.ends_with("0\r\n\r\n"), "{body}");
+    // One that ends before is broken off, with its head or without, and is not taken for a shorter one.
+    let (head, body) = ask("short").await;
+    assert!(head.is_empty() || head.contains("content-length: 6"), "{head}");
+    assert!("one".starts_with(&body), "{body}");
+}
+
+#[tokio::test]
 async fn a_runner_lost_in_the_middle_of_an_answer_breaks_it_off() {
     let breaks = play(|mut s| async move {
         let Some(offer) = s.offer().await else { return };
-        s.send(Out::Head(wire::Head { call: offer.call, head: ok() })).await;
+        s.send(Out::Head(wire::Head { call: offer.call, head: ok(), length: None })).await;
         let data = Bytes::from_static(b"half");
         s.send(Out::Body(wire::Body { call: offer.call, data, last: false, ..Default::default() })).await;
         s.out.send(Err(Status::unavailable("gone"))).await.ok();
@@ -205,7 +243,7 @@ async fn a_reader_that_stands_still_is_given_up_at_the_deadline() {
         let tell = tell.clone();
         async move {
             let Some(offer) = s.offer().await else { return };
-            s.send(Out::Head(wire::Head { call: offer.call, head: ok() })).await;
+            s.send(Out::Head(wire::Head { call: offer.call, head: ok(), length: None })).await;
             let mut window = 256 * 1024;
             loop {
                 while window >= 64 * 1024 {

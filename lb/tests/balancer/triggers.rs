@@ -67,7 +67,8 @@ async fn apply(stage: &Stage, specs: Vec<FunctionSpec>) {
 
 /// One request: its answer's head in lower case, and the body.
 async fn ask(stage: &Stage, line: &str, headers: &str) -> (String, String) {
-    let answer = stage.http(&format!("{line} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n")).await;
+    let host = if headers.contains("host: ") { "" } else { "host: x\r\n" };
+    let answer = stage.http(&format!("{line} HTTP/1.1\r\nconnection: close\r\n{host}{headers}\r\n")).await;
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
     (head.to_lowercase(), body.to_owned())
 }
@@ -127,6 +128,7 @@ async fn the_most_special_trigger_takes_a_request() {
         ),
         ("GET /t/a/users/7", "host: other.example\r\n", "one stoker-path-id=7 stoker-trigger=/users/{id}"),
         ("GET /t/a/only", "host: a.b.example\r\n", "shop"),
+        ("GET /t/a/only", "host: a.b.example.:80\r\n", "shop"),
         ("GET /t/a/only", "host: example\r\n", "all stoker-trigger=/*"),
         ("GET /t/a/versions", "x-version: 2\r\n", "new"),
         ("GET /t/a/versions?c=1&beta=a+b", "x-version: 2\r\n", "newer"),
@@ -156,6 +158,8 @@ async fn other_methods_are_told_which_there_are_and_conflicts_are_refused() {
     assert!(head.starts_with("http/1.1 405") && head.contains("\nallow: delete, get, put\r"), "{head}");
     assert!(body.contains("this path takes DELETE, GET, PUT"), "{body}");
     assert!(ask(&stage, "GET /t/a/none", "").await.0.starts_with("http/1.1 404"));
+    let (head, _) = ask(&stage, "CONNECT /t/a/u/7", "").await;
+    assert!(head.starts_with("http/1.1 405") && head.contains("\nallow: get, head, post"), "{head}");
     for trigger in [by(&["PUT"], "/u/{other}"), by(&["DELETE", "X"], "/u/{n}")] {
         let spec = spec("three", &[trigger]);
         let refused = stage.registry.apply_functions(vec![spec]).await.expect_err("it is taken");

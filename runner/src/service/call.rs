@@ -25,7 +25,7 @@ use super::line::{Line, Lost, Word};
 use super::state::Event;
 use crate::container::LaunchError;
 use crate::observe::Trace;
-use crate::pool::{Acquired, Asker, Lease, Ticket};
+use crate::pool::{Acquired, Asker, Lease, Refused, Ticket};
 use serve::Gone;
 
 /// A wait that is over so soon is not told: the balancer could do nothing with it, and each of many calls at once would pay three frames
@@ -131,7 +131,7 @@ impl Call<'_> {
         let (offer, pools) = (self.offer, &self.shared.pools);
         match pools.acquire(offer.digest, &offer.spec, offer.id, offer.asker, offer.deadline.remaining()) {
             Acquired::Now(lease) => Ok(Some(lease)),
-            Acquired::Refused { reason, detail, retry_after, line_full } => {
+            Acquired::Refused(Refused { reason, detail, retry_after, line_full }) => {
                 self.line_full = line_full;
                 Box::pin(self.refuse(reason, detail, retry_after)).await?;
                 Ok(None)

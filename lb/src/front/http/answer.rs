@@ -21,6 +21,8 @@ pub struct AnswerBody {
     /// What is there already.
     first: Bytes,
     rest: Option<Rest>,
+    /// Bytes that are still to come by `rest`, where that is known.
+    coming: Option<u64>,
     /// What the door itself puts at the end.
     last: Bytes,
     /// There until the end of what is streamed.
@@ -45,7 +47,14 @@ impl AnswerBody {
     }
 
     pub fn new(first: Bytes, rest: Option<Rest>) -> Self {
-        Self { first, rest, last: Bytes::new(), watch: None, events: None, after: After::Nothing }
+        let (coming, last) = (None, Bytes::new());
+        Self { first, rest, coming, last, watch: None, events: None, after: After::Nothing }
+    }
+
+    /// Tells its reader how long it is, where `length`, of all that the function says, is known.
+    pub fn of_length(self, length: Option<u64>) -> Self {
+        let coming = length.and_then(|length| length.checked_sub(self.first.len() as u64));
+        Self { coming, ..self }
     }
 
     /// With a last word of the door's own.
@@ -116,7 +125,10 @@ impl Body for AnswerBody {
                 std::mem::take(&mut this.first)
             } else if let Some(rest) = this.rest.as_mut() {
                 match std::task::ready!(futures_util::Stream::poll_next(Pin::new(rest), cx)) {
-                    Some(Ok(piece)) => piece,
+                    Some(Ok(piece)) => {
+                        this.coming = this.coming.map(|coming| coming.saturating_sub(piece.len() as u64));
+                        piece
+                    }
                     Some(Err(error)) => {
                         this.rest = None;
                         this.ended(Err(&error));
@@ -164,8 +176,11 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (&self.rest, &self.events, self.is_followed()) {
-            (None, None, false) => SizeHint::with_exact((self.first.len() + self.last.len()) as u64),
+        let coming = if self.rest.is_some() { self.coming } else { Some(0) };
+        match coming {
+            Some(coming) if self.events.is_none() && !self.is_followed() => {
+                SizeHint::with_exact(coming.saturating_add((self.first.len() + self.last.len()) as u64))
+            }
             _ => SizeHint::default(),
         }
     }

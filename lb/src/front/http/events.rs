@@ -124,7 +124,8 @@ pub async fn handle(
     let head = head(&parts, headers);
     let call = door.admit_to(place, id, function, head, None, watch)?;
     let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
-    let mut response = Response::new(AnswerBody::new(answer.first, answer.rest));
+    let body = AnswerBody::new(answer.first, answer.rest).of_length(answer.length);
+    let mut response = Response::new(body);
     *response.status_mut() = status_of(answer.head.status);
     response_headers(response.headers_mut(), answer.head.headers, false);
     response.headers_mut().insert(CALL_ID, header(&id.to_string()));
@@ -182,7 +183,9 @@ fn binary(headers: &HeaderMap) -> Result<(), Error> {
         let modes = format!("send it as {STRUCTURED}, as {BATCH}, or with its attributes as headers");
         return Err(no_event(format!("the header ce-{missing} is missing; {modes}")));
     }
-    version(std::str::from_utf8(value("specversion")).unwrap_or_default())
+    version(std::str::from_utf8(value("specversion")).unwrap_or_default())?;
+    headers.keys().filter_map(|name| name.as_str().strip_prefix("ce-")).try_for_each(named)?;
+    headers.get("ce-time").map_or(Ok(()), |time| timed(&unescaped(time)))
 }
 
 fn version(text: &str) -> Result<(), Error> {
@@ -190,6 +193,20 @@ fn version(text: &str) -> Result<(), Error> {
         "1.0" => Ok(()),
         other => Err(no_event(format!("specversion is {other:?}, and 1.0 is what is taken here"))),
     }
+}
+
+/// Whether this names an attribute.
+fn named(name: &str) -> Result<(), Error> {
+    let good = (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    let wrong = || no_event(format!("{name:?} is no name of an attribute: 1 to 64 of a-z and 0-9"));
+    if good { Ok(()) } else { Err(wrong()) }
+}
+
+/// Whether the attribute `time` says one.
+fn timed(text: &str) -> Result<(), Error> {
+    let wrong = |_| no_event(format!("`time` is {text:?}, and no time like 2026-01-02T03:04:05Z (RFC 3339)"));
+    chrono::DateTime::parse_from_rfc3339(text).map(|_| ()).map_err(wrong)
 }
 
 /// An event in JSON.
@@ -207,10 +224,31 @@ fn checked(event: Value) -> Result<Map<String, Value>, Error> {
     if event.contains_key("data") && event.contains_key("data_base64") {
         return Err(no_event("it has `data` and `data_base64`"));
     }
+    for (name, value) in event.iter().filter(|(name, _)| *name != "data") {
+        match (name.as_str(), value) {
+            ("data_base64", Value::String(text)) => _ = bytes(text)?,
+            ("data_base64", _) => return Err(no_event("`data_base64` is no text")),
+            // An attribute that is null is not there.
+            (_, Value::Null) => named(name)?,
+            ("time", Value::String(text)) => timed(text)?,
+            (name @ ("time" | "datacontenttype" | "dataschema" | "subject"), value) if !value.is_string() => {
+                return Err(no_event(format!("`{name}` is no text")));
+            }
+            (name, Value::Array(_) | Value::Object(_)) => {
+                let text = format!("`{name}` is neither a text nor a number nor true or false");
+                return Err(no_event(text));
+            }
+            (name, _) => named(name)?,
+        }
+    }
     Ok(event)
 }
 
-/// An event as headers and a body.
+fn bytes(text: &str) -> Result<Bytes, Error> {
+    STANDARD.decode(text).map(Bytes::from).map_err(|why| no_event(format!("data_base64: {why}")))
+}
+
+/// An event that was [checked], as headers and a body.
 fn in_binary(event: Map<String, Value>) -> Result<(Vec<v1::Header>, Bytes), Error> {
     let header = |name: String, value: String| v1::Header { name, value: value.into() };
     let (mut headers, mut body, mut kind) = (Vec::new(), Bytes::new(), None);
@@ -218,19 +256,12 @@ fn in_binary(event: Map<String, Value>) -> Result<(Vec<v1::Header>, Bytes), Erro
     for (name, value) in event {
         match (name.as_str(), value) {
             ("data", value) => data = Some(value),
-            ("data_base64", Value::String(text)) => {
-                body = STANDARD.decode(text).map_err(|why| no_event(format!("data_base64: {why}")))?.into();
-            }
-            ("data_base64", _) => return Err(no_event("`data_base64` is no text")),
-            // An attribute that is null is not there.
+            ("data_base64", Value::String(text)) => body = bytes(&text)?,
             (_, Value::Null) => {}
             ("datacontenttype", Value::String(text)) => kind = Some(text),
-            (_, value) if is_attribute(&name) => {
-                headers.push(header(format!("ce-{name}"), attribute(&name, value)?))
-            }
-            _ => {
-                return Err(no_event(format!("{name:?} is no name of an attribute: 1 to 64 of a-z and 0-9")));
-            }
+            // What a header cannot hold is escaped, as the binding has it.
+            (_, Value::String(text)) => headers.push(header(format!("ce-{name}"), escaped(&text))),
+            (_, value) => headers.push(header(format!("ce-{name}"), value.to_string())),
         }
     }
     if let Some(value) = data {
@@ -245,24 +276,9 @@ fn in_binary(event: Map<String, Value>) -> Result<(Vec<v1::Header>, Bytes), Erro
     Ok((headers, body))
 }
 
-fn is_attribute(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
-}
-
 fn is_json(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind.ends_with("/json") || kind.ends_with("+json")
-}
-
-/// An attribute as a header's value: what a header cannot hold is escaped, as the binding has it.
-fn attribute(name: &str, value: Value) -> Result<String, Error> {
-    let text = match value {
-        Value::String(text) => text,
-        Value::Bool(_) | Value::Number(_) => value.to_string(),
-        _ => return Err(no_event(format!("`{name}` is neither a text nor a number nor true or false"))),
-    };
-    Ok(escaped(&text))
 }
 
 /// What a request has besides its event.
@@ -362,9 +378,13 @@ async fn answered(answer: Answer) -> Result<Option<Value>, Error> {
     let mut headers = HeaderMap::new();
     response_headers(&mut headers, answer.head.headers.clone(), false);
     let body = Limited::new(AnswerBody::new(answer.first, answer.rest), LARGEST).collect().await;
-    let body = body.map_err(|error| {
-        let text = format!("the answer to one event of a batch: {error}");
-        Error::new(Code::ResponseTooLarge, text).may_have_started()
+    let body = body.map_err(|error| match error.downcast::<Error>() {
+        // The call's own end, which came behind a part of its answer.
+        Ok(error) => *error,
+        Err(_) => {
+            let text = format!("the answer to one event of a batch has more than {LARGEST} bytes");
+            Error::new(Code::ResponseTooLarge, text).may_have_started()
+        }
     })?;
     let body = body.to_bytes();
     if let Ok(Mode::Structured) = Mode::of(&headers) {
@@ -384,14 +404,18 @@ fn text(value: &HeaderValue) -> String {
     }
 }
 
+/// The same without its escapes; one whose `%` escapes nothing is taken as it stands.
+fn unescaped(value: &HeaderValue) -> String {
+    let value = text(value);
+    super::decoded(&value).map_or_else(|_| value.clone(), std::borrow::Cow::into_owned)
+}
+
 /// An event out of headers and a body.
 fn in_structured(headers: &HeaderMap, body: &[u8]) -> Value {
     let mut event = BTreeMap::new();
     for (name, value) in headers {
         if let Some(name) = name.as_str().strip_prefix("ce-") {
-            let value = text(value);
-            let value = super::decoded(&value).map_or_else(|_| value.clone(), std::borrow::Cow::into_owned);
-            event.insert(name.to_owned(), Value::from(value));
+            event.insert(name.to_owned(), Value::from(unescaped(value)));
         }
     }
     let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -460,9 +484,42 @@ mod tests {
             let error = checked(event).unwrap_err();
             assert!(error.message.contains(says), "{error}");
         }
-        let upper = json!({"specversion": "1.0", "id": "1", "source": "/a", "type": "t", "Upper": 1});
-        assert!(in_binary(checked(upper).unwrap()).is_err());
+        for (name, value, says) in [
+            ("Upper", json!(1), "\"Upper\" is no name"),
+            ("my-ext", json!(null), "\"my-ext\" is no name"),
+            ("nested", json!({"a": 1}), "`nested` is neither"),
+            ("time", json!("yesterday"), "`time` is \"yesterday\""),
+            ("time", json!(7), "`time` is no text"),
+            ("subject", json!(true), "`subject` is no text"),
+            ("data_base64", json!("?"), "data_base64: "),
+            ("data_base64", json!(1), "`data_base64` is no text"),
+        ] {
+            let mut event = json!({"specversion": "1.0", "id": "1", "source": "/a", "type": "t"});
+            event[name] = value;
+            let error = checked(event).unwrap_err();
+            assert!(error.message.contains(says), "{error}");
+        }
         assert!(binary(&HeaderMap::new()).unwrap_err().message.contains("ce-specversion is missing"));
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "/a"),
+            ("ce-type", "t"),
+            ("ce-sequence", "7"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        for (name, value, good) in [
+            ("ce-time", "2018-04-05T17:31:00.5+02:00", true),
+            ("ce-time", "2018-04-05T17%3A31%3A00Z", true),
+            ("ce-time", "2018-04-05", false),
+            ("ce-my-ext", "1", false),
+        ] {
+            let mut headers = headers.clone();
+            headers.insert(name, HeaderValue::from_static(value));
+            assert_eq!(binary(&headers).is_ok(), good, "{name}: {value}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Headers and trailers between HTTP and a call: what goes on, and what stays between neighbours.
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderName, HeaderValue, TE, TRAILER};
+use http::header::{CONNECTION, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Version};
 use stoker_core::Format;
@@ -24,6 +24,47 @@ fn named<'a>(connection: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
         .filter_map(|value| std::str::from_utf8(value).ok())
         .flat_map(|value| value.split(',').map(|name| name.trim().to_ascii_lowercase()))
         .collect()
+}
+
+/// Whether a request is one that RFC 9112 has a server take, as far as the library that read it leaves that open.
+///
+/// # Errors
+/// What it is instead.
+pub fn is_sound(version: Version, headers: &HeaderMap) -> Result<(), Error> {
+    names_host(version, headers)?;
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match codings.find(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        // The function would get the coded bytes for the body.
+        Some(coding) => {
+            let text =
+                format!("the header Transfer-Encoding is {coding:?}, and only chunked is understood here");
+            Err(Error::new(Code::Unsupported, text))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether it names the host that it is for: HTTP/1.1 once, and HTTP/1.0 not more often. Proxies before us and we could take a request that names two
+/// for different ones.
+fn names_host(version: Version, headers: &HeaderMap) -> Result<(), Error> {
+    if version >= Version::HTTP_2 {
+        return Ok(());
+    }
+    let wrong = |text: String| Err(Error::new(Code::InvalidRequest, text));
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if version == Version::HTTP_11 => {
+            wrong("the request has no header Host, which HTTP/1.1 asks for".to_owned())
+        }
+        (None, _) => Ok(()),
+        (Some(_), Some(_)) => wrong("the request has more than one header Host".to_owned()),
+        (Some(host), None) => {
+            let named = host.to_str().is_ok_and(|host| {
+                host.is_empty() || !host.contains('@') && host.parse::<http::uri::Authority>().is_ok()
+            });
+            if named { Ok(()) } else { wrong(format!("the header Host is {host:?}, which names no host")) }
+        }
+    }
 }
 
 /// The headers of a request that go on to the function.
@@ -148,6 +189,45 @@ mod tests {
         }
         let names: Vec<_> = request_headers(&headers).into_iter().map(|h| h.name).collect();
         assert_eq!(names, ["x-app"]);
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        for (version, hosts, good) in [
+            (Version::HTTP_11, &["shop.example:8080"][..], true),
+            (Version::HTTP_11, &["[::1]:80"], true),
+            (Version::HTTP_11, &[""], true),
+            (Version::HTTP_11, &[], false),
+            (Version::HTTP_11, &["a.example", "a.example"], false),
+            (Version::HTTP_11, &["a b"], false),
+            (Version::HTTP_11, &["user@a.example"], false),
+            (Version::HTTP_11, &["a.example/path"], false),
+            (Version::HTTP_10, &[], true),
+            (Version::HTTP_10, &["a", "b"], false),
+            (Version::HTTP_2, &[], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            hosts.iter().for_each(|host| _ = headers.append(HOST, HeaderValue::from_static(host)));
+            let named = names_host(version, &headers);
+            assert_eq!(named.is_ok(), good, "{version:?} {hosts:?} {named:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_comes_in_chunks_and_in_no_other_coding() {
+        for (codings, good) in [
+            (&[][..], true),
+            (&["Chunked"], true),
+            (&["gzip, chunked"], false),
+            (&["gzip", "chunked"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("x"));
+            codings
+                .iter()
+                .for_each(|coding| _ = headers.append(TRANSFER_ENCODING, HeaderValue::from_static(coding)));
+            assert_eq!(is_sound(Version::HTTP_11, &headers).is_ok(), good, "{codings:?}");
+        }
     }
 
     #[test]

@@ -61,6 +61,12 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
                     /ce/{app}/{fn}, /t/{app}/{path} or /lambda-url/{app}.{fn}";
         return Err(Error::new(Code::NotFound, text).into());
     };
+    if method == "CONNECT" {
+        // A client would take any success for an open way to somewhere else.
+        let error = Error::new(Code::MethodNotAllowed, "there are no tunnels here: CONNECT is for proxies");
+        let allow = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        return Err(Nowhere { error, allow: Some(allow) });
+    }
     let (app, source) = trigger.split_once('/').unwrap_or((trigger, ""));
     // Its slash with it.
     let path = if source.is_empty() { "/" } else { &trigger[app.len()..] };
@@ -120,10 +126,12 @@ fn other(methods: &BTreeSet<String>) -> Nowhere {
 fn host<B>(request: &Request<B>) -> &str {
     let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let host = request.uri().authority().map(http::uri::Authority::as_str).or_else(named).unwrap_or_default();
-    match host.rsplit_once(':') {
+    let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
-    }
+    };
+    // With its dot at the end it is the same name, said in full.
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 impl Route {

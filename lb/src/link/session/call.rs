@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use stoker_core::call::{Deadline, REFILL};
+use stoker_core::call::{Deadline, Taken};
 use stoker_core::error::Error;
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1 as wire;
@@ -28,7 +28,7 @@ struct CallPart {
 pub struct LinkCall {
     part: CallPart,
     deadline: Deadline,
-    consumed: u32,
+    taken: Taken,
     _in_flight: InFlight,
 }
 
@@ -41,7 +41,12 @@ impl LinkCall {
         deadline: Deadline,
         in_flight: InFlight,
     ) -> Self {
-        Self { part: CallPart { session, number, inbox }, deadline, consumed: 0, _in_flight: in_flight }
+        Self {
+            part: CallPart { session, number, inbox },
+            deadline,
+            taken: Taken::default(),
+            _in_flight: in_flight,
+        }
     }
 
     /// What happens next.
@@ -76,11 +81,7 @@ impl LinkCall {
 
     /// The reader took bytes of the answer: the runner may send as many more.
     pub fn consumed(&mut self, bytes: usize) {
-        self.consumed += bytes as u32;
-        if self.consumed < REFILL {
-            return;
-        }
-        let bytes = std::mem::take(&mut self.consumed);
+        let Some(bytes) = self.taken.add(bytes) else { return };
         let mut slot = self.part.inbox.lock();
         if slot.state == CallState::Over {
             return;

@@ -31,7 +31,11 @@ pub enum Event {
     Ready,
     /// Input reaches the function.
     Started,
-    Head(v1::ResponseHead),
+    Head {
+        head: v1::ResponseHead,
+        /// Of the whole body, where that is known.
+        length: Option<u64>,
+    },
     Body(Bytes),
     Finished(Box<wire::Finished>),
     /// The runner is gone.

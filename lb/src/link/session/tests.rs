@@ -39,7 +39,7 @@ fn any_frame() -> impl Strategy<Value = F> {
             1 => F::Accepted(wire::Accepted { call, expected_wait: None }),
             2 => F::Ready(wire::Ready { call }),
             3 => F::Started(wire::Started { call, container: String::new() }),
-            4 => F::Head(wire::Head { call, head: None }),
+            4 => F::Head(wire::Head { call, head: None, length: None }),
             5 => F::Body(wire::Body { call, data, last: false, ..Default::default() }),
             6 => F::Credit(wire::Credit { call, bytes: u32::MAX }),
             _ => F::Finished(Box::new(wire::Finished { call, body: data, ..Default::default() })),
@@ -213,7 +213,7 @@ fn an_answer_keeps_to_its_window() {
     let body = || {
         F::Body(wire::Body { call: 1, data: Bytes::from(vec![0; CHUNK]), last: false, ..Default::default() })
     };
-    assert!(session.receive(F::Head(wire::Head { call: 1, head: None })).is_ok());
+    assert!(session.receive(F::Head(wire::Head { call: 1, head: None, length: None })).is_ok());
     for _ in 0..WINDOW as usize / CHUNK {
         assert!(session.receive(body()).is_ok());
     }

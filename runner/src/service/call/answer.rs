@@ -68,7 +68,7 @@ impl Answer {
         if let Some(head) = self.head.take() {
             self.headed = true;
             let head = Some(convert::to_response_head(head));
-            line.send(Frame::Head(wire::Head { call: line.number, head })).await?;
+            line.send(Frame::Head(wire::Head { call: line.number, head, length: self.length })).await?;
         }
         while !self.body.is_empty() {
             let some = line.take_credit(self.body.front().min(CHUNK)).await;

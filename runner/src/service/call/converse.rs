@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use stoker_core::call::{CHUNK, REFILL, WINDOW};
+use stoker_core::call::{CHUNK, Taken};
 use stoker_core::{Code, Error};
 use stoker_format::{After, Event as Said, Exchange, Fault, Request};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -238,12 +238,12 @@ impl Talk<'_> {
         if !complete {
             write.widen();
         }
-        let mut taken = 0;
+        let mut taken = Taken::default();
         while !complete {
             self.clock().pause(self.line.stood());
             let (piece, last) = self.line.next_body().await;
             self.clock().run(self.line.stood());
-            taken += u32::try_from(piece.len()).unwrap_or(WINDOW);
+            let due = taken.add(piece.len());
             {
                 let mut exchange = self.exchange();
                 if last {
@@ -258,8 +258,8 @@ impl Talk<'_> {
             if load.write(&mut write).await.is_err() {
                 return Ok(Fed::Closed);
             }
-            if taken >= REFILL {
-                self.line.allow(std::mem::take(&mut taken)).await?;
+            if let Some(due) = due {
+                self.line.allow(due).await?;
             }
         }
         Ok(Fed::Whole)

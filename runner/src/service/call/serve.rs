@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::{Intent, Timings, WINDOW};
+use stoker_core::capacity::Warmth;
 use stoker_core::{Code, Error};
 use stoker_format::{After, Codec, Request};
 use stoker_proto::convert;
@@ -126,6 +127,9 @@ impl Call<'_> {
             span.set(names::FAAS_INVOCATION, offer.id);
             let by_http = matches!(offer.head.intent, Intent::HttpRequest);
             span.add(observe::started(lease.cold, by_http));
+            if lease.cold {
+                span.set(names::COLD_CAUSE, lease.why.label());
+            }
             if let Some(revision) = &offer.revision {
                 span.set(names::FAAS_VERSION, &**revision);
             }
@@ -141,7 +145,7 @@ impl Call<'_> {
         if lease.cold {
             let launched = lease.container.launched;
             (timings.cold, timings.image, timings.create, timings.start, timings.init) =
-                (true, launched.image, launched.create, launched.start, launched.init);
+                (Some(lease.why), launched.image, launched.create, launched.start, launched.init);
             if let Some(meters) = meters {
                 meters.cold_start(&self.offer.spec.name, lease.why);
             }
@@ -162,42 +166,12 @@ impl Call<'_> {
         mut timings: Timings,
         blamed: bool,
     ) -> Result<Option<Gone>, Lost> {
-        let (line, offer, shared) = (self.line, self.offer, self.shared);
+        let (line, offer) = (self.line, self.offer);
         let container = lease.container.clone();
         self.arrived(&lease, &mut timings);
         let mut execution = self.execution(&lease);
-        let spot = || execution.spot().or_else(|| self.trace.spot()).or_else(|| Spot::of(&offer.trace));
-        container.log.traced(offer.id, spot);
-        let told = execution.context().or_else(|| self.trace.context());
-        let trace = told.as_ref().unwrap_or(&offer.trace);
-        // One that has not shown yet that it has come up may still have to.
-        let grace = match &channel {
-            Channel::Pipes(pipes) if !pipes.awake => offer.spec.init_timeout(),
-            _ => Duration::ZERO,
-        };
-        let timeout = offer.spec.timeout() + grace;
-        let deadline = SystemTime::now() + timeout.min(offer.deadline.remaining());
-        let (first, complete) = self.first.get_or_insert_with(|| line.first_body()).clone();
-        let length = if complete { Some(first.len() as u64) } else { offer.length };
-        let request = Request { call: offer.id, head: &offer.head, deadline, trace, length };
         let mut answer = Answer::new();
-        let input = In { first, complete, timeout };
-        let turn = match &container.codec {
-            Some(codec) => self.talk(codec, &request, input, &mut lease, channel, &mut answer).await?,
-            None => {
-                lease.touch();
-                let In { first, complete, .. } = input;
-                let cold = lease.cold;
-                let invoke = Invoke { line, offer, trace, first, complete, cold };
-                let (result, after) = Box::pin(invoke.run(&container, &mut answer)).await?;
-                let keep = match after {
-                    invoke::After::Keep => Some(Kept::Nothing),
-                    invoke::After::Again(reason) => Some(Kept::Again(reason)),
-                    invoke::After::End => None,
-                };
-                Turn::Ended(Ended { result, keep })
-            }
-        };
+        let turn = self.ask(&mut lease, channel, &execution, &mut answer).await?;
         let Ended { result, keep } = match turn {
             Turn::Ended(ended) => ended,
             Turn::Untaken(unfit) => {
@@ -210,29 +184,7 @@ impl Call<'_> {
                 return Ok(None);
             }
         };
-        timings.start += answer.starting;
-        timings.first_byte = answer.first_byte;
-        timings.execution = answer.started.elapsed();
-        if let Some(meters) = &shared.observer.meters {
-            meters.executed(&offer.spec.name, timings.execution, execution.exemplar());
-        }
-        // What we ended ourselves is no crash.
-        let result = result.map_err(|error| {
-            let ended = matches!(error.code, Code::FunctionCrashed | Code::FunctionInvalidResponse);
-            match ended && shared.pools.stopping() {
-                true => Error::new(Code::RunnerLost, "the runner stopped while the function ran")
-                    .may_have_started(),
-                false => error,
-            }
-        });
-        if let Err(error) = &result {
-            execution.exception(error);
-            execution.failed(error.code, &error.message, false);
-        }
-        execution.note(|span| {
-            span.since(answer.started);
-            span.end_at(answer.started + timings.execution);
-        });
+        let result = self.executed(result, &answer, &mut timings, &mut execution);
         if matches!(keep, None | Some(Kept::Again(_))) {
             // The last word on it; one that lives on is looked at by its keeper, since a look costs as much as a small call.
             container.look().await;
@@ -241,25 +193,7 @@ impl Call<'_> {
             memory_peak: used.memory_peak,
             cpu_us: u64::try_from(used.cpu.as_micros()).unwrap_or(u64::MAX),
         });
-        let again = match keep {
-            Some(Kept::Again(reason)) => Some(reason),
-            _ => None,
-        };
-        let (stays, connection) = match keep {
-            None => (Some(false), None),
-            // Its call need not wait for that.
-            Some(Kept::Again(_)) => (None, None),
-            Some(Kept::Nothing) => (Some(true), None),
-            Some(Kept::Connection(stream)) => (Some(true), Some(stream)),
-            Some(Kept::Pipes(pipes)) => {
-                container.give_back(pipes);
-                (Some(true), None)
-            }
-        };
-        let (broken, warmth) = match stays {
-            Some(stays) => (None, lease.finish(stays, connection)),
-            None => (Some(lease), shared.pools.warmth(&offer.digest)),
-        };
+        let (again, warmth) = self.give_back(lease, keep);
         let mut finished = wire::Finished {
             call: line.number,
             usage,
@@ -281,11 +215,102 @@ impl Call<'_> {
             Err(error) => finished.error = Some(convert::to_call_error(error)),
         }
         self.finish(finished, result.err().as_ref()).await?;
-        if let (Some(lease), Some(reason)) = (broken, again) {
-            let ready = !shared.pools.drains() && container.start_again(reason).await;
+        if let Some((lease, reason)) = again {
+            let ready = !self.shared.pools.drains() && container.start_again(reason).await;
             _ = lease.finish(ready, None);
         }
         Ok(None)
+    }
+
+    /// Asks the function, by whatever leads to it. `execution`: the span of that.
+    async fn ask(
+        &mut self,
+        lease: &mut Lease,
+        channel: Channel,
+        execution: &Trace,
+        answer: &mut Answer,
+    ) -> Result<Turn, Lost> {
+        let (line, offer) = (self.line, self.offer);
+        let container = lease.container.clone();
+        let spot = || execution.spot().or_else(|| self.trace.spot()).or_else(|| Spot::of(&offer.trace));
+        container.log.traced(offer.id, spot);
+        let told = execution.context().or_else(|| self.trace.context());
+        let trace = told.as_ref().unwrap_or(&offer.trace);
+        let (first, complete) = self.first.get_or_insert_with(|| line.first_body()).clone();
+        let Some(codec) = &container.codec else {
+            lease.touch();
+            let invoke = Invoke { line, offer, trace, first, complete, cold: lease.cold };
+            let (result, after) = Box::pin(invoke.run(&container, answer)).await?;
+            let keep = match after {
+                invoke::After::Keep => Some(Kept::Nothing),
+                invoke::After::Again(reason) => Some(Kept::Again(reason)),
+                invoke::After::End => None,
+            };
+            return Ok(Turn::Ended(Ended { result, keep }));
+        };
+        // One that has not shown yet that it has come up may still have to.
+        let grace = match &channel {
+            Channel::Pipes(pipes) if !pipes.awake => offer.spec.init_timeout(),
+            _ => Duration::ZERO,
+        };
+        let timeout = offer.spec.timeout() + grace;
+        let deadline = SystemTime::now() + timeout.min(offer.deadline.remaining());
+        let length = if complete { Some(first.len() as u64) } else { offer.length };
+        let request = Request { call: offer.id, head: &offer.head, deadline, trace, length };
+        let input = In { first, complete, timeout };
+        self.talk(codec, &request, input, lease, channel, answer).await
+    }
+
+    /// Notes how the function did; gives its result.
+    fn executed(
+        &self,
+        result: Result<(), Error>,
+        answer: &Answer,
+        timings: &mut Timings,
+        execution: &mut Trace,
+    ) -> Result<(), Error> {
+        timings.start += answer.starting;
+        timings.first_byte = answer.first_byte;
+        timings.execution = answer.started.elapsed();
+        if let Some(meters) = &self.shared.observer.meters {
+            meters.executed(&self.offer.spec.name, timings.execution, execution.exemplar());
+        }
+        // What we ended ourselves is no crash.
+        let result = result.map_err(|error| {
+            let ended = matches!(error.code, Code::FunctionCrashed | Code::FunctionInvalidResponse);
+            match ended && self.shared.pools.stopping() {
+                true => Error::new(Code::RunnerLost, "the runner stopped while the function ran")
+                    .may_have_started(),
+                false => error,
+            }
+        });
+        if let Err(error) = &result {
+            execution.exception(error);
+            execution.failed(error.code, &error.message, false);
+        }
+        execution.note(|span| {
+            span.since(answer.started);
+            span.end_at(answer.started + timings.execution);
+        });
+        result
+    }
+
+    /// Gives the container back, or keeps it where its function is to be started again, for the reason that is with it; and how warm its version is then.
+    fn give_back(&self, lease: Lease, keep: Option<Kept>) -> (Option<(Lease, &'static str)>, Warmth) {
+        let (stays, connection) = match keep {
+            // Its call need not wait for that.
+            Some(Kept::Again(reason)) => {
+                return (Some((lease, reason)), self.shared.pools.warmth(&self.offer.digest));
+            }
+            None => (false, None),
+            Some(Kept::Nothing) => (true, None),
+            Some(Kept::Connection(stream)) => (true, Some(stream)),
+            Some(Kept::Pipes(pipes)) => {
+                lease.container.give_back(pipes);
+                (true, None)
+            }
+        };
+        (None, lease.finish(stays, connection))
     }
 
     /// The call as a conversation in the format of its function.
