@@ -8,6 +8,7 @@ use std::time::Duration;
 use stoker_core::ids::Incarnation;
 use stoker_registry::Registry;
 use stoker_runtime::admin::{Live, Viewers};
+use stoker_runtime::server;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,7 +30,7 @@ use crate::panics::Panics;
 use crate::places;
 use crate::queue::Queue;
 use crate::scaling;
-use crate::serve::{self, Speaks, Stops};
+use crate::serve::{self, Guests, Speaks, Stops};
 
 /// How long connections without a call may take to close at the end, such as those that still send an answer.
 const LINGER: Duration = Duration::from_secs(3);
@@ -65,6 +66,7 @@ impl Balancer {
             None => Guard::open(config.audit),
             Some(path) => Guard::new(path, config.audit).map_err(anyhow::Error::msg)?,
         };
+        server::raise_open_files();
         let (grpc_listener, grpc) = serve::listen(config.grpc, "gRPC").await?;
         let (http_listener, http) = serve::listen(config.http, "HTTP").await?;
         let observer = Observer::new(
@@ -107,6 +109,7 @@ impl Balancer {
             guard,
             lambda: front::http::Lambda::new(config.lambda),
             later,
+            send_timeout: config.send_timeout,
             stopping: stops.calm.clone(),
         });
         // Metrics may outlive us.
@@ -120,12 +123,15 @@ impl Balancer {
         let routes = front::grpc::routes(door.clone(), &health)?;
         let (tls, this) = (config.tls, door.clone());
         let grpc_service = move |origin| front::grpc::Served::new(routes.clone(), this.clone(), origin);
-        let (tracker, told) = (fronts.clone(), stops.clone());
-        fronts.spawn(serve::serve(grpc_listener, tls.clone(), grpc_service, Speaks::Http2, tracker, told));
+        let guests = Guests::new(config.max_connections, config.send_timeout, &config.metrics);
+        let (port, tracker, told) = (guests.at("grpc"), fronts.clone(), stops.clone());
+        let serving =
+            serve::serve(grpc_listener, tls.clone(), grpc_service, Speaks::Http2, port, tracker, told);
+        fronts.spawn(serving);
         let this = door.clone();
         let http_service = move |origin| front::http::Served::new(this.clone(), origin);
-        let (tracker, told) = (fronts.clone(), stops.clone());
-        fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, tracker, told));
+        let (port, tracker, told) = (guests.at("http"), fronts.clone(), stops.clone());
+        fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, port, tracker, told));
         later::start(&door, &tasks, &stops);
         links.spawn(keep::run(door.clone(), unlink.clone()));
         links.spawn(places::run(door.clone(), places, unlink.clone()));

@@ -32,15 +32,18 @@ pub struct Origin {
     pub remote: String,
     /// It came by TLS.
     pub secure: bool,
+    /// Nothing that comes by it is served, for this reason.
+    pub refused: Option<Error>,
     /// What spans say of it.
     pub facts: Facts,
 }
 
 impl Origin {
-    pub fn of(stream: &Secured) -> Arc<Self> {
+    /// Of a new connection, which is `refused` for a reason, or is not.
+    pub fn of(stream: &Secured, refused: Option<Error>) -> Arc<Self> {
         let remote = stream.remote().map(|remote| remote.to_string()).unwrap_or_default();
-        let origin =
-            Self { peer: stream.peer().cloned(), remote, secure: stream.is_tls(), ..Self::default() };
+        let (peer, secure) = (stream.peer().cloned(), stream.is_tls());
+        let origin = Self { peer, remote, secure, refused, ..Self::default() };
         let facts = crate::observe::of_origin(&origin);
         Arc::new(Self { facts, ..origin })
     }

@@ -14,6 +14,7 @@ use stoker_runtime::telemetry::Tracer;
 use stoker_runtime::tls::Tls;
 
 pub use crate::front::http::{LambdaCode, LambdaConfig, Runtimes as LambdaRuntimes};
+use crate::serve;
 
 /// Where calls for later are kept.
 #[derive(Debug, Clone, Default)]
@@ -65,6 +66,10 @@ pub struct Config {
     pub max_wait: Duration,
     /// Most calls inside at once, waiting ones included.
     pub max_calls: usize,
+    /// Most connections of clients at once, at both ports together.
+    pub max_connections: usize,
+    /// How long a client may take nothing of an answer that waits for it.
+    pub send_timeout: Duration,
     /// Most bytes of a request's body. Bodies are streamed, so this bounds how long a call can go on, not memory.
     pub max_body: u64,
     /// TLS on both ports, and to runners that ask for it.
@@ -98,6 +103,8 @@ impl Default for Config {
             queue: Limits::default(),
             max_wait: Duration::from_secs(30),
             max_calls: 20_000,
+            max_connections: serve::usual(),
+            send_timeout: Duration::from_secs(60),
             max_body: 1 << 30,
             tls: None,
             insecure: false,

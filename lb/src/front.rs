@@ -40,6 +40,8 @@ pub struct Door {
     /// What AWS Lambda's API needs.
     pub lambda: http::Lambda,
     pub later: Later,
+    /// How long a client may take nothing of an answer that waits for it.
+    pub send_timeout: Duration,
     /// No new calls any more.
     pub stopping: CancellationToken,
 }

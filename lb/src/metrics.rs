@@ -26,6 +26,19 @@ pub static FUNCTION_DURATION: Told = Told::times(
 pub static IN_FLIGHT: Read =
     Read::gauge("stoker_lb_calls_in_flight", "Calls inside, those that wait included");
 pub static SESSIONS: Def<Gauge> = Def::gauge("stoker_lb_sessions", "Sessions of clients that are open");
+pub static CONNECTIONS: Def<Gauge> =
+    Def::gauge("stoker_lb_connections", "Connections of clients that are open")
+        .labels(&[("port", "`grpc`, `http`")]);
+pub static CONNECTIONS_FAILED: Def<Counter> = Def::counter(
+    "stoker_lb_connections_failed",
+    "Connections of clients that came to nothing, or were given up",
+)
+.labels(&[(
+    "why",
+    "`full` (there were `max_connections`), `silent` (its client did not say in time what it wants), `deaf` (its client \
+     took nothing of an answer for `send_timeout`; by HTTP/2 that answer alone is given up), `tls` (its handshake failed, or took too \
+     long), `system` (the system could not give it to the balancer, such as for want of open files)",
+)]);
 
 pub static RUNNERS: Def<Gauge> =
     Def::gauge("stoker_lb_runners", "Runners by how this balancer is linked with them")
@@ -117,6 +130,8 @@ pub static LISTED: Listed = &[
     &FUNCTION_DURATION.about,
     &IN_FLIGHT.about,
     &SESSIONS.about,
+    &CONNECTIONS.about,
+    &CONNECTIONS_FAILED.about,
     &RUNNERS.about,
     &OFFERS.about,
     &PLACEMENTS.about,

@@ -4,6 +4,7 @@
 //! threads, and a balancer keeps no state: a machine with more cores is used by more balancers.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +14,19 @@ use stoker_registry::{EtcdRegistry, etcd};
 use stoker_runtime::admin::{Admin, Pages, Shown};
 use stoker_runtime::audit::{self, Audit};
 use stoker_runtime::config::Settings;
-use stoker_runtime::lifecycle::{Ending, Readiness, Signals};
+use stoker_runtime::lifecycle::{Readiness, Signals, refuse_upgrades};
 use stoker_runtime::logs::Logs;
 use stoker_runtime::metrics::{self, Metrics};
 use stoker_runtime::reload::{self, Reloads, Why};
-use stoker_runtime::server::{self, Etcd, FLUSH};
-use stoker_runtime::telemetry::Telemetry;
+use stoker_runtime::server::{self, Etcd, FLUSH, Seen};
 use stoker_runtime::tls::{Tls, open_to_others};
 
 use crate::app::{Balancer, CLOSING};
 use crate::config::Config;
 use crate::settings::{self, PROGRAM, Plan};
 
-/// How long a scrape that runs may take at the end.
-const LAST_SCRAPE: Duration = Duration::from_secs(1);
+/// What SIGUSR2 is told: connections of clients cannot go over to another program, so balancers take turns.
+const INSTEAD: &str = "start another balancer, then stop this one (SIGTERM): its calls end in order";
 
 /// Runs `stoker-lb`.
 #[must_use]
@@ -36,6 +36,7 @@ pub fn main() -> ExitCode {
 
 async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen().context("cannot listen for signals")?;
+    refuse_upgrades(INSTEAD).context("cannot listen for signals")?;
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
     }
@@ -43,33 +44,26 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
         Ok(registry) => registry,
         Err(wrong) => return Ok(PROGRAM.refuse(&Etcd::wrong(settings, wrong))),
     };
-    let telemetry = Telemetry::start(&plan.telemetry).context("cannot start to send traces")?;
-    let (metrics, readiness) =
-        (Metrics::new(settings), Readiness::new("waiting for the first view of the fleet in etcd"));
-    metrics.describe_process(PROGRAM.name, PROGRAM.version);
-    logs.measure(&metrics);
-    telemetry.measure(&metrics);
-    measure_etcd(&metrics, &registry);
-    logs.collect(telemetry.recorder());
-    let (audit, keeper) = match &plan.audit {
-        None => (Audit::into_log(), None),
-        Some(path) => {
-            let opened =
-                Audit::into_file(path).with_context(|| format!("cannot note changes in {}", path.display()));
-            let (audit, keeper) = opened?;
-            (audit, Some(keeper))
-        }
-    };
-    audit.measure(&metrics);
-    reload::show(plan.balancer.tls.as_ref(), &metrics);
+    let seen = Seen::start(
+        &PROGRAM,
+        settings,
+        &plan.telemetry,
+        logs,
+        "waiting for the first view of the fleet in etcd",
+    );
+    let seen = seen.context("cannot start to send traces")?;
+    measure_etcd(&seen.metrics, &registry);
+    let (audit, keeper) = audit(plan.audit.as_deref(), &seen.metrics)?;
     let (tls, access) = (plan.balancer.tls.clone(), plan.balancer.access.clone());
-    let insecure = plan.balancer.insecure;
+    reload::show(tls.as_ref(), &seen.metrics);
     let files = tls.iter().flat_map(|tls| tls.files()).chain(access);
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
-    let config = Config { tracer: telemetry.tracer(), metrics: metrics.clone(), audit, ..plan.balancer };
+    let insecure = plan.balancer.insecure;
+    let (tracer, metrics) = (seen.telemetry.tracer(), seen.metrics.clone());
+    let config = Config { tracer, metrics: metrics.clone(), audit, ..plan.balancer };
     let balancer = Balancer::start(config, Arc::new(registry)).await?;
     let viewers = balancer.viewers(tls.is_some() && open_to_others(plan.admin), insecure);
-    let pages = Pages::new(readiness.clone(), metrics, settings).live(balancer.page()).viewers(viewers);
+    let pages = Pages::new(seen.readiness.clone(), metrics, settings).live(balancer.page()).viewers(viewers);
     let shown = pages.shown();
     let admin = Admin::start(plan.admin, pages, tls.clone())
         .await
@@ -77,33 +71,16 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     tracing::info!(
         grpc = %balancer.grpc_address(), http = %balancer.http_address(), admin = %admin.address(), "serving"
     );
-    let mut stop = std::pin::pin!(signals.stop_requested());
     let mut grace = plan.drain_grace;
     let why = {
         let mut fresh = Fresh { reloads, settings, logs, balancer: &balancer, tls, shown, grace: &mut grace };
-        let serving = async {
-            tokio::select! {
-                why = &mut stop => why,
-                () = balancer.ready() => {
-                    readiness.ready();
-                    tracing::info!("ready");
-                    stop.await
-                }
-            }
-        };
         tokio::select! {
-            why = serving => why,
+            why = serve(signals, &balancer, &seen.readiness) => why,
             never = fresh.keep() => match never {},
         }
     };
-    readiness.stopping(format!("{why}: finishing the calls that are here"));
-    tracing::info!(why, "stopping");
-    // The balancer keeps its own limits; this is for an end that hangs in spite of them.
-    let limit = grace.saturating_add(CLOSING + FLUSH + LAST_SCRAPE);
-    let ending = Ending::begin(limit).context("cannot watch over the end")?;
-    ending.phase("calls", limit, balancer.stop(grace)).await;
-    ending.phase("traces", limit, telemetry.stop(FLUSH)).await;
-    ending.phase("admin port", limit, admin.stop(LAST_SCRAPE)).await;
+    let ended = seen.end(why, grace.saturating_add(CLOSING), balancer.stop(grace), admin).await;
+    ended.context("cannot watch over the end")?;
     if let Some(keeper) = keeper {
         // Writes in a thread: nothing of ours is left that could be held up.
         audit::Keeper::stop(keeper, FLUSH);
@@ -111,21 +88,48 @@ async fn run(settings: &Settings, plan: Plan, logs: &Logs) -> anyhow::Result<Exi
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where changes are noted: in this file, or in the log.
+fn audit(path: Option<&Path>, metrics: &Metrics) -> anyhow::Result<(Audit, Option<audit::Keeper>)> {
+    let (audit, keeper) = match path {
+        None => (Audit::into_log(), None),
+        Some(path) => {
+            let opened = Audit::into_file(path);
+            let opened = opened.with_context(|| format!("cannot note changes in {}", path.display()));
+            opened.map(|(audit, keeper)| (audit, Some(keeper)))?
+        }
+    };
+    audit.measure(metrics);
+    Ok((audit, keeper))
+}
+
+/// Serves until it is told to stop; gives why.
+async fn serve(signals: Signals, balancer: &Balancer, readiness: &Readiness) -> &'static str {
+    let ready = async {
+        balancer.ready().await;
+        readiness.ready();
+        tracing::info!("ready");
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        why = signals.stop_requested() => why,
+        never = ready => match never {},
+    }
+}
+
 /// Shows how things stand with etcd.
 fn measure_etcd(metrics: &Metrics, registry: &EtcdRegistry) {
     let figures = registry.figures();
-    let parts =
-        [etcd::Part::Fleet, etcd::Part::Functions, etcd::Part::Apps, etcd::Part::Places].map(|part| {
+    let views =
+        [etcd::Part::Fleet, etcd::Part::Functions, etcd::Part::Apps, etcd::Part::Places].map(|view| {
             let figures = figures.clone();
             let read = move || metrics::etcd::Part {
-                interruptions: figures.interruptions(part),
-                interrupted: figures.is_interrupted(part),
-                revision: (part != etcd::Part::Registration).then(|| figures.revision(part)),
+                interruptions: figures.interruptions(view),
+                interrupted: figures.is_interrupted(view),
+                revision: Some(figures.revision(view)),
             };
-            (part.as_str(), read)
+            (view.as_str(), read)
         });
-    let answered = figures.clone();
-    metrics::etcd::measure(metrics, move || answered.answered_ms(), parts);
+    metrics::etcd::measure(metrics, move || figures.answered_ms(), views);
 }
 
 /// Takes up what changed while the balancer serves: certificates, the access file and what it names when their files change, settings at SIGHUP.

@@ -3,6 +3,10 @@
 //! Ours and not tonic's, because tonic answers an expired `grpc-timeout` by itself and with the wrong status, and waits for ever
 //! for open streams when it is told to stop.
 
+mod answers;
+mod guests;
+mod heard;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,15 +17,20 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use stoker_proto::stream_window;
 use stoker_runtime::cork::Corked;
+use stoker_runtime::net;
 use stoker_runtime::tls::{self, Incoming as Connections, Tls};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::answers::{Answers, Offering};
+use self::guests::{Guest, Port};
+pub use self::guests::{Guests, possible, usual};
+use self::heard::{Heard, Listening};
 use crate::auth::Origin;
 
 /// Listens on `address`.
@@ -50,15 +59,23 @@ pub struct Stops {
 /// Most bytes of the headers of one request, whatever they are for.
 const HEADERS: usize = 256 << 10;
 
+/// A client has so long to say what it wants: for what it begins with, and for the head of each request by HTTP/1.
+const HEAD: Duration = Duration::from_secs(30);
+
+/// How long a connection lasts of which there is one too many: its client is told so, and that it should go.
+const TELLING: Duration = Duration::from_secs(2);
+
 /// Bytes that may be on the way to us on a connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
 
-/// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`; `service` makes what serves it.
+/// Serves until told to stop. Each connection is a task of `tasks` and ends with either of `stops`; `service` makes what serves it, which must not serve one
+/// whose [`Origin`] is refused.
 pub async fn serve<F, S, B>(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
     service: F,
     speaks: Speaks,
+    mut port: Port,
     tasks: TaskTracker,
     stops: Stops,
 ) where
@@ -67,36 +84,17 @@ pub async fn serve<F, S, B>(
         + Send
         + 'static,
     S::Future: Send,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Wider than the limits on a call's headers, so that going over those is answered in our words.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(30))
-        .max_headers(1024)
-        .max_buf_size(HEADERS);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(stoker_proto::HTTP2_FRAME)
-        .max_concurrent_streams(10_000)
-        .max_header_list_size(HEADERS as u32);
-    if speaks == Speaks::Http2 {
-        // Nobody who speaks gRPC reads the date.
-        builder.http2().auto_date_header(false);
-        builder = builder.http2_only();
-    }
     let protocol = match speaks {
         Speaks::Http2 => tls::Speaks::Http2,
         Speaks::Both => tls::Speaks::Both,
     };
-    let mut connections = Connections::new(listener, tls, protocol);
+    if let Err(error) = net::gives_up_after(&listener, port.patience()) {
+        tracing::warn!(%error, "who takes nothing of an answer cannot be given up");
+    }
+    let mut connections = Connections::new(listener, tls, protocol).counting(port.handshakes());
     loop {
         let accepted = tokio::select! {
             () = stops.calm.cancelled() => return,
@@ -108,30 +106,96 @@ pub async fn serve<F, S, B>(
             Ok(stream) => stream,
             Err(error) => {
                 // Out of descriptors, or a client that left at once: the next may do better, though not in this instant.
-                tracing::warn!(%error, "cannot accept a connection");
+                port.cannot_accept(&error);
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             }
         };
-        let (mut builder, service, stops) = (builder.clone(), service(Origin::of(&stream)), stops.clone());
-        builder.http2().initial_stream_window_size(stream_window(stream.remote()));
+        let Some(guest) = port.enter() else { continue };
+        let (remote, stops, patience) = (stream.remote(), stops.clone(), port.patience());
+        let service = Offering(service(Origin::of(&stream, guest.refusal())));
         tasks.spawn(async move {
+            let (stream, heard) = Listening::new(stream);
             let stream = Corked::new(stream);
+            let answers = Answers::new(heard.clone(), patience, guest.deaf().clone());
+            let builder = builder(speaks, remote, answers);
             let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);
             let mut connection = std::pin::pin!(connection);
+            let served = async {
+                tokio::select! {
+                    ended = stream.drive(connection.as_mut()) => return ended,
+                    () = leave(&stops.calm, &guest, TELLING) => {}
+                }
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = stream.drive(connection.as_mut()) => ended,
+                    () = leave(&stops.now, &guest, TELLING) => Ok(()),
+                }
+            };
             let ended = tokio::select! {
-                ended = stream.drive(connection.as_mut()) => ended,
-                () = stops.calm.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    tokio::select! {
-                        ended = stream.drive(connection.as_mut()) => ended,
-                        () = stops.now.cancelled() => return,
-                    }
+                ended = served => ended,
+                () = silence(&heard) => {
+                    guest.was_silent();
+                    return;
                 }
             };
             if let Err(error) = ended {
+                if heard.is_deaf() {
+                    guest.was_deaf();
+                } else if heard.has_begun() && is_timeout(&*error) {
+                    guest.was_silent();
+                }
                 tracing::debug!(%error, "a connection ended");
             }
         });
     }
+}
+
+/// How a connection from there is served.
+fn builder(speaks: Speaks, remote: Option<SocketAddr>, answers: Answers) -> auto::Builder<Answers> {
+    let mut builder = auto::Builder::new(answers);
+    // Wider than the limits on a call's headers, so that going over those is answered in our words.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_headers(1024)
+        .max_buf_size(HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .initial_stream_window_size(stream_window(remote))
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(stoker_proto::HTTP2_FRAME)
+        .max_concurrent_streams(10_000)
+        .max_header_list_size(HEADERS as u32);
+    if speaks == Speaks::Http2 {
+        // Nobody who speaks gRPC reads the date.
+        builder.http2().auto_date_header(false);
+        builder = builder.http2_only();
+    }
+    builder
+}
+
+/// Returns when a connection should end: all do, or there is one too many and it has had its `time`.
+async fn leave(stop: &CancellationToken, guest: &Guest, time: Duration) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time), if guest.is_beyond() => {}
+    }
+}
+
+/// Returns when it is not clear what a client speaks though it had its time to say so. A protocol that has begun has limits of its own.
+async fn silence(heard: &Heard) {
+    tokio::time::sleep(HEAD).await;
+    if heard.is_clear() {
+        std::future::pending().await
+    }
+}
+
+/// Whether a connection ended since the head of a request took too long.
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_timeout)
 }

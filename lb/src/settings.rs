@@ -5,6 +5,7 @@ mod later;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use stoker_runtime::{logs, metrics, telemetry};
 
 use self::later::Place;
 use crate::config::{Config, Limits};
+use crate::serve;
 
 static NAME: Key<String> = Key::found(
     "name",
@@ -36,8 +38,22 @@ static ADMIN_LISTEN: Key<SocketAddr> = Key::new(
 );
 static MAX_CALLS: Key<usize> =
     Key::new("max_calls", COUNT, "20000", "Most calls inside at once; more are refused as overload").live();
+static MAX_CONNECTIONS: Key<usize> = Key::found(
+    "max_connections",
+    COUNT,
+    || Ok(serve::usual().to_string()),
+    "Most connections of clients at once, at both ports together; half of the files that the process may open, at most 30000. More are turned away",
+);
+static SEND_TIMEOUT: Key<Duration> = Key::new(
+    "send_timeout",
+    DURATION,
+    "60s",
+    "How long a client may take nothing of an answer that waits for it; then it is given up, and its call cancelled",
+);
 static MAX_BODY: Key<u64> =
     Key::new("max_body", SIZE, "1GiB", "Most bytes of a request's body; bodies stream and use no memory");
+/// The system gives connections up in milliseconds, of which it counts 2^32, and 0 is for ever.
+const SEND_TIMEOUTS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 static MAX_WAIT: Key<Duration> =
     Key::new("max_wait", DURATION, "30s", "Longest that a call waits for a runner with room");
 static QUEUE_TOTAL: Key<usize> =
@@ -132,6 +148,8 @@ pub static PROGRAM: Program = Program {
             &HTTP_LISTEN,
             &ADMIN_LISTEN,
             &MAX_CALLS,
+            &MAX_CONNECTIONS,
+            &SEND_TIMEOUT,
             &MAX_BODY,
             &MAX_WAIT,
             &QUEUE_TOTAL,
@@ -216,6 +234,23 @@ impl Plan {
         if let Some(Err(why)) = access.as_deref().map(stoker_runtime::auth::Access::read) {
             mistakes.push(settings.mistake(&ACCESS, why));
         }
+        let max_connections = settings.get(&MAX_CONNECTIONS);
+        let possible = serve::possible();
+        if max_connections > possible {
+            mistakes.push(settings.mistake(
+                &MAX_CONNECTIONS,
+                format!(
+                    "{max_connections} connections take twice as many open files, and this process may open {}: write {possible} at most, or raise \
+                     its hard limit (`ulimit -Hn`, `LimitNOFILE=` of its unit)",
+                    possible * 2
+                ),
+            ));
+        }
+        let send_timeout = settings.get(&SEND_TIMEOUT);
+        if !SEND_TIMEOUTS.contains(&send_timeout) {
+            let text = "is less than a second or more than a day: a minute is usual";
+            mistakes.push(settings.mistake(&SEND_TIMEOUT, text.to_owned()));
+        }
         let lambda = lambda::config(settings, &mut mistakes);
         let later = later::queue(settings, &mut mistakes);
         if !mistakes.is_empty() {
@@ -238,6 +273,8 @@ impl Plan {
                 explained: settings.get(&EXPLAINED),
                 max_wait: settings.get(&MAX_WAIT),
                 max_calls: settings.get(&MAX_CALLS),
+                max_connections,
+                send_timeout,
                 max_body: settings.get(&MAX_BODY),
                 tls,
                 insecure: told.insecure,

@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::admin::Shown;
+use crate::admin::{Admin, Shown};
 use crate::config::kind::{PATH, SERVERS, TEXT};
 use crate::config::{Key, Maybe, Mistake, Mistakes, Program, Settings, Table};
+use crate::lifecycle::{self, Ending, Readiness};
 use crate::logs::Logs;
+use crate::metrics::Metrics;
+use crate::telemetry::{self, Telemetry};
 
 /// How long traces and log lines that wait may take to leave at the end, each.
 pub const FLUSH: Duration = Duration::from_secs(3);
@@ -91,6 +96,61 @@ impl Etcd {
     }
 }
 
+/// How long a scrape that runs may take at the end.
+const LAST_SCRAPE: Duration = Duration::from_secs(1);
+
+/// How a server is seen from outside while it works.
+pub struct Seen {
+    pub telemetry: Telemetry,
+    pub metrics: Metrics,
+    pub readiness: Readiness,
+}
+
+impl Seen {
+    /// From here on what it logs and counts has somewhere to go. It takes no work yet, and says `why_not`.
+    ///
+    /// # Errors
+    /// Those of [`Telemetry::start`].
+    pub fn start(
+        program: &Program,
+        settings: &Settings,
+        telemetry: &telemetry::Config,
+        logs: &Logs,
+        why_not: &str,
+    ) -> io::Result<Self> {
+        let telemetry = Telemetry::start(telemetry)?;
+        let metrics = Metrics::new(settings);
+        metrics.describe_process(program.name, program.version);
+        logs.measure(&metrics);
+        telemetry.measure(&metrics);
+        logs.collect(telemetry.recorder());
+        Ok(Self { telemetry, metrics, readiness: Readiness::new(why_not) })
+    }
+
+    /// The end of a server that was told to stop, and `why`: `calls` ends them and what they need, in no more than `limit`; then the last traces leave, and then
+    /// whoever looks from outside.
+    ///
+    /// # Errors
+    /// Those of [`Ending::begin`].
+    pub async fn end(
+        self,
+        why: &str,
+        limit: Duration,
+        calls: impl Future<Output = ()>,
+        admin: Admin,
+    ) -> io::Result<()> {
+        self.readiness.stopping(format!("{why}: finishing the calls that are here"));
+        tracing::info!(why, "stopping");
+        // Each keeps a limit of its own; this is for an end that hangs in spite of them.
+        let limit = limit.saturating_add(FLUSH + LAST_SCRAPE);
+        let ending = Ending::begin(limit)?;
+        ending.phase("calls", limit, calls).await;
+        ending.phase("traces", limit, self.telemetry.stop(FLUSH)).await;
+        ending.phase("admin port", limit, admin.stop(LAST_SCRAPE)).await;
+        Ok(())
+    }
+}
+
 /// Reads the settings of a running process again, at SIGHUP: takes up the log's, shows what is in effect now and returns it; says which changes wait
 /// for a restart. Mistakes leave everything as it is.
 pub fn reread(settings: &Settings, logs: &Logs, shown: &Shown) -> Option<Settings> {
@@ -112,6 +172,18 @@ pub fn reread(settings: &Settings, logs: &Logs, shown: &Shown) -> Option<Setting
     Some(now)
 }
 
+/// Connections and containers take open files, and the usual soft limit of 1024 was made for programs that use `select`: takes all that the hard limit allows.
+/// Whoever starts other programs gives them a limit of their own.
+pub fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let all = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, all)
+    {
+        tracing::warn!(%error, ?limit, "the number of open files could not be raised");
+    }
+}
+
 /// The host's name, with `-` for what no name of ours can have.
 ///
 /// # Errors
@@ -131,6 +203,10 @@ pub fn main<P, E: fmt::Display>(
     threads: impl FnOnce(&P) -> usize,
     run: impl AsyncFnOnce(&Settings, P, &Logs) -> Result<ExitCode, E>,
 ) -> ExitCode {
+    if let Err(error) = lifecycle::heed_early() {
+        eprintln!("cannot listen for signals: {error}");
+        return ExitCode::FAILURE;
+    }
     let settings = match program.settings() {
         Ok(settings) => settings,
         Err(code) => return code,
@@ -166,7 +242,7 @@ pub fn main<P, E: fmt::Display>(
 }
 
 /// One thread is the cheapest: connections on single-threaded runtimes cost less CPU per call than on one with several threads.
-fn runtime(threads: usize) -> std::io::Result<Runtime> {
+fn runtime(threads: usize) -> io::Result<Runtime> {
     match threads {
         1 => Builder::new_current_thread().enable_all().build(),
         more => Builder::new_multi_thread().worker_threads(more).enable_all().build(),

@@ -1,6 +1,7 @@
 //! The balancer as a whole, against runners that play a script frame by frame.
 
 mod access;
+mod connections;
 mod control;
 mod doors;
 mod draining;

@@ -38,6 +38,8 @@ fn settings_and_where_they_come_from() {
             ("STOKER_ETCD_USER", "u"),
             ("STOKER_ETCD_PASSWORD", "sesame"),
             ("STOKER_MAX_CALLS", "6"),
+            ("STOKER_MAX_CONNECTIONS", "8"),
+            ("STOKER_SEND_TIMEOUT", "5s"),
         ],
     );
     std::fs::remove_file(&file).expect("it is there");
@@ -73,10 +75,17 @@ fn every_mistake_at_once() {
             "http://x:1",
             "--etcd-user",
             "u",
+            "--max-connections=9999999999",
+            "--send-timeout=0s",
         ],
         &[],
     );
     let said = text(&both.stderr);
+    assert!(
+        said.contains("--max-connections: `max_connections`: 9999999999 connections take twice"),
+        "{said}"
+    );
+    assert!(said.contains("flag --send-timeout: `send_timeout`: is less than a second"), "{said}");
     assert!(said.contains("flag --admin-listen: `admin_listen`: 127.0.0.1:80 is taken"), "{said}");
     assert!(said.contains("flag --etcd-user: `etcd_user`: has no password"), "{said}");
     assert!(text(&run(&[], &[]).stderr).contains("`etcd` is missing"));
@@ -117,16 +126,22 @@ struct Running {
 
 impl Running {
     fn start(etcd: &str) -> Self {
+        let mut running = Self::begin(etcd, &[]);
+        running.serving = running.says("serving");
+        running
+    }
+
+    /// Started, however far it has come.
+    fn begin(etcd: &str, arguments: &[&str]) -> Self {
         let mut child = program()
             .args(["--etcd", etcd, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
             .args(["--admin-listen", "127.0.0.1:0", "--drain-grace", "1h", "--name", "lb-test"])
+            .args(arguments)
             .stderr(Stdio::piped())
             .spawn()
             .expect("it starts");
         let log = BufReader::new(child.stderr.take().expect("it is piped"));
-        let mut running = Self { child, log, serving: serde_json::Value::Null };
-        running.serving = running.says("serving");
-        running
+        Self { child, log, serving: serde_json::Value::Null }
     }
 
     /// The next line of its log with this message.
@@ -170,6 +185,36 @@ impl Drop for Running {
 fn nowhere() -> String {
     let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
     format!("http://{}", gone.expect("a port"))
+}
+
+/// SIGHUP while it is being started, and SIGUSR2, which upgrades runners.
+#[test]
+fn signals_that_do_not_ask_it_to_end_do_not_end_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = directory.path().join("lb.yaml");
+    let settings = settings.to_str().expect("a path");
+    assert!(Command::new("mkfifo").arg(settings).status().expect("mkfifo runs").success());
+    let mut balancer = Running::begin(&nowhere(), &["--config", settings]);
+    // Opens with the other end: it reads its settings, and waits for them.
+    let mut told = std::fs::File::options().write(true).open(settings).expect("it reads its settings");
+    // For whoever reads them again, which would wait for another to write.
+    std::fs::remove_file(settings).and_then(|()| std::fs::write(settings, "max_calls: 5\n")).expect("a file");
+    balancer.signal("HUP");
+    balancer.signal("USR2");
+    writeln!(told, "max_calls: 5").expect("it still reads them");
+    // It reads them once more if it hears of the SIGHUP later: nobody would be at the other end.
+    std::fs::remove_file(settings).expect("it is there");
+    std::fs::write(settings, "max_calls: 5\n").expect("a file");
+    drop(told);
+    balancer.says("serving");
+    balancer.signal("USR2");
+    let said = balancer.says("SIGUSR2 is for runners: this program is not upgraded in place");
+    assert!(
+        said["instead"].as_str().is_some_and(|instead| instead.contains("start another balancer")),
+        "{said}"
+    );
+    balancer.signal("TERM");
+    assert_eq!(balancer.child.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]

@@ -184,6 +184,10 @@ fn fleet() -> Board {
                         max("process_resident_memory_bytes", &["job", "instance"], ""),
                         "{{job}} {{instance}}",
                     ),
+                    lines("Connections of clients", "At each balancer, by port.", Unit::Count).ask(
+                        sum("stoker_lb_connections", &["instance", "port"], ""),
+                        "{{instance}} {{port}}",
+                    ),
                     lines(
                         "etcd",
                         "How long ago it said anything. Without it calls go on with what is known.",

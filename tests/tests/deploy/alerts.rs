@@ -20,7 +20,7 @@ struct Case {
 const LB: (&str, &str) = ("job", "stoker-lb");
 const B1: (&str, &str) = ("instance", "b1");
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     Case {
         alert: "StokerDown",
         series: &[
@@ -235,6 +235,17 @@ const CASES: [Case; 19] = [
         ],
         quiet: "6m",
         fires: "8m",
+        labels: &[LB, B1],
+    },
+    Case {
+        alert: "StokerConnectionsFull",
+        series: &[
+            (r#"stoker_lb_connections_failed_total{why="full",job="stoker-lb",instance="b1"}"#, "0x8 0+1x60"),
+            (r#"stoker_lb_connections_failed_total{why="silent",job="stoker-lb",instance="b2"}"#, "0+1x68"),
+            (r#"stoker_lb_connections_failed_total{why="tls",job="stoker-lb",instance="b2"}"#, "0+1x68"),
+        ],
+        quiet: "6m",
+        fires: "10m",
         labels: &[LB, B1],
     },
 ];

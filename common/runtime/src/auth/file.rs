@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::jwt::{Condition, Issuer, Source};
 use super::reader::{Fields, Node, Reader};
 use super::{Access, Grants, Identity, Limit, Pattern, Secret};
+use crate::config::kind::uri;
 use crate::moments;
 
 /// Most of what stands in one list.
@@ -174,7 +175,21 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec
         conditions.push(Condition { when, grants: grants(reader, &fields) });
     }
     let source = match jwks? {
-        url if url.starts_with("https://") => Source::Url { url: url.parse().ok()?, ca },
+        // It is in the log when it does not answer.
+        url if url.contains("://") && url.contains('@') => {
+            reader.wrong(
+                node,
+                "`jwks`: has a user or a password in it: keys are public, and asked for without",
+            );
+            return None;
+        }
+        url if url.starts_with("https://") => {
+            let Some(url) = uri(&url) else {
+                reader.wrong(node, format!("`jwks`: `{url}` is not a URL: write it like https://host/keys"));
+                return None;
+            };
+            Source::Url { url, ca }
+        }
         url if url.starts_with("http://") => {
             reader.wrong(node, "`jwks`: keys that come without TLS are anybody's: write https:// or a file");
             return None;
@@ -257,7 +272,7 @@ mod tests {
 
     #[test]
     fn every_mistake_has_its_place() {
-        let text = "tokens:\n  - name: ci\n    sha256: hunter2\n  - sha256: '00'\n    invoke: ['a*b']\nlimits:\n  - {calls_per_second: 1}\n  - {app: x}\n  - {app: x, concurrent: 0}\nanybdy: {}\njwt:\n  - {issuer: i, audience: a, jwks: 'http://x/keys'}\n";
+        let text = "tokens:\n  - name: ci\n    sha256: hunter2\n  - sha256: '00'\n    invoke: ['a*b']\nlimits:\n  - {calls_per_second: 1}\n  - {app: x}\n  - {app: x, concurrent: 0}\nanybdy: {}\njwt:\n  - {issuer: i, audience: a, jwks: 'http://x/keys'}\n  - {issuer: i, audience: b, jwks: 'https://x:y/keys'}\n  - {issuer: i, audience: c, jwks: 'https://me:hunter2@x/keys'}\n";
         let wrong = read(Path::new("access.yaml"), text).err().unwrap();
         assert!(!wrong.contains("hunter2"), "a token given for its hash is not repeated: {wrong}");
         for expected in [
@@ -269,6 +284,8 @@ mod tests {
             "access.yaml:9:26: `concurrent`: `0` is not",
             "access.yaml:10:1: `anybdy` is not a key of the access file: did you mean `anybody`?",
             "`jwks`: keys that come without TLS",
+            "`jwks`: `https://x:y/keys` is not a URL",
+            "`jwks`: has a user or a password in it",
         ] {
             assert!(wrong.contains(expected), "{expected}\n{wrong}");
         }

@@ -134,19 +134,10 @@ pub const PATH: Kind<PathBuf> = Kind::one("PATH", |text| match text {
     text => Ok(PathBuf::from(text)),
 });
 
-/// `http://host:port`.
-pub const URL: Kind<String> = Kind::one("URL", url);
-
-/// The same, or `https://host:port`.
+/// `http://host:port`, or `https://host:port`.
 pub const SERVER: Kind<String> = Kind::one("URL", server);
 
-/// Several URLs.
-pub const URLS: Kind<Vec<String>> = Kind::items("URL,…", Shape::List, |items| {
-    let read = items.iter().map(|item| url(&item.text));
-    collect(read)
-});
-
-/// Several URLs of servers that may ask for TLS.
+/// Several of them.
 pub const SERVERS: Kind<Vec<String>> = Kind::items("URL,…", Shape::List, |items| {
     let read = items.iter().map(|item| server(&item.text));
     collect(read)
@@ -189,24 +180,28 @@ fn collect<T, C: FromIterator<T>>(read: impl Iterator<Item = Result<T, String>>)
     if problems.is_empty() { Ok(values) } else { Err(problems) }
 }
 
-fn url(text: &str) -> Result<String, String> {
-    if text.starts_with("https://") {
-        return Err(format!(
-            "`{text}` asks for TLS, which is not spoken there: write it like http://host:port"
-        ));
-    }
-    server(text)
-}
-
 fn server(text: &str) -> Result<String, String> {
     let wrong = |what: &str| Err(format!("`{text}` {what}: write it like http://host:port"));
-    let Ok(uri) = text.parse::<http::Uri>() else { return wrong("is not a URL") };
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        // A URL is shown in settings and logs.
+    let uri = uri(text);
+    // A URL is shown in settings and logs, and one with a password in it is often none: what stands before its last @ may be anything.
+    if text.contains('@') && uri.as_ref().is_none_or(has_user) {
         return Err("has a user or a password in it, where everybody sees it: leave them out".to_owned());
     }
+    let Some(uri) = uri else { return wrong("is not a URL") };
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(text.to_owned()),
         _ => wrong("is not a URL of a server"),
     }
+}
+
+/// A URL as it is meant: whoever asks for the port of one whose port is no number is told that it has none.
+pub(crate) fn uri(text: &str) -> Option<http::Uri> {
+    let uri = text.parse::<http::Uri>().ok()?;
+    let portless = |all: &http::uri::Authority| all.as_str().rsplit('@').next() == Some(all.host());
+    let sound = uri.authority().is_none_or(|all| all.port().is_some() || portless(all));
+    sound.then_some(uri)
+}
+
+fn has_user(uri: &http::Uri) -> bool {
+    uri.authority().is_some_and(|authority| authority.as_str().contains('@'))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, RATIO, SIZE, TEXT, TRUTH, URL, URLS};
+use super::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, RATIO, SERVER, SERVERS, SIZE, TEXT, TRUTH};
 use super::*;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,7 +18,7 @@ static ZONE: Maybe<String> = Key::required("zone", TEXT, "Where it is").optional
 static GRPC: Key<SocketAddr> =
     Key::new("listen.grpc", ADDRESS, "127.0.0.1:7070", "Where gRPC is served").flag("listen");
 static ETCD: Key<Vec<String>> =
-    Key::new("etcd.endpoints", URLS, "", "Members of etcd").flag("etcd").variables(&["STOKER_ETCD"]);
+    Key::new("etcd.endpoints", SERVERS, "", "Members of etcd").flag("etcd").variables(&["STOKER_ETCD"]);
 static PASSWORD: Maybe<String> = Key::required("etcd.password", TEXT, "Its password").secret().optional();
 static MEMORY: Key<u64> =
     Key::found("runner.memory", SIZE, || Ok("2GiB".to_owned()), "What it gives out").flag("memory");
@@ -36,7 +36,7 @@ static FREEZE: Key<bool> = Key::new("runner.freeze", TRUTH, "true", "Idle contai
 static STREAMS: Key<usize> = Key::new("runner.streams", COUNT, "1", "Streams");
 static RATE: Key<f64> = Key::new("telemetry.ratio", RATIO, "1", "Share of calls that are traced")
     .variables(&["OTEL_TRACES_SAMPLER_ARG"]);
-static ENDPOINT: Maybe<String> = Key::required("telemetry.endpoint", URL, "Where traces go").optional();
+static ENDPOINT: Maybe<String> = Key::required("telemetry.endpoint", SERVER, "Where traces go").optional();
 
 static PROGRAM: Program = Program {
     name: "stoker-test",
@@ -239,6 +239,24 @@ etcd:
         "`name` is missing: write --name TEXT, STOKER_NAME, or a line in the file",
     ];
     assert_eq!(mistakes, expected, "got\n{}", mistakes.join("\n"));
+}
+
+#[test]
+fn a_password_in_a_url_is_never_shown() {
+    for wrong in [
+        "http://me:hunter2@host",
+        "http://me:hunter 2@host",
+        "http://me:hun/ter2@host:x",
+        "ftp://me:hunter2@host",
+        "me:hunter2@host",
+    ] {
+        let told = load("name: a", &[("STOKER_TELEMETRY_ENDPOINT", wrong)], &["--config", "FILE"]);
+        let told = told.unwrap_err().join("\n");
+        assert!(told.contains("has a user or a password in it") && !told.contains("hun"), "{wrong}: {told}");
+    }
+    assert!(
+        load("name: a", &[("STOKER_TELEMETRY_ENDPOINT", "http://host/v1/@x")], &["--config", "FILE"]).is_ok()
+    );
 }
 
 #[test]

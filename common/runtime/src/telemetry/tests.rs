@@ -1,6 +1,7 @@
 //! What needs no collector: contexts, decisions, bounds. `tests/telemetry.rs` has one.
 
 mod amazon;
+mod collectors;
 mod kept;
 mod listed;
 

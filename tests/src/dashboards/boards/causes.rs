@@ -195,6 +195,12 @@ pub fn errors() -> Board {
                             max("stoker_etcd_interrupted", &["instance", "part"], ""),
                             "{{instance}} {{part}}",
                         ),
+                    stacked(
+                        "Connections that came to nothing, a second",
+                        "Of clients: one too many, one that says nothing, one that TLS turned away.",
+                        Unit::PerSecond,
+                    )
+                    .ask(rate("stoker_lb_connections_failed", &["why"], ""), "{{why}}"),
                     lines("Panics", "Each is a mistake of ours.", Unit::PerSecond)
                         .ask(rate("stoker_lb_panics", &[], ""), "panics"),
                     stacked("Spans, by what became of them", "A second.", Unit::PerSecond)

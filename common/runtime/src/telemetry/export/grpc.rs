@@ -61,7 +61,9 @@ impl Way {
         match taken(answer).await {
             Ok(taken) => Ok(taken.refused()),
             Err(status) => {
-                Err(Failed { why: told(&status), passing: is_passing(&status), after: Duration::ZERO })
+                let after = room_again(&status);
+                let passing = is_passing(&status, after);
+                Err(Failed { why: told(&status), passing, after: after.unwrap_or_default() })
             }
         }
     }
@@ -137,7 +139,7 @@ fn told(status: &Status) -> String {
 }
 
 /// Whether OTLP says to try again. What has a cause was not said by the collector: the connection broke.
-fn is_passing(why: &Status) -> bool {
+fn is_passing(why: &Status, room_again: Option<Duration>) -> bool {
     if std::error::Error::source(why).is_some() {
         return true;
     }
@@ -145,7 +147,28 @@ fn is_passing(why: &Status) -> bool {
     match why.code() {
         Cancelled | DeadlineExceeded | Aborted | OutOfRange | Unavailable | DataLoss => true,
         // Only where it says when it may have room again.
-        ResourceExhausted => !why.details().is_empty(),
+        ResourceExhausted => room_again.is_some(),
         _ => false,
     }
+}
+
+/// When the collector may have room again, where it says so: `google.rpc.RetryInfo`, among the details of its status.
+fn room_again(status: &Status) -> Option<Duration> {
+    let details = Details::decode(status.details()).ok()?.details;
+    let info = details.iter().find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = RetryInfo::decode(&*info.value).ok()?.retry_delay?;
+    Duration::try_from(delay).ok()
+}
+
+/// `google.rpc.Status`, as far as we look at it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Details {
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<prost_types::Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    retry_delay: Option<prost_types::Duration>,
 }
