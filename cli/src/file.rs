@@ -190,6 +190,12 @@ impl Reader<'_> {
             self.wrong(first.span.start, "must be a mapping with the keys `app` and `functions`");
             return Vec::new();
         };
+        let has = |wanted: &str| top.iter().any(|(key, _)| key.data.as_str() == Some(wanted));
+        if has("schema_version") && !has("functions") {
+            let text = "is Fn's func.yaml and no function file: write `app: NAME` and `functions:`; docs/migrating-from-fn.md says what becomes of its keys";
+            self.wrong(first.span.start, text);
+            return Vec::new();
+        }
         let (mut app, mut functions) = (None, None);
         for (key, value) in top {
             match key.data.as_str() {
@@ -247,10 +253,14 @@ impl Reader<'_> {
         }
         if let Err(problems) = spec.check() {
             for problem in problems.into_iter().filter(|p| !bad_fields.contains(&p.field)) {
-                let option = fields.get("format_options").and_then(|options| option(options, &problem));
-                let at = option.or(fields.get(problem.field).map(|n| n.span.start));
+                let block = fields.get(problem.field);
+                let at = block.and_then(|block| within(block, &problem).or(Some(block.span.start)));
                 self.wrong(at.unwrap_or(node.span.start), format!("`{}` {}", problem.field, problem.text));
             }
+        }
+        if bad_fields.contains(&"name") {
+            // Nobody else's.
+            fields.remove("name");
         }
         self.unique(&spec, &fields, known);
         (self.mistakes.len() == before).then_some(spec)
@@ -269,11 +279,10 @@ impl Reader<'_> {
         match fields.get("name") {
             None => self.wrong(at, "`name` is missing: every function has one, like `name: hello`"),
             Some(node) => {
-                if let Some(name) = self.text(node, "name")
-                    && self.name(node.span.start, "name", &name)
-                    && let Some(name) = FunctionName::new(app, &name)
-                {
-                    spec.name = name;
+                let named = self.text(node, "name").filter(|name| self.name(node.span.start, "name", name));
+                match named.and_then(|name| FunctionName::new(app, &name)) {
+                    Some(name) => spec.name = name,
+                    None => bad.push("name"),
                 }
             }
         }
@@ -350,6 +359,10 @@ impl Reader<'_> {
     fn unknown(&mut self, key: &Node<'_>, keys: &[&str], of: &str) {
         let name = written(key, &self.source);
         let text = match nearest(&name, keys.iter().copied()) {
+            _ if name == "<<" => {
+                "merge keys (`<<`) are not taken: write the keys out, or give a whole value a name, like `env: &shared`, and use it again, like `env: *shared`"
+                    .to_owned()
+            }
             Some(near) => format!("`{name}` is not a key of {of}: did you mean `{near}`?"),
             None => format!("`{name}` is not a key of {of}: it has {}", keys.join(", ")),
         };
@@ -554,10 +567,10 @@ impl Reader<'_> {
     }
 }
 
-/// Where the option stands that a problem is about: its text begins with it.
-fn option(options: &Node<'_>, problem: &Problem) -> Option<Marker> {
-    let YamlData::Mapping(map) = &options.data else { return None };
-    let (name, _) = problem.text.split_once(' ').filter(|_| problem.field == "format_options")?;
+/// Where the key of a block stands that a problem is about: its text begins with it.
+fn within(block: &Node<'_>, problem: &Problem) -> Option<Marker> {
+    let YamlData::Mapping(map) = &block.data else { return None };
+    let (name, _) = problem.text.split_once([' ', ':'])?;
     map.iter().find(|(key, _)| key.data.as_str() == Some(name)).map(|(key, _)| key.span.start)
 }
 

@@ -19,7 +19,7 @@ impl Reader<'_> {
             self.wrong(node.span.start, text);
             return None;
         };
-        let before = self.mistakes.len();
+        // What is wrong stays at its default, so that the rest is judged as well.
         let mut later = Later::default();
         for (name, value) in map {
             let Some(key) = KEYS.iter().copied().find(|key| name.data.as_str() == Some(key)) else {
@@ -27,17 +27,17 @@ impl Reader<'_> {
                 continue;
             };
             match key {
-                "max_attempts" => later.max_attempts = self.count(value, key).unwrap_or_default(),
-                "backoff" => later.backoff_ms = self.time(value, key).unwrap_or_default(),
-                "max_age" => later.max_age_ms = self.time(value, key).unwrap_or_default(),
-                "result_ttl" => later.result_ttl_ms = self.time(value, key).unwrap_or_default(),
-                "delay" => later.delay_ms = self.time(value, key).unwrap_or_default(),
+                "max_attempts" => put(&mut later.max_attempts, self.count(value, key)),
+                "backoff" => put(&mut later.backoff_ms, self.time(value, key)),
+                "max_age" => put(&mut later.max_age_ms, self.time(value, key)),
+                "result_ttl" => put(&mut later.result_ttl_ms, self.time(value, key)),
+                "delay" => put(&mut later.delay_ms, self.time(value, key)),
                 "dead_letter" => later.dead_letter = self.by(value, key, Target::parse),
                 "on_success" => later.on_success = self.by(value, key, Target::parse),
                 _ => later.on_failure = self.by(value, key, Target::parse),
             }
         }
-        (self.mistakes.len() == before).then_some(later)
+        Some(later)
     }
 
     /// A time; 0 needs no unit.
@@ -54,7 +54,6 @@ impl Reader<'_> {
             self.wrong(node.span.start, text);
             return None;
         };
-        let before = self.mistakes.len();
         let mut all = Vec::new();
         for item in list {
             let YamlData::Mapping(map) = &item.data else {
@@ -77,6 +76,13 @@ impl Reader<'_> {
                 }
             }
         }
-        (self.mistakes.len() == before).then_some(all)
+        Some(all)
+    }
+}
+
+/// Puts what could be read.
+fn put<T>(place: &mut T, read: Option<T>) {
+    if let Some(read) = read {
+        *place = read;
     }
 }

@@ -112,8 +112,30 @@ fn bad_files() {
         ),
         (function("colour: red"), &["5:5: `colour` is not a key of a function: it has name, image"]),
         (function("async: {attempts: 3}"), &["5:13: `attempts` is not a key of async"]),
-        (function("async: {max_attempts: 0}"), &["5:12: `async` max_attempts: 0 is not between 1 and 100"]),
+        (function("async: {max_attempts: 0}"), &["5:13: `async` max_attempts: 0 is not between 1 and 100"]),
         (function("async: {dead_letter: nowhere}"), &["5:26: `dead_letter`: `nowhere` is no target"]),
+        (
+            function("async: {max_attempts: 0, backoff: 5, dead_letter: nowhere}"),
+            &[
+                "5:13: `async` max_attempts: 0",
+                "5:39: `backoff`: `5` has no unit: write it like 5s",
+                "5:55: `dead_letter`: `nowhere` is no target",
+            ],
+        ),
+        (function("async: {backoff: 5}"), &["5:22: `backoff`: `5` has no unit"]),
+        (
+            "app: d\nfunctions: [{name: a b, command: [x]}, {name: a/b, command: [x]}, {name: \"\", command: [x]}]".into(),
+            &["`name` \"a b\" is not a name", "`name` \"a/b\" is not a name", "`name` \"\" is not a name"],
+        ),
+        (
+            "app: d\nfunctions:\n- &a {name: a, command: [x], env: &e {A: b}}\n- {<<: *a, name: b, command: [x], env: *e}".into(),
+            &["4:4: merge keys (`<<`) are not taken"],
+        ),
+        (
+            "schema_version: 20180708\nname: hello\nversion: 0.0.1\nruntime: python\nentrypoint: x\n".into(),
+            &["1:1: is Fn's func.yaml"],
+        ),
+        (function("schedules: [{cron: soon}, {body: x}]"), &["`schedules` cron: `soon`", "5:31: a schedule must have `cron`"]),
         (function("schedules: [{cron: soon}]"), &["5:16: `schedules` cron: `soon` is not understood"]),
         (function("schedules: [{body: x}]"), &["5:17: a schedule must have `cron`"]),
         (function("memory: 128"), &["5:13: `memory`: `128` has no unit: write it like 128MiB"]),
@@ -180,7 +202,7 @@ fn bad_files() {
         (function("triggers: [{http: /x, cors: {origin: a}}]"), &["did you mean `origins`?"]),
         (
             function("cors: {origins: \"*\", credentials: true}"),
-            &["5:11: `cors` credentials with the origin \"*\" would let every site act"],
+            &["5:26: `cors` credentials with the origin \"*\" would let every site act"],
         ),
         (function("max_request: 5"), &["5:18: `max_request`: `5` has no unit: write it like 5MiB"]),
         (function("name: b"), &["5:5: is not YAML: duplicated key"]),

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use stoker_runtime::lifecycle::{IMPATIENT, Signals};
+use stoker_runtime::lifecycle::{IMPATIENT, Signals, refuse_upgrades};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::Failure;
@@ -22,6 +22,7 @@ impl Stop {
             true => None,
             false => Some(signal(SignalKind::hangup()).map_err(failed)?),
         };
+        refuse_upgrades("stop this fleet (Ctrl-C) and start it anew").map_err(failed)?;
         Ok(Self { told: Box::pin(Signals::listen().map_err(failed)?.stop_requested()), hangup })
     }
 
