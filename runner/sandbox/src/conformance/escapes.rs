@@ -33,6 +33,7 @@ const TRIED: &[(&str, &str)] = &[
     ("load_code_into_the_kernel", "kernel-code"),
     ("escape_by_cgroups", "cgroups"),
     ("raise_its_limits", "limits"),
+    ("take_huge_pages", "huge-pages"),
     ("type_into_a_terminal", "terminal"),
     ("overwrite_its_program", "program"),
     ("weaken_its_memory_layout", "personality"),
@@ -207,7 +208,8 @@ async fn reach_sockets_of_the_host(subject: Subject<'_>) -> Outcome {
     if !subject.claims().isolates_network {
         return left_out("the driver claims no network isolation");
     }
-    let name = format!("stoker-escape-{}", std::process::id());
+    // The suites of several drivers may run side by side, in one process.
+    let name = format!("stoker-escape-{}-{:?}", std::process::id(), std::thread::current().id());
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name)?;
     let _listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
     let out = subject.output("abstract", &["attack-abstract", &name]).await?;

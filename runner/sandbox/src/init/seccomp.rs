@@ -63,8 +63,8 @@ const CORE: u32 = libc::RLIMIT_CORE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Return(u32),
-    /// The first argument without these bits.
-    Without(u32),
+    /// The argument of this index without these bits.
+    Without(u32, u32),
     /// The first argument among these, else this answer.
     Among(&'static [u32], u32),
     /// The second argument not among these.
@@ -96,7 +96,11 @@ fn ranges() -> Vec<(u32, Verdict)> {
     }
     // Its flags lie in memory, where no filter can look; absent, C libraries use clone.
     set(libc::SYS_clone3, Verdict::Return(ABSENT));
-    set(libc::SYS_clone, Verdict::Without(NAMESPACES));
+    set(libc::SYS_clone, Verdict::Without(0, NAMESPACES));
+    // The kernel counts huge pages towards nobody's memory: a function would have all that its host keeps.
+    set(libc::SYS_mmap, Verdict::Without(3, libc::MAP_HUGETLB as u32));
+    set(libc::SYS_memfd_create, Verdict::Without(1, libc::MFD_HUGETLB));
+    set(libc::SYS_shmget, Verdict::Without(2, libc::SHM_HUGETLB as u32));
     set(libc::SYS_personality, Verdict::Among(PERSONALITIES, REFUSE));
     set(libc::SYS_socket, Verdict::Socket);
     set(libc::SYS_socketpair, Verdict::Among(sockets::LOCAL, sockets::NO_FAMILY));
@@ -148,8 +152,8 @@ fn tree(ranges: &[(u32, Verdict)], program: &mut Vec<sock_filter>) {
 fn leaf(verdict: Verdict, program: &mut Vec<sock_filter>) {
     match verdict {
         Verdict::Return(value) => program.push(answer(value)),
-        Verdict::Without(bits) => {
-            program.push(load(argument(0)));
+        Verdict::Without(index, bits) => {
+            program.push(load(argument(index)));
             program.push(statement(BPF_ALU | BPF_AND | BPF_K, bits));
             program.push(jump(BPF_JEQ, 0, 0, 1));
             program.push(answer(ALLOW));

@@ -28,6 +28,7 @@ pub fn one(what: &str) -> io::Result<()> {
         "kernel-code" => kernel_code(),
         "cgroups" => cgroups(),
         "limits" => limits(),
+        "huge-pages" => huge_pages(),
         "terminal" => terminal(),
         "program" => program(),
         "personality" => call("personality no-randomize", libc::SYS_personality, [0x0004_0000, 0, 0, 0, 0]),
@@ -386,6 +387,21 @@ fn limits() -> io::Result<()> {
         let error = io::Error::last_os_error();
         tried("sched first in first out", if result < 0 { Err(error) } else { Ok(()) })
     }
+}
+
+fn huge_pages() -> io::Result<()> {
+    let size = 2 << 20;
+    // What is not reserved is to be had where the host keeps none, too: so the filter is what is tried.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, which nobody touches.
+    let mapped = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, flags, -1, 0) };
+    let error = io::Error::last_os_error();
+    tried("map huge pages", if mapped == libc::MAP_FAILED { Err(error) } else { Ok(()) })?;
+    let name = text("huge");
+    let file = [name.as_ptr() as usize, libc::MFD_HUGETLB as usize, 0, 0, 0];
+    call("make a file of huge pages", libc::SYS_memfd_create, file)?;
+    let segment = (libc::IPC_CREAT | libc::SHM_HUGETLB | 0o600) as usize;
+    call("make a segment of huge pages", libc::SYS_shmget, [libc::IPC_PRIVATE as usize, size, segment, 0, 0])
 }
 
 fn core_size() -> u64 {

@@ -120,7 +120,6 @@ pub const ALLOWED: &[c_long] = &[
     libc::SYS_restart_syscall,
     // Memory.
     libc::SYS_brk,
-    libc::SYS_mmap,
     libc::SYS_munmap,
     libc::SYS_mprotect,
     libc::SYS_mremap,
@@ -133,7 +132,6 @@ pub const ALLOWED: &[c_long] = &[
     libc::SYS_mlockall,
     libc::SYS_munlockall,
     libc::SYS_remap_file_pages,
-    libc::SYS_memfd_create,
     libc::SYS_pkey_alloc,
     libc::SYS_pkey_free,
     libc::SYS_pkey_mprotect,
@@ -246,7 +244,6 @@ pub const ALLOWED: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
     // Between processes, and what the system is.
-    libc::SYS_shmget,
     libc::SYS_shmat,
     libc::SYS_shmdt,
     libc::SYS_shmctl,

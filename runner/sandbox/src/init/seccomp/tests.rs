@@ -6,7 +6,7 @@ use super::sockets::{NO_FAMILY, NO_PROTOCOL, NO_TYPE};
 use super::*;
 
 /// Runs the program as the kernel would.
-fn run(program: &[sock_filter], number: u32, arguments: [u64; 3]) -> (u32, usize) {
+fn run<const N: usize>(program: &[sock_filter], number: u32, arguments: [u64; N]) -> (u32, usize) {
     let (mut at, mut accumulator, mut steps) = (0, 0_u32, 0);
     loop {
         let instruction = program[at];
@@ -46,7 +46,7 @@ fn the_tree_says_what_the_list_says() {
     let program = filter();
     let mut most = 0;
     for number in 0..600_u32 {
-        let (verdict, steps) = run(&program, number, [0; 3]);
+        let (verdict, steps) = run(&program, number, [0; 4]);
         most = most.max(steps);
         let listed = ALLOWED.iter().chain(ALLOWED_HERE).any(|&allowed| allowed == c_long::from(number));
         if listed {
@@ -62,6 +62,9 @@ fn the_tree_says_what_the_list_says() {
                 libc::SYS_ioctl,
                 libc::SYS_setrlimit,
                 libc::SYS_prlimit64,
+                libc::SYS_mmap,
+                libc::SYS_memfd_create,
+                libc::SYS_shmget,
             ]
             .contains(&c_long::from(number));
             assert_eq!(verdict == ALLOW, conditional, "call {number}");
@@ -166,4 +169,40 @@ fn arguments_decide_where_they_must() {
         assert_eq!(of(call, [0, 0]), REFUSE);
     }
     assert_eq!(of(0x4000_0000, [0, 0]), ABSENT);
+}
+
+/// Ordinary memory, files in memory and segments are everybody's; those of huge pages nobody's, in whatever size they are asked for.
+#[test]
+fn huge_pages_are_left_to_the_host() {
+    let program = filter();
+    let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let calls = [
+        (libc::SYS_mmap, 3, private, libc::MAP_HUGETLB as u64, libc::MAP_HUGE_1GB as u64),
+        (
+            libc::SYS_memfd_create,
+            1,
+            libc::MFD_CLOEXEC.into(),
+            libc::MFD_HUGETLB.into(),
+            libc::MFD_HUGE_1GB.into(),
+        ),
+        (
+            libc::SYS_shmget,
+            2,
+            libc::IPC_CREAT as u64 | 0o600,
+            libc::SHM_HUGETLB as u64,
+            libc::MAP_HUGE_2MB as u64,
+        ),
+    ];
+    for (call, index, plain, huge, size) in calls {
+        let with = |flags: u64| {
+            let mut arguments = [0; 4];
+            arguments[index] = flags;
+            run(&program, call as u32, arguments).0
+        };
+        assert_eq!(
+            [with(plain), with(plain | huge), with(plain | huge | size)],
+            [ALLOW, REFUSE, REFUSE],
+            "call {call}"
+        );
+    }
 }
