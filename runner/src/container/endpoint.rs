@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use stoker_core::backoff::Backoff;
 use stoker_sandbox::Shared;
 use tokio::io::unix::AsyncFd;
@@ -124,7 +125,7 @@ fn resolve(directory: &OwnedFd) -> Result<OwnedFd, Problem> {
             let stat = rustix::fs::fstat(&fd).map_err(|e| Problem::System(e.into()))?;
             Ok((fd, FileType::from_raw_mode(stat.st_mode)))
         }
-        Err(rustix::io::Errno::NOENT) => Err(Problem::NotYet),
+        Err(Errno::NOENT) => Err(Problem::NotYet),
         Err(error) => Err(Problem::System(error.into())),
     };
     let (link, kind) = at(NAME)?;
@@ -156,6 +157,9 @@ async fn connect(socket: &OwnedFd) -> Result<UnixStream, Problem> {
             io::ErrorKind::ConnectionRefused
             | io::ErrorKind::PermissionDenied
             | io::ErrorKind::WouldBlock => Err(Problem::NotYet),
+            _ if error.raw_os_error() == Some(Errno::PROTOTYPE.raw_os_error()) => {
+                Err(Problem::Broken(format!("{NAME} is not a socket of streams: listen with SOCK_STREAM")))
+            }
             _ => Err(Problem::System(error)),
         },
     }
@@ -176,7 +180,7 @@ fn look(stream: &UnixStream) -> Idle {
     match rustix::net::recv(stream, &mut one[..], flags) {
         Ok((0, _)) => Idle::Closed,
         Ok(_) => Idle::Noise,
-        Err(rustix::io::Errno::AGAIN) => Idle::Fine,
+        Err(Errno::AGAIN) => Idle::Fine,
         Err(_) => Idle::Closed,
     }
 }

@@ -163,7 +163,12 @@ impl Container {
                     let text = format!("the function's socket is not usable: {why}");
                     LaunchError::Function(Error::new(Code::FunctionInitFailed, text))
                 }
-                problem => LaunchError::Platform(format!("connect to the function: {problem:?}")),
+                endpoint::Problem::System(error) => {
+                    LaunchError::Platform(format!("connect to the function: {error}"))
+                }
+                endpoint::Problem::NotYet => {
+                    LaunchError::Platform("connect to the function: nobody listens".to_owned())
+                }
             })
         };
         let connection = self

@@ -71,8 +71,10 @@ impl Pools {
                     if keeper.fallen {
                         continue;
                     }
-                    tracing::info!(container = %keeper.container.id, ?exit, "a container ended by itself");
-                    keeper.pools.fell(digest, seq, |_| true);
+                    // Not one whose end somebody saw to: a drain, or its place was wanted.
+                    if keeper.pools.fell(digest, seq, |member| member.state != State::Stopping) {
+                        tracing::info!(container = %keeper.container.id, ?exit, "a container ended by itself");
+                    }
                     return;
                 }
                 () = keeper.says_something() => {

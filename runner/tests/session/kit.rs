@@ -52,6 +52,7 @@ const FUNC: &str = r#"
 import os, socket, sys, threading, time
 path = os.environ["FN_LISTENER"][5:]
 if os.environ.get("MODE") == "never": time.sleep(1000)
+if os.environ.get("MODE") == "datagrams": s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.bind(path); os.chmod(path, 0o666); time.sleep(1000)
 if os.environ.get("MODE") == "exit": print("goodbye", file=sys.stderr); sys.exit(3)
 s = socket.socket(socket.AF_UNIX); s.bind(path + ".tmp"); os.chmod(path + ".tmp", 0o666); s.listen(16)
 os.symlink("lsnr.sock.tmp", path)

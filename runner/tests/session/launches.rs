@@ -22,6 +22,10 @@ async fn launches_that_fail_are_precise(choice: Choice) {
     let mut never = python("never");
     never.init_timeout_ms = 300;
     assert_eq!(session.call(&never, "", b"").await.code(), "ERROR_CODE_FUNCTION_INIT_TIMEOUT");
+    // A socket that nobody can connect to is its own mistake, told at once.
+    let answer = session.call(&python("datagrams"), "", b"").await;
+    assert_eq!(answer.code(), "ERROR_CODE_FUNCTION_INIT_FAILED", "{answer:?}");
+    assert!(answer.finished.error.unwrap().message.contains("listen with SOCK_STREAM"));
     let mut large = python("");
     large.memory = 1 << 32;
     let answer = session.call(&large, "", b"").await;
