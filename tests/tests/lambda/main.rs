@@ -147,8 +147,10 @@ async fn writes(fleet: &Fleet, function: &FunctionSpec, call: &str) {
 /// Everything that does not depend on the language.
 async fn a_handler_is_at_home(sandbox: Choice) {
     let Some(main) = python("main", "kit.handler") else { return };
-    let main = main.with_env("GREETING", "4=4");
-    let brief = python("brief", "kit.handler").unwrap().with_timeout(Duration::from_secs(1));
+    // One container each: what comes while it starts its function again waits for it, and has no other.
+    let main = main.with_env("GREETING", "4=4").with_max_containers(1);
+    let brief =
+        python("brief", "kit.handler").unwrap().with_timeout(Duration::from_secs(1)).with_max_containers(1);
     let absent = python("absent", "kit.absent").unwrap();
     let fleet = fleet(sandbox, [main.clone(), brief.clone(), absent]).await;
 
@@ -163,6 +165,10 @@ async fn a_handler_is_at_home(sandbox: Choice) {
         assert_eq!(report["calls"], calls, "{report}");
         assert!(report["seen"].is_null() || report["seen"] == calls, "/tmp stays: {report}");
         assert_eq!(report["request_id"], answer.call_id.as_str());
+        // Nobody makes a trace, and it is told of one, as on AWS.
+        let id = &answer.call_id;
+        let trace = format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &id[16..]);
+        assert_eq!(report["trace"], trace);
     }
 
     // What it is told.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::{Intent, Taken, TraceContext, WINDOW};
 use stoker_core::error::Report;
+use stoker_core::ids::CallId;
 use stoker_core::{Code, Error};
 use stoker_lambda::{Bandwidth, Direct, Invocation, MAX_PAYLOAD, Over, Refused, function_url, is_request_id};
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
@@ -272,7 +273,11 @@ impl Invoke<'_> {
                 .unwrap_or_else(|| request_id(self.offer)),
             deadline: Some(SystemTime::now() + limit),
             arn: or(arn, &|| lambda::arn(&self.offer.spec)),
-            trace: to_amazon(self.trace, head.headers.get("x-amzn-trace-id").filter(|said| !said.is_empty())),
+            trace: told_trace(
+                self.trace,
+                head.headers.get("x-amzn-trace-id").filter(|said| !said.is_empty()),
+                &self.offer.id,
+            ),
             client_context: or(by(&|d| d.client_context.clone()), &|| said("lambda-runtime-client-context")),
             identity: or(by(&|d| d.identity.clone()), &|| said("lambda-runtime-cognito-identity")),
             bandwidth,
@@ -285,6 +290,17 @@ impl Invoke<'_> {
             payload,
         }
     }
+}
+
+/// The trace as the function is told of it. Where nobody makes one there is one all the same, by the call's own name and not recorded: so it is on
+/// AWS, and handlers read their variable without a look whether it is there.
+fn told_trace(trace: &TraceContext, said: Option<&str>, id: &CallId) -> String {
+    let told = to_amazon(trace, said);
+    if !told.is_empty() {
+        return told;
+    }
+    let id = id.to_string();
+    format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &id[16..])
 }
 
 /// By what name a call is known to its function.
