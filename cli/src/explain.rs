@@ -69,13 +69,14 @@ fn text(story: &v1::CallStory, style: output::Style) -> String {
     row("outcome", outcome(story));
     row("trace", story.trace_id.clone());
     let header = ["AT", "RUNNER", "WHAT"];
-    let rows: Vec<_> =
+    let mut rows: Vec<_> =
         story.steps.iter().map(|step| vec![at(step), step.runner.clone(), what(step)]).collect();
+    if story.left_out > 0 {
+        let gap = format!("({} steps between, which are not kept)", story.left_out);
+        rows.insert(rows.len() / 2, vec![String::new(), String::new(), gap]);
+    }
     if !rows.is_empty() {
         out += &format!("\n{}", output::table(&header, rows));
-    }
-    if story.left_out > 0 {
-        out += &format!("({} steps more, which are not kept)\n", story.left_out);
     }
     out += &format!("\n{}\n", style.bold("Why"));
     for finding in &story.findings {
@@ -250,6 +251,17 @@ mod tests {
             assert!(text.contains(line), "{line:?} in {text}");
         }
         assert!(!text.contains("trace"), "what is not known is not there: {text}");
+    }
+
+    #[test]
+    fn what_a_long_story_leaves_out_was_in_its_middle() {
+        let mut long = story();
+        long.steps.push(long.steps[1].clone());
+        long.left_out = 7;
+        let text = text(&long, output::Style::plain());
+        let rows: Vec<_> = text.lines().skip_while(|line| !line.starts_with("AT")).skip(1).take(5).collect();
+        assert!(rows[1].contains("refused") && rows[3].contains("waits in the balancer"), "{text}");
+        assert_eq!(rows[2].trim(), "(7 steps between, which are not kept)");
     }
 
     #[test]

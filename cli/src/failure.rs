@@ -17,7 +17,9 @@ pub struct Failure {
     /// What was attempted and what went wrong; may have several lines.
     error: Error,
     /// What to do about it; empty if nothing useful can be said.
-    advice: String,
+    advice: Box<str>,
+    /// The call that failed, for `stoker explain`; empty if none did, or none is known.
+    call_id: Box<str>,
     /// Whoever read STDOUT has what it wanted (`| head`): nobody is told anything.
     quiet: bool,
 }
@@ -25,7 +27,7 @@ pub struct Failure {
 impl Failure {
     /// What happened, and what to do about it.
     pub fn new(error: Error, advice: impl Into<String>) -> Self {
-        Self { error, advice: advice.into(), quiet: false }
+        Self { error, advice: advice.into().into(), call_id: Box::default(), quiet: false }
     }
 
     /// The user's own doing.
@@ -106,6 +108,9 @@ impl Failure {
         if !self.advice.is_empty() {
             text += &format!("  {} {}\n", style.dim("what to do:"), self.advice);
         }
+        if !self.call_id.is_empty() {
+            text += &format!("  {} {}\n", style.dim("call:"), output::printable(&self.call_id));
+        }
         if !self.error.log_tail.is_empty() {
             text += &format!("  {}\n", style.dim("the function's last words:"));
             text.extend(self.error.log_tail.lines().map(|line| format!("    {}\n", output::printable(line))));
@@ -115,16 +120,20 @@ impl Failure {
 
     /// With the names that errors have at the HTTP door.
     fn json(&self) -> Value {
-        let Self { error, advice, .. } = self;
+        let Self { error, advice, call_id, .. } = self;
         let after = match error.retry {
             Retry::After(wait) => Some(wait.as_millis() as u64),
             Retry::Never | Retry::Elsewhere => None,
         };
-        json!({
+        let mut json = json!({
             "message": error.message, "code": stoker_proto::status::row(error.code).reason,
             "blame": error.blame().as_str(), "retry": error.retry.as_str(), "retry_after_ms": after,
             "may_have_started": error.may_have_started, "advice": advice, "log_tail": error.log_tail,
-        })
+        });
+        if !call_id.is_empty() {
+            json["call_id"] = (**call_id).into();
+        }
+        json
     }
 
     /// 1, 2, 3: the function, the request, the platform.
@@ -152,7 +161,8 @@ impl From<tonic::Status> for Failure {
                 "it is older than this command: update it, or take the command of its version",
             );
         }
-        Self::of(stoker_proto::status::from_status(&status))
+        let call_id = stoker_proto::status::call_id(&status).into();
+        Self { call_id, ..Self::of(stoker_proto::status::from_status(&status)) }
     }
 }
 
@@ -243,6 +253,21 @@ mod tests {
             assert_eq!(failure.json()["code"], "INVALID_REQUEST");
             assert_eq!(failure.exit_code(), ExitCode::from(2), "as the parser's own");
         }
+    }
+
+    #[test]
+    fn a_failed_call_is_named() {
+        let lost = Error::new(Code::RunnerLost, "r1 was lost");
+        let status = |id: &str| stoker_proto::status::to_status(&lost, id);
+        let failure = Failure::from(status("01977c3e5d8a7b02a9a2c36f1d0e4b57"));
+        let text = failure.text(output::Style::plain());
+        assert!(text.contains("\n  call: 01977c3e5d8a7b02a9a2c36f1d0e4b57\n"), "{text}");
+        assert_eq!(failure.json()["call_id"], "01977c3e5d8a7b02a9a2c36f1d0e4b57");
+        let of_none = Failure::from(status(""));
+        assert!(
+            !of_none.text(output::Style::plain()).contains("call:")
+                && of_none.json().get("call_id").is_none()
+        );
     }
 
     #[test]

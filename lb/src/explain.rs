@@ -19,8 +19,11 @@ use stoker_runtime::telemetry::{Span, TraceId, names};
 use crate::directory::Known;
 use crate::fleet::Runner;
 
-/// Most steps of one story: a call that is refused hundreds of times tells nothing new.
+/// Most steps of one story: of a call that is refused hundreds of times the first tell why it waited, and the last who had it in the end.
 const MAX_STEPS: usize = 64;
+
+/// Of which so many are the first; the others are the last.
+const FIRST_STEPS: usize = MAX_STEPS / 2;
 
 /// A call that takes so long is worth looking at.
 const SLOW: Duration = Duration::from_secs(1);
@@ -138,7 +141,9 @@ pub struct Story {
     function: Option<Arc<Known>>,
     /// Most calls have one step.
     first: Option<Step>,
+    /// The others. Where there is no place for more, the last of them are a ring.
     more: Vec<Step>,
+    /// Steps between the first and the last, which are not kept.
     left_out: u32,
     timed: Timed,
 }
@@ -157,7 +162,9 @@ impl Story {
         } else if self.more.len() + 1 < MAX_STEPS {
             self.more.push(step);
         } else {
-            self.left_out += 1;
+            let oldest = FIRST_STEPS - 1 + self.turn();
+            self.more[oldest] = step;
+            self.left_out = self.left_out.saturating_add(1);
         }
     }
 
@@ -193,8 +200,25 @@ impl Story {
         }
     }
 
+    /// The first steps; all of them, but of a long story.
+    fn beginning(&self) -> impl DoubleEndedIterator<Item = &Step> {
+        let first = self.more.len().min(FIRST_STEPS - 1);
+        self.first.iter().chain(&self.more[..first])
+    }
+
+    /// The last of a long story: what lies between those and its beginning may have been left out.
+    fn end(&self) -> impl DoubleEndedIterator<Item = &Step> {
+        let (newer, older) = self.more.get(FIRST_STEPS - 1..).unwrap_or_default().split_at(self.turn());
+        older.iter().chain(newer)
+    }
+
+    /// Where the oldest of the last steps is in their ring.
+    fn turn(&self) -> usize {
+        self.left_out as usize % (MAX_STEPS - FIRST_STEPS)
+    }
+
     fn steps(&self) -> impl Iterator<Item = &Step> {
-        self.first.iter().chain(&self.more)
+        self.beginning().chain(self.end())
     }
 }
 
@@ -334,11 +358,18 @@ mod tests {
     }
 
     #[test]
-    fn a_story_has_an_end() {
-        let mut story = Story::default();
-        (0..100).for_each(|_| {
-            story.note(Instant::now(), What::Waits { behind: false, census: None });
-        });
-        assert_eq!((story.steps().count(), story.left_out), (MAX_STEPS, 100 - MAX_STEPS as u32));
+    fn a_long_story_keeps_its_beginning_and_its_end() {
+        let (mut story, began) = (Story::default(), Instant::now());
+        for length in 1..200 {
+            story.note(began + Duration::from_secs(length), What::Waits { behind: false, census: None });
+            let left_out = length.saturating_sub(MAX_STEPS as u64);
+            let kept = story.steps().map(|step| step.at.saturating_duration_since(began).as_secs());
+            let between = FIRST_STEPS as u64 + 1..=FIRST_STEPS as u64 + left_out;
+            assert_eq!(
+                kept.collect::<Vec<_>>(),
+                (1..=length).filter(|step| !between.contains(step)).collect::<Vec<_>>()
+            );
+            assert_eq!(u64::from(story.left_out), left_out);
+        }
     }
 }

@@ -107,6 +107,13 @@ pub fn from_status(status: &Status) -> Error {
     }
 }
 
+/// Which call a status of ours is about; empty where it is about none, or is not ours.
+#[must_use]
+pub fn call_id(status: &Status) -> String {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+    info.and_then(|mut info| info.metadata.remove("call_id")).unwrap_or_default()
+}
+
 fn foreign(status: &Status) -> Error {
     let (code, retry) = match status.code() {
         tonic::Code::Unavailable => (Code::Unavailable, Retry::Elsewhere),

@@ -9,7 +9,7 @@ use stoker_core::units::format_duration;
 use stoker_policy::board;
 use stoker_proto::{convert, v1};
 
-use super::{Census, Record, Step, What, Why};
+use super::{Census, Record, Step, Story, What, Why};
 use crate::fleet::Runner;
 
 /// The whole of it, but for who tells.
@@ -159,10 +159,19 @@ fn waited(record: &Record, found: &mut Vec<String>) {
     if let Some(at) = steps.iter().position(|step| matches!(step.what, What::Waits { .. })) {
         let What::Waits { behind, census } = &steps[at].what else { return };
         // A turn that came to nothing leads back into the queue.
-        let turn = steps.iter().rposition(|step| matches!(step.what, What::Offered { why: Why::Turn, .. }));
+        // And of one behind which steps are not kept nobody knows what it came to.
+        let known = if record.story.left_out == 0 { 0 } else { record.story.beginning().count() };
+        let turn =
+            steps[known..].iter().rposition(|step| matches!(step.what, What::Offered { why: Why::Turn, .. }));
+        let turn = turn.map(|turn| known + turn);
         let end = turn.filter(|turn| !steps[*turn..].iter().any(refused));
-        let until = end.map_or(record.began + record.took, |turn| steps[turn].at);
-        let time = time(until.saturating_duration_since(steps[at].at));
+        let until = match end {
+            Some(turn) => Some(steps[turn].at),
+            // Of one that stood in a line in the end, the turn that led there is not kept.
+            None => holder(record).is_none().then(|| record.began + record.took),
+        };
+        let since = |until: Instant| until.saturating_duration_since(steps[at].at);
+        let time = until.map_or_else(String::new, |until| format!(" {}", time(since(until))));
         let tried = steps[..at].iter().copied().filter(|step| refused(step)).count();
         let why = match (behind, census) {
             (true, _) => "behind other calls of its function".to_owned(),
@@ -179,10 +188,17 @@ fn waited(record: &Record, found: &mut Vec<String>) {
             format!("; {busy} of its function ran and {} waited on runners", census.waiting)
         });
         let help = match census {
-            Some(Census { open: 0, .. }) => "`stoker runners` tells how each stands.",
-            _ => "More runners, or more memory on them, would have helped.",
+            Some(Census { open: 0, .. }) => "`stoker runners` tells how each stands.".to_owned(),
+            Some(census) => match record.story.function.as_ref().and_then(|known| bound(&known.spec, census))
+            {
+                Some(most) => {
+                    format!("max_containers ({most} on a runner) is reached: raise it, or add runners.")
+                }
+                None => "More runners, or more memory on them, would have helped.".to_owned(),
+            },
+            None => "More runners, or more memory on them, would have helped.".to_owned(),
         };
-        found.push(format!("It waited {time} in the balancer for a runner with room: {why}{others}. {help}"));
+        found.push(format!("It waited{time} in the balancer for a runner with room: {why}{others}. {help}"));
     } else {
         let refusals = steps.iter().copied().filter(|step| refused(step)).count();
         if refusals > 0 {
@@ -220,22 +236,29 @@ fn lost(record: &Record, found: &mut Vec<String>) {
     }
 }
 
-/// Who had it in the end, if that was kept.
+/// Who had it in the end, if that was kept: whom the last step but those about runners that had it no more is about.
 fn holder(record: &Record) -> Option<&Runner> {
-    if record.story.left_out > 0 {
-        return None;
-    }
-    let mut holders: Vec<&Runner> = Vec::new();
-    for step in record.story.steps() {
-        match &step.what {
-            What::Offered { runner, .. } => holders.push(runner),
-            What::Refused { runner, .. } | What::Lost { runner, .. } | What::Left { runner } => {
-                holders.retain(|holder| !std::ptr::eq(*holder, &**runner));
-            }
-            What::Accepted { .. } | What::Started { .. } | What::Waits { .. } => {}
+    let Story { left_out, .. } = record.story;
+    // Who had it before steps that are not kept may have lost it in one of them.
+    let mut steps = record.story.end().rev().chain(record.story.beginning().filter(|_| left_out == 0).rev());
+    let mut over: Vec<&Runner> = Vec::new();
+    steps.find_map(|step| match &step.what {
+        What::Refused { runner, .. } | What::Lost { runner, .. } | What::Left { runner } => {
+            over.push(runner);
+            None
         }
-    }
-    holders.pop()
+        What::Offered { runner, .. } | What::Accepted { runner, .. } | What::Started { runner } => {
+            let Some(at) = over.iter().position(|other| std::ptr::eq(*other, &**runner)) else {
+                return Some(&**runner);
+            };
+            // That was its place there, which came to nothing.
+            if matches!(step.what, What::Offered { .. }) {
+                over.remove(at);
+            }
+            None
+        }
+        What::Waits { .. } => None,
+    })
 }
 
 /// How it came to its container: at once, after a wait, or by a launch of its own, and what would have made it warm.
@@ -376,21 +399,29 @@ fn phases(timings: &v1::Timings) -> String {
 
 /// What gives a busy function room.
 fn more(spec: &FunctionSpec, census: Option<Census>) -> String {
-    let Some(Census { busy, open, .. }) = census else {
+    let Some(census) = census else {
         return "A larger min_containers keeps more of them ready.".to_owned();
     };
-    let containers = busy.div_ceil(spec.concurrency.max(1));
-    let most = spec.max_containers;
-    if containers >= most.saturating_mul(open.max(1)) {
-        return format!("max_containers ({most} on a runner) is reached: raise it.");
+    match bound(spec, &census) {
+        Some(most) => format!("max_containers ({most} on a runner) is reached: raise it."),
+        None => format!("min_containers: {} would have had one ready for it.", working(spec, &census) + 1),
     }
-    format!("min_containers: {} would have had one ready for it.", containers + 1)
+}
+
+/// Its containers that have calls.
+fn working(spec: &FunctionSpec, census: &Census) -> u32 {
+    census.busy.div_ceil(spec.concurrency.max(1))
+}
+
+/// Its `max_containers`, where all that it may have on the runners that could be asked have calls.
+fn bound(spec: &FunctionSpec, census: &Census) -> Option<u32> {
+    let most = spec.max_containers;
+    (working(spec, census) >= most.saturating_mul(census.open.max(1))).then_some(most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::explain::Story;
     use std::sync::Arc;
     use stoker_core::error::Code;
     use stoker_core::function::FunctionName;
@@ -572,10 +603,6 @@ mod tests {
         ] {
             assert_eq!(findings(timings, steps), told);
         }
-        let mut long = record(warm, vec![offered(&r1)]);
-        // Where not all steps were kept, the last one may not be the one that led to it.
-        long.story.left_out = 1;
-        assert_eq!(story(&long).findings, ["Its runner does not say how it came to its container."]);
         let failed = v1::Timings { wait_us: 700, ..Default::default() };
         let mut failed = record(failed, vec![offered(&r1), accepted(&r1, 0, 0)]);
         failed.failed = Some((Code::FunctionInitFailed, "it cannot be started".into()));
@@ -586,6 +613,46 @@ mod tests {
         failed.story = Story::default();
         failed.story.note(failed.began, offered(&r1));
         assert_eq!(story(&failed).findings, ["It failed with FUNCTION_INIT_FAILED: it cannot be started"]);
+    }
+
+    /// However often it was refused: its end is kept, and that says who had it and since when.
+    #[test]
+    fn a_long_story_names_the_runner_that_had_the_call_too() {
+        let (r1, r2) = (runner(), Runner::named("r2"));
+        let turn = |runner: &Arc<Runner>| What::Offered { runner: runner.clone(), why: Why::Turn };
+        let refused = |reason| What::Refused { runner: r2.clone(), reason, detail: String::new() };
+        let census = Some(Census { runners: 2, open: 2, idle: 0, busy: 4, waiting: 1 });
+        let long = |end: Vec<What>| {
+            let waits = [offered(&r2), refused(Refusal::Full), What::Waits { behind: false, census }];
+            let turns = (0..50).flat_map(|_| [turn(&r2), refused(Refusal::Full)]);
+            waits.into_iter().chain(turns).chain(end).collect::<Vec<_>>()
+        };
+        let cold = v1::Timings { cold_cause: v1::ColdCause::First.into(), ..COLD };
+        // 103 steps came before, of which each took a millisecond.
+        let told = findings(cold, long(vec![turn(&r1)]));
+        assert!(
+            told[0].starts_with("It waited 101ms in the balancer for a runner with room: 1 of 2 "),
+            "{told:?}"
+        );
+        let said = "It was cold, 9.3 ms on r1 (init 8.0 ms): no container of this version of demo/hello had been there since r1 ";
+        assert!(told[1].starts_with(said), "{told:?}");
+        // Where the turn that was of use is not kept, nor is the time.
+        let idle = || (0..50).flat_map(|_| [offered(&r2), refused(Refusal::NoneIdle)]);
+        let end = [turn(&r1), accepted(&r1, 0, 4)].into_iter().chain(idle());
+        let told = findings(cold, long(end.chain([What::Started { runner: r1.clone() }]).collect()));
+        assert!(told[0].starts_with("It waited in the balancer for a runner with room: 1 of 2 "), "{told:?}");
+        assert!(told[1].starts_with(said), "{told:?}");
+        // It stood in the line of one, was asked for at the other in vain, and started where it stood.
+        let stood = |end: Vec<What>| {
+            let waits = [offered(&r1), accepted(&r1, 0, 2)];
+            waits.into_iter().chain(idle()).chain(end).collect::<Vec<_>>()
+        };
+        let told = findings(cold, stood(vec![What::Started { runner: r1.clone() }]));
+        assert!(told.len() == 1 && told[0].starts_with("It was cold, 9.3 ms on r1 "), "{told:?}");
+        let told = findings(cold, stood(vec![offered(&r2), What::Left { runner: r1.clone() }]));
+        assert!(told[1].starts_with("It was cold, 9.3 ms on r2 "), "{told:?}");
+        // What is not kept may have been the end of its place there.
+        assert_eq!(findings(cold, stood(vec![])), ["Its runner does not say how it came to its container."]);
     }
 
     #[test]
@@ -600,6 +667,15 @@ mod tests {
         let told = story(&record(v1::Timings::default(), steps));
         let said = "It waited 1.0 ms in the balancer for a runner with room: 1 of 2 runners that could be asked refused it";
         assert!(told.findings[0].starts_with(said), "{:?}", told.findings);
+        assert!(told.findings[0].ends_with("More runners, or more memory on them, would have helped."));
+        // More memory would not, where it may have no more containers.
+        let census = Some(Census { runners: 2, open: 2, idle: 0, busy: 128, waiting: 1 });
+        let full =
+            findings(v1::Timings::default(), vec![offered(&runner()), What::Waits { behind: false, census }]);
+        assert!(
+            full[0].ends_with("max_containers (64 on a runner) is reached: raise it, or add runners."),
+            "{full:?}"
+        );
         let kinds: Vec<_> = told.steps.iter().map(v1::CallStep::kind).collect();
         use v1::CallStepKind as Kind;
         assert_eq!(kinds, [Kind::Offered, Kind::Refused, Kind::Waits, Kind::Offered]);
