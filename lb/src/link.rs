@@ -72,12 +72,17 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
             this.on(LinkEvent::Close, "this balancer is stopping");
             return;
         };
+        let said_so = session.as_ref().is_some_and(|session| session.said_last_word());
         if let Some(session) = session {
             session.lost(&reason);
         }
         this.on(LinkEvent::Broke, &reason);
         if welcomed {
-            tracing::warn!(runner = runner.name, reason, "lost a runner");
+            // One that is stopped, or becomes its next program, does what it was told.
+            match said_so {
+                true => tracing::info!(runner = runner.name, reason, "a runner ended its link"),
+                false => tracing::warn!(runner = runner.name, reason, "lost a runner"),
+            }
             waits = fresh();
             told = lane > 0;
         } else if !std::mem::replace(&mut told, true) {
@@ -179,7 +184,10 @@ async fn receive(
         let frame = match stream.message().await {
             Ok(Some(message)) => message.frame,
             Ok(None) => return "the runner ended the session".to_owned(),
-            Err(status) => return why(&status),
+            Err(status) => {
+                let answered = runner.lanes[lane].ponged();
+                return why(&status, answered.is_some_and(|(_, at)| at.elapsed() < LONGEST));
+            }
         };
         runner.lanes[lane].hear();
         // A frame of a newer runner that we do not know is none of ours.
@@ -194,12 +202,13 @@ async fn receive(
     "its calls have ended".to_owned()
 }
 
-/// Why a stream ended. Of a broken connection the deepest cause says it; what is around that only says that something broke.
-fn why(status: &Status) -> String {
+/// Why a stream ended, of a runner that `lived` within what a ping is waited for. Of a broken connection the deepest cause says it; what is around that only
+/// says that something broke.
+fn why(status: &Status, lived: bool) -> String {
     let causes = std::iter::successors(std::error::Error::source(status), |cause| cause.source());
     match causes.last().map(ToString::to_string) {
         // The transport has no other word for a connection that did not answer its ping.
-        Some(cause) if cause.ends_with("broken pipe") => {
+        Some(cause) if cause.ends_with("broken pipe") && !lived => {
             format!("the connection broke, or was silent for {LONGEST:?}")
         }
         Some(cause) => format!("the connection broke: {cause}"),
@@ -239,8 +248,9 @@ async fn greet(runner: &Runner, fleet: &Fleet, channel: Channel) -> Result<(Inco
             instance: fleet.instance,
         })),
     });
-    let mut stream = open(channel, outgoing).await.map_err(|status| why(&status))?;
-    let first = stream.message().await.map_err(|status| why(&status))?.and_then(|message| message.frame);
+    let mut stream = open(channel, outgoing).await.map_err(|status| why(&status, true))?;
+    let first =
+        stream.message().await.map_err(|status| why(&status, true))?.and_then(|message| message.frame);
     let Some(wire::engage_response::Frame::Welcome(welcome)) = first else {
         return Err("it did not begin with Welcome".to_owned());
     };
@@ -339,5 +349,19 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
         }
         F::Pong(f) => runner.lanes[lane].pong(f.number),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who was killed a moment after it had answered was not silent for half a minute.
+    #[test]
+    fn a_broken_connection_is_no_silence() {
+        let broken = std::io::Error::new(std::io::ErrorKind::BrokenPipe, "broken pipe");
+        let status = Status::from_error(Box::new(broken));
+        assert_eq!(why(&status, true), "the connection broke: broken pipe");
+        assert_eq!(why(&status, false), "the connection broke, or was silent for 30s");
     }
 }

@@ -35,9 +35,10 @@ struct Question {
 }
 
 /// Returns when nothing has come for longer than this link may be silent, although it was asked for, and says how long that was. Never where the runner's
-/// release knows no such question. `greeting` is the time that its first answer took.
+/// release knows no such question. `greeting` is the time that its first answer took: all that is known of the way until a question is answered, and then
+/// forgotten, since a runner that was frozen meanwhile greets as late as if it were far away.
 pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
-    let mut way = RoundTrip::first(greeting);
+    let (mut way, mut asked_before) = (RoundTrip::first(greeting), false);
     let (mut heard, mut number) = (lane.heard(), 0);
     let mut question: Option<Question> = None;
     let (mut silent, mut since) = (0, 0);
@@ -47,7 +48,11 @@ pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
             open.slept |= !on_time;
             if let Some((_, came)) = lane.ponged().filter(|(number, _)| *number == open.number) {
                 if !open.slept {
-                    way.saw(came.saturating_duration_since(open.asked));
+                    let took = came.saturating_duration_since(open.asked);
+                    match std::mem::replace(&mut asked_before, true) {
+                        true => way.saw(took),
+                        false => way = RoundTrip::first(took),
+                    }
                 }
                 question = None;
             }
@@ -158,6 +163,29 @@ mod tests {
         // It was near when it greeted, and is far away since.
         let moved = Duration::from_millis(900);
         assert_eq!(moves(moved).await, MOST);
+    }
+
+    /// A runner that is thawed while its link is opened is no far one: should it freeze again, that is noticed as soon as ever.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_greeted_late_and_answers_at_once_is_near() {
+        let (out, mut outgoing) = outbox();
+        let lane = Lane::default();
+        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let runner = async {
+            while let Some(frame) = outgoing.next().await {
+                if let Some(wire::engage_request::Frame::Ping(ping)) = frame.frame
+                    && ping.number <= 2
+                {
+                    tokio::time::sleep(GOOD).await;
+                    lane.hear();
+                    lane.pong(ping.number);
+                }
+            }
+        };
+        tokio::select! {
+            said = silence(&lane, Duration::from_secs(4)) => assert_eq!(said, LEAST),
+            () = runner => unreachable!("the link is never closed"),
+        }
     }
 
     /// The bound of a link that was quick when it began and takes `way` since, when it falls silent after a minute.

@@ -102,6 +102,11 @@ impl Session {
         table.renew_at = table.defined.len() + MAX_DEFINED / 64;
     }
 
+    /// Whether the runner ends it in order: it has said which offer was the last that it has read.
+    pub fn said_last_word(&self) -> bool {
+        self.table().read.is_some()
+    }
+
     /// Takes no more calls if none is on it; says so.
     pub fn close_if_empty(&self) -> bool {
         let mut table = self.table();

@@ -105,7 +105,8 @@ async fn a_silent_runner_is_noticed_and_its_calls_end() {
     );
     let (code, error) = reason(&lost.expect_err("nobody knows what became of it"));
     assert_eq!((code, error.code), (Code::Aborted, stoker_core::Code::RunnerLost));
-    assert!(error.may_have_started && error.message.contains("silent for 3s"), "{error:?}");
+    // After how long follows from the round trips that this machine has.
+    assert!(error.may_have_started && error.message.contains("it was silent for "), "{error:?}");
     // While it is away calls are not sent into the silence.
     let away =
         stage.fleet().await.list_runners(v1::ListRunnersRequest {}).await.expect("a list").into_inner();

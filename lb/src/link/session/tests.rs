@@ -176,8 +176,10 @@ fn a_last_word_tells_which_offers_were_not_read() {
     let (out, _outgoing) = outbox();
     let session = Session::new(out, SESSION_VERSION, MAX_DEFINED);
     let mut calls: Vec<_> = (0..3).map(|_| offered(&session)).collect();
+    assert!(!session.said_last_word());
     session.receive(F::Closing(wire::Closing { last_offer: 2 })).unwrap_or_else(|v| panic!("{}", v.0));
     session.lost("it has gone");
+    assert!(session.said_last_word());
     for (call, expected) in calls.iter_mut().zip([true, true, false]) {
         let last = std::iter::from_fn(|| call.next().now_or_never()).last();
         let Some(Event::Lost { may_have_started, .. }) = last else { panic!("{last:?}") };
