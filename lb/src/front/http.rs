@@ -81,7 +81,9 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let version = request.version();
-    let mut request = request.map(|body| RequestBody::new(body, version));
+    let (head, body) = request.into_parts();
+    let body = RequestBody::new(body, version, &head.headers);
+    let mut request = Request::from_parts(head, body);
     let id = CallId::new();
     let trace = http_trace(request.headers());
     let (method, path) = (request.method(), request.uri().path());

@@ -401,7 +401,7 @@ pub fn reason(status: &Status) -> (Code, stoker_core::Error) {
     (status.code(), stoker_proto::status::from_status(status))
 }
 
-/// Streams the body back as it comes, within credit both ways.
+/// Streams the body back as it comes, within credit both ways; that of the first call, and of the next ones as a whole.
 pub fn streaming_echo() -> Play {
     play(|mut s| async move {
         let offer = s.offer().await.expect("an offer");
@@ -431,10 +431,16 @@ pub fn streaming_echo() -> Play {
                     held.push_back(body.data);
                 }
                 Some(In::Credit(credit)) => window += credit.bytes as usize,
+                Some(In::Cancel(_)) => break,
                 _ => return,
             }
         }
         s.send(Out::Finished(Box::new(wire::Finished { call, ..Default::default() }))).await;
-        s.next().await;
+        while let Some(frame) = s.next().await {
+            // What else comes is about the first, and late.
+            if let In::Offer(offer) = frame {
+                s.finish(offer.call, offer.body).await;
+            }
+        }
     })
 }

@@ -1,15 +1,16 @@
 //! The body of a request, which is not left unread.
 //!
-//! Who answers before a request has come whole (it may not, it is too much, its function does not care) stops the stream of an HTTP/2 client by that. The standard
-//! has clients read the answer all the same, and some that are everywhere report a broken stream instead, curl among them: nobody would
-//! learn what was wrong. So what nobody reads is read for a moment and thrown away, so that most requests end as they should.
+//! Who answers before a request has come whole (it may not, it is too much, its function does not care) stops the stream of an HTTP/2 client by that.
+//! The standard has clients read the answer all the same, and some that are everywhere report a broken stream instead, curl among them: nobody would
+//! learn what was wrong. The connection of an HTTP/1.1 client would be closed without a word, and its next request break on it: there it is enough that the
+//! body comes in a packet of its own. So what nobody reads is read for a moment and thrown away, so that most requests end as they should.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -27,9 +28,11 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// The body of a request of this version. HTTP/1.1 closes the connection in its own time.
-    pub fn new(body: Incoming, version: Version) -> Self {
-        Self { body: Some(body), lingers: version == Version::HTTP_2 }
+    /// The body of a request of this version, with these headers. A client of HTTP/1.1 that waits for the word to send one may never send it once it has its
+    /// answer: that connection is closed.
+    pub fn new(body: Incoming, version: Version, headers: &HeaderMap) -> Self {
+        let lingers = version == Version::HTTP_2 || !headers.contains_key(header::EXPECT);
+        Self { body: Some(body), lingers }
     }
 }
 
