@@ -34,7 +34,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
-use stoker_core::error::Code;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
@@ -293,10 +292,7 @@ impl Queue for NatsQueue {
             GetErrorKind::NotFound => crate::no_such_body(),
             _ => away(error),
         })?;
-        Ok(Box::pin(ReaderStream::with_capacity(object, INLINE / 4).map_err(|error| {
-            let text = format!("a body that was kept cannot be read: {error}");
-            stoker_core::Error::new(Code::Internal, text)
-        })))
+        Ok(Box::pin(ReaderStream::with_capacity(object, INLINE / 4).map_err(|error| bodies::unread(&error))))
     }
 
     async fn drop_body(&self, name: &str) {

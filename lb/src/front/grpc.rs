@@ -230,8 +230,7 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
             Ok(Sent::Session(Encoded::answer(frames)))
         }
         "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
-            let request = Request::from_parts(parts, Body::new(body));
-            return Box::pin(later::answer(&door, request)).await.map(Sent::Other);
+            Box::pin(later::answer(&door, Request::from_parts(parts, body))).await.map(Sent::Other)
         }
         _ => Err(Status::unimplemented(format!("there is no method {method:?} in {CALLS}"))),
     };

@@ -5,18 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::Request;
+use hyper::body::Incoming;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
+use stoker_proto::frames::{Carries, Decoded, Encoded};
 use stoker_proto::{MAX_MESSAGE, status, v1};
 use stoker_queue::{Attempt, Filter, Kept, State, now_ms};
 use stoker_runtime::auth::Permission;
 use stoker_runtime::telemetry::names::{self, Name};
 use tonic::Status;
 use tonic::body::Body;
-use tonic_prost::ProstCodec;
 
-use super::grpc::timeout;
+use super::grpc::{misread, refused, timeout};
 use super::{Door, trace};
 use crate::auth::Caller;
 use crate::call::Input;
@@ -31,7 +32,10 @@ const LISTED: u32 = 100;
 const MOST_LISTED: u32 = 1000;
 
 /// One request for a method that is served here.
-pub async fn answer(door: &Arc<Door>, request: Request<Body>) -> Response<Body> {
+///
+/// # Errors
+/// What the client is told in place of an answer.
+pub async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Body, Status> {
     let method = request.uri().path().rsplit_once('/').map_or("", |(_, method)| method);
     match method {
         "Submit" => unary(door, names::SUBMIT, request, submit).await,
@@ -40,54 +44,18 @@ pub async fn answer(door: &Arc<Door>, request: Request<Body>) -> Response<Body> 
         "CancelCall" => unary(door, names::CANCEL_CALL, request, cancel).await,
         "RedriveCall" => unary(door, names::REDRIVE_CALL, request, redrive).await,
         "ListCalls" => unary(door, names::LIST_CALLS, request, list).await,
-        other => Status::unimplemented(format!("there is no method {other:?}")).into_http(),
+        other => Err(Status::unimplemented(format!("there is no method {other:?}"))),
     }
 }
 
-/// Who asks, and how.
+/// Who asks.
 struct Ask {
     door: Arc<Door>,
-    headers: HeaderMap,
     id: CallId,
     watch: Watch,
 }
 
 type Answering<'a, A> = Pin<Box<dyn Future<Output = Result<A, Error>> + Send + 'a>>;
-
-struct Method<F> {
-    door: Arc<Door>,
-    name: Name,
-    work: F,
-}
-
-impl<F, Q, A> tonic::server::UnaryService<Q> for Method<F>
-where
-    F: for<'a> Fn(&'a mut Ask, Q) -> Answering<'a, A> + Clone + Send + 'static,
-    Q: Send + 'static,
-    A: Send + 'static,
-{
-    type Response = A;
-    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<A>, Status>> + Send>>;
-
-    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
-        let (door, name, work) = (self.door.clone(), self.name, self.work.clone());
-        Box::pin(async move {
-            let (metadata, extensions, message) = request.into_parts();
-            let headers = metadata.into_headers();
-            let id = CallId::new();
-            let mut watch = door.observer.about_later(name, id, &trace(&headers));
-            watch.by(Caller::of(&extensions));
-            let panics = door.dispatch.fleet.panics.clone();
-            let mut ask = Ask { door, headers, id, watch };
-            let answered = match timeout(&ask.headers) {
-                Ok(limit) => panics.call(within(limit, work(&mut ask, message))).await,
-                Err(error) => Err(error),
-            };
-            ask.watch.end(answered.as_ref().map(|_| ()));
-            answered.map(tonic::Response::new).map_err(|error| status::to_status(&error, &id.to_string()))
-        })
-    }
-}
 
 async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A, Error> {
     let Some(limit) = limit else { return work.await };
@@ -95,15 +63,43 @@ async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A,
     tokio::time::timeout(limit, work).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-async fn unary<F, Q, A>(door: &Arc<Door>, name: Name, request: Request<Body>, work: F) -> Response<Body>
+/// The one message of a request.
+async fn message<Q: prost::Message + Default>(body: Incoming) -> Result<Q, Status> {
+    let mut error = match Decoded::request(body, MESSAGE).message().await {
+        Ok(Some(message)) => return Ok(message),
+        Ok(None) => Error::new(Code::InvalidRequest, "there is no message"),
+        Err(status) => misread(&status),
+    };
+    if error.code == Code::RequestTooLarge {
+        error.message.push_str(": HTTP takes larger bodies");
+    }
+    Err(refused(&error, ""))
+}
+
+async fn unary<F, Q, A>(
+    door: &Arc<Door>,
+    name: Name,
+    request: Request<Incoming>,
+    work: F,
+) -> Result<Body, Status>
 where
-    F: for<'a> Fn(&'a mut Ask, Q) -> Answering<'a, A> + Clone + Send + 'static,
-    Q: prost::Message + Default + Send + 'static,
-    A: prost::Message + Send + 'static,
+    F: for<'a> FnOnce(&'a mut Ask, Q) -> Answering<'a, A>,
+    Q: prost::Message + Default,
+    A: Carries + Send + 'static,
 {
-    let codec = ProstCodec::<A, Q>::default();
-    let mut server = tonic::server::Grpc::new(codec).max_decoding_message_size(MESSAGE);
-    server.unary(Method { door: door.clone(), name, work }, request).await
+    let (parts, body) = request.into_parts();
+    let message = message(body).await?;
+    let id = CallId::new();
+    let mut watch = door.observer.about_later(name, id, &trace(&parts.headers));
+    watch.by(Caller::of(&parts.extensions));
+    let mut ask = Ask { door: door.clone(), id, watch };
+    let answered = match timeout(&parts.headers) {
+        Ok(limit) => door.dispatch.fleet.panics.call(within(limit, work(&mut ask, message))).await,
+        Err(error) => Err(error),
+    };
+    ask.watch.end(answered.as_ref().map(|_| ()));
+    let answer = answered.map_err(|error| status::to_status(&error, &id.to_string()))?;
+    Ok(Body::new(Encoded::answer(futures_util::stream::iter([Ok(answer)]))))
 }
 
 fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::SubmitResponse> {
@@ -210,7 +206,11 @@ fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListC
                 name
             }
         };
-        let state = match message.state() {
+        let unknown = |_| {
+            let text = format!("state: {} is none that this release knows", message.state);
+            Error::new(Code::InvalidRequest, text)
+        };
+        let state = match v1::CallState::try_from(message.state).map_err(unknown)? {
             v1::CallState::Unspecified => None,
             v1::CallState::Queued => Some(State::Queued),
             v1::CallState::Running => Some(State::Running),

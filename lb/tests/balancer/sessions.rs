@@ -60,36 +60,54 @@ async fn a_session_that_ends_by_a_violation_says_that_calls_were_under_way() {
     assert!(error.message.contains("call 1 runs already"), "{error:?}");
 }
 
+/// What a method says to bytes that are no request.
+async fn said(stage: &Stage, method: &str, bytes: &'static [u8]) -> Status {
+    let socket = TcpStream::connect(stage.balancer.grpc_address()).await.expect("it listens");
+    let io = hyper_util::rt::TokioIo::new(socket);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut send, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.expect("it speaks HTTP/2");
+    tokio::spawn(connection);
+    let request = http::Request::post(format!("http://balancer/stoker.v1.CallService/{method}"))
+        .header("content-type", "application/grpc")
+        .body(http_body_util::Full::new(Bytes::from_static(bytes)))
+        .expect("a request");
+    let answer = send.send_request(request).await.expect("an answer");
+    let (head, body) = answer.into_parts();
+    let behind = http_body_util::BodyExt::collect(body).await.expect("its end");
+    Status::from_header_map(&head.headers)
+        .or_else(|| Status::from_header_map(behind.trailers()?))
+        .expect("a status")
+}
+
 #[tokio::test]
-async fn a_compressed_message_is_the_callers_mistake_by_every_door() {
+async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
+    use stoker_core::Code as Kind;
     let stage = stage(config(), vec![echo()]).await;
-    for method in ["Invoke", "InvokeStream", "Session"] {
-        let socket = TcpStream::connect(stage.balancer.grpc_address()).await.expect("it listens");
-        let io = hyper_util::rt::TokioIo::new(socket);
-        let executor = hyper_util::rt::TokioExecutor::new();
-        let (mut send, connection) =
-            hyper::client::conn::http2::handshake(executor, io).await.expect("it speaks HTTP/2");
-        tokio::spawn(connection);
-        let request = http::Request::post(format!("http://balancer/stoker.v1.CallService/{method}"))
-            .header("content-type", "application/grpc")
-            .header("grpc-encoding", "gzip")
-            .body(http_body_util::Full::new(Bytes::from_static(b"\x01\0\0\0\x01x")))
-            .expect("a request");
-        let answer = send.send_request(request).await.expect("an answer");
-        let (head, body) = answer.into_parts();
-        let behind = http_body_util::BodyExt::collect(body).await.expect("its end");
-        let told = Status::from_header_map(&head.headers)
-            .or_else(|| Status::from_header_map(behind.trailers()?))
-            .expect("a status");
-        let (code, error) = reason(&told);
-        assert_eq!(
-            (code, error.code),
-            (Code::Unimplemented, stoker_core::Code::Unsupported),
-            "{method}: {error:?}"
-        );
-        assert!(error.message.contains("leave grpc-encoding out"), "{method}: {error:?}");
-        let spoken = told.metadata().get("grpc-accept-encoding").expect("it is said what is spoken");
-        assert_eq!(spoken, "identity", "{method}");
+    let whole = ["Invoke", "Submit", "GetCall", "WaitCall", "CancelCall", "RedriveCall", "ListCalls"];
+    let doors = whole.into_iter().chain(["InvokeStream", "Session"]);
+    // Compressed, longer than what is taken, no message.
+    let wrong: [(&[u8], Code, Kind, &str); 3] = [
+        (b"\x01\0\0\0\x01x", Code::Unimplemented, Kind::Unsupported, "leave grpc-encoding out"),
+        (b"\0\x7f\xff\xff\xff", Code::OutOfRange, Kind::RequestTooLarge, "2147483647 bytes"),
+        (b"\0\0\0\0\x01\xff", Code::InvalidArgument, Kind::InvalidRequest, "cannot be understood"),
+    ];
+    for method in doors {
+        for (bytes, code, kind, text) in wrong {
+            let told = said(&stage, method, bytes).await;
+            let (is, error) = reason(&told);
+            assert_eq!((is, error.code), (code, kind), "{method}: {error:?}");
+            assert!(error.message.contains(text), "{method}: {error:?}");
+            if kind == Kind::Unsupported {
+                let spoken = told.metadata().get("grpc-accept-encoding").expect("it is said what is spoken");
+                assert_eq!(spoken, "identity", "{method}");
+            }
+        }
+    }
+    for method in whole {
+        let (is, error) = reason(&said(&stage, method, b"").await);
+        assert_eq!((is, error.code), (Code::InvalidArgument, Kind::InvalidRequest), "{method}: {error:?}");
+        assert_eq!(error.message, "there is no message", "{method}");
     }
 }
 
@@ -160,7 +178,7 @@ async fn bodies_of_a_session_keep_to_credit_both_ways() {
 /// Its client reads the session, and gives no more credit to one call.
 #[tokio::test]
 async fn a_call_whose_answer_is_left_is_cancelled() {
-    let stage = stage(config(), vec![streaming_echo(), echo()]).await;
+    let stage = stage(config(), vec![streaming_echo()]).await;
     let mut client = Client::open(&stage).await;
     client.start(1, b"", false).await;
     let piece = Bytes::from(vec![9; 64 * 1024]);

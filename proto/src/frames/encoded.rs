@@ -17,7 +17,10 @@ use crate::runner::v1::engage_request::Frame as Ask;
 use crate::runner::v1::{EngageRequest, EngageResponse, engage_response::Frame as Tell};
 use crate::v1::session_request::Frame as FromClient;
 use crate::v1::session_response::Frame as ToClient;
-use crate::v1::{InvokeStreamResponse, SessionRequest, SessionResponse, invoke_stream_response};
+use crate::v1::{
+    CancelCallResponse, GetCallResponse, InvokeStreamResponse, ListCallsResponse, RedriveCallResponse,
+    SessionRequest, SessionResponse, SubmitResponse, WaitCallResponse, invoke_stream_response,
+};
 
 /// Room that is made for messages at once.
 const ROOM: usize = 8 << 10;
@@ -156,6 +159,30 @@ impl Carries for InvokeStreamResponse {
         }
     }
 }
+
+/// Answers about calls for later: the field of those that have a body.
+macro_rules! answers {
+    ($($message:ident $(. $data:ident = $field:literal)?),+) => {
+        $(impl Carries for $message {
+            fn write(self, out: &mut Out) {
+                $(if self.$data.len() >= LONG {
+                    let mut around = self;
+                    let data = std::mem::take(&mut around.$data);
+                    return out.with_pieces(&around, $field, vec![data]);
+                })?
+                out.whole(&self);
+            }
+        })+
+    };
+}
+answers!(
+    SubmitResponse,
+    GetCallResponse.body = 3,
+    WaitCallResponse.body = 3,
+    CancelCallResponse,
+    RedriveCallResponse,
+    ListCallsResponse
+);
 
 /// Messages as the body of a request or of an answer.
 #[derive(Debug)]

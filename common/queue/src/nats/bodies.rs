@@ -12,6 +12,15 @@ use super::away;
 use super::setup::Store;
 use crate::Pieces;
 
+/// Why the rest of one does not come. Only what is not what was kept stays so; all else is the server's, and the body is there when it is asked for again.
+pub fn unread(error: &io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::InvalidData => Code::Internal,
+        _ => Code::Unavailable,
+    };
+    Error::new(code, format!("a body that was kept cannot be read: {error}"))
+}
+
 /// Keeps one. To its end in any case: a client of NATS that is left in the middle leaves what it has sent in the stream, under a name that it alone
 /// knows. A body that breaks off, or whose sender has `left`, is kept as far as it came, and then removed.
 pub async fn put(
@@ -44,5 +53,18 @@ pub async fn put(
             Err(error)
         }
         None => put.map(|info| info.size as u64).map_err(|error| Error::from(&away(error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_breaks_off_may_be_read_later_and_a_wrong_one_never() {
+        let broken = unread(&io::Error::other("error from JetStream subscription: missed idle heartbeat"));
+        assert_eq!(broken.code, Code::Unavailable);
+        assert!(broken.message.ends_with("missed idle heartbeat"), "{broken:?}");
+        assert_eq!(unread(&io::Error::new(io::ErrorKind::InvalidData, "wrong digest")).code, Code::Internal);
     }
 }

@@ -1,3 +1,5 @@
+use stoker_core::error::Code;
+
 use super::*;
 use crate::conformance::{self, call, done, next};
 use crate::testing::Nats;
