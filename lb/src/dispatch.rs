@@ -25,7 +25,7 @@ use crate::explain::{What, Why};
 use crate::fleet::{Fleet, Runner};
 use crate::link::session::{LinkCall, Upload};
 use crate::observe::Watch;
-use crate::queue::{Left, Place};
+use crate::queue::{Bound, Left, Place};
 
 /// Places calls on the fleet.
 #[derive(Clone)]
@@ -135,7 +135,8 @@ impl Dispatch {
         let mut unheard = looked.unwrap_or_else(|| queue.unheard());
         let until = (Instant::now() + self.max_wait).min(placing.call.deadline.0);
         let held = placing.input.held() + head_bytes(&placing.call.head);
-        let mut place = Place::new(line(&function), function.spec.ask(), held, until);
+        let mut place =
+            Place::new(line(&function), function.spec.ask(), held, until).bounded(bound(&function));
         let mut refused = None;
         self.hope(&placing)?;
         let census = self.fleet.census(&function);
@@ -256,6 +257,12 @@ impl Dispatch {
 /// Where a call waits: fairly between apps, then between the functions of each.
 fn line(function: &Known) -> waiting::Place {
     waiting::Place { tenant: placement::key(function.spec.name.app().as_bytes()), line: function.key }
+}
+
+/// How many calls of a function one runner runs.
+fn bound(function: &Known) -> Bound {
+    let calls = function.spec.max_containers.saturating_mul(function.spec.concurrency);
+    Bound { function: function.digest, calls }
 }
 
 /// About what a head holds.

@@ -164,6 +164,13 @@ impl Fleet {
         Some(census)
     }
 
+    /// Wakes those who wait for what this runner says of itself now; one `may_wait` there in any case. Says whether anybody waited for that.
+    pub fn room(&self, runner: &Arc<Runner>, may_wait: bool) -> bool {
+        let record = runner.capacity();
+        let busy = |function: &Digest| record.0.functions.get(function).map_or(0, |warmth| warmth.busy);
+        self.queue.room(runner, runner.room(), busy, may_wait)
+    }
+
     /// Something has changed that operators may want to see.
     pub fn changed(&self) {
         self.version.send_modify(|version| *version += 1);
@@ -237,7 +244,7 @@ impl Fleet {
                     runner.update(record.as_ref().clone(), false);
                     // Most of the time the link has said it before.
                     if news {
-                        self.queue.room(runner, runner.room(), !runner.has_ours());
+                        self.room(runner, !runner.has_ours());
                     }
                 }
                 None => {

@@ -134,7 +134,7 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
         this.on(LinkEvent::Drain, DRAINED);
     }
     fleet.relinked();
-    fleet.queue.room(runner, runner.room(), true);
+    fleet.room(runner, true);
     // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
     let mut next = pin!(Fuse::terminated());
     let mut retired = FuturesUnordered::new();
@@ -334,7 +334,7 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
                 fleet.changed();
             }
             // One of ours that stands in its line is woken by what it gets there.
-            if !fleet.queue.room(runner, runner.room(), !runner.has_ours()) {
+            if !fleet.room(runner, !runner.has_ours()) {
                 let record = runner.capacity();
                 let mut cpu = record.0.free.cpu_millis;
                 for function in fleet.elsewhere.functions() {

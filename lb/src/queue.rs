@@ -10,12 +10,13 @@
 //! The queue is bounded in calls and in the bytes that they hold. Who has less than a share of a full queue pushes out who has most, and
 //! who could not have its turn in time, by the rate at which calls end, is told so at once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use stoker_core::Digest;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::waiting::{self, FairQueue, Limits, MOST_LINES, Rate};
 use tokio::sync::{oneshot, watch};
@@ -77,6 +78,7 @@ struct Inner<R: Clone> {
 
 struct Waiter<R: Clone> {
     ask: Ask,
+    bound: Option<Bound>,
     /// Dropped where another pushes it out.
     call: oneshot::Sender<Turn<R>>,
 }
@@ -90,10 +92,18 @@ pub struct Turn<R: Clone> {
     over: bool,
 }
 
+/// How many calls of one version of a function a runner runs at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    pub function: Digest,
+    pub calls: u32,
+}
+
 /// A call's place, kept from one wait to the next.
 pub struct Place {
     line: waiting::Place,
     ask: Ask,
+    bound: Option<Bound>,
     /// What it holds while it waits.
     bytes: usize,
     /// The longest that it may wait.
@@ -132,7 +142,12 @@ impl Left {
 impl Place {
     /// In this line, for a call that asks for so much, holds so many bytes and waits until then.
     pub fn new(line: waiting::Place, ask: Ask, bytes: usize, until: Instant) -> Self {
-        Self { line, ask, bytes, until, number: None }
+        Self { line, ask, bound: None, bytes, until, number: None }
+    }
+
+    /// The same for a call of which a runner takes so many, however much room it has.
+    pub fn bounded(self, bound: Bound) -> Self {
+        Self { bound: Some(bound), ..self }
     }
 }
 
@@ -231,20 +246,37 @@ impl<R: Clone> Queue<R> {
         heard
     }
 
-    /// `runner` said what it has: there is room for all that fit into it. One `may_wait` there in any case, since a full runner, too,
-    /// may take a call into its line. Says whether anybody waits for that.
-    pub fn room(&self, runner: &R, mut room: Resources, mut may_wait: bool) -> bool {
+    /// `runner` said what it has and how many calls of a function are `busy` there: there is room for all that fit into it, of each
+    /// function as many as may run there. One `may_wait` there in any case, since a full runner, too, may take a call into its line.
+    /// Says whether anybody waits for that.
+    pub fn room(
+        &self,
+        runner: &R,
+        mut room: Resources,
+        busy: impl Fn(&Digest) -> u32,
+        mut may_wait: bool,
+    ) -> bool {
         let mut inner = self.lock();
         let mut given = false;
+        let mut called: HashMap<waiting::Place, u32> = HashMap::new();
         loop {
             // A call that starts there holds both what its container does and what it works with.
             let left =
                 |room: Resources, ask: &Ask| room.checked_sub(ask.standing())?.checked_sub(ask.working());
-            let next = inner.waiting.pop_if(|_, waiter| may_wait || left(room, &waiter.ask).is_some());
-            let Some((_, _, waiter)) = next else { break };
+            let may_run = |line: waiting::Place, bound: Bound| {
+                called.get(&line).map_or(0, |calls| *calls) + busy(&bound.function) < bound.calls
+            };
+            let next = inner.waiting.pop_if(|line, waiter| {
+                let fits = || left(room, &waiter.ask).is_some();
+                may_wait || (waiter.bound.is_none_or(|bound| may_run(line, bound)) && fits())
+            });
+            let Some((line, _, waiter)) = next else { break };
             let left = left(room, &waiter.ask).unwrap_or_default();
             match waiter.call.send(self.turn(runner)) {
-                Ok(()) => (room, may_wait, given) = (left, false, true),
+                Ok(()) => {
+                    *called.entry(line).or_default() += 1;
+                    (room, may_wait, given) = (left, false, true);
+                }
                 // It has gone meanwhile.
                 Err(turn) => turn.spent(),
             }
@@ -282,7 +314,7 @@ impl<R: Clone> Queue<R> {
         refused: Option<Turn<R>>,
     ) -> Result<Turn<R>, Left> {
         let (call, called) = oneshot::channel();
-        let waiter = Waiter { ask: place.ask, call };
+        let waiter = Waiter { ask: place.ask, bound: place.bound, call };
         let number = {
             let mut inner = self.lock();
             let number = match place.number {

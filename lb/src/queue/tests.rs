@@ -21,6 +21,11 @@ fn far() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
+/// Nothing is busy.
+fn none(_: &Digest) -> u32 {
+    0
+}
+
 fn queue() -> Queue<u8> {
     Queue::new(Limits::default())
 }
@@ -73,14 +78,45 @@ async fn one_that_ended_wakes_one_and_lines_take_turns() {
 async fn room_wakes_as_many_as_fit_and_always_one() {
     let queue = queue();
     let mut waits: Vec<_> = (0..6).map(|n| join(&queue, n % 3)).collect();
-    queue.room(&7, Resources { memory: 45, cpu_millis: 0, slots: 9 }, true);
+    queue.room(&7, Resources { memory: 45, cpu_millis: 0, slots: 9 }, none, true);
     let turns: Vec<_> = waits.iter_mut().filter_map(turn).collect();
     assert_eq!((turns.len(), queue.len()), (4, 2));
     turns.into_iter().for_each(Turn::spent);
     // One of ours is in the line there: its room is what it says.
-    assert!(!queue.room(&7, Resources::default(), false));
-    assert!(queue.room(&7, Resources::default(), true));
+    assert!(!queue.room(&7, Resources::default(), none, false));
+    assert!(queue.room(&7, Resources::default(), none, true));
     assert_eq!(queue.len(), 1);
+}
+
+#[tokio::test]
+async fn room_wakes_no_more_of_a_function_than_may_run_there() {
+    let queue = &queue();
+    let digest = Digest([7; 32]);
+    let bounded = |_| {
+        let mut place = place(1).bounded(Bound { function: digest, calls: 3 });
+        let mut wait: Wait<'_> = Box::pin(async move { queue.wait(&mut place, queue.unheard(), None).await });
+        assert!(wait.as_mut().now_or_never().is_none());
+        wait
+    };
+    let mut limited: Vec<_> = (0..9).map(bounded).collect();
+    let mut others: Vec<_> = (0..2).map(|_| join(queue, 2)).collect();
+    let turns = |waits: &mut Vec<Wait<'_>>| {
+        let turns: Vec<_> = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
+        let count = turns.len();
+        turns.into_iter().for_each(|turn| turn.unwrap_or_else(|left| panic!("{left:?}")).spent());
+        waits.truncate(waits.len() - count);
+        count
+    };
+    let room = Resources { memory: 1000, cpu_millis: 0, slots: 99 };
+    let busy = |busy| move |function: &Digest| if *function == digest { busy } else { 0 };
+    // One of three runs: two more may, and all of the others.
+    limited.reverse();
+    queue.room(&7, room, busy(1), false);
+    assert_eq!((turns(&mut limited), turns(&mut others)), (2, 2));
+    // All three run: nobody is asked in vain, but for the one that may stand in the line there.
+    assert!(!queue.room(&7, room, busy(3), false));
+    assert!(queue.room(&7, room, busy(3), true));
+    assert_eq!((turns(&mut limited), queue.len()), (1, 6));
 }
 
 #[tokio::test]
@@ -225,7 +261,7 @@ async fn room_is_cpu_as_well() {
         })
         .collect();
     waits.iter_mut().for_each(|wait| assert!(wait.as_mut().now_or_never().is_none()));
-    queue.room(&7, Resources { memory: 100, cpu_millis: 1000, slots: 9 }, false);
+    queue.room(&7, Resources { memory: 100, cpu_millis: 1000, slots: 9 }, none, false);
     let turns: Vec<_> = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
     assert_eq!(turns.len(), 2);
 }
