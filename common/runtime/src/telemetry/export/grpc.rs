@@ -14,6 +14,7 @@ use prost::Message as _;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 use tower::{Service as _, ServiceExt as _};
 
 use super::super::settings::Signal;
@@ -154,21 +155,5 @@ fn is_passing(why: &Status, room_again: Option<Duration>) -> bool {
 
 /// When the collector may have room again, where it says so: `google.rpc.RetryInfo`, among the details of its status.
 fn room_again(status: &Status) -> Option<Duration> {
-    let details = Details::decode(status.details()).ok()?.details;
-    let info = details.iter().find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
-    let delay = RetryInfo::decode(&*info.value).ok()?.retry_delay?;
-    Duration::try_from(delay).ok()
-}
-
-/// `google.rpc.Status`, as far as we look at it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Details {
-    #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct RetryInfo {
-    #[prost(message, optional, tag = "1")]
-    retry_delay: Option<prost_types::Duration>,
+    status.get_details_retry_info()?.retry_delay
 }

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tonic::body::Body;
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::*;
 use crate::telemetry::export::Exporter;
@@ -70,24 +71,11 @@ async fn tried(protocol: Protocol, answers: Answers) -> (Result<usize, String>, 
 
 /// gRPC's words for `code`, with when to come again.
 fn refused(code: Code, after: Option<Duration>) -> Response<Body> {
-    /// `google.rpc.Status` and `google.rpc.RetryInfo`, as far as they are needed here.
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Details {
-        #[prost(message, repeated, tag = "3")]
-        details: Vec<prost_types::Any>,
+    let mut details = ErrorDetails::new();
+    if after.is_some() {
+        details.set_retry_info(after);
     }
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct RetryInfo {
-        #[prost(message, optional, tag = "1")]
-        after: Option<prost_types::Duration>,
-    }
-    let info = after.map(|after| RetryInfo { after: Some(after.try_into().unwrap()) });
-    let any = info.map(|info| prost_types::Any {
-        type_url: "type.googleapis.com/google.rpc.RetryInfo".to_owned(),
-        value: info.encode_to_vec(),
-    });
-    let details = Details { details: any.into_iter().collect() }.encode_to_vec();
-    Status::with_details(code, "no room", details.into()).into_http()
+    Status::with_error_details(code, "no room", details).into_http()
 }
 
 /// An answer by gRPC to a batch that was taken.
