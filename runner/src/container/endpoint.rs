@@ -21,6 +21,10 @@ use super::channel::Unfit;
 /// The name that `FN_LISTENER` gives.
 pub const NAME: &str = "lsnr.sock";
 
+/// Bytes of a request that may lie between the runner and the function: a call's window, so that what a balancer may send
+/// never waits for this socket. The kernel gives twice this for its bookkeeping, at most `net.core.wmem_max`.
+const ON_THE_WAY: usize = stoker_core::call::WINDOW as usize;
+
 /// Watches the directory from before the function starts.
 pub struct Watch {
     /// Present until it is dropped.
@@ -151,7 +155,11 @@ fn resolve(directory: &OwnedFd) -> Result<OwnedFd, Problem> {
 
 async fn connect(socket: &OwnedFd) -> Result<UnixStream, Problem> {
     match UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await {
-        Ok(stream) => Ok(stream),
+        Ok(stream) => {
+            // What the kernel refuses leaves the default, which works: only slower.
+            rustix::net::sockopt::set_socket_send_buffer_size(&stream, ON_THE_WAY).ok();
+            Ok(stream)
+        }
         Err(error) => match error.kind() {
             // Not listening yet, not permitted yet (a chmod follows), or its backlog is full.
             io::ErrorKind::ConnectionRefused
