@@ -33,6 +33,10 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Most headers.
 pub const MAX_HEADERS: usize = 256;
 
+/// The header in which a balancer tells the format `lambda` from which address a request came. No function sees it, and what a client by HTTP says
+/// in it is not believed.
+pub const SOURCE_IP: &str = "stoker-source-ip";
+
 /// Most bytes of names and values of what follows a body.
 pub const MAX_TRAILER_BYTES: usize = 16 * 1024;
 
@@ -188,6 +192,12 @@ pub fn reads_trailers(te: &[u8]) -> bool {
 pub fn announced(trailer: &[u8]) -> impl Iterator<Item = &str> {
     let text = std::str::from_utf8(trailer).unwrap_or_default();
     text.split(',').map(str::trim).filter(|name| is_header_name(name))
+}
+
+/// What a value of `Content-Type` says ahead of its parameters.
+#[must_use]
+pub fn media_type(content_type: &str) -> &str {
+    content_type.split_once(';').map_or(content_type, |(kind, _)| kind).trim()
 }
 
 /// Whether a header can have this name.

@@ -107,6 +107,15 @@ impl ImageRef {
         Self::parse(&format!("{unpinned}@{digest}"))
     }
 
+    /// The name as it was asked for: without the digest that its tag led to, and with one that was there in place of a tag.
+    #[must_use]
+    pub fn asked(&self) -> Self {
+        match self.tag {
+            Some(_) => self.unpinned(),
+            None => self.clone(),
+        }
+    }
+
     /// The same name without its digest: what a registry is asked again.
     #[must_use]
     pub fn unpinned(&self) -> Self {
@@ -205,11 +214,14 @@ mod tests {
             let pinned = image.pin(DIGEST).unwrap();
             assert_eq!(pinned.to_string(), format!("{whole}@{DIGEST}"));
             assert!(pinned.is_pinned() && !image.is_pinned());
-            assert_eq!(pinned.unpinned(), image);
+            assert_eq!(
+                (pinned.unpinned(), pinned.asked(), image.asked()),
+                (image.clone(), image.clone(), image)
+            );
         }
         let bare = ImageRef::parse(&format!("r.example/x@{DIGEST}")).unwrap();
         assert_eq!((bare.tag(), bare.digest()), (None, Some(DIGEST)));
-        assert_eq!(bare.unpinned().tag(), Some("latest"));
+        assert_eq!((bare.unpinned().tag(), bare.asked()), (Some("latest"), bare));
     }
 
     #[test]

@@ -12,9 +12,11 @@ pub mod ids;
 pub mod image;
 pub mod later;
 pub mod machine;
+pub mod moment;
 pub mod resources;
 pub mod secret;
 pub mod slots;
+pub mod text;
 pub mod trigger;
 pub mod units;
 

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::call::is_header_name;
+
 /// A way in besides the function's name. What is left empty, every request fits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trigger {
@@ -237,8 +239,7 @@ fn parameter(name: &str) -> Result<&str, String> {
 }
 
 fn is_token(text: &str) -> bool {
-    (1..=PARAMETER).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    text.len() <= PARAMETER && is_header_name(text)
 }
 
 fn wrong_method(method: &str) -> Option<String> {

@@ -8,10 +8,11 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stoker_core::backoff::split_mix;
 use stoker_core::ids::CallId;
+use stoker_core::moment::now_ms;
 use stoker_proto::v1;
 use tokio::sync::Mutex;
 
-use crate::{Answer, Call, End, Error, Filter, Follow, Page, Pieces, Progress, Queue, State, Taken, now_ms};
+use crate::{Answer, Call, End, Error, Filter, Follow, Page, Pieces, Progress, Queue, State, Taken};
 
 /// Longer than anything here takes on a machine that is very busy.
 const PATIENCE: Duration = Duration::from_secs(60);

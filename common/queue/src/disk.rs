@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use stoker_core::moment::now_ms;
 use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -24,9 +25,7 @@ use self::bodies::Bodies;
 use self::store::{Op, Shared, Store};
 use self::tables::Reader;
 use self::writer::Writer;
-use crate::{
-    Backlog, Call, End, Error, Filter, Kept, LEASE, Page, Pieces, Progress, Queue, Taken, Ticket, now_ms,
-};
+use crate::{Backlog, Call, End, Error, Filter, Kept, LEASE, Page, Pieces, Progress, Queue, Taken, Ticket};
 
 /// Room that is left on the disk for calls that are here to end, once submits are refused.
 pub const RESERVE: u64 = 64 << 20;

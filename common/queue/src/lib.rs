@@ -14,7 +14,7 @@ mod record;
 pub mod testing;
 
 use std::pin::Pin;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -46,13 +46,6 @@ fn no_such_body() -> Error {
 
 fn no_position() -> Error {
     Error::Unsupported("`after` is nothing that a list of calls gave out as `next`".to_owned())
-}
-
-/// Milliseconds since 1970.
-#[must_use]
-pub fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why the queue could not do what it was asked.

@@ -22,12 +22,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
 use stoker_core::function::FunctionName;
+use stoker_core::moment::now_ms;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::apps::{App, Apps};
 use crate::revisions::{Change, Outcome, Wish};
-use crate::{Claims, Error, Fleet, Functions, Places, Registration, Registry, now_ms};
+use crate::{Claims, Error, Fleet, Functions, Places, Registration, Registry};
 pub use figures::{Figures, Part};
 use functions::Changed;
 use link::{Link, Trouble};

@@ -16,7 +16,7 @@ pub mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use stoker_core::capacity::Capacity;
@@ -234,10 +234,4 @@ pub trait Registration: Send + Sync {
 
     /// Takes the runner out and returns when that is done.
     async fn withdraw(self: Box<Self>);
-}
-
-/// Now, as revisions say when they were made.
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

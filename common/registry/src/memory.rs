@@ -9,13 +9,14 @@ use serde::{Deserialize, Serialize};
 use stoker_core::capacity::Capacity;
 use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::{Incarnation, RunnerName};
+use stoker_core::moment::now_ms;
 use tokio::sync::watch;
 
 use crate::apps::{App, Apps};
 use crate::places::{ByHolder, Claim, Claims};
 use crate::revisions::{Change, Outcome, Release, Revision, Wish};
 use crate::stored::{Head, Older};
-use crate::{Error, Fleet, Functions, Places, Registration, Registry, now_ms};
+use crate::{Error, Fleet, Functions, Places, Registration, Registry};
 
 /// See the module.
 #[derive(Debug, Clone)]

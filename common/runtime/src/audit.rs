@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
+use stoker_core::moment;
 
 use crate::logs::writer::{Lines, Writer};
 use crate::metrics::{Listed, Metrics, Read};
-use crate::moments;
 
 static DROPPED: Read = Read::counter(
     "stoker_audit_lines_dropped",
@@ -142,7 +142,7 @@ impl Audit {
                 tracing::info!(target: "audit", what, identity, remote, on, outcome, left_out, "audit");
             }
             Some((lines, _)) => {
-                let time = moments::write(SystemTime::now());
+                let time = moment::rfc3339_millis(SystemTime::now());
                 let mut line = json!({ "time": time, "what": what, "on": on, "outcome": outcome });
                 let mut more = |key: &str, value: Value| line[key] = value;
                 if !identity.is_empty() {

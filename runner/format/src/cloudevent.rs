@@ -6,14 +6,17 @@
 use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
+use stoker_core::call::media_type;
 use stoker_core::function::CloudEvents;
+use stoker_core::moment::rfc3339_millis;
+use stoker_core::text::{escape_attribute, escape_blank};
 use stoker_core::{Code, RequestHead, ResponseHead};
 
 use crate::headers::{self, Given};
 use crate::json::{self, Text, cut, from_base64, inside};
 use crate::jsontext::{self, Inlay, Member};
 use crate::reply::{Reply, Said, broken};
-use crate::{Event, Fault, Request, rfc3339_millis, url};
+use crate::{Event, Fault, Request, url};
 
 /// The media type of an event in structured JSON.
 pub const STRUCTURED: &str = "application/cloudevents+json";
@@ -140,7 +143,7 @@ impl Media {
 
 /// `application/cloudevents+json`, with any parameters.
 fn is_structured(content_type: &str) -> bool {
-    content_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(STRUCTURED)
+    media_type(content_type).eq_ignore_ascii_case(STRUCTURED)
 }
 
 impl Exchange {
@@ -324,7 +327,7 @@ fn content_type(kind: &str, request: &Request<'_>, out: &mut BytesMut) {
 
 /// Where the event happened, for a request that is none: an event must say it, and it must be a URI.
 fn source(head: &RequestHead, out: &mut BytesMut) {
-    let source = url::safe(&head.url);
+    let source = escape_blank(&head.url);
     member("source", if source.is_empty() { "/" } else { &source }, out);
 }
 
@@ -381,19 +384,6 @@ fn header_text(value: &[u8]) -> String {
         }
     };
     url::decode(&unquoted)
-}
-
-fn to_header_text(value: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 /// Attributes that only the platform, or only the function, says.
@@ -586,7 +576,7 @@ fn read_1_0(mut message: BytesMut, mode: &Mode, told: &[u8]) -> Result<(Response
                 if let Mode::Binary(_) = mode {
                     let text = value().map_or_else(
                         || String::from_utf8_lossy(member.value).into_owned(),
-                        |text| to_header_text(&text),
+                        |text| escape_attribute(&text),
                     );
                     given.push(&format!("ce-{name}"), text);
                 }

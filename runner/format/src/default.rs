@@ -4,9 +4,10 @@
 use bytes::BytesMut;
 use stoker_core::ResponseHead;
 use stoker_core::call::Headers;
+use stoker_core::moment::rfc3339_millis;
 
 use crate::headers::canonical;
-use crate::{After, Event, Request, rfc3339_millis, url};
+use crate::{After, Event, Request, url};
 
 /// Most bytes of one `FN_HEADER_…` variable: the kernel takes no string over 128 KiB.
 const MAX_VALUE: usize = 120 * 1024;

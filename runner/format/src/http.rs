@@ -3,12 +3,14 @@
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::Headers;
+use stoker_core::moment::rfc3339_millis;
+use stoker_core::text::escape_blank;
 use stoker_core::{Code, ResponseHead};
 
 use crate::headers::Given;
 use crate::http1::{self, Found, Piece, line};
 use crate::reply::{broken, excerpt, settle, trim};
-use crate::{Event, Fault, Request, default, headers, rfc3339_millis, url};
+use crate::{Event, Fault, Request, default, headers, url};
 
 /// One call.
 #[derive(Debug)]
@@ -70,7 +72,7 @@ impl Exchange {
         out.extend_from_slice(url::target(&head.url).as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let host = url::split(&head.url).0.or_else(|| head.headers.get("host")).unwrap_or("localhost");
-        line(out, "Host", url::safe(host).as_bytes());
+        line(out, "Host", escape_blank(host).as_bytes());
         for (name, value) in headers::told(request) {
             if !is_ours(&name) {
                 line(out, &name, value);
@@ -78,7 +80,7 @@ impl Exchange {
         }
         head.headers.0.iter().for_each(|header| http1::about_trailers(out, header, self.chunked, ""));
         let (call, deadline) = (request.call.to_string(), rfc3339_millis(request.deadline));
-        let url = url::safe(&head.url);
+        let url = escape_blank(&head.url);
         for (old, new, value) in [
             ("Fn_call_id", "Fn-Call-Id", call.as_str()),
             ("Fn_deadline", "Fn-Deadline", &deadline),

@@ -8,11 +8,12 @@ use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::{Headers, Intent, is_hop_by_hop};
+use stoker_core::moment::rfc3339_seconds;
 use stoker_core::{Code, ResponseHead};
 
 use crate::headers::is_one_of;
 use crate::http1::{self, Found, Piece, line};
-use crate::{After, Event, Fault, MAX_REASON, Request, rfc3339_seconds};
+use crate::{After, Event, Fault, MAX_REASON, Request};
 
 /// What the platform itself writes.
 fn is_ours(name: &str) -> bool {

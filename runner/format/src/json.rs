@@ -6,12 +6,13 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
+use stoker_core::moment::rfc3339_millis;
 use stoker_core::{Code, ResponseHead};
 
 use crate::headers::{self, Given};
 use crate::jsontext::{self, Lines, Utf8};
 use crate::reply::{Reply, Said, broken};
-use crate::{Event, Fault, Request, rfc3339_millis};
+use crate::{Event, Fault, Request};
 
 /// One call.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use bytes::{Buf as _, BytesMut};
 use stoker_core::call::Headers;
+use stoker_core::moment::rfc3339_millis;
 use stoker_core::{Code, ResponseHead};
 
 use crate::chunked::Chunked;
@@ -12,7 +13,7 @@ use crate::headers::{self, Given};
 use crate::http1::{self, Body, Piece};
 use crate::jsontext::{self, Scanner};
 use crate::reply::{broken, excerpt, settle, trim};
-use crate::{Event, Fault, MAX_HEAD, Request, default, rfc3339_millis, url};
+use crate::{Event, Fault, MAX_HEAD, Request, default, url};
 
 /// Most bytes of space from the end of the head to the body.
 const MAX_GAP: usize = 64;

@@ -26,7 +26,6 @@ mod headers;
 mod http1;
 mod jsontext;
 mod reply;
-mod time;
 pub mod url;
 
 use std::collections::BTreeMap;
@@ -39,7 +38,6 @@ use stoker_core::{CallId, Code, FormatOptions, FunctionSpec, RequestHead, Respon
 
 pub use mless::Startup;
 pub use reply::excerpt;
-pub use time::{epoch_millis, rfc3339_millis, rfc3339_seconds};
 
 /// Most bytes of an answer's head, before they are understood.
 pub const MAX_HEAD: usize = 64 * 1024;

@@ -7,12 +7,13 @@ use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};
 use stoker_core::call::Headers;
+use stoker_core::moment::epoch_ms;
 use stoker_core::{Code, ResponseHead};
 
 use crate::json::{cut, from_base64};
 use crate::jsontext::{self, Inlay};
 use crate::reply::{Reply, Said, Whole, broken, excerpt, trim};
-use crate::{Event, Fault, MAX_HEAD, MAX_REASON, Request, epoch_millis};
+use crate::{Event, Fault, MAX_HEAD, MAX_REASON, Request};
 
 /// The request id that the function is told, where it is not the call's own.
 pub const REQUEST_ID: &str = "Lambda-Runtime-Aws-Request-Id";
@@ -175,7 +176,7 @@ impl Exchange {
                 jsontext::string(arn.as_bytes(), out);
             }
         }
-        _ = write!(out, "}},\"deadline\":{}", epoch_millis(request.deadline));
+        _ = write!(out, "}},\"deadline\":{}", epoch_ms(request.deadline));
         for (key, value) in [("traceparent", &request.trace.parent), ("tracestate", &request.trace.state)] {
             if !value.is_empty() {
                 _ = write!(out, ",\"{key}\":");

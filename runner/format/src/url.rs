@@ -2,26 +2,11 @@
 //! request line and a header.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
+
+use stoker_core::text::{escape_blank, unescape};
 
 /// Most query parameters that are told one by one.
 const MAX_PARAMETERS: usize = 256;
-
-/// Without what would break a line or end a request's target: such bytes are percent-encoded.
-pub fn safe(url: &str) -> Cow<'_, str> {
-    if url.bytes().all(|b| (0x21..0x7f).contains(&b)) {
-        return Cow::Borrowed(url);
-    }
-    let mut out = String::with_capacity(url.len() + 16);
-    for byte in url.bytes() {
-        if (0x21..0x7f).contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            _ = write!(out, "%{byte:02X}");
-        }
-    }
-    Cow::Owned(out)
-}
 
 /// Host and port, where the URL has them, and the rest.
 pub fn split(url: &str) -> (Option<&str>, &str) {
@@ -39,7 +24,7 @@ pub fn split(url: &str) -> (Option<&str>, &str) {
 pub fn target(url: &str) -> Cow<'_, str> {
     let (_, rest) = split(url);
     let rest = rest.split('#').next().unwrap_or_default();
-    match safe(rest) {
+    match escape_blank(rest) {
         rest if rest.starts_with('/') => rest,
         rest => Cow::Owned(format!("/{rest}")),
     }
@@ -67,27 +52,7 @@ pub fn parameters(url: &str) -> Vec<(String, String)> {
 
 /// Percent-decoding; what is no escape stays.
 pub fn decode(text: &str) -> String {
-    if !text.contains('%') {
-        return text.to_owned();
-    }
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let digits =
-            bytes.get(at + 1..at + 3).filter(|d| bytes[at] == b'%' && d.iter().all(u8::is_ascii_hexdigit));
-        match digits.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    String::from_utf8_lossy(&unescape(text)).into_owned()
 }
 
 #[cfg(test)]

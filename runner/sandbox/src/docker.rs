@@ -22,8 +22,9 @@ use async_trait::async_trait;
 use hyper::{Method, StatusCode};
 use rustix::process::Pid;
 use serde_json::{Value, json};
+use stoker_core::text::escape;
 
-use self::api::{Api, Content, escaped, refusal};
+use self::api::{Api, Content, refusal};
 use self::config::Parts;
 use self::held::Held;
 use crate::cell::Cell;
@@ -407,7 +408,7 @@ impl Engine {
 
 /// Containers, in whatever state, that carry all these labels.
 async fn containers(api: &Api, labels: &[String]) -> Result<Vec<Value>, Error> {
-    let filters = escaped(&json!({"label": labels}).to_string());
+    let filters = escape(&json!({"label": labels}).to_string());
     let path = format!("/containers/json?all=true&filters={filters}");
     let list = api.call(Method::GET, &path, Content::Nothing).await?;
     Ok(list.as_array().cloned().unwrap_or_default())

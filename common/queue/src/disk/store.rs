@@ -136,7 +136,7 @@ impl Store {
     pub fn open(config: Config, shared: Arc<Shared>, bodies: Bodies) -> Result<(Self, Lanes), Error> {
         let mut store = Self { config, shared, bodies, leases: HashMap::new(), tickets: 0, forget: None };
         let db = store.reopen()?;
-        store.recover(&db, crate::now_ms())?;
+        store.recover(&db, stoker_core::moment::now_ms())?;
         let lanes = store.survey()?;
         Ok((store, lanes))
     }
@@ -177,7 +177,7 @@ impl Store {
 
     /// Counts what there is.
     fn survey(&mut self) -> Result<Lanes, Error> {
-        let now = crate::now_ms();
+        let now = stoker_core::moment::now_ms();
         let (mut lanes, mut running) = (Lanes::default(), Vec::new());
         let reader = self.shared.reader()?;
         reader.waiting(|function, due| lanes.waits(function, due, now))?;
@@ -197,7 +197,8 @@ impl Store {
 
     /// How long nothing happens by itself.
     fn next(&self) -> Option<Duration> {
-        let forget = self.forget.map(|at| Duration::from_millis(at.saturating_sub(crate::now_ms())));
+        let forget =
+            self.forget.map(|at| Duration::from_millis(at.saturating_sub(stoker_core::moment::now_ms())));
         let leases = self.leases.values().map(|(_, until)| until.saturating_duration_since(Instant::now()));
         forget.into_iter().chain(leases).min()
     }

@@ -117,7 +117,7 @@ impl<'t> Tables<'t> {
     pub fn submit(&mut self, mut call: Call, effects: &mut Vec<Effect>) -> Result<bool, Error> {
         if let Some(known) = find::<Call>(&self.calls, &call.id)? {
             let progress = self.progress_of(&known)?;
-            if !progress.is_over(crate::now_ms()) {
+            if !progress.is_over(stoker_core::moment::now_ms()) {
                 return Ok(false);
             }
             // Not kept any more, and not removed yet.
@@ -405,12 +405,12 @@ impl Reader {
         let answer = find(&self.read.open_table(ANSWERS).map_err(broken)?, id)?;
         let progress = progress.unwrap_or_else(|| Progress::new(&call));
         // What is not kept any more is gone, whether or not it is removed yet.
-        let kept = !progress.is_over(crate::now_ms());
+        let kept = !progress.is_over(stoker_core::moment::now_ms());
         Ok(kept.then_some(Kept { call, progress, answer }))
     }
 
     pub fn list(&self, filter: &Filter) -> Result<Page, Error> {
-        let now = crate::now_ms();
+        let now = stoker_core::moment::now_ms();
         let made = self.read.open_table(MADE).map_err(broken)?;
         let progress = self.read.open_table(PROGRESS).map_err(broken)?;
         let (ms, id) = match filter.after.is_empty() {

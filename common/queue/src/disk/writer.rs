@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stoker_core::moment::now_ms;
 use tokio::sync::mpsc;
 
 use super::store::{Became, Op, Shared, Store, Work, Written};
-use crate::{Error, now_ms};
+use crate::Error;
 
 /// Most that goes into one transaction.
 const BATCH: usize = 1024;

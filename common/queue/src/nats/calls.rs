@@ -9,12 +9,13 @@ use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
 use async_nats::jetstream::message::{AckKind, Acker, PublishMessage, StreamMessage};
 use bytes::Bytes;
 use prost::Message as _;
+use stoker_core::moment::now_ms;
 
 use super::lane::Arrived;
 use super::setup::Store;
 use super::{Held, Inner, away, read};
 use crate::record::{Call, Kept, Progress, State};
-use crate::{End, Error, Follow, Taken, Ticket, now_ms};
+use crate::{End, Error, Follow, Taken, Ticket};
 
 /// A call that could not be begun comes again after this.
 const PAUSE: Duration = Duration::from_secs(1);

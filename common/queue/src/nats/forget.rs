@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
 use futures_util::TryStreamExt as _;
+use stoker_core::moment::now_ms;
 use tokio::sync::mpsc;
 
 use super::setup::Store;
-use super::{FAREWELL, Inner, away, now_ms};
+use super::{FAREWELL, Inner, away};
 use crate::Error;
 use crate::record::{Call, Kept};
 

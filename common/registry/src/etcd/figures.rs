@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
-use crate::now_ms;
+use stoker_core::moment::now_ms;
 
 /// What goes on all the time with etcd, and can be interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

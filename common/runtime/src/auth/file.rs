@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use stoker_core::moment;
+
 use super::jwt::{Condition, Issuer, Source};
 use super::reader::{Fields, Node, Reader};
 use super::{Access, Grants, Identity, Limit, Pattern, Secret};
 use crate::config::kind::uri;
-use crate::moments;
 
 /// Most of what stands in one list.
 const MANY: usize = 10_000;
@@ -99,7 +100,7 @@ fn named(reader: &mut Reader<'_>, what: &str, node: &Node<'_>, fields: &Fields<'
 fn token(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
     let fields = reader.map("a token", node, &["name", "sha256", "expires", "invoke", "manage", "observe"]);
     let grants = grants(reader, &fields);
-    let expires = reader.maybe(&fields, "expires", moments::read);
+    let expires = reader.maybe(&fields, "expires", moment::read);
     let name = named(reader, "a token", node, &fields);
     let Some(text) = reader.needed("a token", node, &fields, "sha256") else { return };
     let Some(hash) = hexadecimal(&text) else {

@@ -1,6 +1,7 @@
 //! Words as people write them: what they probably meant, and how a value stands in its file.
 
 use saphyr::MarkedYaml;
+use stoker_core::text::unescape;
 
 /// The known word that `word` was probably meant to be, without regard to case and to which separator was typed.
 pub fn nearest<'n>(word: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
@@ -52,24 +53,5 @@ pub(super) fn or<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
 
 /// Replaces `%2C` and the like; what is no such sequence stays. Lets a value in `a=b,c=d` have a comma.
 pub(super) fn percent_decoded(text: &str) -> String {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let byte = match (first, tail) {
-            (b'%', [high, low, ..]) => digit(high).zip(digit(low)),
-            _ => None,
-        };
-        match byte {
-            Some((high, low)) => {
-                out.push(high << 4 | low);
-                rest = &tail[2..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8(out).unwrap_or_else(|_| text.to_owned())
+    String::from_utf8(unescape(text).into_owned()).unwrap_or_else(|_| text.to_owned())
 }

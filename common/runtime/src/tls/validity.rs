@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use stoker_core::moment;
+
 use super::Tls;
 use crate::metrics::{Listed, Metrics, Read};
-use crate::moments;
 
 static BEGINS: Read = Read::gauge(
     "stoker_tls_certificate_not_before_timestamp_seconds",
@@ -52,9 +53,9 @@ impl Validity {
     /// Why nobody takes it at `now`.
     fn wrong(self, now: SystemTime) -> Option<String> {
         if now > self.ends {
-            return Some(format!("ended at {}", moments::write(self.ends)));
+            return Some(format!("ended at {}", moment::rfc3339_millis(self.ends)));
         }
-        (now < self.begins).then(|| format!("is not good before {}", moments::write(self.begins)))
+        (now < self.begins).then(|| format!("is not good before {}", moment::rfc3339_millis(self.begins)))
     }
 }
 
@@ -90,7 +91,7 @@ fn moment(tag: u8, text: &[u8]) -> Option<SystemTime> {
     let part = |from: usize| text.get(from..from + 2);
     let (day, time) = (format!("{}-{}-{}", text.get(..4)?, part(4)?, part(6)?), text.get(8..)?);
     let time = format!("{}:{}:{}", time.get(..2)?, time.get(2..4)?, time.get(4..)?);
-    moments::read(&format!("{day}T{time}")).ok()
+    moment::read(&format!("{day}T{time}")).ok()
 }
 
 impl Tls {
@@ -133,9 +134,9 @@ mod tests {
             (params.not_before, params.not_after) = (from, to);
             let made = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
             let validity = Validity::of(made.der()).unwrap();
-            assert_eq!(moments::write(validity.begins), format!("{begins}T00:00:00.000Z"));
-            assert_eq!(moments::write(validity.ends), format!("{ends}T00:00:00.000Z"));
-            let wrong = |text: &str| validity.wrong(moments::read(text).unwrap());
+            assert_eq!(moment::rfc3339_millis(validity.begins), format!("{begins}T00:00:00.000Z"));
+            assert_eq!(moment::rfc3339_millis(validity.ends), format!("{ends}T00:00:00.000Z"));
+            let wrong = |text: &str| validity.wrong(moment::read(text).unwrap());
             assert_eq!(wrong("2027-01-01"), None);
             assert!(wrong("1999-01-01").unwrap().contains("is not good before"));
             assert!(wrong("2127-01-01").unwrap().contains("ended at"));

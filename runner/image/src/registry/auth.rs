@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
+use stoker_core::text::escape;
 
 use super::Course;
 use super::credentials::{Credential, Secret};
@@ -191,14 +192,7 @@ fn query(form: &[(&str, &str)]) -> String {
         }
         out.push_str(key);
         out.push('=');
-        for byte in value.bytes() {
-            match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                    out.push(char::from(byte))
-                }
-                byte => out.push_str(&format!("%{byte:02X}")),
-            }
-        }
+        out.push_str(&escape(value));
     }
     out
 }

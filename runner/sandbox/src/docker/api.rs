@@ -177,19 +177,6 @@ pub fn refusal(path: &str, status: StatusCode, body: &Value) -> Error {
     }
 }
 
-/// Text as a part of a query.
-pub fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,11 +186,5 @@ mod tests {
         let pieces = b"\x02\0\0\0\0\0\0\x04one\n\x01\0\0\0\0\0\0\x03two\x02\0\0\0\0\0\xff\xffcut";
         assert_eq!(said(pieces), b"one\ntwocut");
         assert!(said(b"short").is_empty());
-    }
-
-    #[test]
-    fn queries_are_escaped() {
-        assert_eq!(escaped(r#"{"label":["a=b"]}"#), "%7B%22label%22%3A%5B%22a%3Db%22%5D%7D");
-        assert_eq!(escaped("a-b_c.d~9"), "a-b_c.d~9");
     }
 }
