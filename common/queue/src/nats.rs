@@ -17,9 +17,10 @@ mod calls;
 mod forget;
 mod holders;
 mod lane;
+mod listings;
 mod setup;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,17 +35,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
+use stoker_core::moment::now_ms;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::lane::Lane;
+use self::listings::{Listings, Place};
 use self::setup::Store;
 use crate::record::{Call, Kept, Progress};
-use crate::{
-    Backlog, End, Error, Filling, Filter, INLINE, LEASE, Page, Pieces, Queue, Taken, Ticket, now_ms,
-};
+use crate::{Backlog, End, Error, Filling, Filter, INLINE, LEASE, Page, Pieces, Queue, Taken, Ticket};
 
 /// Ids of cancelled calls that a slow listener may be behind.
 const NEWS: usize = 1024;
@@ -107,6 +108,7 @@ struct Inner {
     store: watch::Receiver<Option<Arc<Store>>>,
     lanes: Mutex<BTreeMap<String, Arc<Lane>>>,
     held: Mutex<HashMap<u64, Held>>,
+    listings: Mutex<Listings>,
     tickets: AtomicU64,
     news: watch::Sender<u64>,
     /// How many connections to the server there were, and since when there is this one.
@@ -162,6 +164,7 @@ impl NatsQueue {
             store,
             lanes: Mutex::default(),
             held: Mutex::default(),
+            listings: Mutex::default(),
             tickets: AtomicU64::new(0),
             news: watch::Sender::new(0),
             connected,
@@ -186,6 +189,10 @@ impl Inner {
 
     fn held(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn listings(&self) -> MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tick(&self) {
@@ -363,30 +370,12 @@ impl Queue for NatsQueue {
     }
 
     async fn list(&self, filter: Filter) -> Result<Page, Error> {
-        if !filter.after.is_empty() {
-            named(&filter.after).map_err(|_| crate::no_position())?;
-        }
+        let place = Place::read(&filter.after)?;
         let store = self.0.store().await?;
-        let of = match filter.function.is_empty() {
-            true => "*.*".to_owned(),
-            false => filter.function.replace('/', "."),
-        };
-        let mut ids = HashSet::new();
-        let subjects = format!("{}.call.{of}.*", self.0.config.prefix);
-        let mut open = store.calls.info_with_subjects(subjects).await.map_err(away)?;
-        while let Some((subject, _)) = open.try_next().await.map_err(away)? {
-            ids.extend(subject.rsplit('.').next().map(str::to_owned));
-        }
-        let mut keys = store.progress.keys().await.map_err(away)?;
-        while let Some(id) = keys.try_next().await.map_err(away)? {
-            ids.insert(id);
-        }
-        // Most ids begin with their time.
-        let mut ids: Vec<_> =
-            ids.into_iter().filter(|id| filter.after.is_empty() || *id < filter.after).collect();
-        ids.sort_unstable_by(|a, b| b.cmp(a));
         let (inner, store) = (&self.0, &*store);
-        let calls = ids.into_iter().map(|id| async move { inner.get(store, &id).await });
+        let ids = listings::ids(inner, store, &filter.function, place).await?;
+        let behind = ids.behind(place);
+        let calls = (0..behind.len()).map(|at| async move { inner.get(store, &behind[at]).await });
         let mut calls = pin!(futures_util::stream::iter(calls).buffered(LOOKS));
         let mut filling = Filling::default();
         while let Some(found) = calls.next().await {
@@ -397,11 +386,15 @@ impl Queue for NatsQueue {
                 continue;
             }
             let id = kept.call.id.clone();
-            if !filling.add(kept, || id, filter.limit) {
+            if !filling.add(kept, || ids.place(&id), filter.limit) {
                 break;
             }
         }
         let mut page = filling.page;
+        match page.next {
+            Some(_) => inner.listings().keep(&ids, &filter.function),
+            None => inner.listings().over(&ids),
+        }
         page.calls.sort_by_key(|kept| std::cmp::Reverse(kept.call.submitted_ms));
         Ok(page)
     }
@@ -420,6 +413,7 @@ impl Queue for NatsQueue {
     }
 
     async fn backlog(&self) -> Result<Vec<Backlog>, Error> {
+        self.0.listings().forget();
         let store = self.0.store().await?;
         let lanes: Vec<_> = self.0.lanes().values().cloned().collect();
         let mut all = Vec::new();
