@@ -10,6 +10,7 @@ pub mod status;
 use std::net::SocketAddr;
 
 use stoker_core::call::WINDOW;
+use stoker_core::error::MAX_REPORT;
 
 /// Services and messages for clients and operators.
 pub mod v1 {
@@ -56,8 +57,9 @@ pub const MAX_DEFINED: usize = 65_536;
 /// Most versions that a balancer wants to be kept ready on one runner.
 pub const MAX_KEPT: usize = 8_192;
 
-/// Most bytes of one message on a session: a piece of a body, a head and room for the rest.
-pub const MAX_FRAME: usize = 1 << 20;
+/// Most bytes of one message on a session: what a function reports of its failure, and room for what is around that. Whoever gets a longer one ends the
+/// session with all its calls. (Releases before this took 1 MiB in all.)
+pub const MAX_FRAME: usize = MAX_REPORT + (128 << 10);
 
 /// Largest HTTP/2 frame that connections of ours take: room for a piece of a body with what is around it. With the 16 KiB that
 /// HTTP/2 gives by itself, each piece costs four or five system calls at either end.

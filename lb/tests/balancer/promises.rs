@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use stoker_core::error::{Code as Why, Error, MAX_LOG_TAIL, MAX_REPORT, Report};
+use stoker_proto::status::from_status;
+
 use crate::stage::*;
 
 #[tokio::test]
@@ -33,6 +36,33 @@ async fn a_small_call_is_one_frame_each_way() {
         matches!(&frames[..], [In::Define(_), In::Offer(a), In::Offer(b)] if a.complete && b.complete),
         "{frames:?}"
     );
+}
+
+/// Were its frame longer than what is taken on a session, the session would end with every call on it.
+#[tokio::test]
+async fn a_long_report_of_a_failure_ends_no_other_call() {
+    let failing = play(|mut s| async move {
+        let mut offers = [s.offer().await.expect("a call"), s.offer().await.expect("another")];
+        offers.sort_by_key(|offer| offer.body.clone());
+        let [fails, stays] = offers;
+        let report = Report {
+            kind: "Runtime.Long".into(),
+            content_type: "application/json".into(),
+            body: vec![b'x'; MAX_REPORT].into(),
+        };
+        let error = Error::new(Why::FunctionFailed, "m".repeat(4096)).may_have_started();
+        let error = error.log_tail("l".repeat(MAX_LOG_TAIL)).report(report);
+        let error = Some(convert::to_call_error(&error));
+        s.send(Out::Finished(Box::new(wire::Finished { call: fails.call, error, ..Default::default() })))
+            .await;
+        s.finish(stays.call, "it stayed").await;
+        // The stream lasts as long as this.
+        s.next().await;
+    });
+    let stage = stage(config(), vec![failing]).await;
+    let (failed, stayed) = tokio::join!(stage.invoke("a/f", "1"), stage.invoke("a/f", "2"));
+    assert_eq!(from_status(&failed.expect_err("it failed")).code, Why::FunctionFailed);
+    assert_eq!(stayed.expect("an answer").body, "it stayed");
 }
 
 #[tokio::test]
@@ -374,8 +404,7 @@ async fn every_violation_is_named_and_ends_the_session() {
 async fn an_error_of_the_function_stays_one() {
     let failing = play(|mut s| async move {
         while let Some(offer) = s.offer().await {
-            let error = stoker_core::Error::new(stoker_core::Code::FunctionCrashed, "exit code 3")
-                .log_tail("Traceback".into());
+            let error = Error::new(Why::FunctionCrashed, "exit code 3").log_tail("Traceback".into());
             let error = Some(convert::to_call_error(&error));
             s.send(Out::Finished(Box::new(wire::Finished { call: offer.call, error, ..Default::default() })))
                 .await;

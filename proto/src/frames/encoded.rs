@@ -18,8 +18,12 @@ use crate::runner::v1::{EngageRequest, EngageResponse, engage_response::Frame as
 use crate::v1::session_request::Frame as FromClient;
 use crate::v1::session_response::Frame as ToClient;
 use crate::v1::{
-    CancelCallResponse, GetCallResponse, InvokeStreamResponse, ListCallsResponse, RedriveCallResponse,
-    SessionRequest, SessionResponse, SubmitResponse, WaitCallResponse, invoke_stream_response,
+    ApplyFunctionsResponse, CancelCallResponse, DeleteAliasResponse, DeleteFunctionResponse,
+    DrainRunnerResponse, ExplainCallResponse, GetCallResponse, GetFunctionResponse, InvokeStreamResponse,
+    ListCallsResponse, ListFunctionsResponse, ListRevisionsResponse, ListRunnersResponse,
+    RedriveCallResponse, RollbackFunctionResponse, RolloutFunctionResponse, SessionRequest, SessionResponse,
+    SetAliasResponse, StreamLogsResponse, SubmitResponse, UncordonRunnerResponse, WaitCallResponse,
+    WatchActivityResponse, WatchFleetResponse, invoke_stream_response,
 };
 
 /// Room that is made for messages at once.
@@ -160,7 +164,7 @@ impl Carries for InvokeStreamResponse {
     }
 }
 
-/// Answers about calls for later: the field of those that have a body.
+/// Answers about calls for later, with the field of those that have a body, and answers to operators.
 macro_rules! answers {
     ($($message:ident $(. $data:ident = $field:literal)?),+) => {
         $(impl Carries for $message {
@@ -181,7 +185,23 @@ answers!(
     WaitCallResponse.body = 3,
     CancelCallResponse,
     RedriveCallResponse,
-    ListCallsResponse
+    ListCallsResponse,
+    ApplyFunctionsResponse,
+    GetFunctionResponse,
+    ListFunctionsResponse,
+    DeleteFunctionResponse,
+    ListRevisionsResponse,
+    RolloutFunctionResponse,
+    RollbackFunctionResponse,
+    SetAliasResponse,
+    DeleteAliasResponse,
+    ListRunnersResponse,
+    WatchFleetResponse,
+    WatchActivityResponse,
+    StreamLogsResponse,
+    DrainRunnerResponse,
+    UncordonRunnerResponse,
+    ExplainCallResponse
 );
 
 /// Messages as the body of a request or of an answer.

@@ -30,7 +30,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::json;
-use stoker_format::epoch_millis;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -44,12 +43,13 @@ use machine::State;
 pub use restore::Credentials;
 pub use shape::Bandwidth;
 use shared::{Shared, Work};
+use stoker_core::moment::epoch_ms;
 use telemetry::{Connect, Telemetry};
 
 /// Bytes of a payload, in and out, where it is not streamed: AWS's 6 MiB and 100.
 pub const MAX_PAYLOAD: usize = 6 * 1024 * 1024 + 100;
 /// Bytes of the body of an error that a runtime reports.
-pub const MAX_ERROR: usize = 1024 * 1024;
+pub const MAX_ERROR: usize = stoker_core::error::MAX_REPORT;
 /// Pieces of an answer that wait for their reader.
 const PIECES: usize = 4;
 
@@ -303,7 +303,7 @@ impl RuntimeApi {
         let deadline = SystemTime::now() + within;
         let all = async {
             let event = json!({
-                "eventType": "SHUTDOWN", "deadlineMs": epoch_millis(deadline), "shutdownReason": reason
+                "eventType": "SHUTDOWN", "deadlineMs": epoch_ms(deadline), "shutdownReason": reason
             });
             self.shared.lock().extensions.shut_down(&event.to_string().into());
             self.shared.changed.notify_waiters();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stoker_core::later::{Later, Target};
 
-use super::{duration, to_duration};
+use crate::convert::{duration, to_duration};
 use crate::v1;
 
 /// Reads it; what is wrong with its texts is said to `bad`. Its numbers are checked with the function.
