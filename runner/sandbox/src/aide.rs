@@ -7,6 +7,7 @@
 //! another is started at once.
 
 pub mod client;
+mod holder;
 pub mod server;
 
 use std::ffi::CStr;

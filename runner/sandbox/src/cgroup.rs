@@ -178,22 +178,45 @@ impl Base {
         }
     }
 
+    /// Makes our directories again, should somebody have removed them. What was in them has ended with them.
+    ///
+    /// # Errors
+    /// What `mkdir` says, or which controllers cannot be had any more.
+    pub fn restore(&self) -> io::Result<()> {
+        for directory in self.directories() {
+            match make_directory(&directory) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                made => made?,
+            }
+            tracing::warn!(directory = %directory.display(), "somebody has removed the cgroup of all sandboxes: it was made again");
+        }
+        let Some(directory) = &self.v2 else { return Ok(()) };
+        enable_controllers(directory).ok();
+        let given = listed(&directory.join("cgroup.subtree_control"));
+        let missing: Vec<_> = self.v2_controllers.iter().filter(|had| !given.contains(had)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = missing.iter().map(|controller| controller.name()).collect();
+        Err(io::Error::other(format!("{} has no longer: {}", directory.display(), names.join(", "))))
+    }
+
     /// Makes one sandbox's cgroups. Limits come later.
     ///
     /// # Errors
-    /// What `mkdir` says; nothing is left behind.
+    /// What `mkdir` says of which directory; nothing is left behind.
     pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
         let mut leaf =
             Leaf { v2: None, v2_controllers: self.v2_controllers.clone(), v1: Vec::new(), handle: None };
         let made = (|| {
             for (directory, controllers) in &self.v1 {
                 let path = directory.join(name);
-                fs::create_dir(&path)?;
+                make_directory(&path)?;
                 leaf.v1.push((path, controllers.clone()));
             }
             if let Some(directory) = &self.v2 {
                 let path = directory.join(name);
-                fs::create_dir(&path)?;
+                make_directory(&path)?;
                 let handle = open(&path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
                 leaf.v2 = Some(path);
                 leaf.handle = Some(handle?);
@@ -210,6 +233,10 @@ impl Base {
             }
         }
     }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// The hierarchies of this machine.

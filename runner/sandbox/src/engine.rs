@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use self::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
 use self::upgrade::Former;
 use crate::cell::{Cell, Making, too_little_memory};
-use crate::cgroup::{Base, Controller, Limits};
+use crate::cgroup::{Base, Controller, Leaf, Limits};
 use crate::channel::Channel;
 use crate::egress::Policy;
 use crate::init::mounts::OPT;
@@ -78,6 +78,8 @@ pub struct Engine {
     former: Mutex<Former>,
     blanks: Mutex<Blanks>,
     filling: AtomicBool,
+    /// What is removed now is not made again.
+    closed: AtomicBool,
     home: Option<PathBuf>,
 }
 
@@ -86,6 +88,13 @@ struct Blank {
     control: Channel,
     init: Init,
     leaf: CellLeaf,
+}
+
+impl Blank {
+    /// Whether it still waits: one made by a spawner that has died since is dead, too, and so may be one by itself.
+    fn stands(&self) -> bool {
+        !*self.init.orphaned.borrow() && self.control.is_open()
+    }
 }
 
 /// Those with a network of their own; those with a way out only once one was asked for.
@@ -153,6 +162,7 @@ impl Engine {
             former: Mutex::new(former),
             blanks: Mutex::default(),
             filling: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
         })
     }
@@ -180,6 +190,7 @@ impl Engine {
 
     /// See [`crate::Driver::close`].
     pub async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         // None is made any more: a refill that runs finds no spawner.
         let blanks = std::mem::take(&mut *self.blanks.lock().unwrap_or_else(PoisonError::into_inner));
         drop(blanks);
@@ -222,8 +233,7 @@ impl Engine {
         if network != NetworkPlan::Host {
             let mut blanks = self.blanks.lock().unwrap_or_else(PoisonError::into_inner);
             blanks.reaching_wanted |= network != NetworkPlan::Own;
-            // One made by a spawner that has died since is dead, too.
-            ready = blanks.of(network).pop().filter(|blank| !*blank.init.orphaned.borrow());
+            ready = std::iter::from_fn(|| blanks.of(network).pop()).find(Blank::stands);
         }
         let blank = match ready {
             Some(blank) => blank,
@@ -318,8 +328,7 @@ impl Engine {
             let engine = Arc::clone(self);
             // `mkdir` in a busy cgroup hierarchy takes up to 20 ms: not on the thread that serves calls. What is made
             // though nobody waits for it any more is removed by being dropped.
-            let made =
-                tokio::task::spawn_blocking(move || engine.base.leaf(&name).map(Some).map(CellLeaf::new));
+            let made = tokio::task::spawn_blocking(move || engine.leaf(&name).map(Some).map(CellLeaf::new));
             made.await.map_err(std::io::Error::other).flatten().map_err(fail("make the sandbox's cgroups"))?
         };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -338,6 +347,19 @@ impl Engine {
         };
         control.send(&Order::Begin(begin), &[]).await.map_err(fail("instruct the sandbox's init"))?;
         Ok(Blank { control, init, leaf })
+    }
+
+    /// One sandbox's cgroups. Should somebody have removed ours, they are made again before it.
+    fn leaf(&self, name: &str) -> std::io::Result<Leaf> {
+        match self.base.leaf(name) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && !self.closed.load(Ordering::Acquire) =>
+            {
+                self.base.restore()?;
+                self.base.leaf(name)
+            }
+            made => made,
+        }
     }
 
     /// Makes blanks until there are enough, in the background.
@@ -370,7 +392,7 @@ impl Engine {
         let tunnel = tunnel.map(|policy| NetworkPlan::Tunnel { six: policy.six });
         [Some(NetworkPlan::Own), tunnel].into_iter().flatten().find(|network| {
             let blanks = blanks.of(*network);
-            blanks.retain(|blank| !*blank.init.orphaned.borrow());
+            blanks.retain(Blank::stands);
             blanks.len() < self.flavour.spares
         })
     }

@@ -6,8 +6,9 @@
 //! processes) it keeps the family together as a subreaper.
 //!
 //! Order, and why: enter cgroups before the cgroup namespace, so that it shows nothing above them; clone the function's
-//! process (into its user namespace, whose maps only a privileged parent may write), which waits; mount while privileged, with
-//! that user namespace to show an image's files by; then drop everything, and only then set the parent's death signal, which a change of user clears.
+//! process (into its user namespace, whose maps only a privileged parent may write), which gives up its privileges meanwhile and waits for
+//! its root; mount while privileged, with that user namespace to show an image's files by; then drop everything, and only then set the
+//! parent's death signal, which a change of user clears.
 
 pub mod contained;
 mod family;
@@ -47,6 +48,13 @@ pub fn core_size() -> u64 {
 /// What a function may allocate over its memory limit where only the runner itself counts: room for what is mapped but not used.
 const DATA_SLACK: u64 = 1 << 30;
 
+/// What every init needs and none changes. Done once, in the process that they are copies of.
+pub fn ahead() {
+    seccomp::filter();
+    // Kernels before 6.4 tell it by a file that is closed to an init that hides its memory.
+    rustix::param::page_size();
+}
+
 /// Runs as the init of a sandbox. In the cloned child, descriptors in place.
 pub fn run() -> ! {
     let end = std::panic::catch_unwind(|| {
@@ -66,7 +74,7 @@ struct Init {
     inbox: Inbox,
 }
 
-/// The function's process, which waits until its gate is opened.
+/// The function's process, whose gate was opened for the first time.
 struct Cloned {
     child: Pid,
     opener: OwnedFd,
@@ -87,24 +95,23 @@ impl Init {
             mounts::cut_off()?;
         }
         let filter = begin.isolate.then(seccomp::filter);
-        let Cloned { child, opener, users, stem } =
-            self.clone_function(&begin, &plan, pipes, filter.as_deref())?;
+        let Cloned { child, opener, users, stem } = self.clone_function(&begin, &plan, pipes, filter)?;
+        // A signal that arrives from now on waits for us: the end of what helps to leave the old root, too.
+        let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
+            .step(|| "wait for signals".to_owned())?;
         let mut shared = None;
         if begin.isolate {
             shared = mounts::build(&plan, users.as_ref())?;
             rustix::system::sethostname(plan.id.as_bytes()).step(|| "set the host name".to_owned())?;
         }
         drop(users);
-        rustix::io::write(&opener, b"!").step(|| "let the function's process go on".to_owned())?;
+        launch::open(&opener)?;
         drop(opener);
-        // Before the drop: a signal that arrives from now on waits for us.
-        let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
-            .step(|| "wait for signals".to_owned())?;
         // The function may be the same user to the kernel; its init's memory is still none of its business. Not earlier:
         // it closes /proc/self to us, too.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .step(|| "hide the init's memory".to_owned())?;
-        if let Some(filter) = &filter {
+        if let Some(filter) = filter {
             drop_privileges(plan.identity, filter)?;
         }
         if let Some(tunnel) = tunnel {
@@ -198,6 +205,7 @@ impl Init {
             Side::Parent { pid, pidfd } => {
                 drop((gate, theirs));
                 let users = maps.map(|maps| user_namespace(&pidfd, &maps)).transpose()?;
+                launch::open(&opener)?;
                 Ok(Cloned { child: pid, opener, users, stem: ours })
             }
         }

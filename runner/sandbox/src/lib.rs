@@ -223,8 +223,12 @@ pub enum Error {
     #[error("{0}")]
     Function(String),
     /// The machine's or the driver's.
+    // Spelt so, it is none to those that walk through sources: the text has it, and would say it twice.
     #[error("{step}: {source}")]
-    Platform { step: String, source: std::io::Error },
+    Platform { step: String, r#source: std::io::Error },
+    /// Another live runner has this one's name and state directory: nothing that another driver would mend.
+    #[error("another live runner has the name {name:?} in {}", state.display())]
+    Taken { name: String, state: PathBuf },
     /// The driver cannot do this here (freezing without a freezer, say).
     #[error("{0}")]
     Unsupported(String),

@@ -1,7 +1,8 @@
 //! Which driver a runner uses: the one asked for, or the strongest that works here.
 //!
 //! "Works" is tried, not guessed: a trivial sandbox is created, started and waited for, with the options that functions
-//! have by default.
+//! have by default. What says nothing of the driver (another runner has the name, there are no file descriptors left) ends the choice:
+//! functions are not kept apart less since a start had bad luck.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -132,7 +133,7 @@ impl fmt::Debug for Selection {
 /// Chooses, and proves that what was chosen works.
 ///
 /// # Errors
-/// Why the driver asked for does not work; for `auto`, why none does.
+/// Why the driver asked for does not work; for `auto`, why none does, or what kept one from being tried.
 pub async fn select(config: Config) -> Result<Selection, Error> {
     let probe = Probe::new(&config);
     let choices = match config.choice {
@@ -151,7 +152,7 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
                 };
                 return Ok(Selection::new(driver, reason, rejected));
             }
-            Err(error) if config.choice != Choice::Auto => return Err(error),
+            Err(error) if config.choice != Choice::Auto || is_bad_luck(&error) => return Err(error),
             Err(error) => rejected.push((choice.name(), error.to_string())),
         }
     }
@@ -233,6 +234,15 @@ impl Driver for Secluding {
         inheritance: &mut Inheritance,
     ) -> Result<Box<dyn Sandbox>, Error> {
         self.0.take_up(sandbox, inheritance)
+    }
+}
+
+/// Whether a driver that fails so may work the next time: a weaker one is no answer to that.
+fn is_bad_luck(error: &Error) -> bool {
+    match error {
+        Error::Taken { .. } => true,
+        Error::Platform { source, .. } => matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)),
+        Error::Function(_) | Error::Unsupported(_) => false,
     }
 }
 

@@ -59,7 +59,7 @@ impl State {
     /// Takes the name.
     ///
     /// # Errors
-    /// [`Error::Platform`] when another live runner has it, or the directory cannot be made.
+    /// [`Error::Taken`] when another live runner has it, [`Error::Platform`] when the directory cannot be made.
     pub fn open(state_dir: &Path, driver: &str, name: &str) -> Result<Self, Error> {
         let valid = !name.is_empty()
             && name.len() <= 100
@@ -86,11 +86,11 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 lock => lock.map_err(fail)?,
             };
-            flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-                Error::Platform {
-                    step: format!("take the runner name {name:?} (another live runner has it)"),
-                    source: error.into(),
+            flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+                rustix::io::Errno::WOULDBLOCK => {
+                    Error::Taken { name: name.to_owned(), state: state_dir.to_owned() }
                 }
+                error => fail(error.into()),
             })?;
             let (held, there) = (lock.metadata().map_err(fail)?, path.symlink_metadata());
             if there.is_ok_and(|there| (there.dev(), there.ino()) == (held.dev(), held.ino())) {
@@ -419,7 +419,7 @@ mod tests {
         assert!(state.record().exists(), "a life that was not cleared away is kept for the next");
         fs::remove_file(state.record()).unwrap();
         let taken = State::open(&state_dir, "d", "r").err().unwrap().to_string();
-        assert!(taken.contains("another live runner has it"), "{taken}");
+        assert!(taken.contains("another live runner has the name \"r\""), "{taken}");
         state.remove();
         assert!(!state_dir.exists());
         let next = State::open(&state_dir, "d", "r").unwrap();

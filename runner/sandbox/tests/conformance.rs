@@ -6,7 +6,7 @@
 #[expect(dead_code, reason = "not every test uses all of it")]
 mod kit;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ use stoker_sandbox::conformance::{self, Subject};
 use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::process::{self, Process};
 use stoker_sandbox::select::{self, Choice};
-use stoker_sandbox::{Driver, Error, ExitCause, Network, spawner};
+use stoker_sandbox::{Driver, Error, ExitCause, Network, Spec, spawner};
 
 use kit::{
     LIMIT, ORDINARY, State, alive, cgroups, command, for_everybody, guest, signal, spec, started, until,
@@ -89,7 +89,10 @@ async fn a_broken_spawner_is_told_and_nothing_is_selected() {
     let state = State::new("broken");
     let broken = spawner::Command { program: PathBuf::from("/bin/true"), args: Vec::new() };
     let config = select::Config::new(Choice::Auto, "broken", &state.0).with_spawner(broken);
-    let error = select::select(config).await.unwrap_err().to_string();
+    let error = select::select(config).await.unwrap_err();
+    // Whoever prints a chain of causes has this one in the text already.
+    assert!(std::error::Error::source(&error).is_none(), "{error:?}");
+    let error = error.to_string();
     assert!(error.contains("run_if_asked"), "{error}");
     assert!(cgroups("broken").is_empty());
     assert_eq!(lives(&state.0, "native", "broken") + lives(&state.0, "process", "broken"), 0);
@@ -99,7 +102,10 @@ async fn a_broken_spawner_is_told_and_nothing_is_selected() {
 async fn a_name_belongs_to_one_live_runner() {
     let state = State::new("name");
     let first = native("name", &state.0).await.unwrap();
-    assert!(matches!(native("name", &state.0).await, Err(Error::Platform { .. })));
+    assert!(matches!(native("name", &state.0).await, Err(Error::Taken { .. })));
+    // Nor is it given a sandbox that keeps less apart.
+    let config = select::Config::new(Choice::Auto, "name", &state.0).with_spawner(command());
+    assert!(matches!(select::select(config).await, Err(Error::Taken { .. })));
     native("other-name", &state.0).await.unwrap();
     drop(first);
     // What it was doing in the background ends first.
@@ -108,6 +114,27 @@ async fn a_name_belongs_to_one_live_runner() {
         assert!(begun.elapsed() < LIMIT, "the name is not given back");
         tokio::task::yield_now().await;
     }
+}
+
+/// Machines and containers whose users have little themselves: functions get that little, and no weaker driver.
+#[tokio::test]
+async fn functions_have_no_more_than_their_runner_may_give() {
+    let state = State::new("little");
+    let limits = ["--nofile=48:48", "--memlock=65536:65536"].map(str::to_owned);
+    let spawner = spawner::Command {
+        program: PathBuf::from("prlimit"),
+        args: limits.into_iter().chain([guest().to_string_lossy().into_owned()]).collect(),
+    };
+    let driver =
+        Native::new(native::Config { spawner, ..native::Config::new("little", &state.0) }).await.unwrap();
+    let shell = ["sh", "-c", "ulimit -Hn; ulimit -Hl"].map(str::to_owned).to_vec();
+    let sandbox = driver.create(Spec { command: shell, ..spec("little", &[]) }).await.unwrap();
+    let stdio = sandbox.start(Vec::new()).await.unwrap();
+    assert_eq!(sandbox.wait().await.cause, ExitCause::Code(0));
+    let mut said = String::new();
+    std::fs::File::from(stdio.stdout).read_to_string(&mut said).unwrap();
+    assert_eq!(said, "48\n64\n");
+    driver.close().await;
 }
 
 async fn survives_its_spawner(driver: &dyn Driver, spawner: u32, word: &str) {
@@ -342,6 +369,77 @@ async fn leftovers_of_a_runner_killed_with_its_spawner_are_collected() {
     }
 }
 
+/// A spawner that was stopped does not see its runner end, and keeps the name's lock: the next runner makes it go on, and it clears away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spawner_that_was_stopped_does_not_hold_up_the_next_runner() {
+    for driver in ["native", "process"] {
+        let state = State::new(&format!("stopped-{driver}"));
+        let name = format!("stopped-{driver}-{}", std::process::id());
+        let (mut child, spawner) = helper_process(driver, &name, &state.0);
+        signal("-STOP", &spawner);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let next: Box<dyn Driver> = if driver == "native" {
+            Box::new(native(&name, &state.0).await.unwrap())
+        } else {
+            Box::new(process(&name, &state.0).await.unwrap())
+        };
+        // What is left is the next one's own.
+        assert_eq!((alive(&name), lives(&state.0, driver, &name)), (0, 1));
+        assert!(next.collect_leftovers().await.unwrap().is_empty());
+        started(&*next, "next", &["wait", &name]).await.stop(Duration::ZERO).await;
+        next.close().await;
+        assert_eq!(cgroups(&name), Vec::<PathBuf>::new());
+    }
+}
+
+/// Somebody who clears cgroups away takes the sandboxes that are there, and none of those to come.
+#[tokio::test(flavor = "multi_thread")]
+async fn cgroups_that_were_removed_are_made_again() {
+    let state = State::new("removed");
+    let name = format!("removed-{}", std::process::id());
+    let driver = native(&name, &state.0).await.unwrap();
+    let ours = || {
+        let mut ours = cgroups(&name);
+        ours.sort();
+        ours
+    };
+    let bases = ours();
+    if bases.is_empty() {
+        println!("left out: no cgroups can be made here");
+        return;
+    }
+    let running = started(&driver, "running", &["wait", &name]).await;
+    until("everything in them is dead, and they are gone", || {
+        bases.iter().filter(|base| !remove_cgroup(base)).count() == 0
+    });
+    running.wait().await;
+    // More than there were prepared.
+    for round in 0..4 {
+        let next = started(&driver, &format!("next-{round}"), &["wait", &name]).await;
+        assert_ne!(next.usage().await, stoker_sandbox::Usage::default(), "it is counted");
+        next.freeze().await.unwrap();
+        next.stop(Duration::ZERO).await;
+    }
+    assert_eq!(ours(), bases);
+    driver.close().await;
+    assert_eq!(cgroups(&name), Vec::<PathBuf>::new());
+}
+
+/// Kills what is in a cgroup and removes it with those below it. `true` if it is gone.
+fn remove_cgroup(directory: &Path) -> bool {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    for pid in std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {
+        // It may have gone by now.
+        Command::new("kill").args(["-9", pid]).stderr(Stdio::null()).status().unwrap();
+    }
+    std::fs::remove_dir(directory).is_ok() || !directory.exists()
+}
+
 /// The rest of this file again, as an ordinary user.
 #[test]
 fn rootless() {
@@ -386,6 +484,30 @@ fn with_fewer_cgroups() {
             .unwrap();
         assert!(status.success(), "{hide}: {status}");
     }
+}
+
+/// The suites of an ordinary user whose `/proc` hides the processes that hide their memory, as hardened machines have it.
+#[test]
+fn rootless_where_processes_are_hidden() {
+    if !we_are_root() {
+        println!("left out: only root can mount /proc anew");
+        return;
+    }
+    let state = State::new("hidden");
+    let (tests, guest) = for_everybody(&state);
+    let script = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid $1 --regid $1 --clear-groups \"$0\" --nocapture --test-threads 1 \
+        --exact native_conforms process_conforms";
+    let status = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "/bin/sh", "-c", script])
+        .arg(tests)
+        .arg(ORDINARY.to_string())
+        .env("STOKER_TEST_GUEST", guest)
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    until("nothing of it is left", || alive(&state.0.join("stoker-spawner").to_string_lossy()) == 0);
 }
 
 /// A part of the cgroup tree of version 2, as a service manager gives it to a service: with all controllers, where this version has them.

@@ -1,6 +1,7 @@
 //! The runner's side of an aide: starts it, asks it, and starts another when it dies.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::Stdio;
@@ -18,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
+use super::holder::Holder;
 use super::{Heard, Trade};
 use crate::handover::{Bequest, Inheritance, Kept};
 use crate::spawner::Command;
@@ -227,24 +229,37 @@ impl<T: Trade> Shared<T> {
             let word = socket
                 .async_io(Interest::READABLE, |socket| wire::receive_packet::<T::Word>(socket.as_fd()))
                 .await;
-            Ok(word?.0.into())
+            Ok::<Heard<T::Answer>, io::Error>(word?.0.into())
         };
-        let ready = tokio::time::timeout(START_LIMIT, ready).await.unwrap_or_else(|_| {
-            Err(io::Error::new(io::ErrorKind::TimedOut, "an earlier one may still be clearing away"))
-        });
-        let error = match ready {
-            Ok(Heard::Ready) => return Ok(Live::new(socket, process, pid, 0)),
-            Ok(Heard::Answer { .. }) => {
-                io::Error::new(io::ErrorKind::InvalidData, "it does not begin with its word")
+        let (kind, why) = match tokio::time::timeout(START_LIMIT, ready).await {
+            Ok(Ok(Heard::Ready)) => return Ok(Live::new(socket, process, pid, 0)),
+            Ok(Ok(Heard::Answer { .. })) => {
+                (io::ErrorKind::InvalidData, "it does not begin with its word".to_owned())
             }
-            Err(error) => error,
+            Ok(Err(error)) => {
+                (error.kind(), format!("{error}; does its main call spawner::run_if_asked first?"))
+            }
+            Err(_) => (io::ErrorKind::TimedOut, self.late()),
         };
         drop(socket);
         // Gone already is as good.
         pidfd_send_signal(process.get_ref(), Signal::KILL).ok();
         tokio::spawn(async move { collect(&process).await });
-        let text = format!("it did not come up ({error}); does its main call spawner::run_if_asked first?");
-        Err(io::Error::new(error.kind(), text))
+        Err(io::Error::new(kind, format!("it did not come up: {why}")))
+    }
+
+    /// Why one has not come up in its time: whom it waits for, where it waits for somebody.
+    fn late(&self) -> String {
+        let path = T::lock(&self.setup);
+        let holder = File::open(path).and_then(|lock| Holder::of(&lock));
+        match holder {
+            Ok(Some(holder)) => format!(
+                "{holder} still has {}: end it with `kill -9 {}`, and start the runner again",
+                path.display(),
+                holder.pid
+            ),
+            _ => format!("it said nothing in {START_LIMIT:?}"),
+        }
     }
 }
 

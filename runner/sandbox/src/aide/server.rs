@@ -6,8 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Trade;
+use super::holder::Holder;
 use crate::{sys, wire};
 
 /// What one kind of aide does.
@@ -72,7 +75,7 @@ fn serve<A: Aide>() -> io::Result<()> {
     ]);
     // Fails only for the leader of a group, which has what this is for.
     if let Err(error) = rustix::process::setsid()
-        && error != rustix::io::Errno::PERM
+        && error != Errno::PERM
     {
         return Err(error.into());
     }
@@ -89,7 +92,7 @@ fn serve<A: Aide>() -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first message must be the setup"));
     };
     let lock = File::options().create(true).truncate(false).write(true).open(A::Trade::lock(&setup))?;
-    flock(&lock, FlockOperation::LockExclusive)?;
+    take::<A::Trade>(&lock)?;
     let _lock = away(lock.as_fd())?;
     drop(lock);
     let mut aide = A::begin(setup)?;
@@ -98,7 +101,7 @@ fn serve<A: Aide>() -> io::Result<()> {
     loop {
         let mut ready = [PollFd::new(&runner.0, PollFlags::IN), PollFd::new(&signals, PollFlags::IN)];
         match poll(&mut ready, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         let (asked, child) = (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
@@ -116,6 +119,23 @@ fn serve<A: Aide>() -> io::Result<()> {
     aide.end(&runner, signals.as_fd());
     remove::<A::Trade>(aide.setup());
     Ok(())
+}
+
+/// Takes the lock when the one before has cleared away. One that was stopped would never: it is made to go on, which harms nobody, since
+/// its runner is gone. Ours has the name, or had seen it end.
+fn take<T: Trade>(lock: &File) -> io::Result<()> {
+    match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => {}
+        taken => return Ok(taken?),
+    }
+    if let Some(holder) = Holder::of(lock)?
+        && holder.stopped
+    {
+        eprintln!("{}: {holder} is made to go on, so that it clears away what its runner has left", T::NAME);
+        // Gone already is as good.
+        pidfd_send_signal(&holder.process, Signal::CONT).ok();
+    }
+    Ok(flock(lock, FlockOperation::LockExclusive)?)
 }
 
 fn remove<T: Trade>(setup: &T::Setup) {

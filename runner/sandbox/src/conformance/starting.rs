@@ -120,7 +120,15 @@ pub async fn a_missing_interpreter_is_named(subject: Subject<'_>) -> Outcome {
     refused(subject, spec.clone(), &["script", "/no/such/interpreter"]).await?;
     // It is there, but for what ends its line.
     scratch.file("script", "#!/bin/sh\r\nexit 0\r\n", 0o755)?;
-    refused(subject, spec, &[r#"a script for "/bin/sh\r""#, "write it with LF"]).await
+    refused(subject, spec.clone(), &[r#"a script for "/bin/sh\r""#, "write it with LF"]).await?;
+    scratch.file("script", &format!("#!/{}\n", "long/".repeat(100)), 0o755)?;
+    refused(subject, spec.clone(), &["script", "#! line is longer"]).await?;
+    // One that nobody writes to has whoever reads it wait.
+    std::fs::remove_file(&program)?;
+    let mode = rustix::fs::Mode::from_raw_mode(0o777);
+    let made = rustix::fs::mknodat(rustix::fs::CWD, &program, rustix::fs::FileType::Fifo, mode, 0);
+    made.map_err(std::io::Error::from)?;
+    refused(subject, spec, &["script is not a plain file"]).await
 }
 
 pub async fn a_command_beside_the_work_directory_is_found(subject: Subject<'_>) -> Outcome {

@@ -55,7 +55,7 @@ impl Init {
         let pipes = self.pipes()?;
         let shared = plan.shared.as_deref().map(share).transpose()?;
         let filter = seccomp::filter();
-        let (child, stem) = fork_function(&plan, pipes, &filter)?;
+        let (child, stem) = fork_function(&plan, pipes, filter)?;
         // Before the filter: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
@@ -65,7 +65,7 @@ impl Init {
         // As the function is sealed, but for the death signal: our parent is a process of the engine that may end at any time.
         sys::drop_capabilities().step(|| "drop capabilities".to_owned())?;
         rustix::thread::set_no_new_privs(true).step(|| "set no_new_privs".to_owned())?;
-        sys::install_filter(&filter).step(|| "install the seccomp filter".to_owned())?;
+        sys::install_filter(filter).step(|| "install the seccomp filter".to_owned())?;
         let handles: Vec<_> = shared.iter().map(AsFd::as_fd).collect();
         wire::send_frame(self.control.as_fd(), &Report::Built, &handles)
             .step(|| "report to the runner".to_owned())?;
@@ -91,9 +91,10 @@ fn fork_function(
     filter: &[libc::sock_filter],
 ) -> Result<(Pid, Option<Stem>), Failure> {
     let step = || "fork the function's process".to_owned();
-    // Nothing is left to be done for it: its gate is open from the start.
+    // Nothing is left to be done for it: its gate is open from the start, both times.
     let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
-    rustix::io::write(&opener, b"!").step(step)?;
+    launch::open(&opener)?;
+    launch::open(&opener)?;
     let (ours, theirs) = stem::sockets(plan).step(step)?.unzip();
     match sys::fork().step(step)? {
         None => {

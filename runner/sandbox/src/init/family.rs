@@ -134,8 +134,10 @@ impl Family {
     /// Kills what is seen, but this one. `false` if there was nothing.
     fn kill_but(&self, spared: Option<Pid>) -> bool {
         let mut seen = false;
-        let all = processes::members(self.isolate).into_iter();
-        for pid in all.filter_map(|process| Pid::from_raw(process.pid)).filter(|pid| Some(*pid) != spared) {
+        let members = processes::members(self.isolate).into_iter().map(|process| process.pid);
+        // Whoever is not shown becomes our child in the end.
+        let all = members.chain(processes::children());
+        for pid in all.filter_map(Pid::from_raw).filter(|pid| Some(*pid) != spared) {
             // Gone already is as good.
             kill_process(pid, Signal::KILL).ok();
             seen = true;

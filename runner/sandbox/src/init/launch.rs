@@ -1,14 +1,18 @@
 //! The function's own process between its clone and its `exec`.
 //!
-//! It takes on limits and identity, gives up its privileges, says that it is parked, and waits for the late environment.
-//! What it says afterwards is only why `exec` failed; success closes the stream.
+//! It takes on limits and identity, gives up its privileges, enters its root, says that it is parked, and waits for the late environment.
+//! What it says afterwards is only why `exec` failed; success closes the stream. Its gate is opened twice: when its user namespace is complete,
+//! and when its root is, which takes longer. What it does between the two costs a start nothing where there is another CPU.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{
     DATA_SLACK, LOCKED_MEMORY, become_user, c_string, core_size, die_with_parent, seal, shows_host, stem,
@@ -21,6 +25,8 @@ use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Progra
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Exit status of a process that could not run its command, as shells have it.
 const NOT_RUN: i32 = 127;
+/// What the kernel reads of a program to see what it is.
+const HEAD: usize = 256;
 /// When the whole machine is short of memory, functions go before what serves them.
 const OOM_SCORE: &str = "500";
 
@@ -33,11 +39,17 @@ pub fn run(
     socket: Option<OwnedFd>,
     filter: Option<&[libc::sock_filter]>,
 ) -> ! {
-    let prepared = prepare(plan, isolate, gate).and_then(|()| match filter {
-        Some(filter) => seal(filter),
-        None => die_with_parent(),
-    });
-    match (prepared, socket) {
+    let prepare = || {
+        wait(gate)?;
+        become_function(plan, isolate)?;
+        match filter {
+            Some(filter) => seal(filter)?,
+            None => die_with_parent()?,
+        }
+        wait(gate)?;
+        rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))
+    };
+    match (prepare(), socket) {
         (Ok(()), None) => become_program(&plan.program, pipes),
         (Ok(()), Some(socket)) => stem::run(plan, &socket, pipes),
         (Err(failure), _) => fail(&pipes[3], failure),
@@ -71,13 +83,25 @@ fn fail(launch: &OwnedFd, failure: Failure) -> ! {
     sys::exit(NOT_RUN)
 }
 
-/// Takes on what is the same for every process of the function.
-fn prepare(plan: &Plan, isolate: bool, gate: &OwnedFd) -> Result<(), Failure> {
-    // Until the maps of the user namespace are written, and the root is built.
-    let opened = rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the root".to_owned())?;
-    if opened == 0 {
-        sys::exit(NOT_RUN);
+/// Opens the gate of a function's process, once of two times.
+pub fn open(gate: &OwnedFd) -> Result<(), Failure> {
+    match rustix::io::write(gate, b"!") {
+        // One that has ended says why itself.
+        Err(rustix::io::Errno::PIPE) => Ok(()),
+        opened => opened.step(|| "let the function's process go on".to_owned()).map(drop),
     }
+}
+
+/// Waits at the gate. Who opens it may end instead.
+fn wait(gate: &OwnedFd) -> Result<(), Failure> {
+    match rustix::io::read(gate, &mut [0_u8; 1][..]).step(|| "wait for the init".to_owned())? {
+        0 => sys::exit(NOT_RUN),
+        _ => Ok(()),
+    }
+}
+
+/// Takes on what is the same for every process of the function.
+fn become_function(plan: &Plan, isolate: bool) -> Result<(), Failure> {
     // The last moment at which it is allowed to lower its standing: /proc/self is closed to another user.
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).ok();
     if isolate {
@@ -101,8 +125,8 @@ fn prepare(plan: &Plan, isolate: bool, gate: &OwnedFd) -> Result<(), Failure> {
     if let Some(memory) = plan.watch_memory {
         limit(Limit::Data, memory + DATA_SLACK)?;
     }
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    Ok(())
 }
 
 /// Takes on what is one process's own.
@@ -201,6 +225,7 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
         },
         Some(libc::EACCES) => match program.metadata() {
             Ok(metadata) if metadata.is_dir() => format!("command {name} is a directory"),
+            Ok(metadata) if !metadata.is_file() => format!("command {name} is not a plain file"),
             Ok(metadata) if metadata.permissions().mode() & 0o111 == 0 => {
                 format!("command {name} is not executable: permission denied")
             }
@@ -216,6 +241,12 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
                 "command {name} is in a directory that is closed to the function's user: permission denied"
             ),
         },
+        // A name that reaches to the end of what the kernel reads may be longer.
+        Some(libc::ENOEXEC) if interpreter(program).is_some_and(|name| name.len() > HEAD - 8) => {
+            format!(
+                "command {name} is a script whose #! line is longer than the {HEAD} bytes that the kernel reads of it"
+            )
+        }
         Some(libc::ENOEXEC) => {
             format!("command {name} is neither a program for this machine nor a script with a #! line")
         }
@@ -229,10 +260,15 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
     Failure::function(text)
 }
 
-/// The program named by a script's first line.
+/// The program named by a script's first line. Of a plain file alone: a pipe would keep us waiting.
 pub fn interpreter(script: &Path) -> Option<String> {
-    let mut head = [0; 256];
-    let length = std::fs::File::open(script).ok()?.read(&mut head).ok()?;
+    let mut head = [0; HEAD];
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let script = File::from(rustix::fs::open(script, flags, Mode::empty()).ok()?);
+    if !script.metadata().ok()?.is_file() {
+        return None;
+    }
+    let length = (&script).read(&mut head).ok()?;
     let line = head.get(..length)?.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     let text = std::str::from_utf8(line).ok()?;
     // As the kernel does, to which a carriage return is a part of the name.

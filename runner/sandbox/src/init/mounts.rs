@@ -22,6 +22,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 pub use self::kernel::{MASKED, MASKED_SYSTEM, PROTECTED};
 use self::tree::*;
@@ -238,7 +239,7 @@ impl Builder<'_> {
                 }
             }
         }
-        for name in ["home", "root", "run", "srv", "sys", "var"] {
+        for name in ["/home", "/root", "/run", "/srv", "/sys", "/var"] {
             self.directory(Path::new(name))?;
         }
         self.hide()?;
@@ -305,7 +306,8 @@ impl Builder<'_> {
         let step = || "make the files of names".to_owned();
         let files =
             tmpfs(&[("mode", "0755"), ("size", "64k"), ("nr_inodes", "8")], NO_SUID | NO_DEVICES | NO_EXEC)?;
-        // Mounted while parts of it are shown elsewhere; the private /tmp comes to the same place later.
+        // Parts of what is mounted somewhere can be shown elsewhere. It stays, below the private /tmp: to unmount it would mean to wait for
+        // a grace period of the kernel.
         attach(&files, &self.mount_point("tmp")?).step(step)?;
         let host_name = format!("{}\n", self.plan.id);
         for (path, content) in [(HOSTS, &names.hosts), (RESOLVER, &names.resolver), (HOST_NAME, &host_name)] {
@@ -318,7 +320,7 @@ impl Builder<'_> {
             set(&tree, READ_ONLY, false).step(step)?;
             attach(&tree, &target).step(|| format!("show {path}"))?;
         }
-        unmount(format!("/proc/self/fd/{}", files.as_raw_fd()), UnmountFlags::DETACH).step(step)
+        Ok(())
     }
 
     /// Where a file of `/etc` is or can be; nowhere if the root lacks it and is read-only.
@@ -450,22 +452,33 @@ impl Builder<'_> {
         }
         rustix::process::fchdir(&self.root).step(|| "enter the new root".to_owned())?;
         rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
-        unmount(".", UnmountFlags::DETACH).step(|| "unmount the old root".to_owned())?;
+        let aside = sys::detach_aside().step(|| "unmount the old root".to_owned())?;
+        self.left(aside)?;
         rustix::process::chdir("/").step(|| "enter the new root".to_owned())?;
-        self.verify()?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         Ok(shared)
     }
 
-    /// `/..` must be `/`: were anything of the host left mounted over the new root, that is the way to it.
-    fn verify(&self) -> Result<(), Failure> {
+    /// Returns when `/..` is `/`: were anything of the host left mounted over the new root, that is the way to it. `aside` unmounts it, and
+    /// ends some time after.
+    fn left(&self, aside: Pid) -> Result<(), Failure> {
         let step = || "look at the new root".to_owned();
         let root = rustix::fs::fstat(&self.root).step(step)?;
-        let above = rustix::fs::stat("/..").step(step)?;
-        if (root.st_dev, root.st_ino) == (above.st_dev, above.st_ino) {
-            return Ok(());
+        loop {
+            let ended = waitpid(Some(aside), WaitOptions::NOHANG).step(step)?.is_some();
+            let above = rustix::fs::stat("/..").step(step)?;
+            if (root.st_dev, root.st_ino) == (above.st_dev, above.st_ino) {
+                return Ok(());
+            }
+            if ended {
+                return Err(Failure {
+                    function: false,
+                    step: "leave the old root".to_owned(),
+                    errno: libc::EBUSY,
+                });
+            }
+            rustix::thread::sched_yield();
         }
-        Err(Failure { function: false, step: "leave the old root".to_owned(), errno: libc::EBUSY })
     }
 
     /// A mount point that must be a plain directory: a link in an image would put it somewhere else.
@@ -490,9 +503,6 @@ impl Builder<'_> {
 
     /// Opens a file of the new root, making it empty if it is missing.
     fn file(&self, path: &Path) -> Result<OwnedFd, Failure> {
-        if let Some(parent) = path.parent() {
-            self.directory(parent)?;
-        }
         self.make(path, |parent, name| {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
             rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
@@ -504,34 +514,24 @@ impl Builder<'_> {
         path: &Path,
         create: impl Fn(BorrowedFd<'_>, &Path) -> rustix::io::Result<()>,
     ) -> Result<OwnedFd, Failure> {
+        let path = &Path::new("/").join(path);
         let step = || format!("make {} in the new root", path.display());
-        let mut so_far = PathBuf::from("/");
-        let mut at = inside(&self.root, &so_far).step(step)?;
-        let parts: Vec<_> = path
-            .components()
-            .filter_map(|part| if let Component::Normal(name) = part { Some(Path::new(name)) } else { None })
-            .collect();
-        for name in parts {
-            so_far.push(name);
-            at = match inside(&self.root, &so_far) {
-                Err(rustix::io::Errno::NOENT) => {
-                    create(at.as_fd(), name).map_err(|error| match error {
-                        rustix::io::Errno::EXIST => Failure::function(format!(
-                            "{} is a symbolic link to nowhere in the image",
-                            so_far.display()
-                        )),
-                        rustix::io::Errno::ROFS => Failure::function(format!(
-                            "{} does not exist in the read-only root and cannot be made there",
-                            so_far.display()
-                        )),
-                        error => Failure { function: false, step: step(), errno: error.raw_os_error() },
-                    })?;
-                    inside(&self.root, &so_far).step(step)?
-                }
-                found => found.step(step)?,
-            };
-        }
-        Ok(at)
+        let (parent, name) = match (inside(&self.root, path), path.parent(), path.file_name()) {
+            (Err(rustix::io::Errno::NOENT), Some(parent), Some(name)) => (parent, name),
+            (found, ..) => return found.step(step),
+        };
+        let around = self.directory(parent)?;
+        create(around.as_fd(), Path::new(name)).map_err(|error| match error {
+            rustix::io::Errno::EXIST => {
+                Failure::function(format!("{} is a symbolic link to nowhere in the image", path.display()))
+            }
+            rustix::io::Errno::ROFS => Failure::function(format!(
+                "{} does not exist in the read-only root and cannot be made there",
+                path.display()
+            )),
+            error => Failure { function: false, step: step(), errno: error.raw_os_error() },
+        })?;
+        inside(&self.root, path).step(step)
     }
 }
 

@@ -11,6 +11,8 @@ mod sockets;
 #[cfg(test)]
 mod tests;
 
+use std::sync::LazyLock;
+
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, c_long, sock_filter,
 };
@@ -76,8 +78,13 @@ enum Verdict {
     SetOrAskLimit,
 }
 
-/// The program.
-pub fn filter() -> Vec<sock_filter> {
+/// The program. Put together once: whoever is to be copied often asks for it before.
+pub fn filter() -> &'static [sock_filter] {
+    static FILTER: LazyLock<Vec<sock_filter>> = LazyLock::new(program);
+    &FILTER
+}
+
+fn program() -> Vec<sock_filter> {
     let mut program = vec![load(ARCH), jump(BPF_JEQ, ARCHITECTURE, 1, 0), answer(KILL), load(NUMBER)];
     tree(&ranges(), &mut program);
     program

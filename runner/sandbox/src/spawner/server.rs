@@ -29,8 +29,7 @@ impl Aide for Spawner {
     type Trade = client::Spawner;
 
     fn begin(setup: Setup) -> io::Result<Self> {
-        // For all that are cloned: kernels before 6.4 tell it by a file that is closed to an init that hides its memory.
-        rustix::param::page_size();
+        init::ahead();
         if !setup.isolate {
             // What a plain process left running becomes our child, and is found and killed.
             rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -130,8 +129,7 @@ impl Aide for Spawner {
 impl Spawner {
     /// Kills children that we did not make: what an init that was killed itself left behind.
     fn kill_strays(&self) {
-        let me = rustix::process::getpid().as_raw_nonzero();
-        for pid in init::processes::children_of(me.get()) {
+        for pid in init::processes::children() {
             if let Some(pid) = Pid::from_raw(pid)
                 && !self.inits.contains_key(&pid)
             {

@@ -46,7 +46,7 @@ fn the_tree_says_what_the_list_says() {
     let program = filter();
     let mut most = 0;
     for number in 0..600_u32 {
-        let (verdict, steps) = run(&program, number, [0; 4]);
+        let (verdict, steps) = run(program, number, [0; 4]);
         most = most.max(steps);
         let listed = ALLOWED.iter().chain(ALLOWED_HERE).any(|&allowed| allowed == c_long::from(number));
         if listed {
@@ -81,7 +81,7 @@ fn nothing_is_allowed_that_others_deny() {
     let program = filter();
     for (name, number) in [DENIED, DENIED_HERE, DENIED_BY_US].concat() {
         for arguments in [[0; 3], [u64::MAX; 3]] {
-            let verdict = run(&program, number as u32, arguments).0;
+            let verdict = run(program, number as u32, arguments).0;
             assert!([REFUSE, ABSENT].contains(&verdict), "{name} ({number}) is allowed");
         }
     }
@@ -99,7 +99,7 @@ fn other_architectures_are_shut_out() {
 fn sockets_are_local_or_of_protocols_that_are_built_in() {
     let program = filter();
     let of = |arguments: [libc::c_int; 3]| {
-        run(&program, libc::SYS_socket as u32, arguments.map(|argument| argument as u64)).0
+        run(program, libc::SYS_socket as u32, arguments.map(|argument| argument as u64)).0
     };
     let stream = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     for kind in [stream, libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
@@ -130,7 +130,7 @@ fn sockets_are_local_or_of_protocols_that_are_built_in() {
 #[test]
 fn the_size_of_dumps_stays_as_it_is() {
     let program = filter();
-    let of = |number: c_long, arguments| run(&program, number as u32, arguments).0;
+    let of = |number: c_long, arguments| run(program, number as u32, arguments).0;
     let (core, files) = (u64::from(libc::RLIMIT_CORE), u64::from(libc::RLIMIT_NOFILE));
     assert_eq!(of(libc::SYS_setrlimit, [core, 0x7fff_0000, 0]), PRETEND);
     assert_eq!(of(libc::SYS_setrlimit, [files, 0x7fff_0000, 0]), ALLOW);
@@ -145,7 +145,7 @@ fn the_size_of_dumps_stays_as_it_is() {
 fn arguments_decide_where_they_must() {
     let program = filter();
     let of = |number: c_long, [first, second]: [u32; 2]| {
-        run(&program, number as u32, [first.into(), second.into(), 0]).0
+        run(program, number as u32, [first.into(), second.into(), 0]).0
     };
     assert_eq!(of(libc::SYS_clone, [(libc::CLONE_VM | libc::CLONE_THREAD) as u32, 0]), ALLOW);
     for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID] {
@@ -197,7 +197,7 @@ fn huge_pages_are_left_to_the_host() {
         let with = |flags: u64| {
             let mut arguments = [0; 4];
             arguments[index] = flags;
-            run(&program, call as u32, arguments).0
+            run(program, call as u32, arguments).0
         };
         assert_eq!(
             [with(plain), with(plain | huge), with(plain | huge | size)],
