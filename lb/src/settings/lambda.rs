@@ -6,9 +6,10 @@ use std::sync::Arc;
 use stoker_core::ImageRef;
 use stoker_core::ids::is_name;
 use stoker_image::{Publisher, RegistryConfig};
-use stoker_runtime::config::kind::{PATH, TEXT};
+use stoker_runtime::config::kind::{NETWORKS, PATH, TEXT};
 use stoker_runtime::config::registries::{CA, WITHOUT_TLS};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Settings, Table};
+use stoker_runtime::network::Network;
 
 use crate::config::{LambdaCode, LambdaConfig, LambdaRuntimes};
 
@@ -36,6 +37,12 @@ static EMULATE: Maybe<String> = Key::required(
     "The function, app/function, that /2015-03-31/functions/function/invocations calls, with the words of the Runtime Interface Emulator",
 )
 .optional();
+static TRUSTED_PROXIES: Key<Vec<Network>> = Key::new(
+    "lambda.trusted_proxies",
+    NETWORKS,
+    "",
+    "Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Port are believed: what handlers of the format `lambda` see as sourceIp",
+);
 static REGISTRY_CREDENTIALS: Maybe<PathBuf> = Key::required(
     "registry_credentials",
     PATH,
@@ -44,7 +51,7 @@ static REGISTRY_CREDENTIALS: Maybe<PathBuf> = Key::required(
 .optional();
 
 pub static KEYS: Table =
-    &[&CODE, &CREDENTIALS, &RUNTIMES, &EMULATE, &REGISTRY_CREDENTIALS, &WITHOUT_TLS, &CA];
+    &[&CODE, &CREDENTIALS, &RUNTIMES, &EMULATE, &TRUSTED_PROXIES, &REGISTRY_CREDENTIALS, &WITHOUT_TLS, &CA];
 
 /// The value of `lambda.code`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,7 +126,8 @@ pub fn config(settings: &Settings, mistakes: &mut Vec<Mistake>) -> LambdaConfig 
             }
         }
     });
-    LambdaConfig { code, runtimes: runtimes.unwrap_or_default(), emulate: settings.maybe(&EMULATE) }
+    let (emulate, trusted_proxies) = (settings.maybe(&EMULATE), settings.get(&TRUSTED_PROXIES));
+    LambdaConfig { code, runtimes: runtimes.unwrap_or_default(), emulate, trusted_proxies }
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use stoker_core::call::{Headers, RequestHead, ResponseHead, is_hop_by_hop};
-use stoker_format::{epoch_millis, rfc3339_seconds, url};
+use stoker_core::call::{Headers, RequestHead, ResponseHead, SOURCE_IP, is_hop_by_hop};
+use stoker_core::moment::{epoch_ms, rfc3339_seconds};
+use stoker_format::url;
 
 /// Streamed answers of this type begin with a head of their own.
 pub const WITH_HEAD: &str = "application/vnd.awslambda.http-integration-response";
@@ -45,6 +46,7 @@ impl Request<'_> {
             let value = String::from_utf8_lossy(&header.value);
             match header.name.to_ascii_lowercase() {
                 name if name == "cookie" => cookies.extend(value.split("; ").map(str::to_owned)),
+                name if name == SOURCE_IP => {}
                 name => join(&mut headers, name, &value),
             }
         }
@@ -53,7 +55,6 @@ impl Request<'_> {
             Err(_) => (STANDARD.encode(self.body), true),
         };
         let said = |name: &str| self.head.headers.get(name).unwrap_or_default().to_owned();
-        let source = said("x-forwarded-for");
         let mut event = json!({
             "version": "2.0",
             "routeKey": "$default",
@@ -69,14 +70,14 @@ impl Request<'_> {
                     "method": self.head.method,
                     "path": path,
                     "protocol": "HTTP/1.1",
-                    "sourceIp": source.split(',').next().unwrap_or_default().trim(),
+                    "sourceIp": said(SOURCE_IP),
                     "userAgent": said("user-agent"),
                 },
                 "requestId": self.request_id,
                 "routeKey": "$default",
                 "stage": "$default",
                 "time": log_time(self.at),
-                "timeEpoch": epoch_millis(self.at),
+                "timeEpoch": epoch_ms(self.at),
             },
             "isBase64Encoded": base64,
         });
@@ -261,6 +262,7 @@ mod tests {
             ("Cookie", "a=1; b=2"),
             ("User-Agent", "agent"),
             ("X-Forwarded-For", "1.2.3.4, 5.6.7.8"),
+            (SOURCE_IP, "5.6.7.8"),
         ];
         let url = "http://fleet.example:7080/t/demo/my/path?p=v1&p=v2&q=a%20b+c";
         let event = event(url, &headers, b"Hello");
@@ -276,7 +278,7 @@ mod tests {
                 "accountId": "012345678912", "apiId": "api", "domainName": "fleet.example:7080",
                 "domainPrefix": "fleet",
                 "http": {
-                    "method": "PUT", "path": "/my/path", "protocol": "HTTP/1.1", "sourceIp": "1.2.3.4",
+                    "method": "PUT", "path": "/my/path", "protocol": "HTTP/1.1", "sourceIp": "5.6.7.8",
                     "userAgent": "agent"
                 },
                 "requestId": "id", "routeKey": "$default", "stage": "$default",

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
-use stoker_format::epoch_millis;
+use stoker_core::moment::epoch_ms;
 use tokio::sync::mpsc;
 
 use crate::extensions::Fatal;
@@ -196,7 +196,7 @@ pub fn is_request_id(id: &str) -> bool {
 pub(crate) fn invoke_event(invocation: &Invocation) -> Bytes {
     let mut event = json!({
         "eventType": "INVOKE",
-        "deadlineMs": invocation.deadline.map_or(0, epoch_millis),
+        "deadlineMs": invocation.deadline.map_or(0, epoch_ms),
         "requestId": invocation.request_id,
         "invokedFunctionArn": invocation.arn,
     });

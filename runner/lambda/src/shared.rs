@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use stoker_core::machine::Machine as _;
-use stoker_format::rfc3339_millis;
+use stoker_core::moment::rfc3339_millis;
 use tokio::sync::{Notify, mpsc};
 
 use crate::extensions::Extensions;

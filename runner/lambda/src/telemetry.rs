@@ -17,11 +17,11 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use stoker_format::rfc3339_millis;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use stoker_core::moment::rfc3339_millis;
 use subscribe::Subscription;
 pub use subscribe::{Api, Refused};
 

@@ -50,6 +50,8 @@ async fn http_requests_are_events_and_answers_responses() {
             (&event["body"], &event["requestContext"]["http"]["method"]),
             (&json!("hello"), &json!("PUT"))
         );
+        let from = (&event["requestContext"]["http"]["sourceIp"], &event["headers"]["x-forwarded-for"]);
+        assert_eq!(from, (&json!("127.0.0.1"), &json!("127.0.0.1")));
     }
     if has("node") {
         let (page, cookies) = page(&fleet, "node").await;

@@ -22,6 +22,10 @@ def handler(event, context):
         raise KeyError("lost")
     if "lambda" in event:
         return lambda: 1
+    if "odd" in event:
+        raise type("Nötig\r\nx: y", (Exception,), {})("odd")
+    if "back" in event:
+        return {"came": len(event["text"]), "text": "x" * event["back"]}
     if "hang" in event:
         time.sleep(60)
     return {"got": event, "half": Decimal("0.5"), "umlaut": "ü", "version": context.function_version, "name": context.function_name,
@@ -40,11 +44,32 @@ exports.nothing = () => { setImmediate(() => {}); };
 exports.marked = async () => exports.streams[Symbol.for('aws.lambda.runtime.handler.streaming')];
 exports.inner = { succeeds: (event, context) => context.succeed('done') };
 exports.rejects = () => { Promise.reject(new Error('nobody waits')); return new Promise(() => {}); };
+exports.large = async (event) => ({ came: event.text.length, text: 'x'.repeat(event.back) });
+exports.odd = async () => { throw Object.assign(new Error('odd'), { name: 'N\u00f6tig\r\nx: y' }); };
+exports.pieces = awslambda.streamifyResponse(async (event, stream) => {
+  stream.setContentType('text/plain');
+  for (const piece of ['one ', '', { two: 2 }, Buffer.from(' three '), String(stream.writableHighWaterMark)]) stream.write(piece);
+  try { stream.setContentType('text/late'); } catch (error) { stream.write(` ${error.name}`); }
+  await new Promise(setImmediate);
+  if (event.fails) throw new RangeError('half');
+  if (event.leaves) return stream.destroy();
+  stream.end('.');
+}, { highWaterMark: 4096 });
 exports.streams = awslambda.streamifyResponse(async (event, stream, context) => {
   stream = awslambda.HttpResponseStream.from(stream, { statusCode: 201, headers: { 'x-made': 'by hand' } });
   for (const piece of ['one ', 'two ', context.functionName]) stream.write(piece);
   stream.end();
 });
+"#;
+
+/// A runtime client that knows one answer.
+const CLIENT: &str = r#"
+const api = `http://${process.env.AWS_LAMBDA_RUNTIME_API}/2018-06-01/runtime/invocation`;
+for (;;) {
+  const next = await fetch(`${api}/next`);
+  await next.text();
+  await fetch(`${api}/${next.headers.get('lambda-runtime-aws-request-id')}/response`, { method: 'POST', body: '"its own"' });
+}
 "#;
 
 pub async fn start() -> (tempfile::TempDir, Fleet) {
@@ -78,6 +103,17 @@ async fn failure(fleet: &Fleet, name: &str, event: &Value) -> (String, String) {
     (text("errorType"), text("errorMessage"))
 }
 
+/// An event that comes in many pieces, an answer that leaves in many, and one that is too long.
+async fn long(fleet: &Fleet, name: &str) {
+    let (path, text) = (format!("/{name}/invocations"), "ü".repeat(2 << 20));
+    let said = right(fleet, "POST", &path, &json!({"text": text, "back": 5 << 20})).await;
+    assert_eq!((&said["came"], said["text"].as_str().unwrap().len()), (&json!(2 << 20), 5 << 20));
+    let (kind, text) = failure(fleet, name, &json!({"text": "", "back": 8 << 20})).await;
+    assert_eq!(kind, "Function.ResponseSizeTooLarge", "{text}");
+    let said = right(fleet, "POST", &path, &json!({"text": "once more", "back": 1})).await;
+    assert_eq!(said, json!({"came": 9, "text": "x"}));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_in_python() {
     if !has("python3") {
@@ -98,6 +134,9 @@ async fn a_handler_in_python() {
     let (kind, text) = failure(&fleet, "good", &json!({"lambda": 1})).await;
     assert_eq!(kind, "Runtime.MarshalError");
     assert!(text.contains("function is not JSON serializable"), "{text}");
+    // It becomes a header, and its handler is asked again.
+    assert_eq!(failure(&fleet, "good", &json!({"odd": 1})).await, ("Nötig\r\nx: y".into(), "odd".into()));
+    long(&fleet, "good").await;
     // What it wrote before its time was over is in its log.
     right(&fleet, "PUT", "/good/configuration", &json!({"Timeout": 1})).await;
     let tail = [("x-amz-log-type".to_owned(), "Tail".to_owned())];
@@ -142,6 +181,9 @@ async fn a_handler_in_node() {
         ("succeeds", "dir/index.inner.succeeds"),
         ("rejects", "dir/index.rejects"),
         ("streams", "dir/index.streams"),
+        ("large", "dir/index.large"),
+        ("odd", "dir/index.odd"),
+        ("pieces", "dir/index.pieces"),
         ("marked", "dir/index.marked"),
         ("new", "new.handler"),
         ("absent", "dir/index.absent"),
@@ -166,16 +208,41 @@ async fn a_handler_in_node() {
         ("promised", json!({"throw": 1}), "TypeError", "lost"),
         ("called", json!({"bad": 1}), "RangeError", "far"),
         ("rejects", json!({}), "Runtime.UnhandledPromiseRejection", "Error: nobody waits"),
+        ("odd", json!({}), "Nötig\r\nx: y", "odd"),
+        ("odd", json!({}), "Nötig\r\nx: y", "odd"),
         ("absent", json!({}), "Runtime.HandlerNotFound", "dir/index.absent is undefined or not exported"),
         ("nowhere", json!({}), "Runtime.ImportModuleError", "Error: Cannot find module 'nowhere'"),
     ] {
         let seen = failure(&fleet, name, &event).await;
         assert_eq!(seen, (kind.to_owned(), text.to_owned()), "{name}");
     }
+    long(&fleet, "large").await;
+    // After each its handler is asked again: in the same process, but for what was left in its midst.
+    for (event, last) in [
+        (json!({}), "application/json{}"),
+        (json!({"fails": 1}), "RangeError"),
+        (json!({"leaves": 1}), "Runtime.TruncatedResponse"),
+        (json!({}), "application/json{}"),
+    ] {
+        let path = "/2021-11-15/functions/pieces/response-streaming-invocations";
+        let page = fleet.clients.page("POST", path, &[], event.to_string()).await;
+        let said = String::from_utf8_lossy(&page.body);
+        // Pieces may come together or one by one.
+        let all = [r#"one "#, r#"{"two":2}"#, " three ", "4096", " InvalidStreamingOperation", last];
+        assert!(all.iter().all(|part| said.contains(part)), "{event}: {said:?}");
+    }
     // Its head comes first, for those who understand it.
     let page = fleet.clients.page("POST", "/invoke/default/streams", &[], "{}".to_owned()).await;
     let body =
         [r#"{"statusCode":201,"headers":{"x-made":"by hand"}}"#, "one two streams"].join("\0\0\0\0\0\0\0\0");
     assert_eq!((page.status, &page.body[..]), (200, body.as_bytes()));
+    // A zip that brings AWS's client has it run, wherever that version of it has its program.
+    for (name, place) in [("version-3", "bin/index.mjs"), ("version-4", "index.mjs")] {
+        let place = format!("node_modules/aws-lambda-ric/{place}");
+        let zip = zipped(&[("index.js", NODE.as_bytes()), (&*place, CLIENT.as_bytes())]);
+        right(&fleet, "POST", "", &function(name, "nodejs20.x", "index.promised", &zip)).await;
+        let said = right(&fleet, "POST", &format!("/{name}/invocations"), &json!({})).await;
+        assert_eq!(said, json!("its own"), "{place}");
+    }
     fleet.end().await;
 }

@@ -26,7 +26,9 @@ async fn a_request_of_a_function_url_is_an_event_and_its_answer_a_response() {
     let fleet = fleet(Choice::Auto, [handler]).await;
     let url = url(&fleet, "handler", "BUFFERED").await;
     assert_eq!(url, "/lambda-url/t.handler/");
-    let headers = [("Cookie", "c=3; d=4"), ("X-Any", "thing")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let headers =
+        [("Cookie", "c=3; d=4"), ("X-Forwarded-For", "192.0.2.1"), ("Stoker-Source-Ip", "192.0.2.2")]
+            .map(|(k, v)| (k.to_owned(), v.to_owned()));
     let page = fleet.clients.page("PATCH", &format!("{url}a/b?name=Ada"), &headers, &b"\xff\xfe"[..]).await;
     assert_eq!((page.status, page.header("x-kit")), (201, "python"), "{page:?}");
     assert_eq!((cookies(&page), page.header("content-type")), (vec!["a=1", "b=2"], "application/json"));
@@ -41,6 +43,11 @@ async fn a_request_of_a_function_url_is_an_event_and_its_answer_a_response() {
     let context = &event["requestContext"];
     assert_eq!((&context["http"]["method"], &context["http"]["path"]), (&json!("PATCH"), &json!("/a/b")));
     assert_eq!(context["requestId"], page.header("x-amzn-requestid"));
+    // Nobody is believed who says that it is somebody else.
+    assert_eq!(context["http"]["sourceIp"], "127.0.0.1");
+    let forwarded = ["for", "proto", "port"].map(|of| &event["headers"][format!("x-forwarded-{of}")]);
+    assert_eq!(forwarded, ["192.0.2.1, 127.0.0.1", "http", "80"].map(Value::from).each_ref());
+    assert_eq!(event["headers"].get("stoker-source-ip"), None);
     fleet.end().await;
 }
 

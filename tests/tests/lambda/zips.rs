@@ -53,7 +53,7 @@ pub async fn start(registry: &Registry, runtimes: Option<&Path>) -> Fleet {
     plan.balancer.lambda = LambdaConfig {
         code: Some(LambdaCode::Registry(Arc::new(repository(registry, "stoker/code")))),
         runtimes: runtimes.map(|path| LambdaRuntimes::read(path).unwrap()).unwrap_or_default(),
-        emulate: None,
+        ..LambdaConfig::default()
     };
     plan.start([]).await
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use stoker_core::{ImageRef, units};
 
 use super::{Item, Problems, words};
+use crate::network::Network;
 
 /// How a value stands in a file and on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +155,10 @@ pub const REGISTRIES: Kind<Vec<String>> = Kind::items("HOST,…", Shape::List, |
     });
     collect(read)
 });
+
+/// Several addresses, or networks of them.
+pub const NETWORKS: Kind<Vec<Network>> =
+    Kind::items("NETWORK,…", Shape::List, |items| collect(items.iter().map(|item| item.text.parse())));
 
 /// Names with a text each.
 pub const MAP: Kind<BTreeMap<String, String>> = Kind::items("NAME=TEXT,…", Shape::Map, |items| {

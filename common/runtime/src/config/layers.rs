@@ -39,7 +39,7 @@ impl Layer {
     }
 }
 
-/// Reads flags: `--flag value`, `--flag=value`, and a switch alone.
+/// Reads flags: `--flag value`, `--flag=value`, and a switch alone or with `true` or `false`.
 pub(super) fn flags(arguments: impl IntoIterator<Item = OsString>, keys: &[&'static dyn Declared]) -> Layer {
     let mut layer = Layer::default();
     let by_flag: BTreeMap<String, &'static Spec> =
@@ -74,14 +74,16 @@ pub(super) fn flags(arguments: impl IntoIterator<Item = OsString>, keys: &[&'sta
         }
         let spec = by_flag.get(&flag).copied();
         let is_switch = spec.is_some_and(|spec| spec.shape == Shape::Switch);
-        let mut next = || {
-            let next = arguments.next_if(|next| !next.to_string_lossy().starts_with("--"))?;
+        let mut next = |is: &dyn Fn(&str) -> bool| {
+            let next = arguments.next_if(|next| is(&next.to_string_lossy()))?;
             Some(next.into_string())
         };
         let value = match (value, is_switch) {
             (Some(value), _) => Some(Ok(value)),
-            (None, true) => Some(Ok("true".to_owned())),
-            (None, false) => next(),
+            (None, true) => {
+                Some(next(&|next| matches!(next, "true" | "false")).unwrap_or_else(|| Ok("true".to_owned())))
+            }
+            (None, false) => next(&|next| !next.starts_with("--")),
         };
         let origin = Origin::Flag(flag.clone());
         if spec.is_none() && flag != "config" {

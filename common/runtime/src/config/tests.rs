@@ -152,6 +152,8 @@ fn lists_maps_and_switches() {
         assert!(!settings.get(&FREEZE), "{file} {variables:?} {flags:?}");
     }
     assert!(run("", &[("STOKER_RUNNER_FREEZE", "false")], &["--runner-freeze", "--name", "x"]).get(&FREEZE));
+    let said = ["--runner-freeze", "false", "--name", "x"];
+    assert!(!run("", &[("STOKER_RUNNER_FREEZE", "true")], &said).get(&FREEZE));
     let own_first =
         [("STOKER_TELEMETRY_RATIO", "0.5"), ("OTEL_TRACES_SAMPLER_ARG", "0.1"), ("STOKER_NAME", "x")];
     assert_eq!(run("", &own_first, &[]).get(&RATE), 0.5);

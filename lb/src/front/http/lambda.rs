@@ -20,6 +20,7 @@ mod policy;
 mod refused;
 mod runtimes;
 mod signature;
+pub mod source;
 pub mod stream;
 mod target;
 pub mod url;
@@ -37,6 +38,7 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 use stoker_core::error::Error;
 use stoker_core::ids::CallId;
+use stoker_runtime::network::Network;
 
 pub use self::code::CodePlace;
 use self::code::Store;
@@ -75,6 +77,8 @@ pub struct Config {
     pub runtimes: Runtimes,
     /// The function for which this balancer is what the Runtime Interface Emulator is for one.
     pub emulate: Option<String>,
+    /// Proxies whose word counts on who their client is.
+    pub trusted_proxies: Vec<Network>,
 }
 
 /// What this API needs besides.
@@ -82,12 +86,14 @@ pub struct Lambda {
     code: Option<Arc<Store>>,
     runtimes: Runtimes,
     emulate: Option<String>,
+    trusted_proxies: Vec<Network>,
 }
 
 impl Lambda {
     pub fn new(config: Config) -> Self {
         let code = config.code.map(|place| Arc::new(Store::new(place)));
-        Self { code, runtimes: config.runtimes, emulate: config.emulate }
+        let Config { runtimes, emulate, trusted_proxies, .. } = config;
+        Self { code, runtimes, emulate, trusted_proxies }
     }
 }
 
@@ -218,12 +224,26 @@ async fn handle(
     }
     let managed = managed(door, &parts, &segments, &body, watch.caller(), secure).await;
     if parts.method != Method::GET {
-        let on: Vec<_> = segments.get(2).map(|name| (*name).to_owned()).into_iter().collect();
+        let on: Vec<_> =
+            segments.get(2).map(|name| (*name).to_owned()).or_else(|| named(&body)).into_iter().collect();
         let outcome = managed.as_ref().map(drop).map_err(|refused| &refused.error);
         door.guard.note(watch.caller(), &format!("{} {path}", parts.method), &on, outcome);
     }
     let (status, body) = managed?;
     Ok(plain(status, body.map_or_else(Bytes::new, |body| body.to_string().into()), id))
+}
+
+/// The function that a request is about whose path names none, such as one that makes it.
+fn named(body: &[u8]) -> Option<String> {
+    /// Most of a name that is noted: more than one may have.
+    const LONGEST: usize = 256;
+    #[derive(serde::Deserialize)]
+    struct About {
+        #[serde(rename = "FunctionName")]
+        name: String,
+    }
+    let About { name } = serde_json::from_slice(body).ok()?;
+    Some(name.chars().take(LONGEST).collect())
 }
 
 /// Everything that is no call: its status, and its body if it has one.

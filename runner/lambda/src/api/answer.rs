@@ -58,7 +58,7 @@ pub(super) async fn response(
     };
     let mut measured = Measured { first, bytes: 0, streams };
     let (last, done) = match streams {
-        true => pass_on(&say, content_type, body, &mut measured).await,
+        true => pass_on(&say, id, content_type, body, &mut measured).await,
         false => match whole(body, MAX_PAYLOAD).await {
             Ok(payload) => {
                 measured.bytes = payload.len();
@@ -75,10 +75,7 @@ pub(super) async fn response(
                 let failure = Failure::new("Function.ResponseSizeTooLarge", text.to_string().into());
                 (Said::Failed(failure), Err(Problem::TooLarge(most)))
             }
-            Err(problem) => {
-                let text = fault::body("Runtime.TruncatedResponse", id, "The runtime's response was cut off");
-                (Said::Failed(Failure::broken("Runtime.TruncatedResponse", text.into())), Err(problem))
-            }
+            Err(problem) => (Said::Failed(cut_off(id)), Err(problem)),
         },
     };
     tell(shared, &say, id, last, Some(measured)).await;
@@ -93,9 +90,16 @@ async fn tell(shared: &Shared, say: &mpsc::Sender<Said>, id: &str, last: Said, m
     _ = say.send(last).await;
 }
 
+/// What the runtime said ended in its midst.
+fn cut_off(id: &str) -> Failure {
+    let text = fault::body("Runtime.TruncatedResponse", id, "The runtime's response was cut off");
+    Failure::broken("Runtime.TruncatedResponse", text.into())
+}
+
 /// An answer that comes as it is made. Gives its end.
 async fn pass_on(
     say: &mpsc::Sender<Said>,
+    id: &str,
     content_type: Option<String>,
     body: &mut Incoming,
     measured: &mut Measured,
@@ -104,8 +108,7 @@ async fn pass_on(
     let mut trailers = HeaderMap::new();
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
-            let failure = Failure::broken("Runtime.TruncatedResponse", Bytes::new());
-            return (Said::Failed(failure), Err(Problem::Truncated));
+            return (Said::Failed(cut_off(id)), Err(Problem::Truncated));
         };
         match frame.into_data() {
             Ok(piece) if piece.is_empty() => {}
@@ -144,7 +147,7 @@ pub(super) async fn error(
             );
             (Failure::new("Function.ResponseSizeTooLarge", text.into()), Err(problem))
         }
-        Err(problem) => (Failure::broken("Runtime.TruncatedResponse", Bytes::new()), Err(problem)),
+        Err(problem) => (cut_off(id), Err(problem)),
     };
     tell(shared, &say, id, Said::Failed(failure), None).await;
     shared.sent(id)?;

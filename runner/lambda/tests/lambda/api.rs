@@ -300,6 +300,7 @@ async fn an_answer_streams_and_may_fail_on_the_way() {
     drop(runtime);
     let failure = failed(all(answer).await);
     assert_eq!((&*failure.kind, failure.broken), ("Runtime.TruncatedResponse", true));
+    assert!(std::str::from_utf8(&failure.payload).unwrap().contains("RequestId: id-3 Error: "));
 }
 
 #[tokio::test]

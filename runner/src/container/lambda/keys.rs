@@ -4,8 +4,8 @@
 use std::time::{Duration, SystemTime};
 
 use stoker_core::error::Report;
+use stoker_core::moment::rfc3339_millis;
 use stoker_core::{Code, Error};
-use stoker_format::rfc3339_millis;
 use stoker_lambda::Credentials;
 
 /// What it would find in its environment.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use rustix::process::Signal;
 use stoker_core::error::{Code, Error, Report};
-use stoker_format::rfc3339_millis;
+use stoker_core::moment::rfc3339_millis;
 use stoker_lambda::Failure;
 use stoker_sandbox::{Exit, ExitCause};
 

@@ -131,7 +131,7 @@ pub fn description(door: &Door, target: &Target) -> Result<Value, Refused> {
     let revision = target.revision(door)?;
     let code = match &revision.spec.root {
         Root::Image(image) if is_image(&revision) => {
-            json!({"RepositoryType": "ECR", "ImageUri": image.unpinned().to_string(), "ResolvedImageUri": image.to_string()})
+            json!({"RepositoryType": "ECR", "ImageUri": image.asked().to_string(), "ResolvedImageUri": image.to_string()})
         }
         _ => json!({"RepositoryType": "S3", "Location": location(&revision.spec)}),
     };

@@ -11,6 +11,7 @@ use http::header::{AUTHORIZATION, HeaderMap};
 use http::request::Parts;
 use ring::{digest, hmac};
 use stoker_core::error::{Code, Error};
+use stoker_core::text::{escape, hex};
 
 use super::Refused;
 
@@ -199,7 +200,8 @@ fn canonical(parts: &Parts, signed: &str) -> Result<String, Refused> {
         }
         headers += &format!("{name}:{}\n", values.join(","));
     }
-    let path = encoded(parts.uri.path(), true);
+    // Escaped as it stands on the wire, so that its escapes are escaped twice.
+    let path = parts.uri.path().split('/').map(escape).collect::<Vec<_>>().join("/");
     let query = query(parts.uri.query().unwrap_or_default());
     Ok(format!("{}\n{path}\n{query}\n{headers}\n{signed}\n", parts.method))
 }
@@ -214,7 +216,7 @@ fn query(query: &str) -> String {
     let mut pairs: BTreeMap<(String, String), usize> = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        *pairs.entry((encoded(&unescaped(key), false), encoded(&unescaped(value), false))).or_default() += 1;
+        *pairs.entry((escape(&unescaped(key)), escape(&unescaped(value)))).or_default() += 1;
     }
     let all = pairs.into_iter().flat_map(|((key, value), times)| vec![format!("{key}={value}"); times]);
     all.collect::<Vec<_>>().join("&")
@@ -223,23 +225,6 @@ fn query(query: &str) -> String {
 /// Escapes resolved, as far as they are escapes.
 fn unescaped(text: &str) -> String {
     super::decoded(text).map_or_else(|_| text.to_owned(), std::borrow::Cow::into_owned)
-}
-
-/// Everything escaped but letters, digits and `-_.~`. A path is escaped as it stands on the wire, so that its escapes are escaped twice.
-fn encoded(text: &str, path: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            b'/' if path => out.push('/'),
-            _ => out += &format!("%{byte:02X}"),
-        }
-    }
-    out
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {

@@ -5,17 +5,18 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use stoker_core::error::{Code, Error};
 use stoker_core::function::FunctionName;
 use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
 use super::super::fields::{request_headers, response_headers};
-use super::super::{AnswerBody, CALL_ID, Door, header, url};
+use super::super::{AnswerBody, CALL_ID, Door, header, status_of, url};
 use super::invoke::collected;
 use super::urls::Config;
-use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, whole};
+use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, source, whole};
+use crate::auth::Origin;
 use crate::call::Input;
 use crate::directory::Known;
 use crate::front::http::unread::RequestBody;
@@ -62,6 +63,7 @@ pub async fn serve(
     request: Request<RequestBody>,
     known: Arc<Known>,
     config: &Config,
+    origin: &Origin,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     let (mut parts, body) = request.into_parts();
@@ -81,11 +83,13 @@ pub async fn serve(
         // It did its work, and is no function's business.
         parts.headers.remove(http::header::AUTHORIZATION);
     }
+    let mut headers = request_headers(&parts.headers);
+    source::tell(&door.lambda, origin, &parts, &mut headers);
     let head = v1::RequestHead {
         intent: v1::Intent::HttpRequest.into(),
         method: parts.method.as_str().to_owned(),
         url: url(&parts.uri, &parts.headers),
-        headers: request_headers(&parts.headers),
+        headers,
     };
     let call = door.admit_to(place, id, known, head, None, watch)?;
     let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
@@ -93,13 +97,13 @@ pub async fn serve(
     response_headers(&mut headers, answer.head.headers, false);
     headers.insert(CALL_ID, header(&id.to_string()));
     headers.insert(REQUEST_ID, header(&id.to_string()));
-    let status = u16::try_from(answer.head.status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    let status = status_of(answer.head.status);
     let body = match config.streams {
         true => AnswerBody::new(answer.first, answer.rest).of_length(answer.length),
         false => AnswerBody::whole(collected(answer.first, answer.rest).await?),
     };
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
-    *response.status_mut() = status.filter(|status| !status.is_informational()).unwrap_or(StatusCode::OK);
+    *response.status_mut() = status;
     Ok(response)
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use ring::digest;
 use stoker_core::function::Root;
 use stoker_core::ids::CallId;
+use stoker_core::text::hex;
 
 use super::super::runtimes::{CLIENT_FILES, CLIENTS, Runtime};
 use super::zipped::{Files, unzip};
@@ -193,10 +194,6 @@ impl Directory {
         fs::remove_dir_all(&beside).ok();
         made
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A directory that was kept.

@@ -2,51 +2,183 @@
 // same Runtime API and finds the same words for what is wrong.
 'use strict';
 const fs = require('node:fs');
-const http = require('node:http');
+const net = require('node:net');
 const path = require('node:path');
+const { Writable, finished } = require('node:stream');
 const { pathToFileURL } = require('node:url');
 const { format } = require('node:util');
 
 const root = process.env.LAMBDA_TASK_ROOT;
 // Where layers have their modules, as on AWS.
 const layers = ['/opt/nodejs/node_modules', `/opt/nodejs/node${process.versions.node.split('.')[0]}/node_modules`];
-const ours = [path.join(root, 'node_modules'), ...layers].map((modules) => path.join(modules, 'aws-lambda-ric/bin/index.mjs'));
-const own = ours.find((file) => fs.existsSync(file));
-const [host, port] = process.env.AWS_LAMBDA_RUNTIME_API.split(':');
-// Connections that wait do not keep the process alive, so that it is seen when a handler has nothing more to do.
-const agent = new http.Agent({ keepAlive: true });
-// By AWS's own name: whoever wraps handlers asks for it.
+// AWS's client, of the versions 3 and 4.
+const clients = ['aws-lambda-ric/bin/index.mjs', 'aws-lambda-ric/index.mjs'];
+const places = [path.join(root, 'node_modules'), ...layers];
+const own = places.flatMap((modules) => clients.map((client) => path.join(modules, client))).find((file) => fs.existsSync(file));
+const api = process.env.AWS_LAMBDA_RUNTIME_API;
+// By AWS's own names: whoever wraps handlers asks for them.
 const STREAMS = Symbol.for('aws.lambda.runtime.handler.streaming');
+const HIGH_WATER_MARK = Symbol.for('aws.lambda.runtime.handler.streaming.highWaterMark');
+// Bytes that an answer may have.
+const LIMIT = 6 * 1024 * 1024 + 100;
+const NEXT = asking('GET', 'invocation/next') + '\r\n';
 // The request id of the invocation that is under way.
 let now;
+
+// The beginning of a request.
+function asking(method, what) {
+  return `${method} /2018-06-01/runtime/${what} HTTP/1.1\r\nhost: ${api}\r\n`;
+}
+
+// A connection to the Runtime API, by hand: Node's HTTP client costs several times what an exchange does. Requests are written one after the other, and
+// their answers come in that order. It keeps the process alive while one is awaited and not else, so that it is seen when a handler has nothing more to do.
+class Connection {
+  // Who awaits each answer; nobody, where only its order counts.
+  #awaited = [];
+  // What has come of an answer that is not whole, and how many bytes there must be before it is worth a look.
+  #pieces = [];
+  #size = 0;
+  #enough = 1;
+  #lost;
+
+  constructor() {
+    const [host, port] = api.split(':');
+    const callback = (size, buffer) => this.#take(buffer.subarray(0, size));
+    this.socket = net.connect({ host, port, onread: { buffer: Buffer.allocUnsafe(64 * 1024), callback } });
+    this.socket.setNoDelay(true);
+    this.socket.on('error', (error) => (this.#lost = error));
+    this.socket.on('close', () => {
+      this.#lost = this.#lost || new Error('the Runtime API has closed its connection');
+      for (const who of this.#awaited.splice(0)) if (who) who.reject(this.#lost);
+    });
+  }
+
+  // The answer to a request; `before` is one whose answer nobody wants, in the same write.
+  ask(request, before = '') {
+    return new Promise((resolve, reject) => {
+      if (this.#lost) return reject(this.#lost);
+      if (before) this.#awaited.push(undefined);
+      this.#awaited.push({ resolve, reject });
+      this.socket.ref();
+      this.socket.write(before + request);
+    });
+  }
+
+  // A request whose body is to be written, and whose answer nobody wants.
+  begin(request) {
+    this.#awaited.push(undefined);
+    this.socket.write(request);
+  }
+
+  // Answers of the Runtime API have a length, all of them. Their bytes are overwritten by what comes next.
+  #take(bytes) {
+    this.#size += bytes.length;
+    if (this.#pieces.length || this.#size < this.#enough) this.#pieces.push(Buffer.from(bytes));
+    if (this.#size < this.#enough) return;
+    let rest = this.#pieces.length ? Buffer.concat(this.#pieces) : bytes;
+    for (;;) {
+      const end = rest.indexOf('\r\n\r\n');
+      this.#enough = rest.length + 1;
+      if (end < 0) break;
+      const headers = headersOf(rest.toString('utf8', 0, end));
+      const over = end + 4 + Number(headers['content-length'] || 0);
+      if (rest.length < over) {
+        this.#enough = over;
+        break;
+      }
+      const who = this.#awaited.shift();
+      if (!this.#awaited.length) this.socket.unref();
+      if (who) who.resolve({ headers, body: rest.toString('utf8', end + 4, over) });
+      rest = rest.subarray(over);
+    }
+    this.#pieces = rest.length ? [Buffer.from(rest)] : [];
+    this.#size = rest.length;
+  }
+}
+
+function headersOf(head) {
+  const headers = { __proto__: null };
+  for (const line of head.split('\r\n')) {
+    const at = line.indexOf(':');
+    if (at > 0) headers[line.slice(0, at).toLowerCase()] = line.slice(at + 1).trim();
+  }
+  return headers;
+}
+
+// An answer that is streamed: what the handler writes is the body of a request, chunk by chunk.
+class Answer extends Writable {
+  #connection;
+  #id;
+  #begun = false;
+  #type = 'application/octet-stream';
+  #trailers = '';
+
+  constructor(connection, id, highWaterMark) {
+    super({ highWaterMark });
+    this.#connection = connection;
+    this.#id = id;
+  }
+
+  setContentType(type) {
+    if (this.#begun) throw refused('InvalidStreamingOperation', 'Cannot set content-type, too late.');
+    if (/[^\t\x20-\x7e]/.test(type)) throw new TypeError('Invalid character in header content ["content-type"]');
+    this.#type = type;
+  }
+
+  // What is neither text nor bytes is written as JSON, as on AWS.
+  write(piece, ...more) {
+    const is = piece === null || piece === undefined || typeof piece === 'string' || piece instanceof Uint8Array;
+    return super.write(is ? piece : JSON.stringify(piece), ...more);
+  }
+
+  // The handler failed: that follows what it wrote.
+  failed({ type, body }) {
+    const coded = Buffer.from(body).toString('base64');
+    this.#trailers = `Lambda-Runtime-Function-Error-Type: ${type}\r\nLambda-Runtime-Function-Error-Body: ${coded}\r\n`;
+  }
+
+  #send(pieces, done) {
+    const { socket } = this.#connection;
+    socket.cork();
+    if (!this.#begun) {
+      this.#begun = true;
+      const told = [
+        'lambda-runtime-function-response-mode: streaming',
+        `content-type: ${this.#type}`,
+        'transfer-encoding: chunked',
+        'trailer: Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body',
+      ];
+      this.#connection.begin(`${asking('POST', `invocation/${this.#id}/response`)}${told.join('\r\n')}\r\n\r\n`);
+    }
+    for (const piece of pieces) socket.write(piece);
+    socket.write('', done);
+    socket.uncork();
+  }
+
+  _writev(pieces, done) {
+    const some = pieces.filter(({ chunk }) => chunk.length);
+    this.#send(some.flatMap(({ chunk }) => [`${chunk.length.toString(16)}\r\n`, chunk, '\r\n']), done);
+  }
+
+  _final(done) {
+    this.#send([`0\r\n${this.#trailers}\r\n`], done);
+  }
+
+  // Who gives it up in its midst leaves an answer that is seen to be cut off.
+  _destroy(error, done) {
+    if (!this.writableFinished) this.#connection.socket.destroy();
+    done(error);
+  }
+}
 
 // What is wrong, by the name that AWS has for it.
 function refused(name, message) {
   return Object.assign(new Error(message), { name, stack: '' });
 }
 
-function post(what, headers) {
-  return http.request({ host, port, agent, headers, method: 'POST', path: `/2018-06-01/runtime/${what}` });
-}
-
-// Until the answer to a request is read.
-function over(request) {
-  return new Promise((resolve, reject) => {
-    request.on('error', reject);
-    request.on('response', (answer) => {
-      const pieces = [];
-      answer.on('data', (piece) => pieces.push(piece));
-      answer.on('end', () => resolve({ headers: answer.headers, body: Buffer.concat(pieces).toString() }));
-      answer.on('error', reject);
-    });
-  });
-}
-
-function send(what, body, headers = {}) {
-  const request = post(what, { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body), ...headers });
-  const done = over(request);
-  request.end(body);
-  return done;
+function posting(what, body, headers = '') {
+  const length = Buffer.byteLength(body);
+  return `${asking('POST', what)}content-type: application/json\r\ncontent-length: ${length}\r\n${headers}\r\n${body}`;
 }
 
 function told(error) {
@@ -54,12 +186,14 @@ function told(error) {
   const trace = named.stack ? named.stack.split('\n') : [];
   const said = { errorType: named.name, errorMessage: named.message };
   console.error(`${now ? 'Invoke' : 'Init'} Error \t${JSON.stringify({ ...said, stack: trace })}`);
-  return { type: named.name, body: JSON.stringify({ ...said, trace }) };
+  // It becomes a header, whatever a handler calls its errors.
+  const type = String(named.name).slice(0, 1000).replace(/[^\x20-\x7e]/g, '');
+  return { type, body: JSON.stringify({ ...said, trace }) };
 }
 
-function fail(what, error) {
+function failing(what, error) {
   const { type, body } = told(error);
-  return send(what, body, { 'lambda-runtime-function-error-type': type });
+  return posting(what, body, `lambda-runtime-function-error-type: ${type}\r\n`);
 }
 
 async function loaded(file) {
@@ -90,6 +224,16 @@ async function found(handler) {
   return reached;
 }
 
+// What of a context is the same for all invocations.
+const FIXED = {
+  functionName: process.env.AWS_LAMBDA_FUNCTION_NAME,
+  functionVersion: process.env.AWS_LAMBDA_FUNCTION_VERSION,
+  memoryLimitInMB: process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE,
+  logGroupName: process.env.AWS_LAMBDA_LOG_GROUP_NAME,
+  logStreamName: process.env.AWS_LAMBDA_LOG_STREAM_NAME,
+  callbackWaitsForEmptyEventLoop: true,
+};
+
 function contextOf(headers, done) {
   const parsed = (text) => (text ? JSON.parse(text) : undefined);
   const deadline = Number(headers['lambda-runtime-deadline-ms']);
@@ -99,12 +243,7 @@ function contextOf(headers, done) {
     clientContext: parsed(headers['lambda-runtime-client-context']),
     identity: parsed(headers['lambda-runtime-cognito-identity']),
     tenantId: headers['lambda-runtime-aws-tenant-id'],
-    functionName: process.env.AWS_LAMBDA_FUNCTION_NAME,
-    functionVersion: process.env.AWS_LAMBDA_FUNCTION_VERSION,
-    memoryLimitInMB: process.env.AWS_LAMBDA_FUNCTION_MEMORY_SIZE,
-    logGroupName: process.env.AWS_LAMBDA_LOG_GROUP_NAME,
-    logStreamName: process.env.AWS_LAMBDA_LOG_STREAM_NAME,
-    callbackWaitsForEmptyEventLoop: true,
+    ...FIXED,
     getRemainingTimeInMillis: () => Math.max(0, deadline - Date.now()),
     done,
     succeed: (value) => done(null, value),
@@ -112,12 +251,16 @@ function contextOf(headers, done) {
   };
 }
 
+// What is to be done once nothing is left to do.
+let idle = () => {};
+process.on('beforeExit', () => idle());
+
 // A value by a promise, a callback, or none once the handler has nothing more to do.
 function called(handler, event, headers) {
   return new Promise((resolve, reject) => {
     const done = (error, value) => (error ? reject(error) : resolve(value));
     let last = null;
-    process.once('beforeExit', () => resolve(last));
+    idle = () => resolve(last);
     const context = contextOf(headers, done);
     // A value by the callback is the answer when nothing is left to do, unless the handler does not want to wait for that.
     const callback = (error, value) => {
@@ -126,10 +269,11 @@ function called(handler, event, headers) {
     };
     const result = handler(event, context, callback);
     if (typeof result?.then === 'function') result.then(resolve, reject);
-  }).finally(() => process.removeAllListeners('beforeExit'));
+  });
 }
 
-async function whole(handler, id, event, headers) {
+// What answers an invocation.
+async function whole(_, handler, id, event, headers) {
   const value = await called(handler, event, headers);
   let body;
   try {
@@ -137,33 +281,27 @@ async function whole(handler, id, event, headers) {
   } catch {
     throw new Error('Unable to stringify response body');
   }
-  await send(`invocation/${id}/response`, body);
+  // One that is too long is refused for that: more than shows it is not needed.
+  return posting(`invocation/${id}/response`, body.slice(0, LIMIT + 1));
 }
 
-async function streamed(handler, id, event, headers) {
-  const request = post(`invocation/${id}/response`, {
-    'lambda-runtime-function-response-mode': 'streaming',
-    'content-type': 'application/octet-stream',
-    'transfer-encoding': 'chunked',
-    trailer: 'Lambda-Runtime-Function-Error-Type, Lambda-Runtime-Function-Error-Body',
-  });
-  const done = over(request);
-  request.setContentType = (type) => request.setHeader('content-type', type);
+// Nothing is left to say of an invocation whose answer was streamed.
+async function streamed(connection, handler, id, event, headers) {
+  const answer = new Answer(connection, id, handler[HIGH_WATER_MARK]);
+  const over = new Promise((resolve, reject) => finished(answer, (error) => (error ? reject(error) : resolve(''))));
+  // It may be so before anybody looks.
+  over.catch(() => {});
   try {
-    await handler(event, request, contextOf(headers, () => {}));
+    await handler(event, answer, contextOf(headers, () => {}));
   } catch (error) {
-    const { type, body } = told(error);
-    request.addTrailers({
-      'Lambda-Runtime-Function-Error-Type': type,
-      'Lambda-Runtime-Function-Error-Body': Buffer.from(body).toString('base64'),
-    });
+    answer.failed(told(error));
   }
-  if (!request.writableEnded) request.end();
-  await done;
+  if (!answer.writableEnded) answer.end();
+  return over;
 }
 
 globalThis.awslambda = {
-  streamifyResponse: (handler) => Object.assign(handler, { [STREAMS]: 'response' }),
+  streamifyResponse: (handler, options) => Object.assign(handler, { [STREAMS]: 'response', [HIGH_WATER_MARK]: options?.highWaterMark }),
   HttpResponseStream: {
     from(stream, head) {
       stream.setContentType('application/vnd.awslambda.http-integration-response');
@@ -184,30 +322,38 @@ function logAsAwsDoes() {
 
 async function main() {
   logAsAwsDoes();
+  let connection = new Connection();
   let handler;
   try {
     handler = await found(process.argv[2]);
   } catch (error) {
-    await fail('init/error', error);
+    await connection.ask(failing('init/error', error));
     process.exit(1);
   }
   const last = (name) => async (error) => {
-    if (now) await fail(`invocation/${now}/error`, name ? refused(name, String(error)) : error);
-    process.exit(name ? 128 : 129);
+    try {
+      // On a connection of its own: on the other one an answer may be half written.
+      if (now) await new Connection().ask(failing(`invocation/${now}/error`, name ? refused(name, String(error)) : error));
+    } finally {
+      process.exit(name ? 128 : 129);
+    }
   };
   process.on('uncaughtException', last());
   process.on('unhandledRejection', last('Runtime.UnhandledPromiseRejection'));
+  let answer = '';
   for (;;) {
-    const request = http.get({ host, port, agent, path: '/2018-06-01/runtime/invocation/next' });
-    const { headers, body } = await over(request);
+    const { headers, body } = await connection.ask(NEXT, answer);
     const id = (now = headers['lambda-runtime-aws-request-id']);
     delete process.env._X_AMZN_TRACE_ID;
     if (headers['lambda-runtime-trace-id']) process.env._X_AMZN_TRACE_ID = headers['lambda-runtime-trace-id'];
     try {
-      await (handler[STREAMS] ? streamed : whole)(handler, id, JSON.parse(body), headers);
+      answer = await (handler[STREAMS] ? streamed : whole)(connection, handler, id, JSON.parse(body), headers);
     } catch (error) {
-      await fail(`invocation/${id}/error`, error);
+      answer = failing(`invocation/${id}/error`, error);
+      // That of an answer that was cut off is gone.
+      if (connection.socket.destroyed) connection = new Connection();
     }
+    idle = () => {};
     now = undefined;
   }
 }

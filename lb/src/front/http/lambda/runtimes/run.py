@@ -1,20 +1,61 @@
 """Runs a Python handler of AWS Lambda that came as a zip: by `awslambdaric`, where the zip or the host has it, else by what is below,
 which speaks the same Runtime API and finds the same words for what is wrong."""
 
-import http.client
 import importlib
 import importlib.util
 import json
 import logging
 import os
 import runpy
+import socket
 import sys
 import time
 import traceback
 from decimal import Decimal
 
 ROOT, HANDLER = os.environ["LAMBDA_TASK_ROOT"], sys.argv[1]
-BASE = "/2018-06-01/runtime"
+API = os.environ["AWS_LAMBDA_RUNTIME_API"]
+# Bytes that an answer may have.
+LIMIT = 6 * 1024 * 1024 + 100
+
+
+def asking(method, what, body=b"", **headers):
+    """A request."""
+    lines = [f"{method} /2018-06-01/runtime/{what} HTTP/1.1", f"host: {API}", f"content-length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "\r\n"]).encode() + body
+
+
+NEXT = asking("GET", "invocation/next")
+
+
+class Connection:
+    """One to the Runtime API, by hand: Python's HTTP client costs several times what an exchange does."""
+
+    def __init__(self):
+        host, port = API.rsplit(":", 1)
+        self.socket = socket.create_connection((host, int(port)))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.answers = self.socket.makefile("rb", 64 * 1024)
+
+    def ask(self, *requests):
+        """Makes them in one write; gives the headers and the body of the last answer."""
+        self.socket.sendall(b"".join(requests))
+        for _ in requests:
+            headers = dict(self.lines())
+            body = self.answers.read(int(headers.get("content-length", 0)))
+        return headers, body
+
+    def lines(self):
+        """The headers of an answer: those of the Runtime API have a length, all of them."""
+        while True:
+            line = self.answers.readline()
+            if not line:
+                raise ConnectionError("the Runtime API has closed its connection")
+            if line == b"\r\n":
+                return
+            name, _, value = line.decode(errors="replace").partition(":")
+            yield name.lower(), value.strip()
 
 
 class Refused(Exception):
@@ -35,24 +76,24 @@ class Fields:
 
 class Context:
     def __init__(self, headers):
-        self.aws_request_id = headers["Lambda-Runtime-Aws-Request-Id"]
-        self.invoked_function_arn = headers["Lambda-Runtime-Invoked-Function-Arn"]
-        self.tenant_id = headers["Lambda-Runtime-Aws-Tenant-Id"]
+        self.aws_request_id = headers["lambda-runtime-aws-request-id"]
+        self.invoked_function_arn = headers.get("lambda-runtime-invoked-function-arn")
+        self.tenant_id = headers.get("lambda-runtime-aws-tenant-id")
         self.function_name = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
         self.function_version = os.environ["AWS_LAMBDA_FUNCTION_VERSION"]
         self.memory_limit_in_mb = os.environ["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"]
         self.log_group_name = os.environ["AWS_LAMBDA_LOG_GROUP_NAME"]
         self.log_stream_name = os.environ["AWS_LAMBDA_LOG_STREAM_NAME"]
-        identity = json.loads(headers["Lambda-Runtime-Cognito-Identity"] or "null") or {}
+        identity = json.loads(headers.get("lambda-runtime-cognito-identity") or "null") or {}
         self.identity = Fields((), {})
         self.identity.cognito_identity_id = identity.get("cognitoIdentityId")
         self.identity.cognito_identity_pool_id = identity.get("cognitoIdentityPoolId")
-        client = json.loads(headers["Lambda-Runtime-Client-Context"] or "null")
+        client = json.loads(headers.get("lambda-runtime-client-context") or "null")
         self.client_context = client and Fields(("custom", "env", "client"), client)
         if self.client_context:
             names = ("installation_id", "app_title", "app_version_name", "app_version_code", "app_package_name")
             self.client_context.client = Fields(names, client.get("client"))
-        self._deadline = int(headers["Lambda-Runtime-Deadline-Ms"])
+        self._deadline = int(headers["lambda-runtime-deadline-ms"])
 
     def get_remaining_time_in_millis(self):
         return max(0, self._deadline - int(time.time() * 1000))
@@ -114,16 +155,19 @@ def answered(handler, event, context):
         raise Refused("Runtime.MarshalError", f"Unable to marshal response: {error}") from error
 
 
-def failed(error, request=""):
+def failing(what, error, request=""):
+    """The request that tells it; in the log it is at once."""
     kind = error.kind if isinstance(error, Refused) else type(error).__name__
     # Without the lines of this file, and without the marks below a line: as AWS writes them.
     trace = [] if isinstance(error, Refused) else traceback.extract_tb(error.__traceback__)
-    trace = [(at.filename, at.lineno, at.name, at.line) for at in trace if at.filename != failed.__code__.co_filename]
+    trace = [(at.filename, at.lineno, at.name, at.line) for at in trace if at.filename != failing.__code__.co_filename]
     trace = traceback.format_list(trace)
     sys.stdout.write(f"[ERROR] {kind}: {error}\n" + "".join(["Traceback (most recent call last):\n", *trace] if trace else []))
     sys.stdout.flush()
     body = {"errorMessage": str(error), "errorType": kind, "requestId": request, "stackTrace": trace}
-    return json.dumps(body).encode(), {"Lambda-Runtime-Function-Error-Type": kind}
+    # It becomes a header, whatever a handler calls its errors.
+    kind = "".join(letter for letter in kind[:1000] if " " <= letter <= "~")
+    return asking("POST", what, json.dumps(body).encode(), content_type="application/json", lambda_runtime_function_error_type=kind)
 
 
 def main():
@@ -135,32 +179,28 @@ def main():
         return
     # What was written before a process is ended is not lost with it.
     sys.stdout.reconfigure(line_buffering=True)
-    api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
-
-    def ask(method, path, body=None, headers=None):
-        api.request(method, BASE + path, body, headers or {})
-        answer = api.getresponse()
-        return answer.headers, answer.read()
-
+    api = Connection()
     log_as_aws_does()
     try:
         handler = found()
     except Exception as error:
-        ask("POST", "/init/error", *failed(error))
+        api.ask(failing("init/error", error))
         sys.exit(1)
+    answer = []
     while True:
-        headers, event = ask("GET", "/invocation/next")
-        request = Lines.request = headers["Lambda-Runtime-Aws-Request-Id"]
+        headers, event = api.ask(*answer, NEXT)
+        request = Lines.request = headers["lambda-runtime-aws-request-id"]
         os.environ.pop("_X_AMZN_TRACE_ID", None)
-        if headers["Lambda-Runtime-Trace-Id"]:
-            os.environ["_X_AMZN_TRACE_ID"] = headers["Lambda-Runtime-Trace-Id"]
+        if headers.get("lambda-runtime-trace-id"):
+            os.environ["_X_AMZN_TRACE_ID"] = headers["lambda-runtime-trace-id"]
         try:
             result = answered(handler, event, Context(headers))
         except Exception as error:
-            ask("POST", f"/invocation/{request}/error", *failed(error, request))
+            answer = [failing(f"invocation/{request}/error", error, request)]
         else:
             sys.stdout.flush()
-            ask("POST", f"/invocation/{request}/response", result, {"Content-Type": "application/json"})
+            # One that is too long is refused for that: more than shows it is not needed.
+            answer = [asking("POST", f"invocation/{request}/response", result[: LIMIT + 1], content_type="application/json")]
 
 
 main()
