@@ -15,6 +15,7 @@ use futures_util::StreamExt as _;
 use stoker_core::FunctionSpec;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Refusal, Retry};
+use stoker_policy::waiting::Full;
 use stoker_policy::{placement, waiting};
 use tokio_util::task::TaskTracker;
 
@@ -224,9 +225,7 @@ impl Dispatch {
     fn left(&self, placing: &Placing<'_>, left: Left) -> Error {
         let may_take = |runner: &Arc<Runner>| runner.may_take(&placing.call.function);
         let (after, text) = match left {
-            Left::Full(after) => {
-                (after, "every runner is full, and so is the queue of this balancer".to_owned())
-            }
+            Left::Full { limit, after } => (after, no_place(&placing.call.function.spec, limit)),
             Left::PushedOut(after) => {
                 let text = "every runner is full, and so is the queue of this balancer: the place went to a call of another \
                             function, which has less of it";
@@ -239,6 +238,11 @@ impl Dispatch {
                     "every runner is full, and a place in the queue would take some {wait}, longer than this call may wait"
                 );
                 (after, text)
+            }
+            Left::Closed => {
+                let text =
+                    "this balancer is stopping, and no runner had room in time; the call had not started";
+                return Error::new(Code::Unavailable, text).retry(Retry::Elsewhere);
             }
             // Its deadline and the end of its wait are one moment, and the deadline is what its caller knows.
             Left::TooLong(_) if placing.call.deadline.remaining().is_zero() => return late_in_queue(),
@@ -268,6 +272,30 @@ fn bound(function: &Known) -> Bound {
 /// About what a head holds.
 fn head_bytes(head: &stoker_proto::v1::RequestHead) -> usize {
     head.url.len() + head.headers.iter().map(|header| header.name.len() + header.value.len()).sum::<usize>()
+}
+
+/// Every runner is full, and so is what may wait here: of its function, or of all.
+fn no_place(spec: &FunctionSpec, limit: Full) -> String {
+    let (name, size) = (&spec.name, |bytes: usize| stoker_core::units::format_size(bytes as u64));
+    match limit {
+        Full::OfFunction(most) => format!(
+            "every runner is full, and {most} calls of {name} wait already, the most of one function at this balancer \
+             (queue.per_function)"
+        ),
+        Full::BytesOfFunction(most) => format!(
+            "every runner is full, and with this one the calls of {name} that wait would hold more than {}, the most of one \
+             function at this balancer (queue.bytes_per_function)",
+            size(most)
+        ),
+        Full::Total(most) => format!(
+            "every runner is full, and so is the queue of this balancer: {most} calls wait already (queue.total)"
+        ),
+        Full::Bytes(most) => format!(
+            "every runner is full, and so is the queue of this balancer: with this call those that wait would hold more than {} \
+             (queue.bytes)",
+            size(most)
+        ),
+    }
 }
 
 fn late_in_queue() -> Error {

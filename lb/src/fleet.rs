@@ -55,6 +55,9 @@ pub struct Fleet {
     counted: Mutex<Option<Instant>>,
     /// Calls that came when there was no runner at all.
     nobody: AtomicU64,
+    /// Calls of ours that ended, and the microseconds that they ran.
+    ended: AtomicU64,
+    ran: AtomicU64,
     /// How many runners each zone should have.
     pub wanted: ArcSwap<Wanted>,
     pub name: String,
@@ -87,6 +90,8 @@ impl Fleet {
             elsewhere: Elsewhere::default(),
             counted: Mutex::default(),
             nobody: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            ran: AtomicU64::new(0),
             wanted: ArcSwap::default(),
             instance: some_number(),
             name,
@@ -96,6 +101,17 @@ impl Fleet {
             calls: AtomicU64::new(0),
             observer,
         })
+    }
+
+    /// A call ended that ran for so many microseconds.
+    pub fn ran(&self, micros: u64) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        self.ran.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// Calls of ours that ran, and for how long all together, since the balancer started.
+    pub fn run(&self) -> (u64, Duration) {
+        (self.ended.load(Ordering::Relaxed), Duration::from_micros(self.ran.load(Ordering::Relaxed)))
     }
 
     /// All runners, by name.

@@ -22,9 +22,10 @@ use stoker_core::error::{Code, Error, Retry};
 use stoker_core::function::FunctionSpec;
 use stoker_core::ids::CallId;
 use stoker_core::later::{MAX_AGE_MS, MAX_KEY};
+use stoker_core::moment::now_ms;
 use stoker_core::units::format_duration;
 use stoker_proto::{convert, v1};
-use stoker_queue::{Call, Filter, INLINE, Kept, Page, Pieces, Queue, derived_id, now_ms};
+use stoker_queue::{Call, Filter, INLINE, Kept, Page, Pieces, Queue, derived_id};
 use stoker_runtime::metrics::{Counter, Metrics};
 
 pub use self::worker::start;

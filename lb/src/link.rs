@@ -33,6 +33,9 @@ use self::session::Session;
 use self::state::LinkEvent;
 use crate::fleet::{Fleet, HANDSHAKE, Runner};
 
+/// Why links end when the balancer does.
+pub const STOPPING: &str = "this balancer is stopping";
+
 /// What is said of a runner that does not say itself why it drains.
 const DRAINED: &str = "it is drained";
 
@@ -67,9 +70,9 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
         this.channel.store(None);
         let Some(Ended { reason, welcomed }) = ended else {
             if let Some(session) = session {
-                session.lost("this balancer is stopping");
+                session.lost(STOPPING);
             }
-            this.on(LinkEvent::Close, "this balancer is stopping");
+            this.on(LinkEvent::Close, STOPPING);
             return;
         };
         let said_so = session.as_ref().is_some_and(|session| session.said_last_word());
@@ -97,7 +100,7 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
         fleet.relinked();
         let wait = waits.next().unwrap_or(Duration::from_secs(2));
         let over = tokio::select! {
-            () = stop.cancelled() => Some("this balancer is stopping"),
+            () = stop.cancelled() => Some(STOPPING),
             () = runner.given_up() => Some("the runner left the fleet"),
             () = tokio::time::sleep(wait) => None,
         };
@@ -306,8 +309,16 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             runner.ended(f.warmth.as_ref());
             let warmth = f.warmth.as_ref().and_then(|warmth| convert::warmth(warmth).ok());
             let idle = warmth.map_or(0, |(_, warmth)| warmth.idle);
+            // One that does not say how long it was there may have been there all the time.
+            let mut there = Duration::MAX;
+            if let Some(v1::Timings { wait_us, execution_us, .. }) = f.timings {
+                there = Duration::from_micros(wait_us.saturating_add(execution_us));
+                if execution_us > 0 {
+                    fleet.ran(execution_us);
+                }
+            }
             // Where one of ours stands in the line and nobody is idle, the line has taken what came free, and another would be refused.
-            if !fleet.queue.ended(runner, idle > 0 || !runner.has_ours())
+            if !fleet.queue.ended(runner, idle > 0 || !runner.has_ours(), there)
                 && let Some((function, _)) = warmth
             {
                 // What it worked with is free with it.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use stoker_core::Digest;
 use stoker_core::resources::{Ask, Resources};
-use stoker_policy::waiting::{self, FairQueue, Limits, MOST_LINES, Rate};
+use stoker_policy::waiting::{self, FairQueue, Full, Limits, MOST_LINES, Rate};
 use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
@@ -74,6 +74,8 @@ struct Inner<R: Clone> {
     rate: Rate,
     /// The length that was given notice of.
     told: usize,
+    /// Nobody waits here any more.
+    closed: bool,
 }
 
 struct Waiter<R: Clone> {
@@ -115,26 +117,29 @@ pub struct Place {
 /// Why a wait ended without a turn, and when to come again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// No place in the line.
-    Full(Duration),
+    /// No place in the line, for this limit.
+    Full { limit: Full, after: Duration },
     /// Its place went to one that had less than a share of the queue.
     PushedOut(Duration),
     /// It would surely have waited longer than it may: so long.
     Hopeless { wait: Duration, after: Duration },
     /// It took too long.
     TooLong(Duration),
+    /// The balancer stops.
+    Closed,
 }
 
 impl Left {
-    /// How each is called in numbers.
+    /// How each is called in numbers; what a stop leaves behind is no lack of room.
     const WHY: [&str; 4] = ["full", "pushed_out", "hopeless", "too_long"];
 
-    fn at(self) -> usize {
+    fn at(self) -> Option<usize> {
         match self {
-            Left::Full(_) => 0,
-            Left::PushedOut(_) => 1,
-            Left::Hopeless { .. } => 2,
-            Left::TooLong(_) => 3,
+            Left::Full { .. } => Some(0),
+            Left::PushedOut(_) => Some(1),
+            Left::Hopeless { .. } => Some(2),
+            Left::TooLong(_) => Some(3),
+            Left::Closed => None,
         }
     }
 }
@@ -166,6 +171,7 @@ impl<R: Clone> Queue<R> {
             last: None,
             rate: Rate::new(Instant::now()),
             told: 0,
+            closed: false,
         };
         Self(Arc::new(Shared {
             inner: Mutex::new(inner),
@@ -205,11 +211,6 @@ impl<R: Clone> Queue<R> {
         self.lock().waiting.bytes()
     }
 
-    /// Calls that end a second, by what was seen last.
-    pub fn per_second(&self) -> f64 {
-        self.lock().rate.per_second(Instant::now())
-    }
-
     /// Calls that left without a runner so far, and why: a way to read each count.
     pub fn left(&self) -> impl Iterator<Item = (&'static str, impl Fn() -> u64 + Send + Sync + 'static)>
     where
@@ -226,10 +227,11 @@ impl<R: Clone> Queue<R> {
         self.0.left.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
-    /// A call ended on `runner`: there is `room` for one, unless one in the line there has taken it. Says whether anybody waits for that.
-    pub fn ended(&self, runner: &R, room: bool) -> bool {
+    /// A call ended on `runner`, `there` after it had come: there is `room` for one, unless one in the line there has taken it. Says
+    /// whether anybody waits for that.
+    pub fn ended(&self, runner: &R, room: bool, there: Duration) -> bool {
         let mut inner = self.lock();
-        inner.rate.ended(Instant::now());
+        inner.rate.ended(Instant::now(), there);
         room && self.news(runner, &mut inner)
     }
 
@@ -291,6 +293,13 @@ impl<R: Clone> Queue<R> {
         Turn { runner: runner.clone(), queue: self.clone(), seen: HashSet::new(), over: false }
     }
 
+    /// Sends away all that wait, and whoever would from now on.
+    pub fn close(&self) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        while inner.waiting.pop().is_some() {}
+    }
+
     /// Waits for a turn. `unheard` is what it was before the try that came to nothing, and `refused` the turn of that try, which
     /// goes on from here.
     pub async fn wait(
@@ -300,9 +309,10 @@ impl<R: Clone> Queue<R> {
         refused: Option<Turn<R>>,
     ) -> Result<Turn<R>, Left> {
         let waited = self.stand(place, unheard, refused).await;
-        if let Err(left) = waited {
-            self.0.left[left.at()].fetch_add(1, Ordering::Relaxed);
-            return Err(left);
+        if let Err(left) = waited
+            && let Some(at) = left.at()
+        {
+            self.0.left[at].fetch_add(1, Ordering::Relaxed);
         }
         waited
     }
@@ -317,6 +327,9 @@ impl<R: Clone> Queue<R> {
         let waiter = Waiter { ask: place.ask, bound: place.bound, call };
         let number = {
             let mut inner = self.lock();
+            if inner.closed {
+                return Err(Left::Closed);
+            }
             let number = match place.number {
                 Some(number) => {
                     inner.waiting.put_back(place.line, number, place.bytes, waiter);
@@ -325,8 +338,8 @@ impl<R: Clone> Queue<R> {
                 None => {
                     inner.hope(place)?;
                     let number = inner.places + 1;
-                    if inner.waiting.push(place.line, number, place.bytes, waiter).is_err() {
-                        return Err(Left::Full(inner.retry_after(place.line)));
+                    if let Err(limit) = inner.waiting.push(place.line, number, place.bytes, waiter) {
+                        return Err(Left::Full { limit, after: inner.retry_after(place.line) });
                     }
                     inner.places = number;
                     *place.number.insert(number)
@@ -353,7 +366,10 @@ impl<R: Clone> Queue<R> {
         let standing = Standing { queue: self, line: place.line, number };
         match tokio::time::timeout_at(place.until.into(), called).await {
             Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) => Err(Left::PushedOut(self.lock().retry_after(place.line))),
+            Ok(Err(_)) => {
+                let inner = self.lock();
+                Err(if inner.closed { Left::Closed } else { Left::PushedOut(inner.retry_after(place.line)) })
+            }
             Err(_) => {
                 let wait = self.lock().retry_after(place.line);
                 drop(standing);

@@ -21,6 +21,9 @@ use crate::metrics::{ZONE_DESIRED, ZONE_RUNNERS, ZONE_UNSERVED, ZONE_USED};
 /// How often it looks.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// Part of what ended before that counts at the next look at which something has: the last ten or so make the mean.
+const KEPT: f64 = 0.9;
+
 /// What is wanted now, by zone.
 pub type Wanted = BTreeMap<String, Desired>;
 
@@ -57,7 +60,7 @@ impl Shown {
 /// Looks once a second until `stop`.
 pub async fn run(fleet: Arc<Fleet>, metrics: Metrics, stop: CancellationToken) {
     let shown = Shown::new(&metrics);
-    let (mut scaler, mut refused) = (Scaler::default(), fleet.unserved());
+    let (mut scaler, mut refused, mut calls) = (Scaler::default(), fleet.unserved(), Calls::default());
     let mut beat = tokio::time::interval(BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -69,7 +72,7 @@ pub async fn run(fleet: Arc<Fleet>, metrics: Metrics, stop: CancellationToken) {
         let unserved = Unserved {
             waiting: fleet.queue.len(),
             refused: all.saturating_sub(std::mem::replace(&mut refused, all)),
-            mean_call: mean_call(&fleet),
+            mean_call: calls.mean(fleet.run()),
         };
         let now = scaler.observe(&zones(&fleet), &unserved, Instant::now());
         for (zone, desired) in &now {
@@ -90,11 +93,27 @@ pub async fn run(fleet: Arc<Fleet>, metrics: Metrics, stop: CancellationToken) {
     }
 }
 
-/// How long a call is on a runner, by how many of ours are and how fast they end (Little).
-fn mean_call(fleet: &Fleet) -> Option<Duration> {
-    let rate = fleet.queue.per_second();
-    let inside: u32 = fleet.runners().iter().map(|runner| runner.in_flight()).sum();
-    (rate > 0.0 && inside > 0).then(|| Duration::from_secs_f64((f64::from(inside) / rate).min(86_400.0)))
+/// How long calls run, by what those took that ended of late.
+#[derive(Default)]
+struct Calls {
+    /// Ended, and ran so long together, since the balancer started.
+    before: (u64, Duration),
+    /// The same, of which a part is forgotten with every look.
+    ended: f64,
+    seconds: f64,
+}
+
+impl Calls {
+    /// The mean after another look at both sums; that of before where nothing has ended since.
+    fn mean(&mut self, now: (u64, Duration)) -> Option<Duration> {
+        let before = std::mem::replace(&mut self.before, now);
+        let (ended, ran) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+        if ended > 0 {
+            self.ended = self.ended * KEPT + ended as f64;
+            self.seconds = self.seconds * KEPT + ran.as_secs_f64();
+        }
+        (self.ended > 0.0).then(|| Duration::from_secs_f64((self.seconds / self.ended).min(86_400.0)))
+    }
 }
 
 /// The runners that take calls of ours, added up.
@@ -138,4 +157,23 @@ pub fn describe(wanted: &Wanted) -> Vec<v1::ZoneCapacity> {
             desired_runners: wanted.desired,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_is_that_of_calls_that_ended_of_late() {
+        let mut calls = Calls::default();
+        let ms = Duration::from_millis;
+        assert_eq!(calls.mean((0, Duration::ZERO)), None);
+        assert_eq!(calls.mean((80, ms(8_000))), Some(ms(100)));
+        // However long nothing ends.
+        assert!((0..3600).all(|_| calls.mean((80, ms(8_000))) == Some(ms(100))));
+        // From now on they take ten times as long.
+        let later = (1..=30).map(|n| calls.mean((80 + n * 80, ms(8_000 + n * 80_000))));
+        let last = later.last().flatten().expect("many ended");
+        assert!((ms(900)..ms(1000)).contains(&last), "{last:?}");
+    }
 }

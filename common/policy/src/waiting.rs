@@ -31,6 +31,19 @@ impl Default for Limits {
     }
 }
 
+/// The limit that stands in the way of one that would join, as [`Limits`] has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// So many of its function wait already.
+    OfFunction(usize),
+    /// With it those of its function would hold more bytes than so many.
+    BytesOfFunction(usize),
+    /// So many wait already, and its function has its share of them.
+    Total(usize),
+    /// With it all would hold more bytes than so many, and nobody has so much more than it that room could be made.
+    Bytes(usize),
+}
+
 /// A line: that of a function among those of its tenant. Both are hashes of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
@@ -102,6 +115,13 @@ impl Bound {
         match self {
             Bound::Length => held.len,
             Bound::Bytes => held.bytes,
+        }
+    }
+
+    fn full(self, limit: usize) -> Full {
+        match self {
+            Bound::Length => Full::Total(limit),
+            Bound::Bytes => Full::Bytes(limit),
         }
     }
 }
@@ -176,13 +196,14 @@ impl<T> FairQueue<T> {
     /// it gets in, and the last of those who have most are pushed out: they are returned.
     ///
     /// # Errors
-    /// Gives `entry` back when there is no room for it.
-    pub fn push(&mut self, place: Place, id: u64, bytes: usize, entry: T) -> Result<Vec<T>, T> {
+    /// There is no room for it: says which limit is reached.
+    pub fn push(&mut self, place: Place, id: u64, bytes: usize, entry: T) -> Result<Vec<T>, Full> {
         let line = self.tenants.get(&place.tenant).map_or(Held::default(), |tenant| tenant.line(place.line));
-        if line.len >= self.limits.per_function
-            || line.bytes.saturating_add(bytes) > self.limits.bytes_per_function
-        {
-            return Err(entry);
+        if line.len >= self.limits.per_function {
+            return Err(Full::OfFunction(self.limits.per_function));
+        }
+        if line.bytes.saturating_add(bytes) > self.limits.bytes_per_function {
+            return Err(Full::BytesOfFunction(self.limits.bytes_per_function));
         }
         // Nobody is pushed out before it is known that this makes room in both respects.
         let bounds = [(Bound::Length, self.limits.total, 1), (Bound::Bytes, self.limits.bytes, bytes)];
@@ -192,7 +213,7 @@ impl<T> FairQueue<T> {
             if over > 0 {
                 *cost = self.greedier(place, bound, limit, more, over);
                 if cost.is_none() {
-                    return Err(entry);
+                    return Err(bound.full(limit));
                 }
             }
         }

@@ -20,6 +20,7 @@ use crate::call::{Answer, End, Input, Rest};
 use crate::elsewhere::Standing;
 use crate::explain::{What, Why};
 use crate::fleet::{InFlight, Runner};
+use crate::link::STOPPING;
 use crate::link::session::{Event, How, LinkCall};
 use crate::observe::{OfferWatch, Watch};
 
@@ -264,10 +265,15 @@ impl Dispatch {
                 let told = reason.clone();
                 placing.watch.note(What::Lost { runner: runner.clone(), reason: told, may_have_started });
                 if may_have_started && !(placing.call.function.spec.idempotent && placing.replayable) {
-                    let text = format!(
-                        "runner {} was lost, and the call may have started there: {reason}",
-                        runner.name
-                    );
+                    let (name, stopping) = (&runner.name, reason == STOPPING);
+                    let text = match stopping {
+                        true => {
+                            format!("this balancer stopped, and the call may have started at runner {name}")
+                        }
+                        false => {
+                            format!("runner {name} was lost, and the call may have started there: {reason}")
+                        }
+                    };
                     return Some(Attempt::Failed(Error::new(Code::RunnerLost, text).may_have_started()));
                 }
                 placing.progress.began |= may_have_started;

@@ -9,10 +9,11 @@ use stoker_core::error::{Blame, Code, Error};
 use stoker_core::function::FunctionSpec;
 use stoker_core::ids::CallId;
 use stoker_core::later::Later as Policy;
+use stoker_core::moment::now_ms;
 use stoker_core::units::format_duration;
 use stoker_proto::convert;
 use stoker_proto::v1::CallError;
-use stoker_queue::{Answer, Call, End, INLINE, Progress, State, Taken, Ticket, now_ms};
+use stoker_queue::{Answer, Call, End, INLINE, Progress, State, Taken, Ticket};
 
 use super::worker::{Cancel, Maker};
 use super::{MAX_ANSWER, input, keep_until, letters};
@@ -45,14 +46,14 @@ pub enum Start {
     Unknown,
 }
 
-/// How an attempt ended.
+/// How an attempt ended, and on which runner.
 enum Outcome {
     Succeeded {
         answer: Answer,
         runner: String,
         took: Duration,
     },
-    Failed(Error),
+    Failed(Error, String),
     /// It surely did not start.
     NotStarted(Error),
     /// It can never succeed.
@@ -73,7 +74,7 @@ pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
         let keeps = keep(maker, &taken.ticket);
         let made = maker.door.dispatch.fleet.panics.catch(make(maker, &taken));
         tokio::select! {
-            made = made => made.unwrap_or_else(|panic| (Outcome::Failed(panic), None)),
+            made = made => made.unwrap_or_else(|panic| (Outcome::Failed(panic, String::new()), None)),
             () = cancel.token.cancelled() => (Outcome::Lost, None),
             () = keeps => (Outcome::Lost, None),
             () = maker.stops.now.cancelled() => (Outcome::CutOff, None),
@@ -151,15 +152,21 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
     let mut watch = maker.door.observer.attempt(id, &attempt, &trace);
     watch.by(Caller::platform());
     let answered = answer(maker, call, id, function, &mut watch).await;
+    let asked = watch.runner();
     watch.end(answered.as_ref().map(|_| ()));
-    let succeeded = |(answer, runner, took)| Outcome::Succeeded { answer, runner, took };
-    (answered.map_or_else(sort, succeeded), spec)
+    let outcome = match answered {
+        Ok((answer, runner, took)) => Outcome::Succeeded { answer, runner, took },
+        // What a stop of the balancer does to it is no failure of its own.
+        Err(error) if maker.stops.now.is_cancelled() && error.blame() == Blame::Platform => Outcome::CutOff,
+        Err(error) => sort(error, asked),
+    };
+    (outcome, spec)
 }
 
-/// What an error means for the call.
-fn sort(error: Error) -> Outcome {
+/// What an error means for the call, of which this runner was asked last.
+fn sort(error: Error, runner: String) -> Outcome {
     if error.may_have_started || error.blame() == Blame::Function && error.code != Code::ResourcesImpossible {
-        return Outcome::Failed(error);
+        return Outcome::Failed(error, runner);
     }
     match error.code {
         Code::InvalidRequest | Code::NotFound | Code::RequestTooLarge | Code::HeadersTooLarge => {
@@ -253,10 +260,10 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
                 maker.counts.done.add_one();
             }
         }
-        Outcome::Failed(error) => {
+        Outcome::Failed(error, runner) => {
             maker.counts.failed.add_one();
             let made = progress.counted();
-            let mut progress = closed(progress, Some(&error), String::new(), false);
+            let mut progress = closed(progress, Some(&error), runner, false);
             let due = now_ms().saturating_add(policy.backoff(made + 1, seed(&call)).as_millis() as u64);
             let late = too_old(policy, &call, &progress, due);
             if made >= policy.max_attempts || late.is_some() {
@@ -411,7 +418,7 @@ mod tests {
     #[test]
     fn errors_are_sorted_by_what_they_mean_for_the_call() {
         let kind = |outcome| match outcome {
-            Outcome::Failed(_) => "failed",
+            Outcome::Failed(..) => "failed",
             Outcome::NotStarted(_) => "not started",
             Outcome::Hopeless(_) => "hopeless",
             _ => "other",
@@ -431,7 +438,7 @@ mod tests {
         ] {
             let error = Error::new(code, "");
             let error = if started { error.may_have_started() } else { error };
-            assert_eq!(kind(sort(error)), expected, "{code:?}");
+            assert_eq!(kind(sort(error, String::new())), expected, "{code:?}");
         }
     }
 

@@ -11,8 +11,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use stoker_core::error::{Code, Error};
 use stoker_core::later::{Later as Policy, Target};
+use stoker_core::moment::now_ms;
 use stoker_proto::{convert, v1};
-use stoker_queue::{Answer, Call, End, Follow, INLINE, Progress, State, derived_id, now_ms};
+use stoker_queue::{Answer, Call, End, Follow, INLINE, Progress, State, derived_id};
 
 use super::worker::Maker;
 

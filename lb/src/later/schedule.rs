@@ -11,8 +11,9 @@ use bytes::Bytes;
 use stoker_core::FunctionSpec;
 use stoker_core::backoff::Backoff;
 use stoker_core::later::{Schedule, Times};
+use stoker_core::moment::now_ms;
 use stoker_proto::v1;
-use stoker_queue::{Call, Queue, derived_id, now_ms};
+use stoker_queue::{Call, Queue, derived_id};
 use tokio_util::sync::CancellationToken;
 
 use crate::front::Door;

@@ -8,6 +8,9 @@ type Wait<'a> = Pin<Box<dyn Future<Output = Result<Turn<u8>, Left>> + 'a>>;
 
 const ASK: Ask = Ask { memory: 10, cpu_millis: 0 };
 
+/// How long calls are on their runner.
+const THERE: Duration = Duration::from_millis(10);
+
 /// A function of the one tenant that there is.
 fn at(line: u64) -> waiting::Place {
     waiting::Place { tenant: 1, line }
@@ -52,7 +55,7 @@ fn turn(wait: &mut Wait<'_>) -> Option<Turn<u8>> {
 async fn news_during_a_try_is_not_lost() {
     let queue = queue();
     let before = queue.look(|| at(1)).expect("nobody waits");
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
     let turn = queue.wait(&mut place(1), before, None).await;
     assert_eq!(turn.map(|turn| turn.runner).ok(), Some(7));
     assert_eq!(queue.len(), 0);
@@ -68,8 +71,8 @@ fn turn_of(mut wait: Wait<'_>) -> Option<Turn<u8>> {
 async fn one_that_ended_wakes_one_and_lines_take_turns() {
     let queue = queue();
     let mut waits = [join(&queue, 1), join(&queue, 1), join(&queue, 2)];
-    queue.ended(&7, true);
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
+    queue.ended(&7, true, THERE);
     let called: Vec<_> = waits.iter_mut().map(|wait| turn(wait).map(Turn::spent).is_some()).collect();
     assert_eq!(called, [true, false, true]);
 }
@@ -135,13 +138,13 @@ async fn a_turn_of_no_use_is_seen_by_every_line_once() {
     for wait in &mut waits {
         assert!(turn(wait).is_none());
     }
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
     // Each in its order is called, refused, and stands where it stood; then the turn is over.
     for wait in &mut waits {
         assert!(turn(wait).is_none());
     }
     assert_eq!(queue.len(), 3);
-    queue.ended(&8, true);
+    queue.ended(&8, true, THERE);
     assert_eq!(turn(&mut waits[0]).map(|turn| turn.runner), Some(8));
 }
 
@@ -149,7 +152,7 @@ async fn a_turn_of_no_use_is_seen_by_every_line_once() {
 async fn who_leaves_with_a_turn_passes_it_on() {
     let queue = queue();
     let (first, mut second) = (join(&queue, 1), join(&queue, 2));
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
     // It was called, and its caller goes away before it has noticed.
     drop(first);
     let held = turn(&mut second).expect("it is the next");
@@ -170,9 +173,27 @@ async fn it_leaves_in_time_and_when_dropped() {
         let _first = join(&queue, 1);
         assert_eq!(queue.len(), 1);
         let refused = queue.wait(&mut place(1), 0, None).await;
-        assert!(matches!(refused, Err(Left::Full(_))));
+        assert!(matches!(refused, Err(Left::Full { .. })));
     }
     assert_eq!(queue.len(), 0);
+}
+
+#[tokio::test]
+async fn who_waits_when_it_is_closed_is_told_so_and_who_comes_later_too() {
+    let queue = queue();
+    let mut waits: Vec<_> = (0..3).map(|n| join(&queue, n)).collect();
+    let called = {
+        queue.ended(&7, true, THERE);
+        turn(&mut waits[0]).expect("it has the turn")
+    };
+    queue.close();
+    for wait in &mut waits[1..] {
+        assert!(matches!(wait.as_mut().now_or_never(), Some(Err(Left::Closed))));
+    }
+    // One that was just asking comes back.
+    let back = queue.wait(&mut place(0), queue.unheard(), Some(called)).await;
+    assert!(matches!(back, Err(Left::Closed)));
+    assert_eq!((queue.len(), queue.left_all()), (0, 0));
 }
 
 #[tokio::test]
@@ -192,8 +213,8 @@ async fn who_fills_the_queue_makes_room_for_another() {
     let out = busy.pop().expect("there are three").now_or_never().expect("it was pushed out");
     assert!(matches!(out, Err(Left::PushedOut(wait)) if !wait.is_zero()));
     assert_eq!(queue.len(), 3);
-    queue.ended(&7, true);
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
+    queue.ended(&7, true, THERE);
     assert!(turn(&mut busy[0]).is_some() && turn(&mut other).is_some());
     let counts: Vec<_> = queue.left().map(|(why, count)| (why, count())).collect();
     assert_eq!(counts, [("full", 0), ("pushed_out", 1), ("hopeless", 0), ("too_long", 0)]);
@@ -207,7 +228,8 @@ async fn what_cannot_be_in_time_does_not_wait() {
         let mut inner = queue.lock();
         let start = Instant::now();
         inner.rate = Rate::new(start - Duration::from_secs(1));
-        (0..100u32).for_each(|n| inner.rate.ended(start - Duration::from_millis(1000 - 10 * u64::from(n))));
+        let ms = Duration::from_millis;
+        (0..100).for_each(|n| inner.rate.ended(start - ms(1000 - 10 * n), ms(10)));
     }
     let _waits: Vec<_> = (0..50).map(|_| join(&queue, 1)).collect();
     let in_time = |millis: u64| {
@@ -241,11 +263,11 @@ async fn a_full_runner_is_not_asked_by_everybody() {
     }
     let mut all = || waits.iter_mut().for_each(|wait| assert!(wait.as_mut().now_or_never().is_none()));
     all();
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
     all();
     assert_eq!(asked.get(), MOST_LINES);
     // The next news goes to others.
-    queue.ended(&7, true);
+    queue.ended(&7, true, THERE);
     all();
     assert_eq!((asked.get(), queue.len()), (2 * MOST_LINES, 100));
 }

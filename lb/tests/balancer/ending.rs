@@ -150,9 +150,33 @@ async fn a_call_that_never_ends_is_cut_off_after_the_grace() {
     });
     told.recv().await.expect("it runs");
     stage.balancer.stop(Duration::from_millis(1)).await;
-    assert!(call.await.expect("no panic").is_err());
+    let (code, error) = reason(&call.await.expect("no panic").expect_err("it was cut off"));
+    assert_eq!((code, error.retry), (Code::Aborted, stoker_core::Retry::Never));
+    assert!(error.may_have_started && error.message.contains("this balancer stopped"), "{error:?}");
     let last = cancelled.recv().await.expect("the runner learns it");
     assert!(matches!(last, Some(In::Cancel(_)) | None), "{last:?}");
+}
+
+/// Nothing of a call that waits here has started: its client learns so, and may go elsewhere at once.
+#[tokio::test]
+async fn a_call_that_waits_when_the_grace_is_over_may_go_elsewhere() {
+    let full = play(|mut s| async move {
+        while let Some(offer) = s.offer().await {
+            s.refuse(offer.call, wire::RefusalReason::Full).await;
+        }
+    });
+    let stage = stage(config(), vec![full]).await;
+    let mut client = stage.client().await;
+    let mut watch =
+        stage.fleet().await.watch_fleet(v1::WatchFleetRequest {}).await.expect("a stream").into_inner();
+    let call = tokio::spawn(async move {
+        client.invoke(v1::InvokeRequest { function: "a/f".into(), ..Default::default() }).await
+    });
+    while watch.message().await.expect("no error").expect("more").queued == 0 {}
+    stage.balancer.stop(Duration::from_millis(1)).await;
+    let (code, error) = reason(&call.await.expect("no panic").expect_err("it was cut off"));
+    assert_eq!((code, error.retry), (Code::Unavailable, stoker_core::Retry::Elsewhere));
+    assert!(!error.may_have_started && error.message.contains("this balancer is stopping"), "{error:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How fast calls end, observed: the ground of every retry time that we name.
+/// How fast calls end while there are some, observed: the ground of every retry time that we name. A fleet that has nothing to do is not a
+/// slow one, so time in which nothing is known to have run does not count.
 #[derive(Debug, Clone)]
 pub struct Rate {
     per_second: f64,
@@ -10,6 +11,8 @@ pub struct Rate {
     seen: f64,
     count: u32,
     since: Instant,
+    /// When a call ended last.
+    last: Instant,
 }
 
 /// Length of one observation.
@@ -39,16 +42,21 @@ impl Rate {
     /// Nothing observed yet.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { per_second: 0.0, seen: 0.0, count: 0, since: now }
+        Self { per_second: 0.0, seen: 0.0, count: 0, since: now, last: now }
     }
 
-    /// One call ended.
-    pub fn ended(&mut self, now: Instant) {
+    /// One call ended, which was on its runner for so long.
+    pub fn ended(&mut self, now: Instant, there: Duration) {
+        // From the last end to the beginning of this call, if it came after that.
+        let idle = now.saturating_duration_since(self.last).saturating_sub(there);
+        self.since += idle;
+        self.seen *= 0.5_f64.powf(idle.as_secs_f64() / MEMORY.as_secs_f64());
+        self.last = now;
         self.count += 1;
         let span = now.saturating_duration_since(self.since);
         if span >= SAMPLE {
             let seen = f64::from(self.count) / span.as_secs_f64();
-            // The weight of the past falls with the length of the sample, so that a rate from before a pause is forgotten.
+            // The weight of the past falls with the length of the sample: one of slow calls is as good as many of quick ones.
             let keep = 0.5_f64.powf(span.as_secs_f64() / SAMPLE.as_secs_f64());
             self.per_second =
                 if self.per_second == 0.0 { seen } else { self.per_second * keep + seen * (1.0 - keep) };

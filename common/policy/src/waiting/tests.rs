@@ -50,8 +50,9 @@ fn the_limits_hold_and_a_return_is_never_refused() {
     let limits = Limits { total: 3, per_function: 2, bytes: 10, bytes_per_function: 8 };
     let mut queue = FairQueue::new(limits);
     assert!(queue.push(at(1, 1), 1, 0, 'a').is_ok() && queue.push(at(1, 1), 2, 0, 'b').is_ok());
-    assert_eq!(queue.push(at(1, 1), 3, 0, 'c'), Err('c'), "its line is full");
-    assert_eq!(queue.push(at(1, 2), 3, 9, 'c'), Err('c'), "its body is too much for a line");
+    assert_eq!(queue.push(at(1, 1), 3, 0, 'c'), Err(Full::OfFunction(2)), "its line is full");
+    let full = Err(Full::BytesOfFunction(8));
+    assert_eq!(queue.push(at(1, 2), 3, 9, 'c'), full, "its body is too much for a line");
     assert!(queue.push(at(1, 2), 4, 8, 'd').is_ok());
     queue.put_back(at(1, 1), 0, 0, 'f');
     assert_eq!((queue.len(), queue.bytes()), (4, 8));
@@ -67,17 +68,17 @@ fn who_has_less_than_a_share_pushes_out_the_last_of_who_has_most() {
     {
         assert_eq!(queue.push(place, id, 10, id), Ok(vec![]));
     }
-    assert_eq!(queue.push(at(1, 1), 7, 0, 7), Err(7), "nobody has more");
+    assert_eq!(queue.push(at(1, 1), 7, 0, 7), Err(Full::Total(6)), "nobody has more");
     assert_eq!(queue.push(at(2, 1), 8, 0, 8), Ok(vec![6]), "another tenant");
     assert_eq!(queue.push(at(1, 2), 9, 0, 9), Ok(vec![5]), "another function of the same");
     assert_eq!(queue.push(at(2, 1), 10, 0, 10), Ok(vec![3]));
     assert_eq!(queue.push(at(2, 1), 11, 0, 11), Ok(vec![9]), "up to an equal share");
-    assert_eq!(queue.push(at(2, 1), 12, 0, 12), Err(12));
+    assert_eq!(queue.push(at(2, 1), 12, 0, 12), Err(Full::Total(6)));
     // By bytes as well, and only if that makes room.
     let mut queue = FairQueue::new(Limits { total: 99, ..limits });
     (1..=5).for_each(|id| assert_eq!(queue.push(at(1, 1), id, 20, id), Ok(vec![])));
     assert_eq!(queue.push(at(2, 1), 6, 30, 6), Ok(vec![5, 4]));
-    assert_eq!(queue.push(at(2, 1), 7, 40, 7), Err(7));
+    assert_eq!(queue.push(at(2, 1), 7, 40, 7), Err(Full::Bytes(100)));
     assert_eq!((queue.len(), queue.bytes()), (4, 90));
 }
 
@@ -97,10 +98,42 @@ fn retry_times_follow_the_rate() {
     let mut rate = Rate::new(start);
     assert_eq!(rate.retry_after(5, start), Duration::from_secs(1));
     for n in 1..=200u32 {
-        rate.ended(start + Duration::from_millis(10) * n);
+        rate.ended(start + Duration::from_millis(10) * n, Duration::from_millis(40));
     }
     let wait = rate.retry_after(99, start + Duration::from_secs(2));
     assert!((Duration::from_millis(800)..Duration::from_millis(1200)).contains(&wait), "{wait:?}");
+}
+
+#[test]
+fn a_pause_does_not_make_a_fleet_slow() {
+    let start = Instant::now();
+    let (mut rate, there) = (Rate::new(start), Duration::from_millis(40));
+    let mut now = start;
+    let mut hundred_a_second = |rate: &mut Rate, calls: u32| {
+        for _ in 0..calls {
+            now += Duration::from_millis(10);
+            rate.ended(now, there);
+        }
+        now
+    };
+    let now = hundred_a_second(&mut rate, 200);
+    // An hour later one call, in the middle of nothing; then many.
+    let later = now + Duration::from_secs(3600);
+    rate.ended(later, there);
+    let wait = rate.retry_after(99, later);
+    assert!((Duration::from_millis(800)..Duration::from_millis(1200)).contains(&wait), "{wait:?}");
+    assert_eq!(
+        rate.too_long(10_000, Duration::from_secs(1), later),
+        None,
+        "what was an hour ago proves nothing"
+    );
+    // Slow calls are no pause: two at once that take 40 s each end every 20 s.
+    let mut rate = Rate::new(start);
+    for n in 1..=20u32 {
+        rate.ended(start + Duration::from_secs(20) * n, Duration::from_secs(40));
+    }
+    let per_second = rate.per_second(start + Duration::from_secs(400));
+    assert!((0.045..0.055).contains(&per_second), "{per_second}");
 }
 
 #[test]
@@ -109,12 +142,12 @@ fn only_a_wait_that_is_surely_too_long_is_refused() {
     let mut rate = Rate::new(start);
     let second = Duration::from_secs(1);
     for n in 1..=5u32 {
-        rate.ended(start + Duration::from_millis(100) * n);
+        rate.ended(start + Duration::from_millis(100) * n, Duration::from_millis(100));
     }
     let now = start + Duration::from_millis(500);
     assert_eq!(rate.too_long(10_000, second, now), None, "five calls prove nothing");
     for n in 6..=100u32 {
-        rate.ended(start + Duration::from_millis(100) * n);
+        rate.ended(start + Duration::from_millis(100) * n, Duration::from_millis(100));
     }
     let now = start + 10 * second;
     // Ten a second.
