@@ -83,9 +83,9 @@ pub async fn serve<F, S, B>(
     S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
         + Send
         + 'static,
-    S::Future: Send,
+    S::Future: Send + Unpin,
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send + Unpin,
 {
     let protocol = match speaks {
         Speaks::Http2 => tls::Speaks::Http2,
@@ -113,10 +113,11 @@ pub async fn serve<F, S, B>(
         };
         let Some(guest) = port.enter() else { continue };
         let (remote, stops, patience) = (stream.remote(), stops.clone(), port.patience());
-        let service = Offering(service(Origin::of(&stream, guest.refusal())));
+        let service = service(Origin::of(&stream, guest.refusal()));
         tasks.spawn(async move {
             let (stream, heard) = Listening::new(stream);
             let stream = Corked::new(stream);
+            let service = Offering { service, holds: stream.holds() };
             let answers = Answers::new(heard.clone(), patience, guest.deaf().clone());
             let builder = builder(speaks, remote, answers);
             let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);

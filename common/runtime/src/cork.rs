@@ -2,14 +2,16 @@
 //!
 //! HTTP/2 as its library writes it flushes behind each frame of data of 256 bytes or more. So the answer to a unary call leaves in two
 //! writes, the second for its trailers alone, and of many requests or answers that are there at once each leaves by itself. Here what is
-//! short waits until the task of the connection has done all that it can do now, and leaves in one write. Nothing waits longer than that,
-//! and what is long is not copied.
+//! short waits until the task of the connection has done all that it can do now, and leaves in one write. Nothing waits longer than that
+//! but for a [`Hold`], and what is long is not copied.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What is longer goes out as it is.
@@ -25,7 +27,71 @@ const KEPT: usize = 2 << 10;
 const PARTS: usize = 8;
 
 /// A connection's stream. Its clones are the same one.
-pub struct Corked<S>(Arc<Mutex<Cork<S>>>);
+pub struct Corked<S> {
+    cork: Arc<Mutex<Cork<S>>>,
+    holds: Holds,
+}
+
+/// Keeps what is short where it is, also while the task of the connection rests: for another task that writes to the connection in two steps of which the
+/// first must not be seen without the second. To be held for moments: everything that is short waits with it.
+#[derive(Debug)]
+pub struct Hold(Holds);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let before = self.0.0.count.fetch_add(ONE_ENDED - 1, Ordering::AcqRel);
+        if there(before) == 1 {
+            self.0.0.rests.wake();
+        }
+    }
+}
+
+/// Whoever may [`hold`](Self::hold) the short writes of one connection.
+#[derive(Debug, Clone, Default)]
+pub struct Holds(Arc<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    /// How many there are in its lower half, how many have ended in its upper.
+    count: AtomicU64,
+    /// The task of the connection, if it rests with something held back.
+    rests: AtomicWaker,
+}
+
+const ONE_ENDED: u64 = 1 << 32;
+
+/// How many there are.
+fn there(count: u64) -> u32 {
+    count as u32
+}
+
+/// What shows that one has ended.
+fn ended(count: u64) -> u64 {
+    count / ONE_ENDED
+}
+
+impl Holds {
+    /// From now on nothing short leaves.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.0.count.fetch_add(1, Ordering::AcqRel);
+        Hold(self.clone())
+    }
+
+    fn count(&self) -> u64 {
+        self.0.count.load(Ordering::Acquire)
+    }
+
+    /// Whether there is one, of whose end the task is told.
+    fn are_there(&self, cx: &Context<'_>) -> bool {
+        if there(self.count()) == 0 {
+            return false;
+        }
+        self.0.rests.register(cx.waker());
+        // The last may have gone before it could know whom to wake.
+        there(self.count()) > 0
+    }
+}
 
 struct Cork<S> {
     stream: S,
@@ -38,7 +104,7 @@ struct Cork<S> {
 
 impl<S> Clone for Corked<S> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { cork: self.cork.clone(), holds: self.holds.clone() }
     }
 }
 
@@ -46,13 +112,30 @@ impl<S: AsyncWrite + Unpin> Corked<S> {
     /// Nothing is held yet. What is from now on leaves only while [`drive`](Self::drive) has the connection.
     #[must_use]
     pub fn new(stream: S) -> Self {
-        Self(Arc::new(Mutex::new(Cork { stream, held: Vec::new(), gone: 0, failed: None })))
+        let cork = Cork { stream, held: Vec::new(), gone: 0, failed: None };
+        Self { cork: Arc::new(Mutex::new(cork)), holds: Holds::default() }
+    }
+
+    /// For tasks beside that of the connection.
+    #[must_use]
+    pub fn holds(&self) -> Holds {
+        self.holds.clone()
     }
 
     /// Drives the connection on this stream to its end, and sends what is held whenever it rests.
     pub async fn drive<C: Future>(&self, mut connection: Pin<&mut C>) -> C::Output {
         std::future::poll_fn(|cx| {
-            let ended = connection.as_mut().poll(cx);
+            let ended = loop {
+                let before = self.holds.count();
+                let done = connection.as_mut().poll(cx);
+                if done.is_pending() && self.holds.are_there(cx) {
+                    return Poll::Pending;
+                }
+                // The second step of one that has ended meanwhile may have come too late for this turn.
+                if done.is_ready() || ended(self.holds.count()) == ended(before) {
+                    break done;
+                }
+            };
             let mut cork = self.lock();
             if let Poll::Ready(Err(error)) = cork.release(cx) {
                 cork.held.clear();
@@ -70,7 +153,7 @@ impl<S: AsyncWrite + Unpin> Corked<S> {
 impl<S> Corked<S> {
     fn lock(&self) -> MutexGuard<'_, Cork<S>> {
         // Only the task of the connection takes it, for one operation at a time.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cork.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,6 +320,53 @@ mod tests {
         stream.drive(pin!(connection)).await.unwrap();
         assert_eq!(written(), [10_000, 1000 + SHORT + 1, 10]);
         assert_eq!(stream.lock().held.capacity(), KEPT);
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicU64);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn what_is_held_back_leaves_with_what_follows() {
+        let stream = Corked::new(Counted { written: Vec::new(), most: usize::MAX });
+        let written = || stream.lock().stream.written.iter().map(Vec::len).collect::<Vec<_>>();
+        let woken = Arc::new(Woken::default());
+        let waker = woken.clone().into();
+        let mut cx = Context::from_waker(&waker);
+        let hold = stream.holds().hold();
+        let mut turn = 0;
+        // In its second turn another task ends its second step, too late for that turn to write it.
+        let mut late = Some(stream.holds());
+        let connection = std::future::poll_fn(|cx: &mut Context<'_>| {
+            turn += 1;
+            if turn == 2 {
+                drop(late.take().map(|holds| holds.hold()));
+            }
+            let mut stream = stream.clone();
+            assert!(Pin::new(&mut stream).poll_write(cx, &[turn; 10]).is_ready());
+            match turn < 4 {
+                true => Poll::Pending,
+                false => Poll::Ready(()),
+            }
+        });
+        let mut connection = pin!(connection);
+        let mut driven = pin!(stream.drive(connection.as_mut()));
+        assert!(driven.as_mut().poll(&mut cx).is_pending());
+        assert!(written().is_empty());
+        let second = stream.holds().hold();
+        drop(hold);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0, "another is there");
+        drop(second);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(driven.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(written(), [30]);
+        assert!(driven.as_mut().poll(&mut cx).is_ready());
+        assert_eq!(written(), [30, 10]);
     }
 
     #[tokio::test]

@@ -142,6 +142,44 @@ async fn bodies_of_every_shape() {
 }
 
 #[tokio::test]
+async fn a_status_that_nobody_registered_has_no_reason() {
+    let play = play(|mut s| async move {
+        while let Some(offer) = s.offer().await {
+            let head = Some(v1::ResponseHead { status: 299, headers: Vec::new() });
+            let body = offer.body;
+            let finished = wire::Finished { call: offer.call, head, body, ..Default::default() };
+            s.send(Out::Finished(Box::new(finished))).await;
+        }
+    });
+    let stage = stage(config(), vec![play]).await;
+    let post = "POST /invoke/a/f HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1\r\n\r\nb";
+    let answer = stage.http(post).await;
+    assert!(answer.starts_with("HTTP/1.1 299 \r\n") && answer.ends_with("\r\n\r\nb"), "{answer}");
+}
+
+/// Many clients by HTTP/1.1 look for no answer before they have sent all of a body.
+#[tokio::test]
+async fn who_sends_all_before_he_reads_finds_the_answer_however_early_it_was() {
+    let stage = stage(config(), vec![echo()]).await;
+    let mut socket = TcpStream::connect(stage.balancer.http_address()).await.expect("it listens");
+    let piece = vec![b'x'; 1 << 20];
+    // The second time on the same connection, which goes on.
+    for path in ["/invoke/a/none", "/t/a/none"] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 40 << 20);
+        socket.write_all(head.as_bytes()).await.expect("it reads");
+        for _ in 0..40 {
+            socket.write_all(&piece).await.expect("it reads");
+        }
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert!(socket.read_buf(&mut answer).await.expect("an answer") > 0, "it ended");
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("NOT_FOUND"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn half_a_body_is_no_call() {
     let (tell, mut told) = mpsc::channel(4);
     let stage = stage(config(), vec![mirror(tell)]).await;

@@ -286,3 +286,25 @@ async fn a_reader_that_stands_still_is_given_up_at_the_deadline() {
     let (code, error) = reason(&status);
     assert_eq!((code, error.may_have_started), (Code::DeadlineExceeded, true));
 }
+
+/// A client that hears nothing at all may take its request for one that never came, and send it again.
+#[tokio::test]
+async fn what_came_of_an_answer_before_it_broke_off_is_heard() {
+    let breaks = play(|mut s| async move {
+        while let Some(offer) = s.offer().await {
+            let call = offer.call;
+            s.send(Out::Started(wire::Started { call, container: "c".into() })).await;
+            s.send(Out::Head(wire::Head { call, head: ok(), length: None })).await;
+            let data = Bytes::from_static(b"half");
+            s.send(Out::Body(wire::Body { call, data, last: false, ..Default::default() })).await;
+            let error = v1::CallError { code: v1::ErrorCode::FunctionTimeout.into(), ..Default::default() };
+            let finished = wire::Finished { call, error: Some(error), ..Default::default() };
+            s.send(Out::Finished(Box::new(finished))).await;
+        }
+    });
+    let stage = stage(config(), vec![breaks]).await;
+    for _ in 0..20 {
+        let answer = stage.http("POST /invoke/a/f HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nb").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("4\r\nhalf\r\n"), "{answer:?}");
+    }
+}

@@ -3,10 +3,11 @@
 //! Who answers before a request has come whole (it may not, it is too much, its function does not care) stops the stream of an HTTP/2 client by that.
 //! The standard has clients read the answer all the same, and some that are everywhere report a broken stream instead, curl among them: nobody would
 //! learn what was wrong. The connection of an HTTP/1.1 client would be closed without a word, and its next request break on it: there it is enough that the
-//! body comes in a packet of its own. So what nobody reads is read for a moment and thrown away, so that most requests end as they should.
+//! body comes in a packet of its own, and one that looks for no answer before it has sent all would meet a broken pipe instead of the reason. So what nobody reads
+//! is read on and thrown away as long as it comes, within bounds.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,14 +16,15 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
-/// What is thrown away of one request at most, and how long is waited for it.
-const MOST: usize = 16 << 20;
-const LONGEST: Duration = Duration::from_secs(2);
+/// What is thrown away of one request at most, how long that may take, and how long is waited for the next piece.
+const MOST: usize = 256 << 20;
+const LONGEST: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// See the module.
 #[derive(Debug)]
 pub struct RequestBody {
-    /// There until it is dropped.
+    /// There until its end, or until this is dropped.
     body: Option<Incoming>,
     lingers: bool,
 }
@@ -44,10 +46,13 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut self.body {
-            Some(body) => Pin::new(body).poll_frame(cx),
-            None => Poll::Ready(None),
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(body).poll_frame(cx));
+        if !matches!(frame, Some(Ok(_))) {
+            // All of it was read, or nothing more can be. One in chunks does not say so by itself, and would be read for nothing.
+            self.body = None;
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -73,7 +78,7 @@ impl Drop for RequestBody {
 async fn throw_away(mut body: Incoming) {
     let mut read = 0;
     while read < MOST
-        && let Some(Ok(frame)) = body.frame().await
+        && let Ok(Some(Ok(frame))) = tokio::time::timeout(SILENCE, body.frame()).await
     {
         read += frame.data_ref().map_or(0, Bytes::len);
     }
