@@ -4,6 +4,7 @@
 //! and no allocation. Two rings keep them: calls that failed, waited, were cold or slow in one, so that the many others, which
 //! are in the other, do not push them out.
 
+mod findings;
 mod tell;
 
 use std::collections::VecDeque;
@@ -185,6 +186,18 @@ impl Story {
     /// Which function it is about, if it came so far.
     pub fn about(&self) -> Option<&Arc<Known>> {
         self.function.as_ref()
+    }
+
+    /// The runner that was asked last.
+    pub fn runner(&self) -> Option<&str> {
+        self.end().rev().chain(self.beginning().rev()).find_map(|step| match &step.what {
+            What::Offered { runner, .. }
+            | What::Refused { runner, .. }
+            | What::Accepted { runner, .. }
+            | What::Started { runner }
+            | What::Lost { runner, .. } => Some(runner.name.as_str()),
+            What::Left { .. } | What::Waits { .. } => None,
+        })
     }
 
     /// Whether its own launch served it.

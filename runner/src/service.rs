@@ -3,15 +3,14 @@
 pub mod call;
 pub mod engage;
 pub mod images;
-pub mod line;
 pub mod open;
 pub mod pieces;
 pub mod session;
 pub mod state;
+pub mod strand;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use stoker_core::function::FunctionName;
 use stoker_proto::runner::v1::runner_service_server::RunnerService;
@@ -187,12 +186,8 @@ async fn send_logs(
 }
 
 fn to_line(line: &Line, runner: &str) -> v1::LogLine {
-    let since = line.time.duration_since(UNIX_EPOCH).unwrap_or_default();
     v1::LogLine {
-        time: Some(prost_types::Timestamp {
-            seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-            nanos: since.subsec_nanos() as i32,
-        }),
+        time: Some(line.time.into()),
         source: match line.source {
             Source::Stdout => v1::LogSource::Stdout,
             Source::Stderr => v1::LogSource::Stderr,

@@ -4,6 +4,7 @@
 //! pays for the size of its task.
 
 mod answer;
+mod carry;
 mod converse;
 mod invoke;
 mod serve;
@@ -21,8 +22,8 @@ use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use stoker_runtime::telemetry::{SpanKind, names};
 
 use super::Shared;
-use super::line::{Line, Lost, Word};
 use super::state::Event;
+use super::strand::{Lost, Strand, Word};
 use crate::container::LaunchError;
 use crate::observe::Trace;
 use crate::pool::{Acquired, Asker, Lease, Refused, Ticket};
@@ -50,7 +51,7 @@ pub struct Offer {
 
 /// What a call is handled with.
 struct Call<'a> {
-    line: &'a Line,
+    strand: &'a Strand,
     offer: &'a Offer,
     shared: &'a Shared,
     /// Its span here.
@@ -66,13 +67,13 @@ struct Call<'a> {
 }
 
 /// Runs it. Ends when the call has its outcome, or the session is lost and the container is taken care of.
-pub async fn run(line: Arc<Line>, offer: Offer, shared: Arc<Shared>) {
+pub async fn run(strand: Arc<Strand>, offer: Offer, shared: Arc<Shared>) {
     let mut trace = shared.observer.call(&offer.trace, offer.arrived);
     trace.note(|span| {
         span.set(names::FAAS_NAME, offer.spec.name.as_str());
     });
     let mut call = Call {
-        line: &line,
+        strand: &strand,
         offer: &offer,
         shared: &shared,
         trace,
@@ -89,7 +90,7 @@ pub async fn run(line: Arc<Line>, offer: Offer, shared: Arc<Shared>) {
 
 impl Call<'_> {
     async fn drive(&mut self) -> Result<(), Lost> {
-        let (line, offer, pools) = (self.line, self.offer, &self.shared.pools);
+        let (strand, offer, pools) = (self.strand, self.offer, &self.shared.pools);
         // Left when the outcome has been said: a drain waits for that.
         let Some(_pass) = pools.gate.enter() else {
             return Box::pin(self.refuse(Refusal::Draining, "the runner is stopping".to_owned(), None)).await;
@@ -111,7 +112,7 @@ impl Call<'_> {
                 Ok((lease, channel)) => {
                     // Whatever the balancer said of its start, it has started now.
                     if !std::mem::replace(&mut self.begun, true) {
-                        line.step(Event::Begin);
+                        strand.step(Event::Begin);
                     }
                     match self.serve(lease, channel, timings, blamed).await? {
                         None => return Ok(()),
@@ -149,7 +150,7 @@ impl Call<'_> {
 
     /// In the line, and then for the balancer's permission. `None` if the call had its outcome.
     async fn wait(&mut self, ticket: Ticket, expected: Duration) -> Result<Option<Lease>, Lost> {
-        let (line, offer) = (self.line, self.offer);
+        let (strand, offer) = (self.strand, self.offer);
         let mut wait = self.trace.child(names::WAIT, SpanKind::Internal);
         let asks = !self.permitted && !self.begun;
         let mut told = false;
@@ -161,14 +162,14 @@ impl Call<'_> {
                 if asks && !told && (expected > UNTOLD || quiet.is_elapsed()) {
                     told = true;
                     let expected_wait = Some(convert::to_duration(expected));
-                    let accepted = wire::Accepted { call: line.number, expected_wait };
-                    line.say(Event::Accept, Frame::Accepted(accepted)).await?;
+                    let accepted = wire::Accepted { call: strand.number, expected_wait };
+                    strand.say(Event::Accept, Frame::Accepted(accepted)).await?;
                 }
                 tokio::select! {
                     biased;
                     given = &mut given => break Ok(given),
                     () = &mut quiet, if asks && !told => {}
-                    _ = line.cancelled() => break Err("cancelled while it waited"),
+                    _ = strand.cancelled() => break Err("cancelled while it waited"),
                     () = &mut late => break Err("the deadline passed while it waited"),
                 }
             }
@@ -196,9 +197,9 @@ impl Call<'_> {
         if !told {
             return Ok(Some(lease));
         }
-        line.say(Event::Ready, Frame::Ready(wire::Ready { call: line.number })).await?;
+        strand.say(Event::Ready, Frame::Ready(wire::Ready { call: strand.number })).await?;
         let why = tokio::select! {
-            word = line.word() => match word {
+            word = strand.word() => match word {
                 Word::Start => {
                     self.permitted = true;
                     return Ok(Some(lease));
@@ -230,7 +231,7 @@ impl Call<'_> {
             }
         });
         let refused = wire::Refused {
-            call: self.line.number,
+            call: self.strand.number,
             reason: convert::to_refusal(reason).into(),
             detail,
             retry_after: retry_after.map(convert::to_duration),
@@ -238,7 +239,7 @@ impl Call<'_> {
             capacity: Some(convert::to_capacity(&report.now())),
             line_full: self.line_full,
         };
-        self.line.say(Event::Refuse, Frame::Refused(Box::new(refused))).await
+        self.strand.say(Event::Refuse, Frame::Refused(Box::new(refused))).await
     }
 
     async fn launch_failed(&mut self, error: LaunchError) -> Result<(), Lost> {
@@ -250,7 +251,7 @@ impl Call<'_> {
                 };
                 let warmth = self.shared.pools.warmth(&self.offer.digest);
                 let finished = wire::Finished {
-                    call: self.line.number,
+                    call: self.strand.number,
                     error: Some(convert::to_call_error(&error)),
                     timings: Some(convert::to_timings(&Timings {
                         wait: self.offer.arrived.elapsed(),
@@ -281,6 +282,6 @@ impl Call<'_> {
         if let Some(error) = error {
             self.trace.failed(error.code, &error.message, true);
         }
-        self.line.say(Event::Finish, Frame::Finished(Box::new(finished))).await
+        self.strand.say(Event::Finish, Frame::Finished(Box::new(finished))).await
     }
 }

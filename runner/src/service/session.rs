@@ -18,9 +18,9 @@ use tonic::body::Body;
 
 use super::Shared;
 use super::call::{self, Offer};
-use super::line::{Line, Outbox};
 use super::open::Place;
 use super::state::Event;
+use super::strand::{Outbox, Strand};
 use crate::pool::Asker;
 
 /// What a balancer wants to be kept ready holds no longer than this without being said again.
@@ -35,26 +35,26 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// The calls of one session.
 #[derive(Default)]
 struct Calls {
-    open: Mutex<Lines>,
+    open: Mutex<Strands>,
     /// The last one has ended, where somebody waits for that.
     none: Notify,
 }
 
 #[derive(Default)]
-struct Lines {
-    by_number: HashMap<u64, Arc<Line>>,
+struct Strands {
+    by_number: HashMap<u64, Arc<Strand>>,
     awaited: bool,
 }
 
 impl Calls {
-    fn lines(&self) -> MutexGuard<'_, Lines> {
+    fn strands(&self) -> MutexGuard<'_, Strands> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ended(&self, call: u64) {
-        let mut lines = self.lines();
-        lines.by_number.remove(&call);
-        if lines.awaited && lines.by_number.is_empty() {
+        let mut strands = self.strands();
+        strands.by_number.remove(&call);
+        if strands.awaited && strands.by_number.is_empty() {
             self.none.notify_one();
         }
     }
@@ -62,9 +62,9 @@ impl Calls {
     /// Waits until all have ended. No other may come meanwhile.
     async fn end(&self) {
         let open = {
-            let mut lines = self.lines();
-            lines.awaited = true;
-            !lines.by_number.is_empty()
+            let mut strands = self.strands();
+            strands.awaited = true;
+            !strands.by_number.is_empty()
         };
         if open {
             self.none.notified().await;
@@ -117,9 +117,9 @@ pub async fn run(shared: Arc<Shared>, mut frames: Frames, out: Outbox) {
         // A balancer that does not read learns it from the end of the stream.
         _ = out.try_send(Err(status));
     }
-    let left: Vec<_> = session.calls.lines().by_number.drain().map(|(_, line)| line).collect();
-    for line in left {
-        line.cancel(wire::CancelReason::CallerGone);
+    let left: Vec<_> = session.calls.strands().by_number.drain().map(|(_, strand)| strand).collect();
+    for strand in left {
+        strand.cancel(wire::CancelReason::CallerGone);
     }
 }
 
@@ -220,13 +220,13 @@ impl Session {
             Frame::Hello(_) => Err(Status::invalid_argument("a second Hello")),
             Frame::Define(define) => self.define(*define),
             Frame::Offer(offer) => self.offer(offer),
-            Frame::Start(start) => self.with(start.call, |line| line.start()),
-            Frame::Body(body) => self.with(body.call, |line| {
-                line.receive(body.data, body.last, convert::trailers(body.trailers)?)
+            Frame::Start(start) => self.with(start.call, |strand| strand.start()),
+            Frame::Body(body) => self.with(body.call, |strand| {
+                strand.receive(body.data, body.last, convert::trailers(body.trailers)?)
             }),
-            Frame::Credit(credit) => self.with(credit.call, |line| line.credit(credit.bytes)),
-            Frame::Cancel(cancel) => self.with(cancel.call, |line| {
-                line.cancel(cancel.reason());
+            Frame::Credit(credit) => self.with(credit.call, |strand| strand.credit(credit.bytes)),
+            Frame::Cancel(cancel) => self.with(cancel.call, |strand| {
+                strand.cancel(cancel.reason());
                 Ok(())
             }),
             Frame::Keep(keep) => self.keep(keep),
@@ -262,10 +262,12 @@ impl Session {
     }
 
     /// Frames for calls that are over are late, not wrong.
-    fn with(&self, call: u64, run: impl FnOnce(&Line) -> Result<(), String>) -> Result<(), Status> {
-        let line = self.calls.lines().by_number.get(&call).cloned();
-        match line {
-            Some(line) => run(&line).map_err(|text| Status::invalid_argument(format!("call {call}: {text}"))),
+    fn with(&self, call: u64, run: impl FnOnce(&Strand) -> Result<(), String>) -> Result<(), Status> {
+        let strand = self.calls.strands().by_number.get(&call).cloned();
+        match strand {
+            Some(strand) => {
+                run(&strand).map_err(|text| Status::invalid_argument(format!("call {call}: {text}")))
+            }
             None if self.newest.is_some_and(|newest| call <= newest) => Ok(()),
             None => Err(Status::invalid_argument(format!("call {call} was never offered"))),
         }
@@ -321,7 +323,8 @@ impl Session {
             return Err(invalid("the first piece of its body is too large"));
         }
         self.newest = Some(number);
-        let line = Arc::new(Line::new(number, self.out.clone(), offer.body, offer.complete, offer.length));
+        let strand =
+            Arc::new(Strand::new(number, self.out.clone(), offer.body, offer.complete, offer.length));
         let (spec, revision) = match defined {
             Ok(understood) => understood,
             Err(why) => {
@@ -332,7 +335,7 @@ impl Session {
                     ..Default::default()
                 };
                 self.shared.tasks.spawn(async move {
-                    _ = line.say(Event::Refuse, engage_response::Frame::Refused(Box::new(refused))).await;
+                    _ = strand.say(Event::Refuse, engage_response::Frame::Refused(Box::new(refused))).await;
                 });
                 return Ok(());
             }
@@ -347,12 +350,12 @@ impl Session {
                     ..Default::default()
                 };
                 self.shared.tasks.spawn(async move {
-                    _ = line.say(Event::Finish, engage_response::Frame::Finished(Box::new(finished))).await;
+                    _ = strand.say(Event::Finish, engage_response::Frame::Finished(Box::new(finished))).await;
                 });
                 return Ok(());
             }
         };
-        self.calls.lines().by_number.insert(number, line.clone());
+        self.calls.strands().by_number.insert(number, strand.clone());
         let offer = Offer {
             id,
             digest,
@@ -368,7 +371,7 @@ impl Session {
         let (shared, calls) = (self.shared.clone(), self.calls.clone());
         // Behind a pointer: on its way into a task what is spawned is copied several times, and this is large.
         self.shared.tasks.spawn(Box::pin(async move {
-            call::run(line, offer, shared).await;
+            call::run(strand, offer, shared).await;
             calls.ended(number);
         }));
         Ok(())

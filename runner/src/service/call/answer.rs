@@ -7,8 +7,8 @@ use stoker_core::{Code, Error, ResponseHead};
 use stoker_proto::convert;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 
-use super::serve::cancelled;
-use super::{Line, Lost, Offer};
+use super::carry::cancelled;
+use super::{Lost, Offer, Strand};
 use crate::service::pieces::Pieces;
 
 pub struct Answer {
@@ -43,14 +43,14 @@ impl Answer {
     }
 
     /// Makes room for what is left in the last frame. An error, if the caller does not take it.
-    pub async fn rest(&mut self, line: &Line, offer: &Offer) -> Result<Result<(), Error>, Lost> {
-        if self.body.len() <= CHUNK && line.try_credit(self.body.len()) {
+    pub async fn rest(&mut self, strand: &Strand, offer: &Offer) -> Result<Result<(), Error>, Lost> {
+        if self.body.len() <= CHUNK && strand.try_credit(self.body.len()) {
             return Ok(Ok(()));
         }
         // The reader may be slow, or gone.
         tokio::select! {
-            flushed = self.flush(line) => flushed.map(Ok),
-            reason = line.cancelled() => Ok(Err(cancelled(reason))),
+            flushed = self.flush(strand) => flushed.map(Ok),
+            reason = strand.cancelled() => Ok(Err(cancelled(reason))),
             () = tokio::time::sleep_until(offer.deadline.0.into()) => {
                 let text = "the caller's deadline passed before all of the answer was taken";
                 Ok(Err(Error::new(Code::DeadlineExceeded, text).may_have_started()))
@@ -64,16 +64,22 @@ impl Answer {
     }
 
     /// Sends what is there, as far as credit allows.
-    pub async fn flush(&mut self, line: &Line) -> Result<(), Lost> {
+    pub async fn flush(&mut self, strand: &Strand) -> Result<(), Lost> {
         if let Some(head) = self.head.take() {
             self.headed = true;
             let head = Some(convert::to_response_head(head));
-            line.send(Frame::Head(wire::Head { call: line.number, head, length: self.length })).await?;
+            strand.send(Frame::Head(wire::Head { call: strand.number, head, length: self.length })).await?;
         }
         while !self.body.is_empty() {
-            let some = line.take_credit(self.body.front().min(CHUNK)).await;
+            let some = strand.take_credit(self.body.front().min(CHUNK)).await;
             let data = self.body.take(some);
-            line.send(Frame::Body(wire::Body { call: line.number, data, last: false, ..Default::default() }))
+            strand
+                .send(Frame::Body(wire::Body {
+                    call: strand.number,
+                    data,
+                    last: false,
+                    ..Default::default()
+                }))
                 .await?;
         }
         Ok(())

@@ -10,8 +10,8 @@ use stoker_format::{After, Event as Said, Exchange, Fault, Request};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 use super::answer::Answer;
-use super::serve::cancelled;
-use super::{Line, Lost, Offer};
+use super::carry::cancelled;
+use super::{Lost, Offer, Strand};
 use crate::container::channel::Widen;
 
 /// An answer without a length is held back this long: the exit status of a process of one call may still make an error of it.
@@ -79,7 +79,7 @@ impl Load {
 
 /// The call as its conversation needs it.
 pub struct Talk<'a> {
-    pub line: &'a Line,
+    pub strand: &'a Strand,
     pub offer: &'a Offer,
     pub exchange: Mutex<Exchange>,
     /// How long the function may take.
@@ -156,12 +156,12 @@ impl Talk<'_> {
         mut read: R,
         write: W,
     ) -> Result<End, Lost> {
-        let (line, offer) = (self.line, self.offer);
+        let (strand, offer) = (self.strand, self.offer);
         let feed = self.feed(load, write);
         tokio::pin!(feed);
         let output = self.answer(answer, input, &mut read);
         tokio::pin!(output);
-        let cancel = line.cancelled();
+        let cancel = strand.cancelled();
         tokio::pin!(cancel);
         let (mut fed, mut whole) = (false, false);
         let mut limit = offer.deadline.0.min(Instant::now() + self.timeout);
@@ -191,7 +191,7 @@ impl Talk<'_> {
                     let error = if limit >= offer.deadline.0 {
                         Error::new(Code::DeadlineExceeded, "the caller's deadline passed while the function ran")
                     } else {
-                        let (due, sure) = self.clock().due(self.timeout, line.stood());
+                        let (due, sure) = self.clock().due(self.timeout, strand.stood());
                         if !sure || due > limit {
                             // Something held it up: it is looked at again, but not at shorter and shorter steps.
                             limit = offer.deadline.0.min(due.max(Instant::now() + GRAIN));
@@ -230,7 +230,7 @@ impl Talk<'_> {
 
     /// Writes the request.
     async fn feed<W: AsyncWrite + Widen + Unpin>(&self, load: &mut Load, mut write: W) -> Result<Fed, Lost> {
-        self.clock().run(self.line.stood());
+        self.clock().run(self.strand.stood());
         if load.write(&mut write).await.is_err() {
             return Ok(Fed::Closed);
         }
@@ -240,14 +240,14 @@ impl Talk<'_> {
         }
         let mut taken = Taken::default();
         while !complete {
-            self.clock().pause(self.line.stood());
-            let (piece, last) = self.line.next_body().await;
-            self.clock().run(self.line.stood());
+            self.clock().pause(self.strand.stood());
+            let (piece, last) = self.strand.next_body().await;
+            self.clock().run(self.strand.stood());
             let due = taken.add(piece.len());
             {
                 let mut exchange = self.exchange();
                 if last {
-                    exchange.trailers(self.line.trailers());
+                    exchange.trailers(self.strand.trailers());
                 }
                 load.body(&mut exchange, piece, last);
                 if let Some(fault) = exchange.fault() {
@@ -259,7 +259,7 @@ impl Talk<'_> {
                 return Ok(Fed::Closed);
             }
             if let Some(due) = due {
-                self.line.allow(due).await?;
+                self.strand.allow(due).await?;
             }
         }
         Ok(Fed::Whole)
@@ -299,7 +299,7 @@ impl Talk<'_> {
                         got += piece.len();
                         answer.body.push(piece);
                         if answer.body.len() > CHUNK {
-                            answer.flush(self.line).await?;
+                            answer.flush(self.strand).await?;
                         }
                     }
                     Some(Said::Trailers(trailers)) => answer.trailers = trailers,
@@ -327,7 +327,7 @@ impl Talk<'_> {
                 match tokio::time::timeout_at(until.into(), read.read_buf(&mut space)).await {
                     Ok(count) => count,
                     Err(_) => {
-                        answer.flush(self.line).await?;
+                        answer.flush(self.strand).await?;
                         continue;
                     }
                 }
@@ -337,7 +337,7 @@ impl Talk<'_> {
                     biased;
                     count = read.read_buf(&mut space) => count,
                     () = std::future::ready(()) => {
-                        answer.flush(self.line).await?;
+                        answer.flush(self.strand).await?;
                         continue;
                     }
                 }

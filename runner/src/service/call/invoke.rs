@@ -17,8 +17,8 @@ use stoker_runtime::telemetry::to_amazon;
 use self::follow::{Follow, Heard};
 use self::outcome::{refusal, report_line, used};
 use super::answer::Answer;
-use super::serve::cancelled;
-use super::{Line, Lost, Offer};
+use super::carry::cancelled;
+use super::{Lost, Offer, Strand};
 use crate::container::{Container, lambda};
 
 /// An invocation that took longer may have taken memory that nobody has seen, and is long beside a look.
@@ -26,7 +26,7 @@ const LONG: Duration = Duration::from_millis(5);
 
 /// The call as an invocation needs it.
 pub struct Invoke<'a> {
-    pub line: &'a Line,
+    pub strand: &'a Strand,
     pub offer: &'a Offer,
     pub trace: &'a TraceContext,
     /// What was there of the body, and whether that is all.
@@ -77,7 +77,7 @@ impl Invoke<'_> {
         };
         self.note(container, format!("START RequestId: {id} Version: {}", lambda::version(&self.offer.spec)));
         answer.started = Instant::now();
-        let follow = Follow::new(self.line, self.offer, container, &api, said, direct.as_ref(), &id);
+        let follow = Follow::new(self.strand, self.offer, container, &api, said, direct.as_ref(), &id);
         let mut heard = follow.until_over(answer, limit).await?;
         let took = answer.started.elapsed();
         let mut after = self.judge(&heard);
@@ -194,14 +194,14 @@ impl Invoke<'_> {
             });
         }
         let mut whole = BytesMut::from(&self.first[..]);
-        let started = wire::Started { call: self.line.number, container: container.id.as_str().to_owned() };
-        self.line.send(Frame::Started(started)).await?;
-        self.line.allow(WINDOW).await?;
+        let started = wire::Started { call: self.strand.number, container: container.id.as_str().to_owned() };
+        self.strand.send(Frame::Started(started)).await?;
+        self.strand.allow(WINDOW).await?;
         let mut taken = Taken::default();
         loop {
             let (piece, last) = tokio::select! {
-                next = self.line.next_body() => next,
-                reason = self.line.cancelled() => return Ok(Err(cancelled(reason))),
+                next = self.strand.next_body() => next,
+                reason = self.strand.cancelled() => return Ok(Err(cancelled(reason))),
                 () = tokio::time::sleep_until(self.offer.deadline.0.into()) => {
                     let text = "the caller's deadline passed before all of the event had come";
                     return Ok(Err(Error::new(Code::DeadlineExceeded, text)));
@@ -215,7 +215,7 @@ impl Invoke<'_> {
                 return Ok(Ok(whole.freeze()));
             }
             if let Some(due) = taken.add(piece.len()) {
-                self.line.allow(due).await?;
+                self.strand.allow(due).await?;
             }
         }
     }

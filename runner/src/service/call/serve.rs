@@ -1,43 +1,26 @@
-//! A call in a container: the way in, the conversation in the function's format, and what its end means for both.
+//! A call in a container: the way in, whom it asks there and what is told of that, and the way back of the container.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
-use stoker_core::call::{Intent, Timings, WINDOW};
+use bytes::Bytes;
+use stoker_core::call::{Intent, Timings};
 use stoker_core::capacity::Warmth;
 use stoker_core::{Code, Error};
-use stoker_format::{After, Codec, Request};
+use stoker_format::{Codec, Request};
 use stoker_proto::convert;
-use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
+use stoker_proto::runner::v1 as wire;
 use stoker_runtime::telemetry::{SpanKind, Spot, names};
-use stoker_sandbox::ExitCause;
-use tokio::net::UnixStream;
 
 use super::answer::Answer;
-use super::converse::{End, Load, Talk};
+use super::carry::{Ended, Kept, Turn, by_pipes, by_process, by_socket};
+use super::converse::{Load, Talk};
 use super::invoke::{self, Invoke};
-use super::{Call, Line, Lost, Offer};
-use crate::container::channel::{Channel, Pipes, Unfit};
-use crate::container::{Container, LaunchError, Phase};
+use super::{Call, Lost};
+use crate::container::LaunchError;
+use crate::container::channel::{Channel, Unfit};
 use crate::observe::{self, Trace};
 use crate::pool::Lease;
-
-/// How a call that reached a container ended.
-struct Ended {
-    result: Result<(), Error>,
-    /// What carries the next call, if the container takes one.
-    keep: Option<Kept>,
-}
-
-/// What came of a call in a container.
-enum Turn {
-    Ended(Ended),
-    /// Nothing of it was taken: whatever the container said was not said about this call.
-    Untaken(Unfit),
-    /// The process that the call was to have cannot be started, for no fault of the function.
-    Unstarted(LaunchError),
-}
 
 /// What goes in.
 struct In {
@@ -46,16 +29,6 @@ struct In {
     complete: bool,
     /// What the function may take, once it has the input.
     timeout: Duration,
-}
-
-/// What is left of a channel in a container that takes another call.
-enum Kept {
-    Connection(UnixStream),
-    Pipes(Pipes),
-    /// Only the container.
-    Nothing,
-    /// The container, once its function was started again, for this reason.
-    Again(&'static str),
 }
 
 /// Why a container does not serve the call, which is as before.
@@ -166,7 +139,7 @@ impl Call<'_> {
         mut timings: Timings,
         blamed: bool,
     ) -> Result<Option<Gone>, Lost> {
-        let (line, offer) = (self.line, self.offer);
+        let (strand, offer) = (self.strand, self.offer);
         let container = lease.container.clone();
         self.arrived(&lease, &mut timings);
         let mut execution = self.execution(&lease);
@@ -195,7 +168,7 @@ impl Call<'_> {
         });
         let (again, warmth) = self.give_back(lease, keep);
         let mut finished = wire::Finished {
-            call: line.number,
+            call: strand.number,
             usage,
             timings: Some(convert::to_timings(&timings)),
             container: container.id.as_str().to_owned(),
@@ -203,7 +176,7 @@ impl Call<'_> {
             ..Default::default()
         };
         let result = match result {
-            Ok(()) => answer.rest(line, offer).await?,
+            Ok(()) => answer.rest(strand, offer).await?,
             Err(error) => Err(error),
         };
         match &result {
@@ -230,16 +203,16 @@ impl Call<'_> {
         execution: &Trace,
         answer: &mut Answer,
     ) -> Result<Turn, Lost> {
-        let (line, offer) = (self.line, self.offer);
+        let (strand, offer) = (self.strand, self.offer);
         let container = lease.container.clone();
         let spot = || execution.spot().or_else(|| self.trace.spot()).or_else(|| Spot::of(&offer.trace));
         container.log.traced(offer.id, spot);
         let told = execution.context().or_else(|| self.trace.context());
         let trace = told.as_ref().unwrap_or(&offer.trace);
-        let (first, complete) = self.first.get_or_insert_with(|| line.first_body()).clone();
+        let (first, complete) = self.first.get_or_insert_with(|| strand.first_body()).clone();
         let Some(codec) = &container.codec else {
             lease.touch();
-            let invoke = Invoke { line, offer, trace, first, complete, cold: lease.cold };
+            let invoke = Invoke { strand, offer, trace, first, complete, cold: lease.cold };
             let (result, after) = Box::pin(invoke.run(&container, answer)).await?;
             let keep = match after {
                 invoke::After::Keep => Some(Kept::Nothing),
@@ -323,7 +296,7 @@ impl Call<'_> {
         channel: Channel,
         answer: &mut Answer,
     ) -> Result<Turn, Lost> {
-        let (line, offer, container) = (self.line, self.offer, lease.container.clone());
+        let (strand, offer, container) = (self.strand, self.offer, lease.container.clone());
         let In { first, complete, timeout } = input;
         let mut exchange = codec.begin(request);
         let mut load = Load::default();
@@ -342,7 +315,7 @@ impl Call<'_> {
         // A session that is lost from here on drops the lease, which ends the container: it runs what nobody wants.
         lease.touch();
         let talk =
-            Talk { line, offer, exchange: exchange.into(), timeout, complete, clock: Mutex::default() };
+            Talk { strand, offer, exchange: exchange.into(), timeout, complete, clock: Mutex::default() };
         let turn = match channel {
             Channel::Socket(stream) => by_socket(&container, &talk, answer, load, stream).await?,
             Channel::Pipes(pipes) => by_pipes(&container, &talk, answer, load, pipes).await?,
@@ -355,152 +328,5 @@ impl Call<'_> {
         let lines = exchange.report().map(|report| report.lines()).unwrap_or_default();
         lines.into_iter().for_each(|text| container.log.note(offer.id, text));
         Ok(turn)
-    }
-}
-
-async fn by_socket(
-    container: &Container,
-    talk: &Talk<'_>,
-    answer: &mut Answer,
-    mut load: Load,
-    mut stream: UnixStream,
-) -> Result<Turn, Lost> {
-    begin(talk, container).await?;
-    answer.started = Instant::now();
-    let mut input = BytesMut::new();
-    let (read, write) = stream.split();
-    let end = talk.run(answer, &mut load, &mut input, read, write).await?;
-    let (result, after) = settle(container, answer, end).await;
-    let keep = match after {
-        After::Reuse => Some(Kept::Connection(stream)),
-        After::Reconnect => Some(Kept::Nothing),
-        After::Destroy => None,
-    };
-    Ok(Turn::Ended(Ended { result, keep }))
-}
-
-async fn by_pipes(
-    container: &Container,
-    talk: &Talk<'_>,
-    answer: &mut Answer,
-    mut load: Load,
-    mut pipes: Pipes,
-) -> Result<Turn, Lost> {
-    begin(talk, container).await?;
-    answer.started = Instant::now();
-    let Pipes { stdin, stdout, input, .. } = &mut pipes;
-    let end = talk.run(answer, &mut load, input, stdout, stdin).await?;
-    // Who has read nothing of a call does not answer it: it is late output of another, or an end that has nothing to do with it.
-    if talk.complete && !answer.headed && pipes.unread() >= load.written() as u64 {
-        let unfit = match &end {
-            End::Answered(_) => Some(Unfit::Noise("an answer".to_owned())),
-            End::Failed { error, .. } if error.code == Code::FunctionInvalidResponse => {
-                let silent = answer.closed && answer.head.is_none() && pipes.input.is_empty();
-                Some(if silent { Unfit::Closed("STDOUT") } else { Unfit::Noise(error.message.clone()) })
-            }
-            End::Failed { .. } => None,
-        };
-        if let Some(unfit) = unfit {
-            return Ok(Turn::Untaken(unfit));
-        }
-    }
-    pipes.awake = true;
-    let (result, after) = settle(container, answer, end).await;
-    // There is no other way in than this one.
-    let keep = (after == After::Reuse).then_some(Kept::Pipes(pipes));
-    Ok(Turn::Ended(Ended { result, keep }))
-}
-
-async fn by_process(
-    container: &Container,
-    talk: &Talk<'_>,
-    answer: &mut Answer,
-    mut load: Load,
-    env: Vec<(String, String)>,
-) -> Result<Turn, Lost> {
-    let began = Instant::now();
-    let (stdin, stdout) = match container.start(env).await {
-        Ok(pipes) => pipes,
-        Err(LaunchError::Function(error)) => {
-            return Ok(Turn::Ended(Ended { result: Err(error), keep: None }));
-        }
-        Err(error) => return Ok(Turn::Unstarted(error)),
-    };
-    answer.starting = began.elapsed();
-    begin(talk, container).await?;
-    answer.started = Instant::now();
-    let mut input = BytesMut::new();
-    let result = match talk.run(answer, &mut load, &mut input, stdout, stdin).await? {
-        End::Answered(_) => judge(talk.line, talk.offer, container).await,
-        end => settle(container, answer, end).await.0,
-    };
-    Ok(Turn::Ended(Ended { result, keep: None }))
-}
-
-/// Says that input reaches the function now, and asks for the rest of it. An offer that was complete needs neither.
-async fn begin(talk: &Talk<'_>, container: &Container) -> Result<(), Lost> {
-    if talk.complete {
-        return Ok(());
-    }
-    let line = talk.line;
-    let started = wire::Started { call: line.number, container: container.id.as_str().to_owned() };
-    line.send(Frame::Started(started)).await?;
-    line.allow(WINDOW).await
-}
-
-/// The end of a conversation, with what the container knows about it.
-async fn settle(container: &Container, answer: &Answer, end: End) -> (Result<(), Error>, After) {
-    match end {
-        End::Answered(after) => (Ok(()), after),
-        End::Failed { error, after } => (Err(explain(container, error, after, answer.closed).await), after),
-    }
-}
-
-/// Adds what the container knows. A channel that was closed early usually means that the process ended, which says more.
-async fn explain(container: &Container, error: Error, after: After, closed: bool) -> Error {
-    match error.code {
-        Code::FunctionInvalidResponse if closed && after == After::Destroy => {
-            match container.exit_soon().await {
-                Some(exit) => container.exited(exit, Phase::Call).await.may_have_started(),
-                None => error.log_tail(container.log.tail()),
-            }
-        }
-        Code::FunctionInvalidResponse | Code::FunctionFailed | Code::FunctionTimeout => {
-            error.log_tail(container.log.tail())
-        }
-        _ => error,
-    }
-}
-
-pub fn cancelled(reason: wire::CancelReason) -> Error {
-    match reason {
-        wire::CancelReason::Deadline => Error::new(Code::DeadlineExceeded, "the caller's deadline passed"),
-        _ => Error::new(Code::Cancelled, "the caller went away"),
-    }
-    .may_have_started()
-}
-
-/// What the end of a process that has one call means.
-async fn judge(line: &Line, offer: &Offer, container: &Container) -> Result<(), Error> {
-    let limit = offer.deadline.0.min(Instant::now() + offer.spec.timeout());
-    let exit = tokio::select! {
-        exit = container.wait() => exit,
-        reason = line.cancelled() => return Err(cancelled(reason)),
-        () = tokio::time::sleep_until(limit.into()) => {
-            let error = match limit >= offer.deadline.0 {
-                true => Error::new(Code::DeadlineExceeded, "the caller's deadline passed before the function ended"),
-                false => Error::new(Code::FunctionTimeout, "the function closed its STDOUT but did not end in time"),
-            };
-            return Err(error.may_have_started().log_tail(container.log.tail()));
-        }
-    };
-    match exit.cause {
-        ExitCause::Code(0) if !exit.out_of_memory => Ok(()),
-        ExitCause::Code(code) if !exit.out_of_memory => {
-            let exited = container.exited(exit, Phase::Call).await;
-            let text = format!("the function exited with status {code}");
-            Err(Error::new(Code::FunctionFailed, text).may_have_started().log_tail(exited.log_tail))
-        }
-        _ => Err(container.exited(exit, Phase::Call).await.may_have_started()),
     }
 }

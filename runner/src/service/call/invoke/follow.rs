@@ -9,7 +9,7 @@ use stoker_lambda::{Direct, RuntimeApi, Said, function_url};
 use stoker_sandbox::Exit;
 
 use super::outcome::{failed, no_response, oversized};
-use super::{Answer, Line, Lost, Offer, cancelled};
+use super::{Answer, Lost, Offer, Strand, cancelled};
 use crate::container::{Container, Phase, lambda};
 
 /// What was seen of an invocation up to its end.
@@ -45,7 +45,7 @@ enum Shape {
 
 /// Listens to the runtime that has an invocation.
 pub(super) struct Follow<'a> {
-    line: &'a Line,
+    strand: &'a Strand,
     offer: &'a Offer,
     container: &'a Container,
     api: &'a RuntimeApi,
@@ -64,7 +64,7 @@ pub(super) struct Follow<'a> {
 
 impl<'a> Follow<'a> {
     pub fn new(
-        line: &'a Line,
+        strand: &'a Strand,
         offer: &'a Offer,
         container: &'a Container,
         api: &'a RuntimeApi,
@@ -73,14 +73,14 @@ impl<'a> Follow<'a> {
         id: &'a str,
     ) -> Self {
         let (shape, streams, size, exit, answers_on) = (Shape::Plain, false, 0, None, false);
-        Self { line, offer, container, api, said, direct, id, shape, streams, size, exit, answers_on }
+        Self { strand, offer, container, api, said, direct, id, shape, streams, size, exit, answers_on }
     }
 
     /// Follows it until the function is done, its time is over, or nobody wants it any more.
     pub async fn until_over(mut self, answer: &mut Answer, limit: Duration) -> Result<Heard, Lost> {
         let timeout = tokio::time::sleep_until((answer.started + limit).into());
         tokio::pin!(timeout);
-        let cancel = self.line.cancelled();
+        let cancel = self.strand.cancelled();
         tokio::pin!(cancel);
         let result = loop {
             let next = tokio::select! {
@@ -107,7 +107,7 @@ impl<'a> Follow<'a> {
             }
             tokio::select! {
                 biased;
-                sent = answer.flush(self.line) => sent?,
+                sent = answer.flush(self.strand) => sent?,
                 // The caller may be slow to take it, or gone.
                 reason = &mut cancel => break Err(cancelled(reason)),
                 () = &mut timeout => break Err(self.too_late()),

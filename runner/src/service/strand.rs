@@ -1,4 +1,4 @@
-//! One call's place on a session: what the balancer said, kept until the call's task takes it, and what the task says.
+//! One call's strand of a session: what the balancer said, kept until the call's task takes it, and what the task says.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::state::{Event, State};
 pub type Outbox = mpsc::Sender<Result<wire::EngageResponse, Status>>;
 
 /// One call on one session.
-pub struct Line {
+pub struct Strand {
     pub number: u64,
     out: Outbox,
     inner: Mutex<Inner>,
@@ -54,7 +54,7 @@ pub enum Word {
 #[derive(Debug)]
 pub struct Lost;
 
-impl Line {
+impl Strand {
     pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool, length: Option<u64>) -> Self {
         let missing = length.map(|length| length.saturating_sub(first.len() as u64));
         let mut body = Pieces::default();
@@ -286,30 +286,33 @@ mod tests {
     #[tokio::test]
     async fn bodies_need_credit() {
         let (out, mut sent) = mpsc::channel(4);
-        let line = Line::new(7, out, Bytes::from_static(b"first"), false, None);
+        let strand = Strand::new(7, out, Bytes::from_static(b"first"), false, None);
         assert!(
-            line.receive(Bytes::from_static(b"x"), false, Headers::default()).unwrap_err().contains("credit")
+            strand
+                .receive(Bytes::from_static(b"x"), false, Headers::default())
+                .unwrap_err()
+                .contains("credit")
         );
-        line.step(Event::Begin);
-        line.allow(2).await.unwrap();
+        strand.step(Event::Begin);
+        strand.allow(2).await.unwrap();
         assert!(sent.recv().await.is_some());
-        line.receive(Bytes::from_static(b"ab"), false, Headers::default()).unwrap();
-        assert!(line.receive(Bytes::from_static(b"c"), false, Headers::default()).is_err());
-        line.receive(Bytes::new(), true, Headers::default()).unwrap();
-        assert!(line.receive(Bytes::new(), true, Headers::default()).unwrap_err().contains("last"));
-        assert_eq!(line.next_body().await, (Bytes::from_static(b"firstab"), true));
-        assert!(line.credit(1).unwrap_err().contains("window"));
+        strand.receive(Bytes::from_static(b"ab"), false, Headers::default()).unwrap();
+        assert!(strand.receive(Bytes::from_static(b"c"), false, Headers::default()).is_err());
+        strand.receive(Bytes::new(), true, Headers::default()).unwrap();
+        assert!(strand.receive(Bytes::new(), true, Headers::default()).unwrap_err().contains("last"));
+        assert_eq!(strand.next_body().await, (Bytes::from_static(b"firstab"), true));
+        assert!(strand.credit(1).unwrap_err().contains("window"));
     }
 
     #[tokio::test]
     async fn a_body_is_as_long_as_was_said() {
         for (pieces, good) in [(&[3, 2][..], true), (&[3, 1], false), (&[3, 3], false), (&[5, 0], true)] {
             let (out, _sent) = mpsc::channel(4);
-            let line = Line::new(7, out, Bytes::from_static(b"first"), false, Some(10));
-            line.step(Event::Begin);
-            line.allow(100).await.unwrap();
+            let strand = Strand::new(7, out, Bytes::from_static(b"first"), false, Some(10));
+            strand.step(Event::Begin);
+            strand.allow(100).await.unwrap();
             let said = pieces.iter().enumerate().try_for_each(|(n, length)| {
-                line.receive(Bytes::from(vec![1; *length]), n + 1 == pieces.len(), Headers::default())
+                strand.receive(Bytes::from(vec![1; *length]), n + 1 == pieces.len(), Headers::default())
             });
             assert_eq!(said.is_ok(), good, "{pieces:?}: {said:?}");
         }
