@@ -8,6 +8,7 @@
 //! with two worker threads a member and 4 to 16 % more with two or four streams between them. A machine with more
 //! cores is used by more runners.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::Readiness;
 use stoker_runtime::metrics::Metrics;
 use stoker_sandbox::select::Choice;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::failure::Failure;
 
@@ -89,6 +90,10 @@ pub struct Fleet {
     balancer: Member,
     runners: Vec<Member>,
     renewer: Renewer,
+    /// Whether the functions are there that it starts with.
+    complete: watch::Sender<bool>,
+    /// Whether calls can be placed.
+    ready: watch::Receiver<bool>,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     pub admin: SocketAddr,
@@ -97,7 +102,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all members and returns once calls can be placed.
+    /// Starts all members and returns once functions can be applied. Nobody is told that calls may come before [`Fleet::open`].
     pub async fn start(plan: Plan, registry: Arc<dyn Registry>) -> Result<Self, Failure> {
         // The runners first: then the balancer's first view of the fleet is the whole of it.
         let starting = plan.runners.iter().map(|name| runner(&plan, name.clone(), Arc::clone(&registry)));
@@ -114,19 +119,27 @@ impl Fleet {
                 Err(failure) => failed = Some(failure),
             }
         }
+        let (complete, is_complete) = watch::channel(false);
         let started = match failed {
             Some(failure) => Err(failure),
-            None => balancer(&plan, registry).await,
+            None => balancer(&plan, registry, is_complete).await,
         };
         match started {
-            Ok((balancer, Addresses { grpc, http, admin })) => {
-                Ok(Self { balancer, runners, renewer, grpc, http, admin, sandbox })
+            Ok((balancer, Doors { grpc, http, admin, ready })) => {
+                Ok(Self { balancer, runners, renewer, complete, ready, grpc, http, admin, sandbox })
             }
             Err(failure) => {
                 join_all(runners.into_iter().map(Member::stop)).await;
                 Err(failure)
             }
         }
+    }
+
+    /// All functions are there that it starts with: says that calls may come, and returns when they can be placed.
+    pub async fn open(&mut self) {
+        self.complete.send_replace(true);
+        // Fails only where the balancer has ended, which `lost` tells.
+        self.ready.wait_for(|ready| *ready).await.ok();
     }
 
     /// For whoever sees files of functions change.
@@ -251,14 +264,19 @@ async fn runner(
     Ok((member, renew, description))
 }
 
-/// Where a balancer serves.
-struct Addresses {
+/// Where a balancer serves, and whether it is ready.
+struct Doors {
     grpc: SocketAddr,
     http: SocketAddr,
     admin: SocketAddr,
+    ready: watch::Receiver<bool>,
 }
 
-async fn balancer(plan: &Plan, registry: Arc<dyn Registry>) -> Result<(Member, Addresses), Failure> {
+async fn balancer(
+    plan: &Plan,
+    registry: Arc<dyn Registry>,
+    complete: watch::Receiver<bool>,
+) -> Result<(Member, Doors), Failure> {
     let metrics = Metrics::default();
     let config = stoker_lb::Config {
         name: "balancer".to_owned(),
@@ -270,31 +288,40 @@ async fn balancer(plan: &Plan, registry: Arc<dyn Registry>) -> Result<(Member, A
             ..Default::default()
         },
         metrics: metrics.clone(),
+        complete: Some(complete),
         ..stoker_lb::Config::default()
     };
     let (grace, admin, settings) = (plan.grace, plan.admin, plan.settings.clone());
-    let serve = async move |ready: oneshot::Sender<_>, stop: oneshot::Receiver<()>| {
+    let serve = async move |started: oneshot::Sender<_>, mut stop: oneshot::Receiver<()>| {
         let balancer = match stoker_lb::Balancer::start(config, registry).await {
             Ok(balancer) => balancer,
             Err(error) => {
-                _ = ready.send(Err(error));
+                _ = started.send(Err(error));
                 return;
             }
         };
-        balancer.ready().await;
-        let readiness = Readiness::new("starting");
-        readiness.ready();
-        let pages = Pages::new(readiness, metrics, &settings).live(balancer.page());
+        let readiness = Readiness::new("the functions that it starts with are being applied");
+        let pages = Pages::new(readiness.clone(), metrics, &settings).live(balancer.page());
         match Admin::start(admin, pages, None).await {
             Ok(admin) => {
                 let (grpc, http) = (balancer.grpc_address(), balancer.http_address());
-                _ = ready.send(Ok(Addresses { grpc, http, admin: admin.address() }));
-                _ = stop.await;
+                let (announced, ready) = watch::channel(false);
+                _ = started.send(Ok(Doors { grpc, http, admin: admin.address(), ready }));
+                let announce = async {
+                    balancer.ready().await;
+                    readiness.ready();
+                    announced.send_replace(true);
+                    std::future::pending::<Infallible>().await
+                };
+                tokio::select! {
+                    _ = &mut stop => {}
+                    never = announce => match never {},
+                }
                 balancer.stop(grace).await;
                 admin.stop(Duration::ZERO).await;
             }
             Err(error) => {
-                _ = ready.send(Err(anyhow::anyhow!("cannot listen on {admin} for the page: {error}")));
+                _ = started.send(Err(anyhow::anyhow!("cannot listen on {admin} for the page: {error}")));
                 balancer.stop(Duration::ZERO).await;
             }
         }

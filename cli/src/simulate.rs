@@ -23,6 +23,9 @@ struct Named {
     report: Report,
 }
 
+/// What the first run is called.
+const AS_IT_IS: &str = "as it is";
+
 /// The least memory of a runner, of which nothing but the smallest function has room.
 const LEAST_MEMORY: u64 = 16 << 20;
 
@@ -39,7 +42,7 @@ pub fn simulate(args: Simulate, common: &Common) -> Result<(), Failure> {
     }
     let mut runs = Vec::new();
     for (at, placer) in args.placers.iter().enumerate() {
-        let name = if at == 0 { "as it is".to_owned() } else { placer.as_str().to_owned() };
+        let name = if at == 0 { AS_IT_IS.to_owned() } else { placer.as_str().to_owned() };
         runs.push(Named { name, report: run(&scenario.placed_by(*placer), &trace) });
     }
     let placer = args.placers.first().copied().unwrap_or(Placer::Stoker);
@@ -161,18 +164,25 @@ fn table(scenario: &Scenario, trace: &Trace, runs: &[Named]) -> String {
 fn plots(folder: &Path, runs: &[Named]) -> Result<(), Failure> {
     let series = |points: &dyn Fn(&Report) -> Vec<(f64, f64)>| {
         runs.iter()
-            .map(|named| (format!("{} ({})", named.name, named.report.placer), points(&named.report)))
+            .map(|named| {
+                let name = match named.name.as_str() {
+                    AS_IT_IS => format!("{AS_IT_IS} ({})", named.report.placer),
+                    other => other.to_owned(),
+                };
+                (name, points(&named.report))
+            })
             .collect()
     };
     let over_time = |report: &Report, value: &dyn Fn(&stoker_simulate::Moment) -> f64| {
         let time = |at: usize| at as f64 * report.moment_s;
         report.moments.iter().enumerate().map(|(at, moment)| (time(at), value(moment))).collect()
     };
-    let chart = |title: &str, x: &str, y: &str, logarithmic, series| Chart {
+    let chart = |title: &str, x: &str, y: &str, series| Chart {
         title: title.to_owned(),
         x: x.to_owned(),
+        nines: false,
         y: y.to_owned(),
-        logarithmic,
+        logarithmic: false,
         series,
     };
     // The tail is what matters, and only this stretches it.
@@ -185,10 +195,20 @@ fn plots(folder: &Path, runs: &[Named]) -> Result<(), Failure> {
     let charts = [
         (
             "added",
-            chart("Time added to calls", "nines (2 is the 99th percentile)", "ms", true, series(&curve)),
+            Chart {
+                nines: true,
+                logarithmic: true,
+                ..chart("Time added to calls", "percentile of calls", "ms", series(&curve))
+            },
         ),
-        ("cold", chart("Cold starts", "s", "% of calls", false, series(&cold))),
-        ("time", chart("Time added on average", "s", "ms", true, series(&|r| over_time(r, &|m| m.added_ms)))),
+        ("cold", chart("Cold starts", "s", "% of calls", series(&cold))),
+        (
+            "time",
+            Chart {
+                logarithmic: true,
+                ..chart("Time added on average", "s", "ms", series(&|r| over_time(r, &|m| m.added_ms)))
+            },
+        ),
     ];
     let failed = |error: std::io::Error| {
         Failure::usage(

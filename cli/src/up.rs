@@ -120,7 +120,14 @@ async fn serve(
             never = &mut patience => match never {},
         },
     };
-    if !matches!(applied, Some(Ok(()))) {
+    let opened = match applied {
+        Some(Ok(())) => tokio::select! {
+            () = fleet.open() => true,
+            () = stop.asked() => false,
+        },
+        _ => false,
+    };
+    if !opened {
         fleet.stop().await;
         return applied.unwrap_or(Ok(()));
     }

@@ -38,6 +38,9 @@ const LINGER: Duration = Duration::from_secs(3);
 /// How long the end may take beyond the grace for calls.
 pub const CLOSING: Duration = Duration::from_secs(2);
 
+/// Of that, how long clients may take to be told what became of their calls when the grace is over.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// A balancer that runs.
 pub struct Balancer {
     grpc: SocketAddr,
@@ -53,6 +56,8 @@ pub struct Balancer {
     /// The follower of the registry and the links.
     links: TaskTracker,
     stops: Stops,
+    /// No attempt at a call for later goes on.
+    cut: CancellationToken,
     unlink: CancellationToken,
 }
 
@@ -86,7 +91,7 @@ impl Balancer {
         );
         observer.measure(&config.metrics, admission.clone(), fleet.queue.clone());
         let (fronts, tasks, links) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-        let (stops, unlink) = (Stops::default(), CancellationToken::new());
+        let (stops, cut, unlink) = (Stops::default(), CancellationToken::new(), CancellationToken::new());
         links.spawn(fleet.clone().follow(
             registry.fleet(),
             config.streams_per_runner,
@@ -110,6 +115,7 @@ impl Balancer {
             lambda: front::http::Lambda::new(config.lambda),
             later,
             send_timeout: config.send_timeout,
+            complete: config.complete.unwrap_or_else(|| watch::channel(true).1),
             stopping: stops.calm.clone(),
         });
         // Metrics may outlive us.
@@ -120,9 +126,9 @@ impl Balancer {
             }
         });
         let health = Arc::new(front::Health::new().await);
-        let routes = front::grpc::routes(door.clone(), &health)?;
-        let (tls, this) = (config.tls, door.clone());
-        let grpc_service = move |origin| front::grpc::Served::new(routes.clone(), this.clone(), origin);
+        let served = front::grpc::Served::new(door.clone(), &health)?;
+        let tls = config.tls;
+        let grpc_service = move |origin| served.to(origin);
         let guests = Guests::new(config.max_connections, config.send_timeout, &config.metrics);
         let (port, tracker, told) = (guests.at("grpc"), fronts.clone(), stops.clone());
         let serving =
@@ -132,12 +138,12 @@ impl Balancer {
         let http_service = move |origin| front::http::Served::new(this.clone(), origin);
         let (port, tracker, told) = (guests.at("http"), fronts.clone(), stops.clone());
         fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, port, tracker, told));
-        later::start(&door, &tasks, &stops);
+        later::start(&door, &tasks, &Stops { calm: stops.calm.clone(), now: cut.clone() });
         links.spawn(keep::run(door.clone(), unlink.clone()));
         links.spawn(places::run(door.clone(), places, unlink.clone()));
         let (announced, ready) = watch::channel(false);
         links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
-        Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, unlink })
+        Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, cut, unlink })
     }
 
     /// Takes up what changed: the access file, the audit's file if it was moved away, and how many calls there may be inside.
@@ -181,8 +187,8 @@ impl Balancer {
         self.http
     }
 
-    /// Waits for the first view of the fleet and of the functions. Once it is ready it stays so, whatever becomes of the
-    /// registry: calls go on with what was seen last.
+    /// Waits for the first view of the fleet and of the functions, and for those that the fleet starts with. Once it is ready it stays
+    /// so, whatever becomes of the registry: calls go on with what was seen last.
     pub async fn ready(&self) {
         if self.ready.clone().wait_for(|ready| *ready).await.is_err() {
             // It was told to stop before: it will never be.
@@ -190,7 +196,8 @@ impl Balancer {
         }
     }
 
-    /// Not ready, no new connections; calls may finish within `grace`; then everything that is left is cut off. Connections
+    /// Not ready, no new connections; calls may finish within `grace`; then everything that is left is cut off, and told so: a call that waits
+    /// here may go elsewhere, one on a runner may have started. Connections
     /// without a call, whatever streams they hold open, get [`LINGER`]. All of it is over within `grace` and [`CLOSING`].
     pub async fn stop(self, grace: Duration) {
         self.health.not_serving().await;
@@ -201,7 +208,13 @@ impl Balancer {
         if tokio::time::timeout(grace, self.drained()).await.is_err() {
             let calls = self.door.admission.inside();
             tracing::warn!(calls, "the grace period is over: calls are cut off");
+            self.cut.cancel();
+            self.door.dispatch.fleet.queue.close();
+            self.unlink.cancel();
+            // Who does not take it in time sees its connection end.
+            tokio::time::timeout(FAREWELL, self.fronts.wait()).await.ok();
         }
+        self.cut.cancel();
         self.stops.now.cancel();
         let closed = async {
             self.fronts.wait().await;
@@ -212,7 +225,7 @@ impl Balancer {
             // Nobody uses it any more.
             self.door.later.stop().await;
         };
-        if tokio::time::timeout(CLOSING, closed).await.is_err() {
+        if tokio::time::timeout(CLOSING - FAREWELL, closed).await.is_err() {
             tracing::error!("tasks of the balancer did not end and are left behind");
         }
     }
@@ -229,18 +242,20 @@ impl Balancer {
     }
 }
 
-/// Says that calls may come once fleet and functions have been read. Ends then, or when the balancer stops.
+/// Says that calls may come once fleet and functions have been read, and the functions are there that the fleet starts with. Ends
+/// then, or when the balancer stops.
 async fn announce(
     door: Arc<Door>,
     health: Arc<front::Health>,
     ready: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
-    let mut fleet = door.dispatch.fleet.known();
+    let (mut fleet, mut complete) = (door.dispatch.fleet.known(), door.complete.clone());
     let read = async {
-        // Both senders live as long as the process.
+        // The senders live as long as the process, or have said that it is so.
         fleet.wait_for(|known| *known).await.ok();
         door.directory.read().await;
+        complete.wait_for(|complete| *complete).await.ok();
         health.serving().await;
     };
     tokio::select! {

@@ -6,6 +6,7 @@
 
 mod limits;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -30,6 +31,8 @@ pub struct Origin {
     pub peer: Option<Arc<Peer>>,
     /// Where from, as it is noted.
     pub remote: String,
+    /// The address in that.
+    pub address: Option<IpAddr>,
     /// It came by TLS.
     pub secure: bool,
     /// Nothing that comes by it is served, for this reason.
@@ -42,8 +45,9 @@ impl Origin {
     /// Of a new connection, which is `refused` for a reason, or is not.
     pub fn of(stream: &Secured, refused: Option<Error>) -> Arc<Self> {
         let remote = stream.remote().map(|remote| remote.to_string()).unwrap_or_default();
+        let address = stream.remote().map(|remote| remote.ip().to_canonical());
         let (peer, secure) = (stream.peer().cloned(), stream.is_tls());
-        let origin = Self { peer, remote, secure, refused, ..Self::default() };
+        let origin = Self { peer, remote, address, secure, refused, ..Self::default() };
         let facts = crate::observe::of_origin(&origin);
         Arc::new(Self { facts, ..origin })
     }
@@ -51,7 +55,17 @@ impl Origin {
 
 /// Who asks.
 #[derive(Clone, Default)]
-pub struct Caller(Option<Arc<Asker>>);
+pub struct Caller(Asks);
+
+#[derive(Clone, Default)]
+enum Asks {
+    /// Nobody has looked who it is.
+    #[default]
+    Nobody,
+    /// Whoever is at the other end of this, where nobody is asked.
+    Anyone(Arc<Origin>),
+    Asked(Arc<Asker>),
+}
 
 struct Asker {
     who: Who,
@@ -82,12 +96,31 @@ impl Caller {
 
     /// This process itself, for calls that were taken earlier, when their caller was asked.
     pub fn platform() -> Self {
-        Self(Some(Arc::new(Asker { who: Who::Platform, origin: Arc::default() })))
+        Self::asked(Who::Platform, &Arc::default())
+    }
+
+    fn asked(who: Who, origin: &Arc<Origin>) -> Self {
+        Self(Asks::Asked(Arc::new(Asker { who, origin: origin.clone() })))
+    }
+
+    fn asker(&self) -> Option<&Asker> {
+        match &self.0 {
+            Asks::Asked(asker) => Some(asker),
+            Asks::Nobody | Asks::Anyone(_) => None,
+        }
+    }
+
+    fn origin(&self) -> Option<&Arc<Origin>> {
+        match &self.0 {
+            Asks::Nobody => None,
+            Asks::Anyone(origin) => Some(origin),
+            Asks::Asked(asker) => Some(&asker.origin),
+        }
     }
 
     /// Its name; empty where nobody was asked.
     pub fn name(&self) -> &str {
-        match self.0.as_deref() {
+        match self.asker() {
             Some(Asker { who: Who::Known { identity, .. }, .. }) => identity.name(),
             Some(Asker { who: Who::Platform, .. }) => "stoker",
             Some(Asker { who: Who::Unsigned, .. }) | None => "",
@@ -100,7 +133,7 @@ impl Caller {
     }
 
     fn remote(&self) -> &str {
-        self.0.as_deref().map_or("", |asker| asker.origin.remote.as_str())
+        self.origin().map_or("", |origin| origin.remote.as_str())
     }
 }
 
@@ -160,7 +193,7 @@ impl Guard {
     /// # Errors
     /// Nobody is known by it.
     pub async fn identify(&self, headers: &mut HeaderMap, origin: &Arc<Origin>) -> Result<Caller, Error> {
-        let Some(file) = &self.file else { return Ok(Caller::default()) };
+        let Some(file) = &self.file else { return Ok(Caller(Asks::Anyone(origin.clone()))) };
         let shown = shown(headers)?;
         let token = shown.as_ref().and_then(|value| bearer(value.as_bytes()));
         let (now, found) = file.kept.identify(token, origin.peer.as_deref()).await;
@@ -168,7 +201,7 @@ impl Guard {
             Ok(identity) => {
                 let token = if token.is_some() { headers.remove(AUTHORIZATION) } else { None };
                 let who = Who::Known { identity, generation: now.number, token, signed: false };
-                Ok(Caller(Some(Arc::new(Asker { who, origin: origin.clone() }))))
+                Ok(Caller::asked(who, origin))
             }
             Err(unknown) => match now.access.anybody() {
                 // What is no credential of ours may be the function's.
@@ -176,11 +209,11 @@ impl Guard {
                     let generation = now.number;
                     let who =
                         Who::Known { identity: anybody.clone(), generation, token: None, signed: false };
-                    Ok(Caller(Some(Arc::new(Asker { who, origin: origin.clone() }))))
+                    Ok(Caller::asked(who, origin))
                 }
                 // A signature is checked by the door that has signatures, which then says who it is.
                 None if now.access.has_keys() && token.is_none() && shown.is_some() => {
-                    Ok(Caller(Some(Arc::new(Asker { who: Who::Unsigned, origin: origin.clone() }))))
+                    Ok(Caller::asked(Who::Unsigned, origin))
                 }
                 None => {
                     let error = unauthenticated(unknown);
@@ -200,8 +233,7 @@ impl Guard {
     pub fn signed(&self, caller: &Caller, identity: Arc<Identity>) -> Caller {
         let generation = self.file.as_ref().map_or(0, |file| file.kept.now().number);
         let who = Who::Known { identity, generation, token: None, signed: true };
-        let origin = caller.0.as_deref().map(|asker| asker.origin.clone()).unwrap_or_default();
-        Caller(Some(Arc::new(Asker { who, origin })))
+        Caller::asked(who, caller.origin().unwrap_or(&Arc::default()))
     }
 
     /// Whether a caller may do this with an app.
@@ -258,7 +290,7 @@ impl Guard {
         let Some(file) = &self.file else { return Ok(None) };
         let now = file.kept.now();
         self.allow(caller, Permission::Invoke, app)?;
-        if matches!(caller.0.as_deref(), Some(Asker { who: Who::Platform, .. })) {
+        if matches!(caller.asker(), Some(Asker { who: Who::Platform, .. })) {
             return Ok(None);
         }
         file.limiter.load().enter(now.access.limits(), caller.name(), app, Instant::now()).map_err(|wait| {
@@ -269,7 +301,7 @@ impl Guard {
 
     /// Who a caller is now; nobody in particular for this process itself. A file that has changed is asked again: streams live long.
     fn current(&self, caller: &Caller, now: &Generation) -> Result<Option<Arc<Identity>>, Error> {
-        let Some(asker) = &caller.0 else { return Err(unauthenticated(Unknown::Nothing)) };
+        let Some(asker) = caller.asker() else { return Err(unauthenticated(Unknown::Nothing)) };
         let (identity, generation, token, signed) = match &asker.who {
             Who::Platform => return Ok(None),
             Who::Unsigned => return Err(unauthenticated(Unknown::Nothing)),

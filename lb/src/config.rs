@@ -12,6 +12,7 @@ use stoker_runtime::audit::Audit;
 use stoker_runtime::metrics::Metrics;
 use stoker_runtime::telemetry::Tracer;
 use stoker_runtime::tls::Tls;
+use tokio::sync::watch;
 
 pub use crate::front::http::{LambdaCode, LambdaConfig, Runtimes as LambdaRuntimes};
 use crate::serve;
@@ -80,6 +81,9 @@ pub struct Config {
     pub access: Option<PathBuf>,
     /// Where changes are noted.
     pub audit: Audit,
+    /// Becomes true once the functions are there that the fleet starts with: the balancer is not ready before, and a function that it does not know may still
+    /// come. Without it, the registry's functions are all of them.
+    pub complete: Option<watch::Receiver<bool>>,
     /// Calls that are remembered for whoever asks why they went where they went: so many that are worth it, and so many others.
     pub explained: usize,
     /// Where calls for later are kept.
@@ -110,6 +114,7 @@ impl Default for Config {
             insecure: false,
             access: None,
             audit: Audit::into_log(),
+            complete: None,
             explained: 4096,
             later: CallQueue::None,
             lambda: LambdaConfig::default(),

@@ -18,6 +18,7 @@ use stoker_core::ids::{CallId, is_name};
 use stoker_proto::{convert, v1};
 use stoker_registry::Registry;
 use stoker_runtime::telemetry::from_amazon;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Admitted};
@@ -42,6 +43,8 @@ pub struct Door {
     pub later: Later,
     /// How long a client may take nothing of an answer that waits for it.
     pub send_timeout: Duration,
+    /// Whether the functions are there that the fleet starts with.
+    pub complete: watch::Receiver<bool>,
     /// No new calls any more.
     pub stopping: CancellationToken,
 }
@@ -66,10 +69,14 @@ impl Door {
     }
 
     fn missing(&self, text: impl FnOnce() -> String) -> Error {
-        if self.directory.is_read() {
+        let not_yet = if !self.directory.is_read() {
+            "this balancer has not read the functions yet"
+        } else if !*self.complete.borrow() {
+            "the functions that this fleet starts with are not all there yet"
+        } else {
             return Error::new(Code::NotFound, text());
-        }
-        Error::new(Code::Unavailable, "this balancer has not read the functions yet").retry(Retry::Elsewhere)
+        };
+        Error::new(Code::Unavailable, not_yet).retry(Retry::Elsewhere)
     }
 
     /// The same for a field of a message, where a text that can be no function's name is a mistake of its own.

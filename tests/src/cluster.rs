@@ -418,7 +418,9 @@ impl Cluster {
     /// A page of a server's admin port.
     pub async fn page(&self, admin: SocketAddr, path: &str) -> Page {
         let clients = Clients { http: admin, ..self.balancers[0].clients.clone() };
-        clients.page("GET", path, &[], "").await
+        // As a scraper that knows the newer form of metrics.
+        let accept = [("accept".to_owned(), "application/openmetrics-text".to_owned())];
+        clients.page("GET", path, &accept, "").await
     }
 
     /// Stops everything in order, and checks that it ends well and nothing is left behind.

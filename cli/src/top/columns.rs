@@ -302,6 +302,17 @@ pub fn fitting<R>(columns: &[Column<R>], width: u16) -> Vec<usize> {
     }
 }
 
+/// A name that fits into `width`. What tells names apart stands at their beginning and at their end: the middle is left out.
+pub fn shortened(name: String, width: usize) -> String {
+    let length = name.chars().count();
+    if length <= width {
+        return name;
+    }
+    let beginning = width.saturating_sub(1) / 2;
+    let end = width.saturating_sub(1) - beginning;
+    name.chars().take(beginning).chain(['…']).chain(name.chars().skip(length - end)).collect()
+}
+
 fn number(a: Option<f64>, b: Option<f64>) -> Ordering {
     a.unwrap_or(-1.0).total_cmp(&b.unwrap_or(-1.0))
 }
@@ -394,6 +405,15 @@ mod tests {
         assert_eq!(bar(Held { busy: 1, idle: 1, total: 1000 }, 4), "█▒··");
         assert_eq!(bar(Held { busy: 1000, idle: 1000, total: 1000 }, 4), "████");
         assert_eq!(bar(Held::default(), 4), "····");
+    }
+
+    #[test]
+    fn long_names_can_be_told_apart_where_they_are_cut() {
+        let short = |name: &str, width| shortened(name.to_owned(), width);
+        assert_eq!(short("shop/report", 11), "shop/report");
+        assert_eq!(short("shop/report-of-the-day-1", 11), "shop/…day-1");
+        assert_eq!(short("shop/bericht-für-äöü", 6), "sh…äöü");
+        assert_eq!(short("shop/report", 1), "…");
     }
 
     #[test]

@@ -251,7 +251,9 @@ fn table<R>(
         Row::new(shown.iter().map(|at| {
             let column = &columns[*at];
             let style = if (column.bad)(row) { styles.bad() } else { Style::new() };
-            cell(*at, columns, printable(&(column.text)(row)), style)
+            let text = printable(&(column.text)(row));
+            let text = if *at == 0 { columns::shortened(text, name.into()) } else { text };
+            cell(*at, columns, text, style)
         }))
     });
     let table = Table::new(lines, widths.into_iter().map(Constraint::Length))

@@ -6,12 +6,11 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
 
 /// The exit code of a process that was told twice.
 pub const IMPATIENT: i32 = 130;
@@ -98,9 +97,9 @@ pub async fn requested_by_now(stop: Pin<&mut impl Future<Output = &'static str>>
 
 /// Whether the process takes work, and why not. Shared by those who know and those who tell others.
 #[derive(Debug, Clone)]
-pub struct Readiness(watch::Sender<State>);
+pub struct Readiness(Arc<Mutex<State>>);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     Ready,
     NotReady(String),
@@ -112,7 +111,7 @@ impl Readiness {
     /// Not ready yet, for this reason.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
-        Self(watch::Sender::new(State::NotReady(reason.into())))
+        Self(Arc::new(Mutex::new(State::NotReady(reason.into()))))
     }
 
     /// It takes work, unless it is stopping.
@@ -133,26 +132,21 @@ impl Readiness {
     /// Why it does not take work, if it does not.
     #[must_use]
     pub fn why_not(&self) -> Option<String> {
-        match &*self.0.borrow() {
+        match &*self.state() {
             State::Ready => None,
             State::NotReady(reason) | State::Stopping(reason) => Some(reason.clone()),
         }
     }
 
-    /// Returns when it takes work; never, if it is stopping.
-    pub async fn until_ready(&self) {
-        // The sender lives as long as this.
-        self.0.subscribe().wait_for(|state| *state == State::Ready).await.ok();
+    fn change(&self, to: State) {
+        let mut state = self.state();
+        if !matches!(*state, State::Stopping(_)) {
+            *state = to;
+        }
     }
 
-    fn change(&self, to: State) {
-        self.0.send_if_modified(|state| {
-            let changes = *state != to && !matches!(state, State::Stopping(_));
-            if changes {
-                *state = to;
-            }
-            changes
-        });
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -205,16 +199,11 @@ impl Ending {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn readiness_has_a_reason_and_stopping_is_for_good() {
+    #[test]
+    fn readiness_has_a_reason_and_stopping_is_for_good() {
         let readiness = Readiness::new("waiting for the fleet");
         assert_eq!(readiness.why_not().as_deref(), Some("waiting for the fleet"));
-        let waiting = tokio::spawn({
-            let readiness = readiness.clone();
-            async move { readiness.until_ready().await }
-        });
         readiness.ready();
-        waiting.await.unwrap();
         assert_eq!(readiness.why_not(), None);
         readiness.not_ready("no runner");
         readiness.stopping("SIGTERM");

@@ -33,6 +33,21 @@ fn without_a_file_everybody_may_everything_and_with_one_nobody_may_nothing() {
 }
 
 #[tokio::test]
+async fn where_nobody_is_asked_it_is_noted_from_where_a_change_came() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("audit.jsonl");
+    let (audit, keeper) = Audit::into_file(&path).unwrap();
+    let open = Guard::open(audit);
+    let origin = Arc::new(Origin { remote: "192.0.2.7:4711".to_owned(), ..Origin::default() });
+    let caller = open.identify(&mut HeaderMap::new(), &origin).await.unwrap();
+    open.note(&caller, "apply", &["a/f".to_owned()], Ok(()));
+    drop(open);
+    keeper.stop(std::time::Duration::from_secs(10));
+    let noted = std::fs::read_to_string(&path).unwrap();
+    assert!(noted.contains("192.0.2.7:4711") && caller.name().is_empty(), "{noted}");
+}
+
+#[tokio::test]
 async fn a_certificate_of_the_connection_is_enough() {
     let (_directory, guard) =
         guard("certificates: [{name: alice, san: 'spiffe://stoker/client/alice', invoke: [a]}]");

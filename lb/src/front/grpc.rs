@@ -1,5 +1,6 @@
 //! gRPC for clients: `CallService`, and everything that is served beside it on the port.
 
+mod operated;
 mod stream;
 
 use std::convert::Infallible;
@@ -14,12 +15,12 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body::Frame;
 use hyper::body::Incoming;
+use prost::Message;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 use stoker_proto::frames::{self, Decoded, Encoded, Invoked, Whole};
-use stoker_proto::v1::fleet_service_server::FleetServiceServer;
-use stoker_proto::v1::function_service_server::FunctionServiceServer;
-use stoker_proto::{DESCRIPTORS, MAX_FRAME, MAX_MESSAGE, status, v1};
+use stoker_proto::{DESCRIPTORS, MAX_MESSAGE, status, v1};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::MetadataValue;
@@ -27,9 +28,8 @@ use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
-use super::guarded::Guarded;
+use self::operated::{FLEET, FUNCTIONS, Operated};
 use super::http::fields;
-use super::operators::Operators;
 use super::until::Until;
 use super::{Door, Health, later, session, trace};
 use crate::auth::{Caller, Origin};
@@ -40,7 +40,7 @@ use crate::observe::{Door as Way, Watch};
 const REVISION: &str = "stoker-revision";
 
 /// Room for a head beside a body of the largest size.
-const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
+pub(super) const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
 
 /// All that is served on this port.
 const SERVED: [&str; 6] = [
@@ -52,12 +52,8 @@ const SERVED: [&str; 6] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// All gRPC services but that of calls.
-pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
-    let stop = door.stopping.clone();
-    let operators = Arc::new(Guarded { service: Arc::new(Operators(door.clone())), door });
-    let functions = FunctionServiceServer::from_arc(operators.clone()).max_decoding_message_size(MESSAGE);
-    let fleet = FleetServiceServer::from_arc(operators).max_decoding_message_size(MAX_FRAME);
+/// The gRPC services that are not ours.
+fn routes(stop: CancellationToken, health: &Health) -> anyhow::Result<Routes> {
     let reflection = || {
         let builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -67,8 +63,6 @@ pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
     };
     let mut routes = Routes::builder();
     routes
-        .add_service(functions)
-        .add_service(fleet)
         .add_service(Until { service: HealthServer::new(health.service()), stop: stop.clone() })
         .add_service(Until { service: reflection().build_v1()?, stop: stop.clone() })
         .add_service(Until { service: reflection().build_v1alpha()?, stop });
@@ -80,12 +74,25 @@ pub fn routes(door: Arc<Door>, health: &Health) -> anyhow::Result<Routes> {
 pub struct Served {
     routes: Routes,
     door: Arc<Door>,
+    operated: Arc<Operated>,
     origin: Arc<Origin>,
 }
 
 impl Served {
-    pub fn new(routes: Routes, door: Arc<Door>, origin: Arc<Origin>) -> Self {
-        Self { routes, door, origin }
+    /// For connections whose origin is none yet.
+    ///
+    /// # Errors
+    /// What is said of the services cannot be read.
+    pub fn new(door: Arc<Door>, health: &Health) -> anyhow::Result<Self> {
+        let routes = routes(door.stopping.clone(), health)?;
+        let operated = Arc::new(Operated::new(door.clone()));
+        Ok(Self { routes, door, operated, origin: Arc::default() })
+    }
+
+    /// For a connection from there.
+    #[must_use]
+    pub fn to(&self, origin: Arc<Origin>) -> Self {
+        Self { origin, ..self.clone() }
     }
 }
 
@@ -106,21 +113,20 @@ impl hyper::service::Service<Request<Incoming>> for Served {
         }
         let door = self.door.clone();
         let path = request.uri().path();
-        let is_call = path.starts_with(CALLS);
         if door.guard.is_open() || is_open(path) {
-            if is_call {
+            if path.starts_with(CALLS) {
                 return Box::pin(async move { Ok(answer(door, request).await) });
             }
-            return Box::pin(routed(self.routes.clone(), request));
+            return Box::pin(routed(self.routes.clone(), self.operated.clone(), request));
         }
-        let (routes, origin) = (self.routes.clone(), self.origin.clone());
+        let this = self.clone();
         Box::pin(async move {
-            match door.guard.identify(request.headers_mut(), &origin).await {
+            match door.guard.identify(request.headers_mut(), &this.origin).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
-                    match is_call {
+                    match request.uri().path().starts_with(CALLS) {
                         true => Ok(answer(door, request).await),
-                        false => routed(routes, request).await,
+                        false => routed(this.routes, this.operated, request).await,
                     }
                 }
                 Err(error) => Ok(status::to_status(&error, "").into_http()),
@@ -130,8 +136,20 @@ impl hyper::service::Service<Request<Incoming>> for Served {
 }
 
 /// One request for what is not a method of `CallService`.
-async fn routed(mut routes: Routes, request: Request<Incoming>) -> Result<Response<Sent>, Infallible> {
-    let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+async fn routed(
+    mut routes: Routes,
+    operated: Arc<Operated>,
+    request: Request<Incoming>,
+) -> Result<Response<Sent>, Infallible> {
+    let path = request.uri().path();
+    if path.starts_with(FUNCTIONS) || path.starts_with(FLEET) {
+        if !is_grpc(request.headers()) {
+            return Ok(no_grpc());
+        }
+        let answer = async move { operated.answer(request).await.map(Sent::Other) };
+        return Ok(told(Box::pin(answer).await));
+    }
+    let service = path.split('/').nth(1).unwrap_or_default();
     if !SERVED.contains(&service) {
         let service: String = service.chars().take(100).collect();
         return Ok(Status::unimplemented(format!("there is no service {service:?} here")).into_http());
@@ -208,15 +226,53 @@ pub fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     }))
 }
 
+/// Whether a request is one of gRPC.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(GRPC.as_bytes()))
+}
+
+/// The answer to one that is not.
+fn no_grpc() -> Response<Sent> {
+    let mut wrong = Response::new(Sent::default());
+    *wrong.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    wrong
+}
+
+fn no_method(service: &str, method: &str) -> Status {
+    let method: String = method.chars().take(100).collect();
+    Status::unimplemented(format!("there is no method {method:?} in {service}"))
+}
+
+/// An answer, or what is said in place of one.
+fn told(answered: Result<Sent, Status>) -> Response<Sent> {
+    match answered {
+        Ok(body) => {
+            let mut response = Response::new(body);
+            response.headers_mut().insert(CONTENT_TYPE, GRPC);
+            response
+        }
+        Err(status) => status.into_http(),
+    }
+}
+
+/// The one message of a request.
+///
+/// # Errors
+/// There is none, or it is nothing that could be understood.
+pub(super) async fn message<M: Message + Default>(body: Incoming, most: usize) -> Result<M, Error> {
+    match Decoded::request(body, most).message().await {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(Error::new(Code::InvalidRequest, "there is no message")),
+        Err(status) => Err(misread(&status)),
+    }
+}
+
 /// One request for a method of `CallService`.
 async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
-    let (parts, body) = request.into_parts();
-    let kind = parts.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if !kind.is_some_and(|kind| kind.starts_with(GRPC.as_bytes())) {
-        let mut wrong = Response::new(Sent::default());
-        *wrong.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-        return wrong;
+    if !is_grpc(request.headers()) {
+        return no_grpc();
     }
+    let (parts, body) = request.into_parts();
     let caller = Caller::of(&parts.extensions);
     let method = &parts.uri.path()[CALLS.len()..];
     let answered = match method {
@@ -232,16 +288,9 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
         "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
             Box::pin(later::answer(&door, Request::from_parts(parts, body))).await.map(Sent::Other)
         }
-        _ => Err(Status::unimplemented(format!("there is no method {method:?} in {CALLS}"))),
+        _ => Err(no_method(CALLS, method)),
     };
-    match answered {
-        Ok(body) => {
-            let mut response = Response::new(body);
-            response.headers_mut().insert(CONTENT_TYPE, GRPC);
-            response
-        }
-        Err(status) => status.into_http(),
-    }
+    told(answered)
 }
 
 async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {

@@ -18,14 +18,17 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::TryFutureExt as _;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
+use stoker_core::Format;
 use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
+use stoker_core::text::unescape;
 use stoker_proto::{status, v1};
 
 use self::answer::AnswerBody;
@@ -70,8 +73,16 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(serve(self.door.clone(), self.origin.clone(), request))
+        Box::pin(serve(self.door.clone(), self.origin.clone(), request).map_ok(named))
     }
+}
+
+/// A function may answer with a status that no registry has a name for. Then there is none; the library would write one of its own.
+fn named(mut answer: Response<AnswerBody>) -> Response<AnswerBody> {
+    if answer.status().canonical_reason().is_none() && answer.extensions().get::<ReasonPhrase>().is_none() {
+        answer.extensions_mut().insert(ReasonPhrase::from_static(b""));
+    }
+    answer
 }
 
 /// One request, to the head of its answer.
@@ -123,7 +134,7 @@ async fn serve(
             Way::Mless => Box::pin(mless::handle(&door, id, request, &mut watch)).await,
             Way::Event => Box::pin(events::handle(&door, id, request, &mut watch)).await,
             _ => match routed.unwrap_or_else(look) {
-                Ok(route) => handle(&door, id, request, route, &mut watch).await,
+                Ok(route) => handle(&door, id, request, route, &origin, &mut watch).await,
                 Err(nowhere) => {
                     allow = nowhere.allow;
                     Err(nowhere.error)
@@ -219,23 +230,18 @@ impl Way {
 
 /// A path as Fn's router sees it: escapes are resolved before anything is compared, so that an escaped slash is a slash.
 fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
-    let mut parts = path.split('%');
-    let first = parts.next().unwrap_or_default();
-    if first.len() == path.len() {
-        return Ok(Cow::Borrowed(path));
+    let digits = |part: &str| {
+        part.as_bytes().first_chunk().is_some_and(|two: &[u8; 2]| two.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !path.split('%').skip(1).all(digits) {
+        let text = "the path has a % that no two hexadecimal digits follow";
+        return Err(Error::new(Code::InvalidRequest, text));
     }
-    let mut bytes = first.as_bytes().to_vec();
-    for part in parts {
-        let digits =
-            part.as_bytes().first_chunk::<2>().filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-        let byte = digits.and_then(|_| u8::from_str_radix(part.get(..2)?, 16).ok()).ok_or_else(|| {
-            Error::new(Code::InvalidRequest, "the path has a % that no two hexadecimal digits follow")
-        })?;
-        bytes.push(byte);
-        bytes.extend_from_slice(&part.as_bytes()[2..]);
-    }
-    // What is not UTF-8 is the name of nothing, and is answered so.
-    Ok(Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()))
+    Ok(match unescape(path) {
+        Cow::Borrowed(_) => Cow::Borrowed(path),
+        // What is not UTF-8 is the name of nothing, and is answered so.
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
+    })
 }
 
 async fn handle(
@@ -243,10 +249,11 @@ async fn handle(
     id: CallId,
     request: Request<RequestBody>,
     route: triggers::Route,
+    origin: &Origin,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     if let Some(config) = &route.url {
-        return Box::pin(lambda::url::serve(door, id, request, route.known, config, watch)).await;
+        return Box::pin(lambda::url::serve(door, id, request, route.known, config, origin, watch)).await;
     }
     let (parts, body) = request.into_parts();
     let (function, intent) = (route.known.clone(), route.intent);
@@ -267,6 +274,9 @@ async fn handle(
         fields::about_trailers(&parts.headers, &mut headers);
     }
     route.tell(&mut headers);
+    if intent == v1::Intent::HttpRequest && function.spec.format == Format::Lambda {
+        lambda::source::tell(&door.lambda, origin, &parts, &mut headers);
+    }
     let head = v1::RequestHead {
         intent: intent.into(),
         method: parts.method.as_str().to_owned(),
@@ -310,13 +320,14 @@ async fn handle(
     }
     let mut response = Response::new(body);
     *response.headers_mut() = headers;
-    // Whether a function decides about the status is a matter of its format and of the intent, and settled where those are known.
-    *response.status_mut() = u16::try_from(answer.head.status)
-        .ok()
-        .and_then(|status| StatusCode::from_u16(status).ok())
-        .filter(|status| !status.is_informational())
-        .unwrap_or(StatusCode::OK);
+    *response.status_mut() = status_of(answer.head.status);
     Ok(response)
+}
+
+/// The status of an answer. Whether a function decides about it is a matter of its format and of the intent, and settled where those are known.
+fn status_of(said: u32) -> StatusCode {
+    let status = u16::try_from(said).ok().and_then(|status| StatusCode::from_u16(status).ok());
+    status.filter(|status| !status.is_informational()).unwrap_or(StatusCode::OK)
 }
 
 /// The URL as the client meant it: in full where it named a host.

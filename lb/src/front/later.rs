@@ -2,30 +2,28 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::Request;
 use hyper::body::Incoming;
 use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
-use stoker_proto::frames::{Carries, Decoded, Encoded};
+use stoker_core::moment::now_ms;
+use stoker_proto::frames::{Carries, Encoded};
 use stoker_proto::{MAX_MESSAGE, status, v1};
-use stoker_queue::{Attempt, Filter, Kept, State, now_ms};
+use stoker_queue::{Attempt, Filter, Kept, State};
 use stoker_runtime::auth::Permission;
 use stoker_runtime::telemetry::names::{self, Name};
 use tonic::Status;
 use tonic::body::Body;
 
-use super::grpc::{misread, refused, timeout};
+use super::grpc::{MESSAGE, message, refused, timeout};
 use super::{Door, trace};
 use crate::auth::Caller;
 use crate::call::Input;
 use crate::later::Submit;
 use crate::observe::Watch;
-
-/// Room for a head beside a body of the largest size.
-const MESSAGE: usize = MAX_MESSAGE + (256 << 10);
 
 /// Calls that are listed where nobody says how many, and at most.
 const LISTED: u32 = 100;
@@ -63,19 +61,6 @@ async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A,
     tokio::time::timeout(limit, work).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
 
-/// The one message of a request.
-async fn message<Q: prost::Message + Default>(body: Incoming) -> Result<Q, Status> {
-    let mut error = match Decoded::request(body, MESSAGE).message().await {
-        Ok(Some(message)) => return Ok(message),
-        Ok(None) => Error::new(Code::InvalidRequest, "there is no message"),
-        Err(status) => misread(&status),
-    };
-    if error.code == Code::RequestTooLarge {
-        error.message.push_str(": HTTP takes larger bodies");
-    }
-    Err(refused(&error, ""))
-}
-
 async fn unary<F, Q, A>(
     door: &Arc<Door>,
     name: Name,
@@ -88,7 +73,12 @@ where
     A: Carries + Send + 'static,
 {
     let (parts, body) = request.into_parts();
-    let message = message(body).await?;
+    let message = message(body, MESSAGE).await.map_err(|mut error| {
+        if error.code == Code::RequestTooLarge {
+            error.message.push_str(": HTTP takes larger bodies");
+        }
+        refused(&error, "")
+    })?;
     let id = CallId::new();
     let mut watch = door.observer.about_later(name, id, &trace(&parts.headers));
     watch.by(Caller::of(&parts.extensions));
@@ -227,8 +217,7 @@ fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListC
 
 /// A time; nothing where there is none.
 fn time(ms: u64) -> Option<prost_types::Timestamp> {
-    let seconds = i64::try_from(ms / 1000).ok().filter(|_| ms > 0)?;
-    Some(prost_types::Timestamp { seconds, nanos: (ms % 1000) as i32 * 1_000_000 })
+    (ms > 0).then(|| (UNIX_EPOCH + Duration::from_millis(ms)).into())
 }
 
 /// A call for the wire.

@@ -59,6 +59,11 @@ impl Watch {
         (self.revision > 0).then_some(self.revision)
     }
 
+    /// The runner that was asked last; empty where none was.
+    pub fn runner(&self) -> String {
+        self.story.runner().unwrap_or_default().to_owned()
+    }
+
     /// The HTTP status of the answer.
     pub fn http_status(&mut self, status: u16) {
         self.http_status = status;

@@ -412,6 +412,26 @@ async fn changes_and_refusals_are_noted_with_who_it_was_and_without_what_they_sh
     functions.delete_function(with("stk_forged", delete("a/f"))).await.expect_err("it is nobody");
     let one = v1::DrainRunnerRequest { runner: "r0".into() };
     stage.fleet().await.drain_runner(with(&site.operator, one)).await.expect("it may");
+    // By the other doors: of which function, whatever its path says.
+    let send = async |path: &str, body: &str| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {}",
+            site.operator
+        );
+        let answer = stage.http(&format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())).await;
+        let json = answer.split_once("\r\n\r\n").expect("a body").1.to_owned();
+        let json: serde_json::Value =
+            serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {answer}"));
+        json["id"].as_str().unwrap_or_default().to_owned()
+    };
+    let app = send("/v2/apps", r#"{"name": "made"}"#).await;
+    let function =
+        format!(r#"{{"app_id": "{app}", "name": "one", "image": "nowhere/x@sha256:{}"}}"#, "0".repeat(64));
+    let function = send("/v2/fns", &function).await;
+    let trigger =
+        format!(r#""app_id": "{app}", "fn_id": "{function}", "name": "t", "type": "http", "source": "/t""#);
+    send("/v2/triggers", &format!("{{{trigger}}}")).await;
+    send("/2015-03-31/functions", r#"{"FunctionName": "lambda", "Code": {}}"#).await;
     drop(stage);
     keeper.stop(Duration::from_secs(10));
     let text = std::fs::read_to_string(&path).expect("it is there");
@@ -431,6 +451,10 @@ async fn changes_and_refusals_are_noted_with_who_it_was_and_without_what_they_sh
         ["manage", "stranger", "a", "PERMISSION_DENIED"],
         ["authenticate", "", "", "UNAUTHENTICATED"],
         ["drain", "operator", "r0", "ok"],
+        ["create_app", "operator", "made", "ok"],
+        ["create_fn", "operator", "made/one", "ok"],
+        ["create_trigger", "operator", "made/one", "ok"],
+        ["POST /2015-03-31/functions", "operator", "lambda", "INVALID_REQUEST"],
     ] {
         assert!(noted.iter().any(|line| line == &expected), "{expected:?} in {noted:?}");
     }

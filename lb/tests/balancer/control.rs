@@ -129,6 +129,7 @@ async fn what_fn_refuses_is_refused_in_its_words() {
     let other = ok(&stage, "POST /v2/apps", json!({"name": "two"})).await;
     let (app, other) = (id(&app), id(&other));
     let function = ok(&stage, "POST /v2/fns", json!({"app_id": app, "name": "f", "image": IMAGE})).await;
+    assert_eq!(function["image"], IMAGE, "what comes back can be put again");
     let function = id(&function);
     let trigger = json!({"app_id": app, "fn_id": function, "name": "t", "type": "http", "source": "/s"});
     ok(&stage, "POST /v2/triggers", trigger.clone()).await;

@@ -60,7 +60,7 @@ async fn a_session_that_ends_by_a_violation_says_that_calls_were_under_way() {
     assert!(error.message.contains("call 1 runs already"), "{error:?}");
 }
 
-/// What a method says to bytes that are no request.
+/// What a method of a service says to bytes that are no request.
 async fn said(stage: &Stage, method: &str, bytes: &'static [u8]) -> Status {
     let socket = TcpStream::connect(stage.balancer.grpc_address()).await.expect("it listens");
     let io = hyper_util::rt::TokioIo::new(socket);
@@ -68,7 +68,7 @@ async fn said(stage: &Stage, method: &str, bytes: &'static [u8]) -> Status {
     let (mut send, connection) =
         hyper::client::conn::http2::handshake(executor, io).await.expect("it speaks HTTP/2");
     tokio::spawn(connection);
-    let request = http::Request::post(format!("http://balancer/stoker.v1.CallService/{method}"))
+    let request = http::Request::post(format!("http://balancer/stoker.v1.{method}"))
         .header("content-type", "application/grpc")
         .body(http_body_util::Full::new(Bytes::from_static(bytes)))
         .expect("a request");
@@ -84,8 +84,33 @@ async fn said(stage: &Stage, method: &str, bytes: &'static [u8]) -> Status {
 async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
     use stoker_core::Code as Kind;
     let stage = stage(config(), vec![echo()]).await;
-    let whole = ["Invoke", "Submit", "GetCall", "WaitCall", "CancelCall", "RedriveCall", "ListCalls"];
-    let doors = whole.into_iter().chain(["InvokeStream", "Session"]);
+    let calls = ["Invoke", "Submit", "GetCall", "WaitCall", "CancelCall", "RedriveCall", "ListCalls"];
+    let functions = [
+        "ApplyFunctions",
+        "GetFunction",
+        "ListFunctions",
+        "DeleteFunction",
+        "ListRevisions",
+        "RolloutFunction",
+        "RollbackFunction",
+        "SetAlias",
+        "DeleteAlias",
+    ];
+    let fleet = [
+        "ListRunners",
+        "WatchFleet",
+        "WatchActivity",
+        "StreamLogs",
+        "DrainRunner",
+        "UncordonRunner",
+        "ExplainCall",
+    ];
+    let of = |service: &str, methods: &[&str]| -> Vec<String> {
+        methods.iter().map(|method| format!("{service}/{method}")).collect()
+    };
+    let whole = [of("CallService", &calls), of("FunctionService", &functions), of("FleetService", &fleet)];
+    let whole = whole.concat();
+    let doors = whole.iter().cloned().chain(of("CallService", &["InvokeStream", "Session"]));
     // Compressed, longer than what is taken, no message.
     let wrong: [(&[u8], Code, Kind, &str); 3] = [
         (b"\x01\0\0\0\x01x", Code::Unimplemented, Kind::Unsupported, "leave grpc-encoding out"),
@@ -94,7 +119,7 @@ async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
     ];
     for method in doors {
         for (bytes, code, kind, text) in wrong {
-            let told = said(&stage, method, bytes).await;
+            let told = said(&stage, &method, bytes).await;
             let (is, error) = reason(&told);
             assert_eq!((is, error.code), (code, kind), "{method}: {error:?}");
             assert!(error.message.contains(text), "{method}: {error:?}");
@@ -104,10 +129,14 @@ async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
             }
         }
     }
-    for method in whole {
+    for method in &whole {
         let (is, error) = reason(&said(&stage, method, b"").await);
         assert_eq!((is, error.code), (Code::InvalidArgument, Kind::InvalidRequest), "{method}: {error:?}");
         assert_eq!(error.message, "there is no message", "{method}");
+    }
+    for method in ["CallService/Call", "FunctionService/Get", "FleetService/", "NoService/Get"] {
+        let told = said(&stage, method, b"\0\0\0\0\0").await;
+        assert!(told.code() == Code::Unimplemented && told.message().starts_with("there is no "), "{told:?}");
     }
 }
 

@@ -75,11 +75,13 @@ impl Program {
         }
     }
 
-    /// Status and body of an admin page.
+    /// Status and body of an admin page, as a scraper asks that knows the newer form of metrics.
     pub fn page(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.admin).unwrap();
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let accept = "application/openmetrics-text";
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();

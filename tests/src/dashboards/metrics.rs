@@ -47,8 +47,8 @@ pub fn about(name: &str) -> &'static About {
 const BEGIN: &str = "\
 # Metrics
 
-Made from the programs' own definitions by a test; do not edit. Both servers show them at `/metrics` on their admin port: as OpenMetrics 1.0 with exemplars,
-or as the older text of Prometheus where a scraper asks for no other. [telemetry.md](telemetry.md) has traces and logs, [operations/](operations/README.md) what the
+Made from the programs' own definitions by a test; do not edit. Both servers show them at `/metrics` on their admin port: as OpenMetrics 1.0 with exemplars
+where a scraper asks for that, as Prometheus does, else as the older text. [telemetry.md](telemetry.md) has traces and logs, [operations/](operations/README.md) what the
 alerts mean.
 
 | setting | what it does |

@@ -7,6 +7,7 @@ mod clients;
 mod commands;
 mod errors;
 mod links;
+mod map;
 mod page;
 mod reference;
 mod security;

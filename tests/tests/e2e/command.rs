@@ -8,6 +8,7 @@ use stoker_registry::testing::Etcd;
 use stoker_tests::left::{self, Ending, Process};
 use stoker_tests::{program, within};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Functions of the shell, one for each way that a call can go.
@@ -671,6 +672,68 @@ async fn an_address_for_others_is_warned_of() {
     );
     assert!(said.contains("http://127.0.0.1:"), "what is shown can be called: {said}");
     assert!(error.contains("DEBUG") && !(said + &error).contains('\x1b'), "{error}");
+}
+
+/// One request; the answer, head and all.
+async fn asked(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        format!("{request} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_is_ready_when_its_files_are_applied() {
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    // A registry of images that takes its time: what is applied is not there before it has answered.
+    let images = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("functions.yaml");
+    let image = format!("  - {{name: imaged, image: \"{}/some:1\"}}\n", images.local_addr().unwrap());
+    std::fs::write(&file, format!("{FUNCTIONS}{image}")).unwrap();
+    // Known before it says so, and nobody else's.
+    let [grpc, http, page] = ["127.0.83.1:7070", "127.0.83.1:7080", "127.0.83.1:7090"];
+    let mut child = stoker()
+        .args(["up", "--no-try", "--memory", "512MiB", "--grpc", grpc, "--http", http, "--admin", page])
+        .arg("--functions")
+        .arg(&file)
+        .env("TMPDIR", directory.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (asking, _) = within("the question what the image is", images.accept()).await.unwrap();
+    let mut asking = BufReader::new(asking);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        assert!(within("the question", asking.read_line(&mut line)).await.unwrap() > 0);
+    }
+    let ready = asked(page, "GET /readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("are being applied"), "{ready}");
+    for request in ["POST /invoke/demo/hello", "GET /t/demo/hello"] {
+        let early = asked(http, request).await;
+        assert!(
+            early.starts_with("HTTP/1.1 503") && early.contains("not all there yet"),
+            "{request}: {early}"
+        );
+    }
+    let answer = format!("HTTP/1.1 200 OK\r\ndocker-content-digest: {DIGEST}\r\ncontent-length: 0\r\n\r\n");
+    asking.write_all(answer.as_bytes()).await.unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !within("a line of `stoker up`", lines.next_line()).await.unwrap().unwrap().contains("Serving.") {}
+    let ready = asked(page, "GET /readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    let called = asked(http, "GET /t/demo/hello").await;
+    assert!(called.starts_with("HTTP/1.1 200") && called.ends_with("Hello, !"), "{called}");
+    let none = asked(http, "POST /invoke/demo/nobody").await;
+    assert!(none.starts_with("HTTP/1.1 404"), "{none}");
+    let family = left::descendants(child.id().unwrap() as i32);
+    kill_process(Pid::from_raw(child.id().unwrap() as i32).unwrap(), Signal::TERM).unwrap();
+    assert!(within("the end of `stoker up`", child.wait()).await.unwrap().success());
+    Ending::of_processes(&family).wait().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

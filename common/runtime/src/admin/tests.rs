@@ -42,7 +42,7 @@ async fn pages() {
     assert!(ask(at, "GET /readyz").await.contains("not ready: SIGTERM"));
     let metrics = ask(at, "GET /metrics").await;
     assert!(
-        metrics.contains(Form::OpenMetrics.media_type()) && metrics.contains("calls_total 1"),
+        metrics.contains(Form::Prometheus.media_type()) && metrics.contains("calls_total 1"),
         "{metrics}"
     );
     let config = ask(at, "GET /config?x=y").await;

@@ -89,12 +89,12 @@ fn the_older_form_has_no_exemplars_and_no_end() {
 }
 
 #[test]
-fn who_asks_for_the_older_form_gets_it() {
+fn who_does_not_name_the_newer_form_gets_the_older_one() {
     let prometheus = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
     assert_eq!(Form::accepted(prometheus), Form::OpenMetrics);
-    assert_eq!(Form::accepted("*/*"), Form::OpenMetrics);
-    assert_eq!(Form::accepted(""), Form::OpenMetrics);
-    assert_eq!(Form::accepted("text/plain;version=0.0.4;q=1,*/*;q=0.1"), Form::Prometheus);
+    for other in ["", "*/*", "text/plain;version=0.0.4;q=1,*/*;q=0.1", "text/html,*/*;q=0.8"] {
+        assert_eq!(Form::accepted(other), Form::Prometheus, "{other}");
+    }
 }
 
 /// Counters of functions, of which so many have their own.

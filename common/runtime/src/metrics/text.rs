@@ -15,14 +15,10 @@ pub enum Form {
 }
 
 impl Form {
-    /// What a client gets that accepts this. The older form is for those who ask for it and do not know the newer one.
+    /// What a client gets that accepts this. Who does not name the newer form may not know it: a parser of the older one takes its exemplars for mistakes.
     #[must_use]
     pub fn accepted(accept: &str) -> Self {
-        if accept.contains("text/plain") && !accept.contains("application/openmetrics-text") {
-            Self::Prometheus
-        } else {
-            Self::OpenMetrics
-        }
+        if accept.contains("application/openmetrics-text") { Self::OpenMetrics } else { Self::Prometheus }
     }
 
     /// Its media type.

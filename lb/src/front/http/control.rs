@@ -12,7 +12,7 @@ mod triggers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -286,11 +286,6 @@ fn query(text: &str) -> BTreeMap<String, String> {
             Some((key.to_owned(), super::decoded(&value.replace('+', " ")).ok()?.into_owned()))
         })
         .collect()
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Asked<'_> {

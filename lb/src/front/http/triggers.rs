@@ -9,6 +9,7 @@ use http::Request;
 use http::header::{HOST, HeaderValue};
 use stoker_core::error::{Code, Error};
 use stoker_core::function::Cors;
+use stoker_core::text::escape_attribute;
 use stoker_proto::v1;
 
 use super::lambda::{self, UrlConfig};
@@ -140,7 +141,8 @@ impl Route {
         let Some(found) = &self.trigger else { return };
         headers.retain(|header| header.name != TRIGGER && !header.name.starts_with(PARAMETER));
         let Some(pattern) = &found.pattern else { return };
-        let header = |name: String, value: &str| v1::Header { name, value: Bytes::from(escaped(value)) };
+        let header =
+            |name: String, value: &str| v1::Header { name, value: Bytes::from(escape_attribute(value)) };
         headers.push(header(TRIGGER.to_owned(), pattern));
         let parameters = found.parameters.iter();
         headers.extend(
@@ -148,17 +150,4 @@ impl Route {
                 .map(|(name, value)| header(format!("{PARAMETER}{}", name.to_ascii_lowercase()), value)),
         );
     }
-}
-
-/// As a header's value: what it cannot hold is escaped with `%`, and so is that.
-pub fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii_graphic() && !matches!(c, '"' | '%') {
-            escaped.push(c);
-            continue;
-        }
-        c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escaped.push_str(&format!("%{byte:02X}")));
-    }
-    escaped
 }

@@ -21,9 +21,12 @@ use super::super::settings::Signal;
 use super::dial::Dial;
 use super::{AGENT, ANSWER, Failed, Message, Taken};
 
-/// A connection to the collector: made when it is needed, and again when it broke.
+/// A connection to the collector: made when it is needed, and again when it broke or left a batch without an answer, as one to a machine that is
+/// gone does for a quarter of an hour.
 pub(super) struct Way {
-    channel: Channel,
+    dial: Dial,
+    endpoint: Endpoint,
+    channel: Option<Channel>,
     headers: HeaderMap,
     method: &'static str,
 }
@@ -33,22 +36,23 @@ impl Way {
         let unusable = |why: tonic::transport::Error| format!("the endpoint cannot be used: {why}");
         // What is above TLS needs not know of it.
         let endpoint = Endpoint::from_shared(format!("http://{}", dial.authority)).map_err(unusable)?;
-        let connect = tower::service_fn(move |_| {
-            let dial = dial.clone();
-            async move { dial.connect().await.map(TokioIo::new) }
-        });
-        let channel = endpoint
-            .user_agent(AGENT)
-            .map_err(unusable)?
-            .connect_timeout(limit)
-            .connect_with_connector_lazy(connect);
+        let endpoint = endpoint.user_agent(AGENT).map_err(unusable)?.connect_timeout(limit);
         let method = match signal {
             Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
             Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(TE, HeaderValue::from_static("trailers"));
-        Ok(Self { channel, headers, method })
+        Ok(Self { dial, endpoint, channel: None, headers, method })
+    }
+
+    fn open(&self) -> Channel {
+        let dial = self.dial.clone();
+        let connect = tower::service_fn(move |_| {
+            let dial = dial.clone();
+            async move { dial.connect().await.map(TokioIo::new) }
+        });
+        self.endpoint.connect_with_connector_lazy(connect)
     }
 
     pub async fn send(&mut self, message: Message) -> Result<usize, Failed> {
@@ -57,9 +61,12 @@ impl Way {
         *request.uri_mut() = http::Uri::from_static(self.method);
         *request.version_mut() = Version::HTTP_2;
         *request.headers_mut() = self.headers.clone();
-        let ready = self.channel.ready().await.map_err(|error| Failed::passing(Cause(&error)))?;
+        let mut channel = self.channel.take().unwrap_or_else(|| self.open());
+        let ready = channel.ready().await.map_err(|error| Failed::passing(Cause(&error)))?;
         let answer = ready.call(request).await.map_err(|error| Failed::passing(Cause(&error)))?;
-        match taken(answer).await {
+        let taken = taken(answer).await;
+        self.channel = Some(channel);
+        match taken {
             Ok(taken) => Ok(taken.refused()),
             Err(status) => {
                 let after = room_again(&status);

@@ -136,3 +136,21 @@ async fn what_ends_in_the_middle_is_sent_again_and_what_is_refused_is_not() {
         assert!(sent.is_err() && tries.len() == 1, "{sent:?} after {} tries", tries.len());
     }
 }
+
+#[tokio::test]
+async fn a_connection_without_an_answer_is_not_used_again() {
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = format!("http://{}", listener.local_addr().unwrap());
+        let limit = Duration::from_millis(500);
+        let config = Config { protocol, timeout: limit, ..Config::default() };
+        let mut exporter = Exporter::new(&config, Signal::Traces, to).unwrap();
+        let nothing = Arc::default();
+        let (lost, first) = tokio::join!(exporter.export(&nothing), listener.accept());
+        assert_eq!(lost.unwrap_err().why, "the collector took too long");
+        let (_silent, second) = (first.unwrap(), listener.accept());
+        let (lost, second) =
+            tokio::join!(exporter.export(&nothing), tokio::time::timeout(limit * 10, second));
+        assert!(lost.is_err() && second.is_ok(), "{protocol:?}: the next batch takes another connection");
+    }
+}

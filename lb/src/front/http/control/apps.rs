@@ -4,11 +4,12 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 use stoker_core::function::FunctionName;
 use stoker_core::ids::{MAX_NAME, is_name};
+use stoker_core::moment::now_ms;
 use stoker_registry::apps::App;
 use stoker_runtime::auth::Permission;
 
 use super::objects::Function;
-use super::{Answer, Asked, Refused, annotations, conflict, now_ms, text, wrong};
+use super::{Answer, Asked, Refused, annotations, conflict, text, wrong};
 
 const SHAPES: [&str; 3] = ["GENERIC_X86", "GENERIC_ARM", "GENERIC_X86_ARM"];
 const SYSLOG: [&str; 5] = ["tcp", "udp", "unix", "unixgram", "tcp+tls"];

@@ -7,13 +7,14 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 use stoker_core::function::{Format, FunctionName, Network, Root};
 use stoker_core::ids::{MAX_NAME, is_name};
+use stoker_core::moment::now_ms;
 use stoker_core::{FunctionSpec, ImageRef};
 use stoker_registry::apps::App;
 use stoker_runtime::auth::Permission;
 
 use super::apps::missing as no_app;
 use super::objects::{Facts, Function};
-use super::{Answer, Asked, Refused, annotations, conflict, now_ms, number, text, wrong};
+use super::{Answer, Asked, Refused, annotations, conflict, number, text, wrong};
 use crate::front::operators::images::{self, Unpinned};
 
 /// Megabytes and seconds.
@@ -77,6 +78,7 @@ impl Asked<'_> {
         let app = self.app_of(app).ok_or_else(no_app)?;
         self.door.guard.allow(self.caller, Permission::Manage, &app)?;
         let name = FunctionName::new(&app, name).ok_or_else(|| wrong("name must be a valid string"))?;
+        let on = name.to_string();
         if self.functions.by_name.contains_key(&name) {
             return Err(conflict("Fn with specified name already exists"));
         }
@@ -95,7 +97,7 @@ impl Asked<'_> {
         let mut function = Function { spec: Arc::new(spec), facts, revision: 0, ours: true };
         settle(&mut function, &object)?;
         let written = self.write_fn(function).await;
-        self.note("create_fn", &app, &written);
+        self.note("create_fn", &on, &written);
         written
     }
 
@@ -104,8 +106,8 @@ impl Asked<'_> {
             return Err(wrong("Fn ID in path does not match that in body"));
         }
         let mut function = self.function(id).ok_or_else(missing)?;
-        let app = function.name().app().to_owned();
-        self.door.guard.allow(self.caller, Permission::Manage, &app)?;
+        let on = function.name().to_string();
+        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         let other =
             |key: &str, is: &str| Ok::<_, Refused>(text(&object, key)?.is_some_and(|told| told != is));
         if other("name", function.name().function())? || other("app_id", &function.name().app_id())? {
@@ -119,16 +121,15 @@ impl Asked<'_> {
             function.facts.updated_ms = now_ms().max(before.facts.updated_ms + 1);
         }
         let written = self.write_fn(function).await;
-        self.note("update_fn", &app, &written);
+        self.note("update_fn", &on, &written);
         written
     }
 
     pub async fn delete_fn(&self, id: &str) -> Result<Answer, Refused> {
         let function = self.function(id).ok_or_else(missing)?;
-        let app = function.name().app();
-        self.door.guard.allow(self.caller, Permission::Manage, app)?;
+        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         let deleted = self.door.registry.delete_function(function.name()).await.map_err(Refused::from);
-        self.note("delete_fn", app, &deleted);
+        self.note("delete_fn", function.name().as_str(), &deleted);
         if deleted? { Ok(Answer::gone()) } else { Err(missing()) }
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
-use chrono::{DateTime, SecondsFormat};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use stoker_core::FunctionSpec;
 use stoker_core::function::{FunctionName, Root, Trigger, opaque_id};
+use stoker_core::moment::rfc3339_millis;
 use stoker_registry::apps::App;
 use stoker_registry::revisions::{Expect, Release, Wish};
 
@@ -156,8 +157,7 @@ pub fn take_rules(annotations: &mut BTreeMap<String, Value>) -> Result<Option<Tr
 }
 
 fn time(ms: u64) -> String {
-    let time = i64::try_from(ms).ok().and_then(DateTime::from_timestamp_millis).unwrap_or_default();
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+    rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms))
 }
 
 impl Asked<'_> {
@@ -187,7 +187,7 @@ impl Asked<'_> {
         let mut annotations = facts.annotations.clone();
         annotations.insert(INVOKE.to_owned(), format!("{}/invoke/{id}", self.base).into());
         let image = match &spec.root {
-            Root::Image(image) => image.unpinned().to_string(),
+            Root::Image(image) => image.asked().to_string(),
             _ => String::new(),
         };
         json!({

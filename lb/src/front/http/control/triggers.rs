@@ -4,12 +4,13 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 use stoker_core::function::Trigger;
 use stoker_core::ids::{MAX_NAME, is_name};
+use stoker_core::moment::now_ms;
 use stoker_runtime::auth::Permission;
 
 use super::apps::missing as no_app;
 use super::fns::missing as no_fn;
 use super::objects::{Function, Named, RULES, take_rules, trigger_id};
-use super::{Answer, Asked, Refused, annotations, conflict, now_ms, text, wrong};
+use super::{Answer, Asked, Refused, annotations, conflict, text, wrong};
 
 fn missing() -> Refused {
     Refused::new(StatusCode::NOT_FOUND, "Trigger not found")
@@ -55,6 +56,7 @@ impl Asked<'_> {
         if function.name().app() != app {
             return Err(wrong("Invalid Fn ID - not owned by specified app"));
         }
+        let on = function.name().to_string();
         if text(&object, "id")?.is_some() {
             return Err(wrong("ID cannot be provided for Trigger creation"));
         }
@@ -82,7 +84,7 @@ impl Asked<'_> {
         function.facts.triggers.push(trigger);
         let at = function.facts.triggers.len() - 1;
         let written = self.write_trigger(function, at).await;
-        self.note("create_trigger", &app, &written);
+        self.note("create_trigger", &on, &written);
         written
     }
 
@@ -91,8 +93,8 @@ impl Asked<'_> {
             return Err(wrong("ID in path does not match ID in body"));
         }
         let (mut function, at) = self.trigger(id).ok_or_else(missing)?;
-        let app = function.name().app().to_owned();
-        self.door.guard.allow(self.caller, Permission::Manage, &app)?;
+        let on = function.name().to_string();
+        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         let other =
             |key: &str, is: &str| Ok::<_, Refused>(text(&object, key)?.is_some_and(|told| told != is));
         if other("app_id", &function.name().app_id())? || other("fn_id", &function.name().id())? {
@@ -123,17 +125,17 @@ impl Asked<'_> {
         }
         function.facts.triggers[at] = trigger;
         let written = self.write_trigger(function, at).await;
-        self.note("update_trigger", &app, &written);
+        self.note("update_trigger", &on, &written);
         written
     }
 
     pub async fn delete_trigger(&self, id: &str) -> Result<Answer, Refused> {
         let (mut function, at) = self.trigger(id).ok_or_else(missing)?;
-        let app = function.name().app().to_owned();
-        self.door.guard.allow(self.caller, Permission::Manage, &app)?;
+        let on = function.name().to_string();
+        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         function.facts.triggers.remove(at);
         let written = self.write_fn(function).await;
-        self.note("delete_trigger", &app, &written);
+        self.note("delete_trigger", &on, &written);
         written.map(|_| Answer::gone())
     }
 
