@@ -209,7 +209,7 @@ impl Run<'_> {
     }
 
     fn after(&mut self, pause: Micros, event: Event) {
-        self.at(self.now + pause, event);
+        self.at(self.now.saturating_add(pause), event);
     }
 
     fn on(&mut self, event: Event) {

@@ -69,7 +69,7 @@ pub struct Report {
     pub stormed: bool,
     /// Length of a moment in seconds.
     pub moment_s: f64,
-    /// One after the other, from the beginning.
+    /// One after the other, from the beginning to the end of the trace, with the calls that were answered in each.
     pub moments: Vec<Moment>,
     /// Milliseconds added at the percentiles of [`QUANTILES`].
     pub curve: Vec<f64>,
@@ -100,6 +100,8 @@ pub struct Meter {
     pub stormed: bool,
     from: usize,
     from_time: Micros,
+    /// When the trace is over; the last calls are answered after that.
+    end: Micros,
     measured_tries: u64,
     calls: u64,
     cold: u64,
@@ -128,6 +130,8 @@ impl Meter {
             stormed: false,
             from,
             from_time: trace.calls.get(from).map_or(0, |call| call.at),
+            // A trace without times of its own lasts as long as its callers take.
+            end: if trace.span == 0 { Micros::MAX } else { trace.span },
             measured_tries: 0,
             calls: 0,
             cold: 0,
@@ -164,7 +168,7 @@ impl Meter {
     pub fn idle(&mut self, node: u32, runner: &Node, now: Micros) {
         let known = &mut self.nodes[node as usize];
         let from = known.since.max(self.from_time);
-        known.idle += runner.idle_memory() as f64 * now.saturating_sub(from) as f64;
+        known.idle += runner.idle_memory() as f64 * now.min(self.end).saturating_sub(from) as f64;
         known.since = now;
         self.last = self.last.max(now);
     }
@@ -240,6 +244,9 @@ impl Meter {
             .collect();
         let memory: f64 = sizes.iter().map(|size| size.memory as f64).sum();
         let idle: f64 = self.nodes.iter().map(|node| node.idle).sum();
+        let recovery_s = self.recovery();
+        // Of the few that are answered when no more come no shares are made.
+        self.moments.truncate(usize::try_from(self.end.div_ceil(self.moment)).unwrap_or(usize::MAX));
         Report {
             placer: scenario.placer.as_str(),
             calls: self.calls,
@@ -257,7 +264,7 @@ impl Meter {
             evictions_per_1000: per_1000(self.evictions),
             prewarmed: self.prewarmed,
             prewarm_hits: self.prewarm_hits,
-            recovery_s: self.recovery(),
+            recovery_s,
             stormed: self.stormed,
             moment_s: self.moment as f64 / SECOND as f64,
             curve: QUANTILES.iter().map(|quantile| ms(*quantile)).collect(),
@@ -293,4 +300,31 @@ fn variation(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / count;
     let spread = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
     if mean > 0.0 { spread.sqrt() / mean } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use stoker_core::resources::Resources;
+
+    use crate::trace::{Call, Function, SECOND, Trace};
+    use crate::{Kind, Scenario, run};
+
+    /// Of two functions one has a call that goes on for a minute when the trace is over, and the other rests meanwhile.
+    #[test]
+    fn what_comes_after_the_trace_is_not_measured() {
+        let function = |name: &str| Function { name: name.to_owned(), memory: 64 << 20, cold: SECOND / 10 };
+        let call = |at, function, takes| Call { at, function, takes };
+        let mut calls: Vec<_> = (0..9).map(|nth| call(nth * SECOND, 0, SECOND / 10)).collect();
+        calls.push(call(9 * SECOND, 1, 60 * SECOND));
+        let trace = Trace {
+            title: String::new(),
+            functions: vec![function("a/short"), function("a/long")],
+            calls,
+            span: 10 * SECOND,
+        };
+        let size = Resources { memory: 128 << 20, cpu_millis: 4000, slots: 16 };
+        let report = run(&Scenario { runners: vec![Kind { count: 1, size }], ..Scenario::default() }, &trace);
+        assert!(report.idle_memory_percent <= 50.0, "{}", report.idle_memory_percent);
+        assert_eq!((report.calls, report.moments.len()), (8, 10));
+    }
 }

@@ -9,6 +9,8 @@ pub struct Chart {
     pub title: String,
     /// Below the horizontal axis.
     pub x: String,
+    /// The horizontal axis counts nines: 1 is the 90th percentile, 2 the 99th.
+    pub nines: bool,
     /// Beside the vertical one.
     pub y: String,
     /// The vertical axis counts powers of ten.
@@ -17,9 +19,9 @@ pub struct Chart {
     pub series: Vec<(String, Vec<(f64, f64)>)>,
 }
 
-const SIZE: (f64, f64) = (860.0, 420.0);
+const SIZE: (f64, f64) = (900.0, 420.0);
 /// Left, top, right, bottom.
-const EDGE: (f64, f64, f64, f64) = (70.0, 40.0, 190.0, 50.0);
+const EDGE: (f64, f64, f64, f64) = (70.0, 40.0, 230.0, 50.0);
 /// Told apart by people who see few colours.
 const COLOURS: [&str; 9] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#a05a2c"];
@@ -56,12 +58,14 @@ impl Chart {
             line(&mut out, (EDGE.0, y), (EDGE.0 + width, y));
             text(&mut out, EDGE.0 - 6.0, y + 4.0, "end", &short(label));
         }
-        let step_x = step(right - left);
-        for nth in 0..=((right - left) / step_x).floor() as usize {
-            let value = left + nth as f64 * step_x;
+        let step_x = if self.nines { 1.0 } else { step(right - left) };
+        let first = (left / step_x).ceil() * step_x;
+        for nth in 0..=((right - first) / step_x).floor().max(0.0) as usize {
+            let value = first + nth as f64 * step_x;
             let x = at_x(value);
             line(&mut out, (x, EDGE.1 + tall), (x, EDGE.1 + tall + 4.0));
-            text(&mut out, x, EDGE.1 + tall + 18.0, "middle", &short(value));
+            let label = if self.nines { percentile(value) } else { short(value) };
+            text(&mut out, x, EDGE.1 + tall + 18.0, "middle", &label);
         }
         for ((nth, (name, points)), colour) in self.series.iter().enumerate().zip(COLOURS.iter().cycle()) {
             let mut path = String::new();
@@ -110,6 +114,12 @@ fn short(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// With so many nines.
+fn percentile(nines: f64) -> String {
+    let digits = (nines - 2.0).max(0.0) as usize;
+    format!("{:.digits$} %", 100.0 * (1.0 - 10f64.powf(-nines)))
+}
+
 fn line(out: &mut String, from: (f64, f64), to: (f64, f64)) {
     let ((x1, y1), (x2, y2)) = (from, to);
     writeln!(out, "<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"#ddd\"/>").ok();
@@ -133,7 +143,7 @@ mod tests {
         ];
         for logarithmic in [false, true] {
             let (title, x, y) = ("t".to_owned(), "x".to_owned(), "y".to_owned());
-            let svg = Chart { title, x, y, logarithmic, series: series.clone() }.svg();
+            let svg = Chart { title, x, nines: false, y, logarithmic, series: series.clone() }.svg();
             assert_eq!(svg.matches("<polyline").count(), 3);
             assert!(svg.contains("a &lt; b") && svg.ends_with("</svg>\n") && !svg.contains("NaN"));
             let points =
@@ -147,10 +157,25 @@ mod tests {
         let empty = Chart {
             title: String::new(),
             x: String::new(),
+            nines: false,
             y: String::new(),
             logarithmic: false,
             series: vec![],
         };
         assert!(empty.svg().contains("</svg>"));
+    }
+
+    #[test]
+    fn steps_are_round_and_nines_are_percentiles() {
+        let labels = |nines, to| {
+            let series = vec![("a".to_owned(), vec![(0.046, 1.0), (to, 2.0)])];
+            let (title, x, y) = (String::new(), String::new(), String::new());
+            let svg = Chart { title, x, nines, y, logarithmic: false, series }.svg();
+            let below = format!("y=\"{:.1}\" text-anchor=\"middle\">", SIZE.1 - EDGE.3 + 18.0);
+            let texts = svg.split(&below).skip(1).filter_map(|rest| rest.split('<').next());
+            texts.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(true, 4.0), ["90 %", "99 %", "99.9 %", "99.99 %"]);
+        assert_eq!(labels(false, 115.0), ["50", "100"]);
     }
 }

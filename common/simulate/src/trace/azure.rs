@@ -33,6 +33,9 @@ const LONGEST_CALL: f64 = 14.0 * 86_400.0;
 /// Nor is a time later: it counts from the beginning of the trace, or from 1970.
 const LATEST: f64 = 1e10;
 
+/// How files begin that these come in: gzip, xz, zip and rar.
+const PACKED: [&[u8]; 4] = [b"\x1f\x8b", b"\xfd7zXZ", b"PK\x03\x04", b"Rar!\x1a"];
+
 /// What part of a trace is read, and what is made up for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selection {
@@ -52,6 +55,14 @@ impl Default for Selection {
     fn default() -> Self {
         let (from, span) = (Duration::ZERO, Duration::from_secs(3600));
         Self { from, span, part: 1.0, cold: Duration::from_millis(500), seed: 1 }
+    }
+}
+
+impl Selection {
+    /// Its beginning, its end and its length.
+    fn bounds(&self) -> (Micros, Micros, Micros) {
+        let (from, span) = (micros(self.from), micros(self.span));
+        (from, from.saturating_add(span), span)
     }
 }
 
@@ -96,13 +107,11 @@ fn lines(
             return Err(wrong(number, format!("the line has more than {LONGEST_LINE} bytes")));
         }
         let text = std::str::from_utf8(&line).map_err(|_| {
-            let packed = number == 1 && line.starts_with(&[0x1f, 0x8b]);
-            wrong(
-                number,
-                if packed { "it is packed: unpack it with gunzip first" } else { "it is not text" }
-                    .to_owned(),
-            )
+            let packed = number == 1 && PACKED.iter().any(|mark| line.starts_with(mark));
+            wrong(number, if packed { "it is packed: unpack it first" } else { "it is not text" }.to_owned())
         })?;
+        // Spreadsheets write a mark before the first line.
+        let text = if number == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
         let fields: Vec<&str> =
             text.trim_end().split(',').map(|field| field.trim().trim_matches('"')).collect();
         if number == 1 {
@@ -110,7 +119,7 @@ fn lines(
             if !as_said {
                 return Err(wrong(1, format!("the columns should begin with {}", header.join(","))));
             }
-        } else if fields.len() > 1 {
+        } else if fields != [""] {
             each(&fields).map_err(|text| wrong(number, text))?;
         }
     }
@@ -155,13 +164,13 @@ fn too_many(file: &Path) -> Unreadable {
 /// # Errors
 /// What is missing, or what is wrong with it, and where.
 pub fn of_2019(folder: &Path, selection: &Selection) -> Result<Trace, Unreadable> {
-    let (from, span) = (micros(selection.from), micros(selection.span));
+    let (from, until, span) = selection.bounds();
     let day = MINUTES as u64 * MINUTE;
     let mut random = Random::new(selection.seed, 13);
     let mut known: HashMap<String, u32> = HashMap::new();
     let mut functions = Vec::new();
     let mut calls: Vec<Call> = Vec::new();
-    let last = (from + span).saturating_sub(1) / day;
+    let last = until.saturating_sub(1) / day;
     for nth in from / day..=last {
         let file = |what: &str| folder.join(format!("{what}.anon.d{:02}.csv", nth + 1));
         let memory = memory_of(&file("app_memory_percentiles"))?;
@@ -182,11 +191,11 @@ pub fn of_2019(folder: &Path, selection: &Selection) -> Result<Trace, Unreadable
             let takes = durations.get(&name);
             for (minute, count) in (0u64..).zip(&fields[4..]) {
                 let begin = nth * day + minute * MINUTE;
-                if *count == "0" || begin + MINUTE <= from || begin >= from + span {
+                if *count == "0" || begin + MINUTE <= from || begin >= until {
                     continue;
                 }
                 let count: usize = count.parse().map_err(|_| format!("`{count}` is no number of calls"))?;
-                if calls.len() + count > MOST_CALLS {
+                if count > MOST_CALLS - calls.len() {
                     full = true;
                     return Ok(());
                 }
@@ -199,7 +208,7 @@ pub fn of_2019(folder: &Path, selection: &Selection) -> Result<Trace, Unreadable
                     let within = if *trigger == "timer" { 1.0 } else { 60.0 };
                     let time = begin + (random.unit() * within * SECOND as f64) as Micros;
                     let takes = takes.map_or(SECOND as f64 / 2.0, |p| p.draw(&mut random)) as Micros;
-                    if (from..from + span).contains(&time) {
+                    if (from..until).contains(&time) {
                         calls.push(Call { at: time - from, function: at, takes: takes.max(1) });
                     }
                 }
@@ -259,22 +268,30 @@ fn durations_of(file: &Path) -> Result<HashMap<String, Percentiles>, Unreadable>
     Ok(durations)
 }
 
-/// Reads the file of 2021.
+/// Reads the file of 2021, or another of its kind. One that is shorter than the selection ends with its last call.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// What is wrong with it, and where; when its calls are, if none is in the selected time.
 pub fn of_2021(file: &Path, selection: &Selection) -> Result<Trace, Unreadable> {
-    let (from, span) = (micros(selection.from), micros(selection.span));
+    let (from, until, span) = selection.bounds();
     let mut known: HashMap<String, u32> = HashMap::new();
     let mut functions = Vec::new();
     let mut calls: Vec<Call> = Vec::new();
-    let mut full = false;
+    let (mut full, mut within) = (false, false);
+    // When the first call begins, the last one begins, and the last one ends.
+    let mut times: Option<[Micros; 3]> = None;
     lines(file, &["app", "func", "end_timestamp", "duration"], |fields| {
         let name = format!("{}/{}", fields[0], fields.get(1).copied().unwrap_or_default());
         let end = time(fields.get(2), LATEST, "end_timestamp")?;
         let takes = time(fields.get(3), LONGEST_CALL, "duration")?;
         let at = end.saturating_sub(takes);
-        if !(from..from + span).contains(&at) || !chosen(&name, selection.part) {
+        let [first, last, ended] = times.unwrap_or([at, at, end]);
+        times = Some([first.min(at), last.max(at), ended.max(end)]);
+        if !(from..until).contains(&at) {
+            return Ok(());
+        }
+        within = true;
+        if !chosen(&name, selection.part) {
             return Ok(());
         }
         full |= calls.len() == MOST_CALLS;
@@ -291,6 +308,19 @@ pub fn of_2021(file: &Path, selection: &Selection) -> Result<Trace, Unreadable> 
     if full {
         return Err(too_many(file));
     }
+    let wrong = |text: String| Unreadable { file: file.to_owned(), line: 0, text };
+    let Some([first, last, ended]) = times else { return Err(wrong("it has no calls".to_owned())) };
+    if !within {
+        let second = |time: Micros| time / SECOND;
+        return Err(wrong(format!(
+            "no call begins between {} s and {} s: the first one begins at {} s, the last one at {} s",
+            second(from),
+            second(until),
+            second(first),
+            second(last)
+        )));
+    }
+    let span = span.min(ended.saturating_sub(from)).max(1);
     let title = format!("Azure Functions 2021, {} functions", functions.len());
     let mut trace = Trace { title, functions, calls, span };
     trace.sort();
@@ -360,7 +390,26 @@ mod tests {
         let trace = of_2021(&folder.path().join("t.csv"), &Selection::default()).unwrap();
         let calls: Vec<_> = trace.calls.iter().map(|c| (c.at, c.takes)).collect();
         assert_eq!(calls, [(5 * SECOND, SECOND / 4), (10 * SECOND, SECOND / 2)]);
+        assert_eq!(trace.span, 3600 * SECOND);
         assert_eq!(trace.functions[trace.calls[0].function as usize].name, "b/f");
+    }
+
+    #[test]
+    fn a_file_that_went_through_a_spreadsheet_is_the_same() {
+        let text = "\u{feff}app,func,end_timestamp,duration\r\na,f,10.5,0.5\r\n\r\n\"b\",f,5.25,0.25\r\n";
+        let folder = folder(&[("t.csv", text.to_owned())]);
+        let trace = of_2021(&folder.path().join("t.csv"), &Selection::default()).unwrap();
+        assert_eq!(trace.calls.len(), 2);
+        assert_eq!(trace.functions[trace.calls[0].function as usize].name, "b/f");
+        // Whatever is chosen of it.
+        let all = Selection { span: Duration::MAX, from: Duration::from_secs(6), ..Selection::default() };
+        let chosen = of_2021(&folder.path().join("t.csv"), &all).unwrap();
+        assert_eq!((chosen.calls.len(), chosen.span), (1, 9 * SECOND / 2), "no longer than its calls");
+        let later = Selection { from: Duration::from_secs(60), ..Selection::default() };
+        let said = of_2021(&folder.path().join("t.csv"), &later).unwrap_err().to_string();
+        let when =
+            "no call begins between 60 s and 3660 s: the first one begins at 5 s, the last one at 10 s";
+        assert!(said.ends_with(when), "{said}");
     }
 
     #[test]
@@ -384,10 +433,14 @@ mod tests {
             assert!(said.contains("v.csv, line 2: ") && said.contains(what), "{said}");
         }
         std::fs::write(folder.path().join("w.csv"), b"\x1f\x8b\x08\0\xff").unwrap();
-        assert!(
-            error("w.csv").to_string().ends_with("w.csv, line 1: it is packed: unpack it with gunzip first")
-        );
+        assert!(error("w.csv").to_string().ends_with("w.csv, line 1: it is packed: unpack it first"));
+        std::fs::write(folder.path().join("w.csv"), "app,func,end_timestamp,duration\n\nhalf\n").unwrap();
+        assert!(error("w.csv").to_string().ends_with("w.csv, line 3: end_timestamp is missing"));
         assert!(of_2019(folder.path(), &Selection::default()).is_err());
+        let mut many = files();
+        many[0].1 = many[0].1.replace("http,3,", &format!("http,{},", usize::MAX));
+        let said = of_2019(self::folder(&many).path(), &Selection::default()).unwrap_err().to_string();
+        assert!(said.contains("more than 20000000 calls"), "{said}");
         let mut files = files();
         files[0].1 = files[0].1.trim_end().to_owned() + ",7\n";
         let said = of_2019(self::folder(&files).path(), &Selection::default()).unwrap_err().to_string();
