@@ -96,7 +96,7 @@ impl Init {
         }
         let filter = begin.isolate.then(seccomp::filter);
         let Cloned { child, opener, users, stem } = self.clone_function(&begin, &plan, pipes, filter)?;
-        // A signal that arrives from now on waits for us: the end of what helps to leave the old root, too.
+        // Before the drop: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
         let mut shared = None;

@@ -79,34 +79,6 @@ pub fn sibling() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Detaches what is mounted over the current directory, in a process beside this one that ends thereafter. The kernel detaches at once, and
-/// then has the caller wait for a grace period: a tenth of a millisecond where little goes on, tens of them where all CPUs are busy. Who needs to
-/// know that it is detached looks.
-///
-/// # Errors
-/// What `clone` says.
-pub fn detach_aside() -> io::Result<Pid> {
-    /// For one system call.
-    const STACK: usize = 16 << 10;
-
-    extern "C" fn detach(_: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: the path is a static C string. Nothing of Rust's runtime is used, for there is no thread of it here.
-        unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }
-    }
-
-    // For good: the process may outlive whoever calls this.
-    let stack = Box::leak(Box::<[u8]>::new_uninit_slice(STACK));
-    let flags = libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: the end of a stack of its own, aligned as every architecture wants it, which nobody else has. The new process makes one
-    // system call in memory that it shares with this single-threaded one, and ends by another.
-    let pid = unsafe {
-        let end = stack.as_mut_ptr().add(STACK).cast::<libc::c_void>();
-        libc::clone(detach, end.map_addr(|address| address & !0xf), flags, ptr::null_mut())
-    };
-    check(pid)?;
-    Pid::from_raw(pid).ok_or_else(|| io::Error::other("clone gave an impossible process id"))
-}
-
 /// Ends this process at once: no destructors, no buffers, no handlers. The only way out of a cloned child.
 pub fn exit(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.

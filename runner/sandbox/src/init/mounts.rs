@@ -22,7 +22,6 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
-use rustix::process::{Pid, WaitOptions, waitpid};
 
 pub use self::kernel::{MASKED, MASKED_SYSTEM, PROTECTED};
 use self::tree::*;
@@ -452,33 +451,22 @@ impl Builder<'_> {
         }
         rustix::process::fchdir(&self.root).step(|| "enter the new root".to_owned())?;
         rustix::process::pivot_root(".", ".").step(|| "pivot_root".to_owned())?;
-        let aside = sys::detach_aside().step(|| "unmount the old root".to_owned())?;
-        self.left(aside)?;
+        unmount(".", UnmountFlags::DETACH).step(|| "unmount the old root".to_owned())?;
         rustix::process::chdir("/").step(|| "enter the new root".to_owned())?;
+        self.verify()?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         Ok(shared)
     }
 
-    /// Returns when `/..` is `/`: were anything of the host left mounted over the new root, that is the way to it. `aside` unmounts it, and
-    /// ends some time after.
-    fn left(&self, aside: Pid) -> Result<(), Failure> {
+    /// `/..` must be `/`: were anything of the host left mounted over the new root, that is the way to it.
+    fn verify(&self) -> Result<(), Failure> {
         let step = || "look at the new root".to_owned();
         let root = rustix::fs::fstat(&self.root).step(step)?;
-        loop {
-            let ended = waitpid(Some(aside), WaitOptions::NOHANG).step(step)?.is_some();
-            let above = rustix::fs::stat("/..").step(step)?;
-            if (root.st_dev, root.st_ino) == (above.st_dev, above.st_ino) {
-                return Ok(());
-            }
-            if ended {
-                return Err(Failure {
-                    function: false,
-                    step: "leave the old root".to_owned(),
-                    errno: libc::EBUSY,
-                });
-            }
-            rustix::thread::sched_yield();
+        let above = rustix::fs::stat("/..").step(step)?;
+        if (root.st_dev, root.st_ino) == (above.st_dev, above.st_ino) {
+            return Ok(());
         }
+        Err(Failure { function: false, step: "leave the old root".to_owned(), errno: libc::EBUSY })
     }
 
     /// A mount point that must be a plain directory: a link in an image would put it somewhere else.
