@@ -252,26 +252,58 @@ impl Ledger {
                 Some(evicted) => drop(evicted),
                 None => {
                     return Err(Error::full(format!(
-                        "the image store has no room: its budget of {} bytes is taken by images in use",
-                        self.budget
+                        "the image store has no room: its budget of {} is taken by images in use",
+                        stoker_core::units::format_size(self.budget)
                     )));
                 }
             }
         }
     }
 
+    /// Frees what it can of a disk that is full before the budget is: layers that no root has, else the root that was not used for the longest time with
+    /// its layers; but none of `kept`, of which the image is made that wants the room. `false` if there is nothing. Blocking.
+    pub fn relieve(&self, kept: &[Digest]) -> Result<bool> {
+        let gone = {
+            let mut books = self.lock();
+            let mut gone = self.evict_layers(&mut books, kept)?;
+            if gone.is_empty()
+                && let Some(root) = self.evict_root(&mut books)?
+            {
+                gone = self.evict_layers(&mut books, kept)?;
+                gone.push(root);
+            }
+            gone
+        };
+        // Without the lock they are taken apart.
+        Ok(!gone.is_empty())
+    }
+
+    fn evict_layers(&self, books: &mut Books, kept: &[Digest]) -> Result<Vec<Scratch>> {
+        let unused = books.layers.iter().filter(|(digest, layer)| layer.users == 0 && !kept.contains(digest));
+        let unused: Vec<_> = unused.map(|(digest, _)| *digest).collect();
+        unused.into_iter().map(|digest| self.evict_layer(books, &digest)).collect()
+    }
+
     /// Takes out what was not used for the longest time.
     fn evict(&self, books: &mut Books) -> Result<Option<Scratch>> {
         let oldest =
             books.layers.iter().filter(|(_, layer)| layer.users == 0).min_by_key(|(_, layer)| layer.last);
-        if let Some(digest) = oldest.map(|(digest, _)| *digest) {
-            let scratch = self.take_out("layers", &digest)?;
-            if let Some(layer) = books.layers.remove(&digest) {
-                books.used = books.used.saturating_sub(layer.facts.bytes);
-            }
-            tracing::debug!(layer = %digest, "evicted from the image store");
-            return Ok(Some(scratch));
+        match oldest.map(|(digest, _)| *digest) {
+            Some(digest) => self.evict_layer(books, &digest).map(Some),
+            None => self.evict_root(books),
         }
+    }
+
+    fn evict_layer(&self, books: &mut Books, digest: &Digest) -> Result<Scratch> {
+        let scratch = self.take_out("layers", digest)?;
+        if let Some(layer) = books.layers.remove(digest) {
+            books.used = books.used.saturating_sub(layer.facts.bytes);
+        }
+        tracing::debug!(layer = %digest, "evicted from the image store");
+        Ok(scratch)
+    }
+
+    fn evict_root(&self, books: &mut Books) -> Result<Option<Scratch>> {
         let oldest = books.roots.iter().filter(|(_, root)| root.users == 0).min_by_key(|(_, root)| root.last);
         let Some(digest) = oldest.map(|(digest, _)| *digest) else { return Ok(None) };
         let gone: Vec<_> = books.records.iter().filter(|(_, r)| r.root == digest).map(|(d, _)| *d).collect();

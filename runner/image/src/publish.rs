@@ -114,9 +114,9 @@ impl Publisher {
     /// The layers of an image, put into the repository, and its configuration.
     async fn below(&self, to: &Session, base: &ImageRef) -> Result<(Vec<Value>, Value)> {
         // Of the credentials only what is for its registry; most images below are for everybody.
-        let course = Arc::default();
-        let from = match self.registry.session(base, self.credentials(), &course).await {
-            Err(error) if error.fault == Fault::Image => self.registry.session(base, None, &course).await?,
+        let progress = Arc::default();
+        let from = match self.registry.session(base, self.credentials(), &progress).await {
+            Err(error) if error.fault == Fault::Image => self.registry.session(base, None, &progress).await?,
             session => session?,
         };
         let digest = from.resolve(base.digest().or(base.tag()).unwrap_or("latest")).await?;

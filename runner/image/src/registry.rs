@@ -4,10 +4,10 @@
 //! it names, and nowhere else.
 
 mod auth;
-mod course;
 mod credentials;
 mod helper;
 mod http;
+mod progress;
 mod upload;
 mod words;
 
@@ -32,9 +32,9 @@ use crate::error::{Error, Result};
 use crate::found::{Found, Place};
 use crate::limits;
 use auth::{Authorization, Scope};
-pub(crate) use course::Course;
 use credentials::Credential;
 use http::{Http, Origin, Trouble};
+pub(crate) use progress::Progress;
 pub(crate) use upload::Blob;
 
 /// Where names without a registry lead.
@@ -77,15 +77,15 @@ impl Registry {
         Ok(Self { config, http })
     }
 
-    /// A conversation about one repository, whose course can be looked at from outside.
+    /// A conversation about one repository, whose progress can be looked at from outside.
     pub async fn session(
         self: &Arc<Self>,
         image: &ImageRef,
         credentials: Option<&str>,
-        course: &Arc<Course>,
+        progress: &Arc<Progress>,
     ) -> Result<Session> {
         let scope = Scope::reading(image.repository());
-        self.converse(image, credentials, scope, Arc::clone(course)).await
+        self.converse(image, credentials, scope, Arc::clone(progress)).await
     }
 
     /// The same to put something there, which may take blobs from another repository of the same registry.
@@ -104,7 +104,7 @@ impl Registry {
         image: &ImageRef,
         credentials: Option<&str>,
         scope: Scope,
-        course: Arc<Course>,
+        progress: Arc<Progress>,
     ) -> Result<Session> {
         let host = if image.registry() == HUB { HUB_HOST } else { image.registry() };
         let origin = self.http.origin(host)?;
@@ -115,7 +115,9 @@ impl Registry {
                     "it wants the credentials `{name}`, and this machine has no directory of credentials"
                 )));
             }
-            (Some(name), Some(directory)) => Some(credentials::find(directory, name, image, &course).await?),
+            (Some(name), Some(directory)) => {
+                Some(credentials::find(directory, name, image, &progress).await?)
+            }
         };
         let repository = image.repository().to_owned();
         Ok(Session {
@@ -125,7 +127,7 @@ impl Registry {
             scope,
             credential,
             patience: PATIENCE,
-            course,
+            progress,
             authorization: Mutex::default(),
         })
     }
@@ -141,7 +143,7 @@ pub(crate) struct Session {
     credential: Option<Credential>,
     /// How long the registry may want to be left alone before it is asked again.
     patience: Duration,
-    course: Arc<Course>,
+    progress: Arc<Progress>,
     /// What the registry took last.
     authorization: Mutex<Option<Authorization>>,
 }
@@ -332,7 +334,7 @@ impl Session {
                 continue;
             }
             *sent += data.len() as u64;
-            self.course.came(data.len());
+            self.progress.came(data.len());
             if *sent > size {
                 let error = format!("{} gave more than the {size} bytes of a layer", self.origin);
                 return Err(Trouble::Final(Error::registry(error)));
@@ -387,7 +389,7 @@ impl Session {
             return Err(error);
         };
         tracing::debug!(registry = %self.origin, %error, "a registry is asked again");
-        self.course.met(&error);
+        self.progress.met(&error);
         tokio::time::sleep(wait.max(after.unwrap_or_default())).await;
         Ok(())
     }
@@ -427,14 +429,14 @@ impl Session {
             }
             let http = &self.registry.http;
             let sent = http.send(&at, request.method.clone(), &request.path, headers, request.body.clone());
-            let answer = self.course.awaiting(&at, sent).await?;
+            let answer = self.progress.awaiting(&at, sent).await?;
             match answer.status() {
                 status if status.is_success() => return Ok((at, answer)),
                 StatusCode::UNAUTHORIZED if at == self.origin && !challenged => {
                     challenged = true;
                     let (asked, credential) = (answer.headers(), self.credential.as_ref());
                     let authorization =
-                        auth::answer(http, &self.origin, asked, &self.scope, credential, &self.course)
+                        auth::answer(http, &self.origin, asked, &self.scope, credential, &self.progress)
                             .await?;
                     *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
                 }

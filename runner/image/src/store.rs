@@ -35,15 +35,15 @@ use crate::digest::Digest;
 use crate::document::Settings;
 use crate::error::{Error, Fault, Result, through_io};
 use crate::flatten::{self, flatten};
-use crate::flights::Flights;
 use crate::found::{Fingerprint, Found, Layer, Place, open_file};
 use crate::ledger::{LayerFacts, LayerHold, Ledger, Record, Reservation, RootFacts, RootHold, Usage};
 use crate::limits::Limits;
 use crate::local;
 use crate::marks::Marks;
 use crate::read::{self, Expected};
-use crate::registry::{Config as RegistryConfig, Course, Piece, Registry, Session};
+use crate::registry::{Config as RegistryConfig, Piece, Progress, Registry, Session};
 use crate::scratch::{self, Bench, Scratch};
+use crate::single_flight::SingleFlight;
 use crate::unpack::Owners;
 
 /// How long the registry may take that is asked what a tag leads to: somebody waits for that, and asks another runner after 10 s.
@@ -140,9 +140,9 @@ struct Inner {
     bench: Arc<Bench>,
     registry: Arc<Registry>,
     owners: Owners,
-    images: Flights<Key, Arc<Built>>,
-    roots: Flights<Digest, Arc<RootHold>>,
-    layers: Flights<Digest, Arc<LayerHold>>,
+    images: SingleFlight<Key, Arc<Built>>,
+    roots: SingleFlight<Digest, Arc<RootHold>>,
+    layers: SingleFlight<Digest, Arc<LayerHold>>,
     ready: Mutex<HashMap<Key, Ready>>,
     pull_turns: Semaphore,
     layer_turns: Semaphore,
@@ -198,9 +198,9 @@ impl Store {
                 bench,
                 registry,
                 owners,
-                images: Flights::default(),
-                roots: Flights::default(),
-                layers: Flights::default(),
+                images: SingleFlight::default(),
+                roots: SingleFlight::default(),
+                layers: SingleFlight::default(),
                 ready: Mutex::default(),
             }),
         })
@@ -211,15 +211,15 @@ impl Store {
     /// # Errors
     /// See [`Error::fault`]; which image it is about, whoever asks knows.
     pub async fn resolve(&self, image: &ImageRef, credentials: Option<&str>) -> Result<ImageRef> {
-        let course = Arc::default();
+        let progress = Arc::default();
         let ask = async {
-            let session = self.inner.registry.session(image, credentials, &course).await?.hurried();
+            let session = self.inner.registry.session(image, credentials, &progress).await?.hurried();
             let digest = session.resolve(image.digest().or(image.tag()).unwrap_or("latest")).await?;
             image.pin(&digest.to_string()).map_err(Error::registry)
         };
         let limit = self.inner.config.pull_timeout.min(RESOLVE);
         tokio::time::timeout(limit, ask).await.unwrap_or_else(|_| {
-            let (seconds, so_far) = (limit.as_secs_f64(), course.so_far());
+            let (seconds, so_far) = (limit.as_secs_f64(), progress.so_far());
             Err(Error::registry(format!("what it leads to was not known within {seconds} s{so_far}")))
         })
     }
@@ -318,12 +318,12 @@ impl Inner {
             None => {
                 let turn = self.pull_turns.acquire().await.map_err(|_| Error::abandoned())?;
                 let limit = self.config.pull_timeout;
-                let course = Arc::default();
-                let make = self.make(source, &key, &mut phases, &course, &stop);
+                let progress = Arc::default();
+                let make = self.make(source, &key, &mut phases, &progress, &stop);
                 let made = tokio::time::timeout(limit, make).await;
                 drop(turn);
                 made.unwrap_or_else(|_| {
-                    let (seconds, so_far) = (limit.as_secs_f64(), course.so_far());
+                    let (seconds, so_far) = (limit.as_secs_f64(), progress.so_far());
                     Err(Error::registry(format!("it was not here within {seconds} s{so_far}")))
                 })?
             }
@@ -354,16 +354,16 @@ impl Inner {
         source: &Source,
         key: &Key,
         phases: &mut Phases,
-        course: &Arc<Course>,
+        progress: &Arc<Progress>,
         stop: &CancellationToken,
     ) -> Result<(Arc<RootHold>, Settings)> {
         let began = Instant::now();
-        let (found, from) = self.find(source, course).await?;
+        let (found, from) = self.find(source, progress).await?;
         phases.resolve = began.elapsed();
         let root = found.chain();
         let hold = match self.ledger.root(&root) {
             Some(hold) => Arc::new(hold),
-            None => self.make_root(&found, &from, root, phases, stop).await?,
+            None => self.make_root_with_relief(&found, &from, root, phases, stop).await?,
         };
         if let Key::Document(digest) = key {
             let (ledger, digest, held) = (Arc::clone(&self.ledger), *digest, Arc::clone(&hold));
@@ -374,9 +374,9 @@ impl Inner {
     }
 
     /// The documents of an image, and whence its layers come.
-    async fn find(self: &Arc<Self>, source: &Source, course: &Arc<Course>) -> Result<(Found, From)> {
+    async fn find(self: &Arc<Self>, source: &Source, progress: &Arc<Progress>) -> Result<(Found, From)> {
         if let Source::Registry { image, credentials } = source {
-            let session = self.registry.session(image, credentials.as_deref(), course).await?;
+            let session = self.registry.session(image, credentials.as_deref(), progress).await?;
             let digest =
                 image.digest().and_then(Digest::parse).ok_or_else(|| Error::image("it has no digest"))?;
             let found = session.find(digest).await?;
@@ -393,6 +393,30 @@ impl Inner {
             Ok((found, From { name: origin(&source), session: None, _room: Some(room) }))
         })
         .await
+    }
+
+    /// Where the disk is full before the budget is, what nobody uses makes room, too. Each time something goes that is no part of this image, so that there
+    /// is an end to it.
+    async fn make_root_with_relief(
+        self: &Arc<Self>,
+        found: &Found,
+        from: &From,
+        root: Digest,
+        phases: &mut Phases,
+        stop: &CancellationToken,
+    ) -> Result<Arc<RootHold>> {
+        loop {
+            let error = match self.make_root(found, from, root, phases, stop).await {
+                Err(error) if error.fault == Fault::Full => error,
+                made => return made,
+            };
+            let kept: Vec<_> = found.layers.iter().map(|layer| layer.content).collect();
+            let ledger = Arc::clone(&self.ledger);
+            if !blocking(move || ledger.relieve(&kept)).await? {
+                return Err(error);
+            }
+            tracing::warn!(%error, "there is less room than the store's budget: images that nobody uses go; a smaller budget avoids this");
+        }
     }
 
     async fn make_root(

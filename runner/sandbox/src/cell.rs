@@ -20,7 +20,7 @@ use async_trait::async_trait;
 pub use self::grip::{Grip, Held};
 use self::inner::Inner;
 use crate::channel::{Channel, Ends, Parked, died};
-use crate::handover::{Bequest, HandedSandbox, Inheritance};
+use crate::handover::{HandedSandbox, InheritedFds, PassedFds};
 use crate::wire::{self, Order, Plan, Report};
 use crate::{Companion, Error, Exit, Process, Sandbox, Shared, Signal, Stdio, Usage, User};
 
@@ -128,16 +128,16 @@ impl Cell {
         handed: HandedSandbox,
         grip: Arc<dyn Grip>,
         init: OwnedFd,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let HandedSandbox { id, owner, stays, control, shared, parked, watched, .. } = handed;
         let take = || {
-            let control = Channel::new(inheritance.take(control)?)?;
+            let control = Channel::new(inherited.take(control)?)?;
             let shared = match shared {
-                Some((directory, inside)) => Some(Shared { directory: inheritance.take(directory)?, inside }),
+                Some((directory, inside)) => Some(Shared { directory: inherited.take(directory)?, inside }),
                 None => None,
             };
-            let parked = parked.map(|parked| Parked::take_up(parked, inheritance)).transpose()?;
+            let parked = parked.map(|parked| Parked::take_up(parked, inherited)).transpose()?;
             Ok((control, shared, parked))
         };
         let (control, shared, parked) = take().map_err(platform(TAKE_UP))?;
@@ -175,7 +175,7 @@ impl Sandbox for Cell {
         // What never started goes like the rest.
         drop(self.parked.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.inner.set_frozen(false).await?;
-        let parked = self.inner.grow(Order::Again, Ends::new(self.inner.owner)?).await?;
+        let parked = self.inner.fork(Order::Again, Ends::new(self.inner.owner)?).await?;
         self.inner.companions_gone();
         // Only now is everything of the last start dead and counted.
         self.inner.count();
@@ -190,7 +190,7 @@ impl Sandbox for Cell {
         let program = wire::Program { command: companion.command, env: companion.env };
         let made = async {
             let parked =
-                self.inner.grow(Order::Spawn { number, program }, Ends::new(self.inner.owner)?).await?;
+                self.inner.fork(Order::Spawn { number, program }, Ends::new(self.inner.owner)?).await?;
             parked.start(Vec::new()).await
         };
         match made.await {
@@ -277,7 +277,7 @@ impl Sandbox for Cell {
         self.inner.usage()
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedSandbox, Error> {
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedSandbox, Error> {
         let inner = &self.inner;
         if inner.has_ended() {
             return Err(platform("hand the sandbox over")(died()));
@@ -286,10 +286,10 @@ impl Sandbox for Cell {
             let why = "something runs beside its command".to_owned();
             return Err(Error::Unsupported(why));
         }
-        let held = inner.grip.hand_over(bequest)?;
+        let held = inner.grip.hand_over(passed)?;
         let keep = || {
             let shared = match &self.shared {
-                Some(Shared { directory, inside }) => Some((bequest.keep(directory)?, inside.clone())),
+                Some(Shared { directory, inside }) => Some((passed.keep(directory)?, inside.clone())),
                 None => None,
             };
             let parked = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -297,10 +297,10 @@ impl Sandbox for Cell {
                 id: self.id.clone(),
                 owner: inner.owner,
                 stays: inner.stays,
-                control: inner.control.hand_over(bequest)?,
-                init: bequest.keep(inner.pidfd.get_ref())?,
+                control: inner.control.hand_over(passed)?,
+                init: passed.keep(inner.pidfd.get_ref())?,
                 shared,
-                parked: parked.as_ref().map(|parked| parked.hand_over(bequest)).transpose()?,
+                parked: parked.as_ref().map(|parked| parked.hand_over(passed)).transpose()?,
                 watched: inner.watched(),
                 held,
             })

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::handover::{Bequest, Inheritance, Kept};
+use crate::handover::{FdNumber, InheritedFds, PassedFds};
 use crate::wire::{self, Inbox, Launch, Launched};
 use crate::{Error, Stdio, User, sys};
 
@@ -83,12 +83,12 @@ impl Channel {
     /// Its socket, for the next program of this process. Nothing that was read is kept back.
     ///
     /// # Errors
-    /// `WouldBlock` while half a frame is here; as [`Bequest::keep`].
-    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Kept> {
+    /// `WouldBlock` while half a frame is here; as [`PassedFds::keep`].
+    pub fn hand_over(&self, passed: &mut PassedFds) -> io::Result<FdNumber> {
         if !self.inbox.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, "something is being said on a stream"));
         }
-        bequest.keep(self.socket.get_ref())
+        passed.keep(self.socket.get_ref())
     }
 
     /// Reads what has arrived, whether or not the runtime has noticed it.
@@ -167,18 +167,18 @@ impl Parked {
     ///
     /// # Errors
     /// As [`Channel::hand_over`].
-    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<[Kept; 4]> {
+    pub fn hand_over(&self, passed: &mut PassedFds) -> io::Result<[FdNumber; 4]> {
         let Stdio { stdin, stdout, stderr } = &self.stdio;
-        let launch = self.launch.hand_over(bequest)?;
-        Ok([launch, bequest.keep(stdin)?, bequest.keep(stdout)?, bequest.keep(stderr)?])
+        let launch = self.launch.hand_over(passed)?;
+        Ok([launch, passed.keep(stdin)?, passed.keep(stdout)?, passed.keep(stderr)?])
     }
 
     /// One that the former program has left.
     ///
     /// # Errors
     /// When a part of it was not left.
-    pub fn take_up(kept: [Kept; 4], inheritance: &mut Inheritance) -> io::Result<Self> {
-        let [launch, stdin, stdout, stderr] = kept.map(|kept| inheritance.take(kept));
+    pub fn take_up(kept: [FdNumber; 4], inherited: &mut InheritedFds) -> io::Result<Self> {
+        let [launch, stdin, stdout, stderr] = kept.map(|kept| inherited.take(kept));
         Ok(Self {
             launch: Channel::new(launch?)?,
             stdio: Stdio { stdin: stdin?, stdout: stdout?, stderr: stderr? },

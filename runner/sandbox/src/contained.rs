@@ -44,7 +44,7 @@ pub const PROGRAM: &str = "/dev/shm/.stoker/program";
 /// Below the function's own score, so that the kernel takes the function first and the init can tell of it.
 pub const OOM_SCORE: i32 = 400;
 /// Host ids for functions begin here, one for each live sandbox: beside those of native sandboxes, and as unassigned.
-const FIRST_USER: u32 = 2_000_000_000;
+pub const FIRST_USER: u32 = 2_000_000_000;
 /// How long an init that was started may take to come through its door.
 pub const ENTRY_LIMIT: Duration = Duration::from_secs(30);
 

@@ -35,7 +35,7 @@ use crate::contained::monitor::{self, Daemon};
 use crate::contained::view::View;
 use crate::contained::{self, Door, End, Ended, Former, Guest, Handed, Holder, Program, Started, Users};
 use crate::egress::{self, Gate};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
 use crate::state::State;
 use crate::wire::Plan;
 use crate::{Description, Driver, Error, ExitCause, Network, Root, Sandbox, Spec, native, private, spawner};
@@ -125,12 +125,11 @@ impl Docker {
     pub async fn take_up(
         config: Config,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let (api, about) = Self::ask(&config).await?;
         let whose = (NAME, config.name.as_str(), config.state_dir.as_path());
-        let left =
-            Left::take_up(whose, &config.spawner, |state| holder(&config, state), handed, inheritance)?;
+        let left = Left::take_up(whose, &config.spawner, |state| holder(&config, state), handed, inherited)?;
         Self::of(left, &config, api, &about)
     }
 
@@ -238,16 +237,16 @@ impl Driver for Docker {
         self.engine.state.remove();
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
         let Engine { state, client, program, next, .. } = &*self.engine;
         let holder = (client, program, next.load(Ordering::Relaxed));
-        driver::hand_over(NAME, state, holder, Base::default(), bequest)
+        driver::hand_over(NAME, state, holder, Base::default(), passed)
     }
 
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
         let engine = &self.engine;
         let hold = |container: &Handed| -> Arc<dyn Holder> {
@@ -255,7 +254,7 @@ impl Driver for Docker {
             // What it has at the top of its root it has.
             Arc::new(engine.held(container.number, engine.users.again(container), false))
         };
-        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inheritance)?))
+        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inherited)?))
     }
 }
 

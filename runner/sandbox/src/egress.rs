@@ -21,9 +21,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
-pub use policy::{Config, Policy, Range};
+pub use policy::{Config, Policy};
 
-use crate::handover::{Bequest, Kept};
+use crate::handover::{FdNumber, PassedFds};
 use crate::{Error, Network, sys};
 
 /// What tunnels are made of.
@@ -96,13 +96,13 @@ impl Way {
     ///
     /// # Errors
     /// [`Error::Unsupported`] while connections are open: they are the runner's.
-    pub fn hand_over(&self, bequest: &mut Bequest) -> Result<Kept, Error> {
+    pub fn hand_over(&self, passed: &mut PassedFds) -> Result<FdNumber, Error> {
         let open = self.open.load(Ordering::Relaxed);
         if open > 0 {
             return Err(Error::Unsupported(format!("connections by its way out are open: {open}")));
         }
         self.stack.abort();
-        let kept = bequest.keep(self.tunnel.get_ref());
+        let kept = passed.keep(self.tunnel.get_ref());
         kept.map_err(|source| Error::Platform { step: "hand the way out over".to_owned(), source })
     }
 }

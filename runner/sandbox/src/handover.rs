@@ -2,8 +2,8 @@
 //!
 //! `execve` keeps the process: its id, its children, its locks, and every descriptor that is not marked to be closed. Only its memory and
 //! its threads go. So a runner is upgraded in place by becoming the new program, and what holds its sandboxes is never let go of:
-//! at no moment do two runners have them, or none. A [`Bequest`] gathers the descriptors that stay open, and becomes the program; an
-//! [`Inheritance`] is what that finds. Whatever was not bequeathed closes, and what hung on it ends as at any other end of a runner.
+//! at no moment do two runners have them, or none. [`PassedFds`] gather the descriptors that stay open, and become the program;
+//! [`InheritedFds`] are what that finds. Whatever was not passed closes, and what hung on it ends as at any other end of a runner.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cell::Held;
 use crate::cgroup::Base;
-use crate::{User, aide, contained, state, sys};
+use crate::{User, contained, state, supervisor, sys};
 
 /// What spawner and inits understand. They live on as the program that they were started from, so whoever takes them up must speak as
 /// that did: raised with every change to what is said to them.
@@ -40,53 +40,55 @@ pub fn give_back_signals() {
 /// A descriptor that stays open, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Kept(i32);
+pub struct FdNumber(i32);
 
 /// Descriptors that are to stay open. Dropping it keeps none of them.
 #[derive(Debug, Default)]
-pub struct Bequest(Vec<OwnedFd>);
+pub struct PassedFds(Vec<OwnedFd>);
 
-/// What is written down for the program.
+/// What is written down for the program, which may be of an older release.
 #[derive(Serialize, Deserialize)]
-struct Will<T> {
+struct Manifest<T> {
     /// Whose it is: a program that was started by that process finds the variable, too.
     pid: u32,
     descriptors: Vec<i32>,
-    estate: T,
+    /// Named as releases read it that have another word for it.
+    #[serde(rename = "estate")]
+    payload: T,
 }
 
-impl Bequest {
+impl PassedFds {
     /// Has a copy of this descriptor stay open.
     ///
     /// # Errors
     /// When there are too many.
-    pub fn keep(&mut self, descriptor: impl AsFd) -> io::Result<Kept> {
+    pub fn keep(&mut self, descriptor: impl AsFd) -> io::Result<FdNumber> {
         // Away from the low numbers, which mean something to every program.
         let copy = rustix::io::fcntl_dupfd_cloexec(descriptor, 10)?;
-        let kept = Kept(copy.as_raw_fd());
+        let kept = FdNumber(copy.as_raw_fd());
         self.0.push(copy);
         Ok(kept)
     }
 
-    /// Becomes this program, which finds `estate` in its [`Inheritance`]. Nothing may be started meanwhile: it would inherit, too.
+    /// Becomes this program, which finds `payload` in its [`InheritedFds`]. Nothing may be started meanwhile: it would inherit, too.
     /// Returns only when that cannot be, and why: then nothing has changed but what SIGHUP and SIGUSR2 do, which is nothing.
-    pub fn become_program(self, program: &mut Command, estate: &impl Serialize) -> io::Error {
-        match self.write_down(estate) {
-            Ok(will) => {
+    pub fn become_program(self, program: &mut Command, payload: &impl Serialize) -> io::Error {
+        match self.write_down(payload) {
+            Ok(manifest) => {
                 // Until the program listens for them they would end it.
                 sys::ignore_signals(&[libc::SIGHUP, libc::SIGUSR2]);
-                program.env(VARIABLE, will.as_raw_fd().to_string()).exec()
+                program.env(VARIABLE, manifest.as_raw_fd().to_string()).exec()
             }
             Err(error) => error,
         }
     }
 
-    fn write_down(&self, estate: &impl Serialize) -> io::Result<OwnedFd> {
-        let will = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?;
-        let will = rustix::io::fcntl_dupfd_cloexec(will, 10)?;
-        let mut file = File::from(will);
+    fn write_down(&self, payload: &impl Serialize) -> io::Result<OwnedFd> {
+        let manifest = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)?;
+        let manifest = rustix::io::fcntl_dupfd_cloexec(manifest, 10)?;
+        let mut file = File::from(manifest);
         let descriptors = self.0.iter().map(AsRawFd::as_raw_fd).chain([file.as_raw_fd()]).collect();
-        let text = serde_json::to_vec(&Will { pid: std::process::id(), descriptors, estate })?;
+        let text = serde_json::to_vec(&Manifest { pid: std::process::id(), descriptors, payload })?;
         file.write_all(&text)?;
         file.rewind()?;
         for descriptor in self.0.iter().map(AsFd::as_fd).chain([file.as_fd()]) {
@@ -98,9 +100,9 @@ impl Bequest {
 
 /// The descriptors that the process's former program has left. Those that nobody takes close with it.
 #[derive(Debug)]
-pub struct Inheritance(HashMap<i32, OwnedFd>);
+pub struct InheritedFds(HashMap<i32, OwnedFd>);
 
-impl Inheritance {
+impl InheritedFds {
     /// What this program inherits, if it does. To be asked once, before anything is opened or started.
     ///
     /// # Errors
@@ -119,22 +121,22 @@ impl Inheritance {
         }
         let mut text = Vec::new();
         File::open(&path)?.read_to_end(&mut text)?;
-        let will: Will<serde_json::Value> = serde_json::from_slice(&text)?;
-        if will.pid != std::process::id() {
+        let manifest: Manifest<serde_json::Value> = serde_json::from_slice(&text)?;
+        if manifest.pid != std::process::id() {
             return Ok(None);
         }
         // Before anything that can fail: what stays open by accident keeps a sandbox alive.
         let open = |number: &i32| sys::inherit(*number).ok().map(|descriptor| (*number, descriptor));
-        let inheritance = Self(will.descriptors.iter().filter_map(open).collect());
-        let estate = serde_json::from_value(will.estate)?;
-        Ok(Some((estate, inheritance)))
+        let inherited = Self(manifest.descriptors.iter().filter_map(open).collect());
+        let payload = serde_json::from_value(manifest.payload)?;
+        Ok(Some((payload, inherited)))
     }
 
     /// Takes a descriptor.
     ///
     /// # Errors
     /// When it was not left, or was taken before.
-    pub fn take(&mut self, kept: Kept) -> io::Result<OwnedFd> {
+    pub fn take(&mut self, kept: FdNumber) -> io::Result<OwnedFd> {
         let missing =
             || io::Error::new(io::ErrorKind::NotFound, format!("descriptor {} was not handed over", kept.0));
         self.0.remove(&kept.0).ok_or_else(missing)
@@ -154,13 +156,13 @@ pub struct HandedDriver {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HandedHolder {
     Spawner {
-        spawner: aide::client::Handed,
+        spawner: supervisor::client::Handed,
         /// How many names of cgroups and of shared directories were given.
         leaves: u64,
         directories: u64,
     },
     Monitor {
-        monitor: aide::client::Handed,
+        monitor: supervisor::client::Handed,
         program: contained::Program,
         /// How many containers were made.
         containers: u64,
@@ -183,13 +185,13 @@ pub struct HandedSandbox {
     pub(crate) owner: Option<User>,
     /// See [`crate::Spec::stays`].
     pub(crate) stays: bool,
-    pub(crate) control: Kept,
+    pub(crate) control: FdNumber,
     /// Its init.
-    pub(crate) init: Kept,
+    pub(crate) init: FdNumber,
     /// The directory shared with it, and its path inside.
-    pub(crate) shared: Option<(Kept, PathBuf)>,
+    pub(crate) shared: Option<(FdNumber, PathBuf)>,
     /// Launch stream and pipes of a process that is parked.
-    pub(crate) parked: Option<[Kept; 4]>,
+    pub(crate) parked: Option<[FdNumber; 4]>,
     /// The most memory that its init saw.
     pub(crate) watched: u64,
     pub(crate) held: Held,
@@ -201,28 +203,28 @@ mod tests {
 
     /// What was kept is written down under its number, and stays what it was.
     #[test]
-    fn a_will_names_every_descriptor_that_stays_open() {
+    fn a_manifest_names_every_descriptor_that_stays_open() {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let mut bequest = Bequest::default();
-        let kept = [bequest.keep(&read).unwrap(), bequest.keep(&write).unwrap()];
+        let mut passed = PassedFds::default();
+        let kept = [passed.keep(&read).unwrap(), passed.keep(&write).unwrap()];
         assert!(kept[0] != kept[1] && kept.iter().all(|kept| kept.0 >= 10));
-        let will = bequest.write_down(&("estate", kept)).unwrap();
+        let manifest = passed.write_down(&("payload", kept)).unwrap();
         let mut text = String::new();
-        File::from(will.try_clone().unwrap()).read_to_string(&mut text).unwrap();
-        let read: Will<(String, [Kept; 2])> = serde_json::from_str(&text).unwrap();
+        File::from(manifest.try_clone().unwrap()).read_to_string(&mut text).unwrap();
+        let read: Manifest<(String, [FdNumber; 2])> = serde_json::from_str(&text).unwrap();
         assert_eq!(read.pid, std::process::id());
-        assert_eq!(read.descriptors, [kept[0].0, kept[1].0, will.as_raw_fd()]);
-        assert_eq!(read.estate, ("estate".to_owned(), kept));
-        for descriptor in bequest.0.iter().chain([&will]) {
+        assert_eq!(read.descriptors, [kept[0].0, kept[1].0, manifest.as_raw_fd()]);
+        assert_eq!(read.payload, ("payload".to_owned(), kept));
+        for descriptor in passed.0.iter().chain([&manifest]) {
             assert_eq!(rustix::io::fcntl_getfd(descriptor).unwrap(), FdFlags::empty());
         }
     }
 
     #[test]
     fn a_descriptor_is_taken_once() {
-        let mut inheritance = Inheritance(HashMap::from([(10, File::open("/dev/null").unwrap().into())]));
-        inheritance.take(Kept(10)).unwrap();
-        assert!(inheritance.take(Kept(10)).is_err());
-        assert!(inheritance.take(Kept(11)).is_err());
+        let mut inherited = InheritedFds(HashMap::from([(10, File::open("/dev/null").unwrap().into())]));
+        inherited.take(FdNumber(10)).unwrap();
+        assert!(inherited.take(FdNumber(10)).is_err());
+        assert!(inherited.take(FdNumber(11)).is_err());
     }
 }

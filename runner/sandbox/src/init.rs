@@ -3,7 +3,7 @@
 //! It runs in the process that the spawner cloned, without an `exec` of its own, so it shares the spawner's few pages. As
 //! the first process of a pid namespace it cannot be killed from within, collects orphans, and takes everything with it
 //! when it ends. It gives up every privilege before the function may run. Where there is no pid namespace (plain
-//! processes) it keeps the family together as a subreaper.
+//! processes) it keeps the processes together as a subreaper.
 //!
 //! Order, and why: enter cgroups before the cgroup namespace, so that it shows nothing above them; clone the function's
 //! process (into its user namespace, whose maps only a privileged parent may write), which gives up its privileges meanwhile and waits for
@@ -11,13 +11,13 @@
 //! parent's death signal, which a change of user clears.
 
 pub mod contained;
-mod family;
 mod launch;
 pub mod mounts;
+mod process_tree;
 pub mod processes;
 mod seccomp;
-mod stem;
 pub mod tunnel;
+mod zygote;
 
 use std::ffi::CString;
 use std::fs;
@@ -27,8 +27,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 
-use self::family::Family;
-use self::stem::Stem;
+use self::process_tree::ProcessTree;
+use self::zygote::Zygote;
 use crate::User;
 use crate::spawner::server::{ALIVE, CONTROL};
 use crate::sys::{self, Side};
@@ -80,8 +80,8 @@ struct Cloned {
     opener: OwnedFd,
     /// Its user namespace, where it has its own.
     users: Option<OwnedFd>,
-    /// The way to it where it is no more than the stem of the function's processes.
-    stem: Option<OwnedFd>,
+    /// The way to it where it is no more than the zygote of the function's processes.
+    zygote: Option<OwnedFd>,
 }
 
 impl Init {
@@ -95,7 +95,7 @@ impl Init {
             mounts::cut_off()?;
         }
         let filter = begin.isolate.then(seccomp::filter);
-        let Cloned { child, opener, users, stem } = self.clone_function(&begin, &plan, pipes, filter)?;
+        let Cloned { child, opener, users, zygote } = self.clone_function(&begin, &plan, pipes, filter)?;
         // Before the drop: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
@@ -122,10 +122,10 @@ impl Init {
         wire::send_frame(self.control.as_fd(), &Report::Built, &descriptors)
             .step(|| "report to the runner".to_owned())?;
         drop(shared);
-        let stem = stem.map(|socket| Stem::new(child, socket));
-        let mut family = Family::new(child, stem, begin.isolate, signals, &plan)?;
+        let zygote = zygote.map(|socket| Zygote::new(child, socket));
+        let mut tree = ProcessTree::new(child, zygote, begin.isolate, signals, &plan)?;
         drop(plan);
-        self.look_after(&mut family)
+        self.look_after(&mut tree)
     }
 
     /// The pipes of a process to be, and the stream by which it is started.
@@ -194,7 +194,7 @@ impl Init {
     ) -> Result<Cloned, Failure> {
         let step = || "clone the function's process".to_owned();
         let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
-        let (ours, theirs) = stem::sockets(plan).step(step)?.unzip();
+        let (ours, theirs) = zygote::sockets(plan).step(step)?.unzip();
         let maps = plan.identity.maps(plan.user);
         let namespaces = if maps.is_some() { libc::CLONE_NEWUSER } else { 0 };
         match sys::clone(namespaces, None).step(step)? {
@@ -206,27 +206,27 @@ impl Init {
                 drop((gate, theirs));
                 let users = maps.map(|maps| user_namespace(&pidfd, &maps)).transpose()?;
                 launch::open(&opener)?;
-                Ok(Cloned { child: pid, opener, users, stem: ours })
+                Ok(Cloned { child: pid, opener, users, zygote: ours })
             }
         }
     }
 
     /// Until the runner or the spawner ends, or the function where the sandbox does not stay.
-    fn look_after(&mut self, family: &mut Family) -> Result<(), Failure> {
+    fn look_after(&mut self, tree: &mut ProcessTree) -> Result<(), Failure> {
         let mut wait = Duration::ZERO;
         loop {
-            let limit = family.watches().then_some(wait);
-            let (control, alive, signal) = self.ready(Some(family.signals()), limit)?;
+            let limit = tree.watches().then_some(wait);
+            let (control, alive, signal) = self.ready(Some(tree.signals()), limit)?;
             if !alive || (control && !self.fill()?) {
                 if !alive {
                     // The runner may be gone, too.
                     wire::send_frame(self.control.as_fd(), &Report::Orphaned, &[]).ok();
                 }
-                family.kill();
+                tree.kill();
                 return Ok(());
             }
             if signal {
-                for report in family.hear() {
+                for report in tree.hear() {
                     let last = matches!(report, Report::Ended(_));
                     wire::send_frame(self.control.as_fd(), &report, &[])
                         .step(|| "report an end".to_owned())?;
@@ -236,40 +236,40 @@ impl Init {
                 }
             }
             while let Some(order) = self.inbox.take().step(|| "understand the runner".to_owned())? {
-                self.obey(order, family)?;
+                self.obey(order, tree)?;
             }
-            if family.is_over() {
+            if tree.is_over() {
                 return Ok(());
             }
-            if family.watches() {
-                wait = family.look();
+            if tree.watches() {
+                wait = tree.look();
             }
         }
     }
 
-    fn obey(&mut self, order: Order, family: &mut Family) -> Result<(), Failure> {
+    fn obey(&mut self, order: Order, tree: &mut ProcessTree) -> Result<(), Failure> {
         let mut listener = None;
         let report = match order {
             Order::Terminate => {
-                family.terminate();
+                tree.terminate();
                 return Ok(());
             }
             Order::KillCommand => {
-                family.kill_command();
+                tree.kill_command();
                 return Ok(());
             }
             Order::Kill => {
-                family.end();
+                tree.end();
                 return Ok(());
             }
-            Order::Again => made(family.again(self.pipes()?)),
-            Order::Spawn { number, program } => made(family.spawn(number, program, self.pipes()?)),
+            Order::Again => made(tree.again(self.pipes()?)),
+            Order::Spawn { number, program } => made(tree.spawn(number, program, self.pipes()?)),
             Order::Stop => {
-                family.stop();
+                tree.stop();
                 Report::Stopped
             }
             Order::Continue => {
-                family.proceed();
+                tree.proceed();
                 Report::Continued
             }
             Order::Listen(address) => match std::net::TcpListener::bind(address) {

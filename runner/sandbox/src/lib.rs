@@ -18,7 +18,6 @@ pub mod process;
 pub mod select;
 pub mod spawner;
 
-mod aide;
 mod cell;
 mod cgroup;
 mod channel;
@@ -27,7 +26,9 @@ mod engine;
 mod init;
 mod private;
 mod state;
+mod supervisor;
 mod sys;
+mod users;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
@@ -38,7 +39,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::oneshot;
 
-use self::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use self::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
 
 /// What a driver is, and what it can do on this machine. Printed at start-up, so that nobody has to guess.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,7 +262,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Unsupported`]; [`Error::Platform`] when it has just lost what holds its sandboxes.
-    fn hand_over(&self, _bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+    fn hand_over(&self, _passed: &mut PassedFds) -> Result<HandedDriver, Error> {
         let name = self.describe().name;
         Err(Error::Unsupported(format!(
             "the sandboxes of the driver {name} cannot be handed over to another program"
@@ -276,7 +277,7 @@ pub trait Driver: Send + Sync {
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        _inheritance: &mut Inheritance,
+        _inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
         Err(Error::Unsupported(format!(
             "sandbox {} is none of the driver {}",
@@ -379,7 +380,7 @@ pub trait Sandbox: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for one that hangs on more than descriptors; [`Error::Platform`] when it has ended.
-    fn hand_over(&self, _bequest: &mut Bequest) -> Result<HandedSandbox, Error> {
+    fn hand_over(&self, _passed: &mut PassedFds) -> Result<HandedSandbox, Error> {
         Err(Error::Unsupported("this sandbox cannot be handed over to another program".to_owned()))
     }
 }

@@ -5,7 +5,8 @@
 //! **Who a function is.** Inside it is user and group 1000. To the host, under root it is a user of its own from an unassigned
 //! range (see [`Config::first_user`]), different for every live sandbox, so it owns nothing, shares no per-user limit, and
 //! reads what everybody may read: a function's files must be readable by others. Without root it is the runner's own
-//! user, as only that can be mapped; it reads what that user reads, among what is shown.
+//! user, as only that can be mapped; it reads what that user reads, among what is shown. So it is where the runner is root of a user
+//! namespace that lacks that range, as in a rootless container.
 //!
 //! **What it sees.** With [`crate::Root::Host`]: the host's program directories ([`Config::host_paths`]) read-only, its work
 //! directory at its own path, an own `/tmp`, `/dev`, `/proc` with the usual parts masked; no homes, no `/run`, no `/var`, no `/sys`.
@@ -19,8 +20,8 @@ use async_trait::async_trait;
 use crate::cgroup::{Base, Controller};
 use crate::egress::{self, Gate};
 use crate::engine::{Engine, Flavour};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
-use crate::{Description, Driver, Error, Sandbox, Spec, private, spawner};
+use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
+use crate::{Description, Driver, Error, Sandbox, Spec, private, spawner, users, wire};
 
 /// Host ids that no distribution or container tool assigns begin here: above systemd's container ranges, below 2^31.
 const UNASSIGNED: u32 = 1_900_000_000;
@@ -104,17 +105,17 @@ impl Native {
     pub fn take_up(
         config: Config,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let means = Means::find(&config)?;
         let flavour = means.flavour(&config);
         let Config { name, state_dir, spawner, .. } = config;
-        let engine = Engine::take_up(flavour, &name, &state_dir, spawner, handed, inheritance)?;
+        let engine = Engine::take_up(flavour, &name, &state_dir, spawner, handed, inherited)?;
         Ok(Self::of(engine, means))
     }
 
     fn of(engine: Arc<Engine>, means: Means) -> Self {
-        let description = describe(means.root, means.user_namespace, means.gate.closed(), &engine.base);
+        let description = describe(&means, &engine.base);
         engine.refill();
         Self { engine, description, gate: means.gate }
     }
@@ -128,14 +129,23 @@ impl Native {
 /// What this machine allows us.
 struct Means {
     root: bool,
+    /// We are root of a user namespace that knows too few users to be more than an ordinary one.
+    confined: bool,
     /// Functions get user namespaces of their own.
     user_namespace: bool,
+    first_user: u32,
     gate: Gate,
 }
 
 impl Means {
     fn find(config: &Config) -> Result<Self, Error> {
+        let first_user = config.first_user.unwrap_or_else(|| first_user(&config.name));
         let root = rustix::process::geteuid().is_root();
+        // Of a user namespace that has no such users: nobody can become one of them there, and root is an ordinary user to the host.
+        let knows_all =
+            || users::known(first_user..first_user + USERS) && users::known(OTHERS..OTHERS + wire::IMAGE_IDS);
+        let confined = root && !knows_all();
+        let root = root && !confined;
         let privileged = rustix::thread::capabilities(None)
             .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
         if root && !privileged {
@@ -153,7 +163,7 @@ impl Means {
         }
         let user_namespace = user_namespace && (config.user_namespaces || !root);
         let gate = Gate::new(&config.egress);
-        Ok(Self { root, user_namespace, gate })
+        Ok(Self { root, confined, user_namespace, first_user, gate })
     }
 
     fn flavour(&self, config: &Config) -> Flavour {
@@ -162,7 +172,7 @@ impl Means {
             isolate: true,
             rootless: !self.root,
             user_namespace: self.user_namespace,
-            first_user: config.first_user.unwrap_or_else(|| first_user(&config.name)),
+            first_user: self.first_user,
             others: OTHERS,
             host_paths: config.host_paths.clone(),
             hidden: if self.root { Vec::new() } else { private::below(&config.host_paths) },
@@ -179,15 +189,21 @@ fn first_user(name: &str) -> u32 {
     UNASSIGNED + hash % 4096 * USERS
 }
 
-fn describe(root: bool, user_namespace: bool, closed: Option<&str>, base: &Base) -> Description {
+fn describe(means: &Means, base: &Base) -> Description {
+    let (user_namespace, closed) = (means.user_namespace, means.gate.closed());
     let memory = base.has(Controller::Memory);
     let cpu = base.has(Controller::Cpu);
     let pids = base.has(Controller::Pids);
     let mut why = String::from("own Linux namespaces");
-    why.push_str(match (root, user_namespace) {
-        (true, true) => " as root; every function is another unprivileged user in a user namespace",
-        (true, false) => " as root, but without user namespaces; every function is another unprivileged user",
-        (false, _) => " without root; functions are the runner's own user to the host",
+    why.push_str(match (means.root, means.confined) {
+        (true, _) if user_namespace => {
+            " as root; every function is another unprivileged user in a user namespace"
+        }
+        (true, _) => " as root, but without user namespaces; every function is another unprivileged user",
+        (false, true) => {
+            " as root of a user namespace with few users; functions are the runner's own user to the host"
+        }
+        (false, false) => " without root; functions are the runner's own user to the host",
     });
     let mut missing = Vec::new();
     if !memory {
@@ -245,15 +261,15 @@ impl Driver for Native {
         self.engine.close().await;
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
-        self.engine.hand_over(bequest)
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
+        self.engine.hand_over(passed)
     }
 
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
-        self.engine.adopt(sandbox, inheritance)
+        self.engine.adopt(sandbox, inherited)
     }
 }

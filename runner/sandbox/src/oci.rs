@@ -27,12 +27,12 @@ use crate::cgroup::{self, Base};
 use crate::contained::client::{Client, InitEnd};
 use crate::contained::driver::{self, Left, platform};
 use crate::contained::{
-    self, Door, End, Ended, Former, Guest, Handed, Holder, Program, Started, Users, monitor,
+    self, Door, End, Ended, FIRST_USER, Former, Guest, Handed, Holder, Program, Started, Users, monitor,
 };
 use crate::egress::{self, Gate};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
 use crate::state::State;
-use crate::{Description, Driver, Error, ExitCause, Network, Sandbox, Spec, native, spawner};
+use crate::{Description, Driver, Error, ExitCause, Network, Sandbox, Spec, native, spawner, users};
 
 const NAME: &str = "oci";
 /// Containers have this and a number for a name.
@@ -106,9 +106,11 @@ impl Oci {
     /// [`Error::Unsupported`] without root or a runtime, [`Error::Platform`] when a step fails. That it comes up does not prove that
     /// containers work: [`crate::select`] tries one.
     pub async fn new(config: Config) -> Result<Self, Error> {
-        if !rustix::process::geteuid().is_root() {
+        // Root of a user namespace that lacks the users of containers is none.
+        if !rustix::process::geteuid().is_root() || !users::known(FIRST_USER..FIRST_USER + 1) {
             return Err(Error::Unsupported(
-                "containers of an OCI runtime need root here; the native driver does without".to_owned(),
+                "containers of an OCI runtime need root of the machine here; the native driver does without"
+                    .to_owned(),
             ));
         }
         let runtime = find(config.runtime.as_deref())?;
@@ -139,11 +141,11 @@ impl Oci {
     pub fn take_up(
         config: Config,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let engine = |state: &State| monitor::Engine::Runtime { life: state.life() };
         let whose = (NAME, config.name.as_str(), config.state_dir.as_path());
-        let left = Left::take_up(whose, &config.spawner, engine, handed, inheritance)?;
+        let left = Left::take_up(whose, &config.spawner, engine, handed, inherited)?;
         let record = Record::read(&left.state.life());
         let lost = || platform("take the sandbox monitor up")(io::ErrorKind::NotFound.into());
         let Record { runtime, cgroups } = record.ok_or_else(lost)?;
@@ -244,23 +246,23 @@ impl Driver for Oci {
         self.engine.state.remove();
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
         let Engine { state, client, program, base, next, .. } = &*self.engine;
         let holder = (client, program, next.load(Ordering::Relaxed));
-        driver::hand_over(NAME, state, holder, base.clone(), bequest)
+        driver::hand_over(NAME, state, holder, base.clone(), passed)
     }
 
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
         let engine = &self.engine;
         let hold = |container: &Handed| -> Arc<dyn Holder> {
             engine.former.lock().unwrap_or_else(PoisonError::into_inner).keep(container.number);
             Arc::new(engine.bundle(container.number, engine.users.again(container)))
         };
-        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inheritance)?))
+        Ok(Box::new(contained::take_up(sandbox, &engine.gate, hold, inherited)?))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! **No isolation.** A function is a process of the runner's own user: it sees the host's files, network and processes,
 //! and can do what the runner can. What it does have: an environment of its own, its own session, open-file and core
-//! limits, cgroup limits where cgroups may be written, a supervisor that keeps its family together, and an end when the
+//! limits, cgroup limits where cgroups may be written, an init that keeps its processes together, and an end when the
 //! runner ends. Inits here are ordinary processes that adopt the orphans of their function (see [`crate::spawner`]).
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::cgroup::{Base, Controller};
 use crate::engine::{Engine, Flavour};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
 use crate::{Description, Driver, Error, Root, Sandbox, Spec, spawner};
 
 /// How the driver works.
@@ -70,10 +70,10 @@ impl Process {
     pub fn take_up(
         config: Config,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let Config { name, state_dir, spawner, .. } = config;
-        let engine = Engine::take_up(flavour(), &name, &state_dir, spawner, handed, inheritance)?;
+        let engine = Engine::take_up(flavour(), &name, &state_dir, spawner, handed, inherited)?;
         Ok(Self::of(engine))
     }
 
@@ -170,15 +170,15 @@ impl Driver for Process {
         self.engine.close().await;
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
-        self.engine.hand_over(bequest)
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
+        self.engine.hand_over(passed)
     }
 
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
-        self.engine.adopt(sandbox, inheritance)
+        self.engine.adopt(sandbox, inherited)
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::docker::{self, Docker};
-use crate::handover::{Bequest, HandedDriver, HandedSandbox, Inheritance};
+use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
 use crate::native::{self, Native};
 use crate::oci::{self, Oci};
 use crate::process::{self, Process};
@@ -150,7 +150,15 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
                     (Choice::Auto, false) => "nothing stronger works here",
                     _ => "asked for",
                 };
-                return Ok(Selection::new(driver, reason, rejected));
+                let selection = Selection::new(driver, reason, rejected);
+                if config.choice == Choice::Auto && !selection.driver.describe().isolates {
+                    // Nobody asked for it: to be seen by who reads nothing but warnings.
+                    tracing::warn!(
+                        sandbox = selection.why,
+                        "functions are NOT isolated: no driver that isolates works here. Mend what it says of `native`, or ask for `process` by name"
+                    );
+                }
+                return Ok(selection);
             }
             Err(error) if config.choice != Choice::Auto || is_bad_luck(&error) => return Err(error),
             Err(error) => rejected.push((choice.name(), error.to_string())),
@@ -167,7 +175,7 @@ pub async fn select(config: Config) -> Result<Selection, Error> {
 pub async fn take_up(
     config: Config,
     handed: HandedDriver,
-    inheritance: &mut Inheritance,
+    inherited: &mut InheritedFds,
 ) -> Result<Selection, Error> {
     let choice = config.choice.name();
     if ![handed.name(), Choice::Auto.name()].contains(&choice) {
@@ -177,10 +185,10 @@ pub async fn take_up(
         )));
     }
     let driver: Arc<dyn Driver> = match handed.name() {
-        "native" => Arc::new(Native::take_up(config.native.clone(), handed, inheritance)?),
-        "process" => Arc::new(Process::take_up(config.process.clone(), handed, inheritance)?),
-        "oci" => Arc::new(Oci::take_up(config.oci.clone(), handed, inheritance)?),
-        "docker" => Arc::new(Docker::take_up(config.docker.clone(), handed, inheritance).await?),
+        "native" => Arc::new(Native::take_up(config.native.clone(), handed, inherited)?),
+        "process" => Arc::new(Process::take_up(config.process.clone(), handed, inherited)?),
+        "oci" => Arc::new(Oci::take_up(config.oci.clone(), handed, inherited)?),
+        "docker" => Arc::new(Docker::take_up(config.docker.clone(), handed, inherited).await?),
         other => return Err(Error::Unsupported(format!("the driver {other} cannot be taken up"))),
     };
     Ok(Selection::new(config.seclude(driver), "handed over", Vec::new()))
@@ -224,16 +232,16 @@ impl Driver for Secluding {
         self.0.close().await;
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
-        self.0.hand_over(bequest)
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
+        self.0.hand_over(passed)
     }
 
     fn take_up(
         &self,
         sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
-        self.0.take_up(sandbox, inheritance)
+        self.0.take_up(sandbox, inherited)
     }
 }
 

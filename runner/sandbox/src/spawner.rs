@@ -11,7 +11,7 @@ pub(crate) mod server;
 
 use std::path::PathBuf;
 
-use crate::{aide, contained, init};
+use crate::{contained, init, supervisor};
 
 /// The first argument that turns a program into the spawner.
 const ARGUMENT: &str = "__stoker-spawner";
@@ -47,13 +47,13 @@ pub fn run_if_asked() {
             std::process::exit(0);
         }
         if argument == ARGUMENT {
-            aide::server::run::<server::Spawner>();
+            supervisor::server::run::<server::Spawner>();
         }
         if argument == contained::ARGUMENT {
             init::contained::run(contained::DOOR);
         }
         if argument == contained::monitor::ARGUMENT {
-            aide::server::run::<contained::monitor::Monitor>();
+            supervisor::server::run::<contained::monitor::Monitor>();
         }
     }
 }

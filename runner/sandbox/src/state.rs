@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
-use crate::handover::{Bequest, Inheritance, Kept};
+use crate::handover::{FdNumber, InheritedFds, PassedFds};
 use crate::{Error, cgroup};
 
 /// The directory of one driver of one runner.
@@ -43,7 +43,7 @@ const LIVES: &str = "lives";
 pub struct Handed {
     directory: PathBuf,
     made: Vec<PathBuf>,
-    lock: Kept,
+    lock: FdNumber,
     incarnation: String,
     sockets: PathBuf,
 }
@@ -120,12 +120,12 @@ impl State {
     /// The name, and all that is noted under it, for the next program of this process.
     ///
     /// # Errors
-    /// As [`Bequest::keep`].
-    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Handed> {
+    /// As [`PassedFds::keep`].
+    pub fn hand_over(&self, passed: &mut PassedFds) -> io::Result<Handed> {
         Ok(Handed {
             directory: self.directory.clone(),
             made: self.made.clone(),
-            lock: bequest.keep(&self.lock)?,
+            lock: passed.keep(&self.lock)?,
             incarnation: self.incarnation.clone(),
             sockets: self.sockets.clone(),
         })
@@ -140,10 +140,10 @@ impl State {
         state_dir: &Path,
         driver: &str,
         name: &str,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> io::Result<Self> {
         let Handed { directory, made, lock, incarnation, sockets } = handed;
-        let lock = File::from(inheritance.take(lock)?);
+        let lock = File::from(inherited.take(lock)?);
         if directory != state_dir.join(driver).join(name) {
             return Err(refused(format!("{} is the state of another runner", directory.display())));
         }

@@ -71,7 +71,7 @@ pub fn fork() -> io::Result<Option<Pid>> {
 /// What `clone` says.
 pub fn sibling() -> io::Result<Option<Pid>> {
     let (flags, none) = ((libc::CLONE_PARENT | libc::SIGCHLD) as libc::c_ulong, 0 as libc::c_ulong);
-    // SAFETY: without CLONE_VM the copy gets its own memory, like fork; the caller is a single-threaded stem, so it may go on
+    // SAFETY: without CLONE_VM the copy gets its own memory, like fork; the caller is a single-threaded zygote, so it may go on
     // with ordinary code.
     match unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) } {
         -1 => Err(io::Error::last_os_error()),
@@ -172,9 +172,15 @@ pub fn kill_all(signal: libc::c_int) -> io::Result<()> {
 
 /// Every signal back to its default action and nothing blocked, as a program expects to be started.
 pub fn reset_signals() {
+    // The kernel's own form, longer than it is anywhere: the default action, no flags, an empty mask. By the kernel, since the C library's call refuses
+    // its own two signals, which its `posix_spawn` leaves ignored in whatever it starts, our spawner too.
+    let default = [0_u64; 8];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL installs no code of ours. Refused for SIGKILL, SIGSTOP and glibc's own, which is fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel reads from `default`, and writes nothing. Refused for SIGKILL and SIGSTOP, which is fine.
+        unsafe {
+            let none = ptr::null_mut::<libc::c_void>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>())
+        };
     }
     // SAFETY: an all-zero set is initialised by sigemptyset before it is used.
     unsafe {

@@ -78,7 +78,7 @@ pub enum Order {
     KillCommand,
     /// SIGKILL to everything, and the end of the sandbox.
     Kill,
-    /// SIGKILL to everything but the stem, then another process for the command; answered by [`Report::Made`]. Where the sandbox
+    /// SIGKILL to everything but the zygote, then another process for the command; answered by [`Report::Made`]. Where the sandbox
     /// stays. Descriptors as with [`Order::Build`].
     Again,
     /// Another process beside the command's, in the same way.
@@ -98,15 +98,15 @@ pub struct Program {
     pub env: Vec<(String, String)>,
 }
 
-/// Init → stem: have a process made that is parked before this. Descriptors: stdin, stdout, stderr, launch stream.
+/// Init → zygote: have a process made that is parked before this. Descriptors: stdin, stdout, stderr, launch stream.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Grow {
+pub struct Fork {
     pub program: Program,
 }
 
-/// Stem → init: the process, as a child of the init's.
+/// Zygote → init: the process, as a child of the init's.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Grown {
+pub enum Forked {
     Made { pid: i32 },
     Failed { errno: i32 },
 }

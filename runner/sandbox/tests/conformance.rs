@@ -461,6 +461,41 @@ fn rootless() {
     assert!(status.success(), "as user {ORDINARY}: {status}");
 }
 
+/// The native suite again as root of a user namespace that knows nobody else, as in a container that an ordinary user has started.
+#[test]
+fn rootless_as_root_of_a_user_namespace() {
+    if !we_are_root() {
+        println!("left out: only root can become an ordinary user");
+        return;
+    }
+    let state = State::new("confined");
+    let (tests, guest) = for_everybody(&state);
+    // The host's has an owner whom nobody knows in there.
+    let temporary = state.0.join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    std::os::unix::fs::chown(&temporary, Some(ORDINARY), Some(ORDINARY)).unwrap();
+    let become_root = ["--reuid", &ORDINARY.to_string(), "--regid", &ORDINARY.to_string(), "--clear-groups"];
+    let status = Command::new("setpriv")
+        .args(become_root)
+        .args(["unshare", "--user", "--map-root-user"])
+        .arg(tests)
+        .args([
+            "--nocapture",
+            "--test-threads",
+            "1",
+            "--exact",
+            "native_conforms",
+            "the_strongest_that_works_is_selected",
+        ])
+        .env("STOKER_TEST_GUEST", guest)
+        .env("TMPDIR", temporary)
+        .env("HOME", "/nonexistent")
+        .current_dir("/")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
 /// Both suites where less of the cgroup tree can be had, in a mount namespace that hides it.
 #[test]
 fn with_fewer_cgroups() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use stoker_core::text::escape;
 
-use super::Course;
+use super::Progress;
 use super::credentials::{Credential, Secret};
 use super::http::{self, Http, Origin, Trouble};
 use crate::error::Error;
@@ -77,7 +77,7 @@ pub(super) async fn answer(
     asked: &HeaderMap,
     scope: &Scope,
     credential: Option<&Credential>,
-    course: &Course,
+    progress: &Progress,
 ) -> Result<Authorization, Trouble> {
     let challenges: Vec<Challenge> = asked
         .get_all(WWW_AUTHENTICATE)
@@ -90,7 +90,7 @@ pub(super) async fn answer(
         return Authorization::bearer(token);
     }
     if let Some(bearer) = named("bearer") {
-        return token(http, origin, bearer, scope, credential, course).await;
+        return token(http, origin, bearer, scope, credential, progress).await;
     }
     match (named("basic"), credential) {
         (Some(_), Some(Credential { secret: Secret::Password { user, password }, .. })) => {
@@ -115,7 +115,7 @@ async fn token(
     challenge: &Challenge,
     scope: &Scope,
     credential: Option<&Credential>,
-    course: &Course,
+    progress: &Progress,
 ) -> Result<Authorization, Trouble> {
     let nowhere =
         || Trouble::Final(Error::registry(format!("{origin} names no token server that can be asked")));
@@ -148,7 +148,7 @@ async fn token(
         }
     };
     let sent = http.send(&server, method, &path, headers, Bytes::from(body));
-    let answer = course.awaiting(&server, sent).await?;
+    let answer = progress.awaiting(&server, sent).await?;
     let status = answer.status();
     match status {
         StatusCode::OK => {}

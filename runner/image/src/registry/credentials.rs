@@ -10,7 +10,7 @@ use serde::Deserialize;
 use stoker_core::ImageRef;
 use stoker_core::ids::is_name;
 
-use super::{Course, HUB, helper};
+use super::{HUB, Progress, helper};
 use crate::error::{Error, Result};
 use crate::found::{open_file, read_document};
 
@@ -80,7 +80,7 @@ pub(super) async fn find(
     directory: &Path,
     name: &str,
     image: &ImageRef,
-    course: &Course,
+    progress: &Progress,
 ) -> Result<Credential> {
     if !is_name(name) {
         return Err(Error::image(format!("{name:?} is not a name of credentials")));
@@ -112,7 +112,7 @@ pub(super) async fn find(
     let secret = match (helper, here) {
         (Some(helper), _) => {
             let asked = helper::ask(helper, image);
-            course.awaiting(helper::program(helper), asked).await.map_err(|why| broken(&why))?
+            progress.awaiting(helper::program(helper), asked).await.map_err(|why| broken(&why))?
         }
         (None, Some(secret)) => secret,
         (None, None) if entry.is_some() => {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use stoker_core::{Blame, Retry};
-use stoker_image::{Fault, Source};
+use stoker_image::{Config, Fault, Phases, Source, Store};
 
-use crate::kit::{Kind, Made, Place, entry, file, gzip};
+use crate::kit::{Kind, Made, Place, entry, file, gzip, is_root};
 use crate::registry::{Act, Asked, Gate, Registry, answer, empty, pull};
 
 /// Of a size that does not fit into a few packets, and that cannot be compressed.
@@ -308,4 +308,55 @@ async fn registries_that_say_little_are_understood() {
         assert_eq!(asked, 1, "{status}");
         place.store.prepare(&Source::Registry { image: pinned, credentials: None }).await.unwrap();
     }
+}
+
+/// The disk, of which the budget knows nothing, is full.
+#[test]
+fn a_full_disk_is_relieved_of_what_nobody_uses() {
+    if !is_root() {
+        println!("left out: only root can mount a small disk");
+        return;
+    }
+    let disk = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=3m none \"$0\" && exec \"$@\"";
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "/bin/sh", "-c", script])
+        .arg(disk.path())
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "faults::on_a_small_disk", "--ignored", "--nocapture"])
+        .env(DISK, disk.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+const DISK: &str = "STOKER_TEST_DISK";
+
+#[tokio::test]
+#[ignore = "started on a disk of its own"]
+async fn on_a_small_disk() {
+    let Ok(disk) = std::env::var(DISK) else { return };
+    let place = tempfile::tempdir().unwrap();
+    let store = Store::open(Config::new(std::path::Path::new(&disk).join("store"))).unwrap();
+    // Two of them fill it.
+    let source = |name: &str| {
+        let layers =
+            ["base", name].map(|name| vec![entry(name, Kind::File(name.repeat(150_000).into_bytes()))]);
+        let path = place.path().join(name);
+        std::fs::write(&path, Made::new(&layers.each_ref().map(Vec::as_slice)).new_archive()).unwrap();
+        Source::Archive(path)
+    };
+    let sources = ["first_", "second", "third_"].map(source);
+    for source in &sources {
+        store.prepare(source).await.unwrap();
+    }
+    let used = [store.prepare(&sources[1]).await.unwrap(), store.prepare(&sources[2]).await.unwrap()];
+    assert!(used.iter().all(|image| image.phases == Phases::default()), "they are there: {used:?}");
+    let error = store.prepare(&sources[0]).await.unwrap_err();
+    assert_eq!(error.fault, Fault::Full, "{error}");
+    assert!(error.message.contains("disk is full"), "{error}");
+    // What it had of it is kept for when there is room, the base being that of the others.
+    assert_eq!(store.usage().roots, 2);
+    drop(used);
+    store.prepare(&sources[0]).await.unwrap();
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Leaf;
-use crate::handover::{Bequest, Kept};
+use crate::handover::{FdNumber, PassedFds};
 use crate::{Error, contained};
 
 /// How a driver holds a sandbox: its cgroup, and what there is to be removed.
@@ -58,7 +58,7 @@ pub trait Grip: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Unsupported`] while it hangs on more than descriptors and names.
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<Held, Error>;
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<Held, Error>;
 }
 
 /// What a sandbox holds outside its processes.
@@ -72,5 +72,5 @@ pub struct Held {
     /// What an engine has of it.
     pub container: Option<contained::Handed>,
     /// The other end of its tunnel, where it has a way out.
-    pub tunnel: Option<Kept>,
+    pub tunnel: Option<FdNumber>,
 }

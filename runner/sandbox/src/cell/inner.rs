@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::{Grip, keeper, platform};
 use crate::cgroup::{Freezer, Leaf};
 use crate::channel::{Channel, Ends, Parked};
+use crate::init::processes;
 use crate::wire::{self, Order, Report};
 use crate::{Error, Exit, ExitCause, Usage, User, sys};
 
@@ -49,8 +50,9 @@ struct Counted {
     /// Processes killed for memory, and how many of them before the last start.
     kills: u64,
     earlier: u64,
-    /// The most memory that an init saw, where no cgroup counts.
+    /// The most memory that an init or we saw, where no cgroup counts; and the CPU time.
     watched: u64,
+    timed: Duration,
     over: bool,
 }
 
@@ -139,11 +141,11 @@ impl Inner {
         answers.recv().await.ok_or_else(|| step()(ended()))
     }
 
-    /// Has another process made from the stem, and parked.
+    /// Has another process made from the zygote, and parked.
     ///
     /// # Errors
-    /// [`Error::Function`] when the function has ended the stem; [`Error::Platform`].
-    pub async fn grow(&self, order: Order, ends: Ends) -> Result<Parked, Error> {
+    /// [`Error::Function`] when the function has ended the zygote; [`Error::Platform`].
+    pub async fn fork(&self, order: Order, ends: Ends) -> Result<Parked, Error> {
         let (report, _) = self.ask(order, &ends.theirs()).await?;
         let parked = ends.handed_over();
         match report {
@@ -184,6 +186,14 @@ impl Inner {
         };
         // Of one that is ending everything fails in its own way, and why is known.
         done.map_err(|error| if self.is_ending() { step()(ended()) } else { error })
+    }
+
+    /// Its init's number among the processes that we see. None once it was reaped.
+    fn init(&self) -> Option<i32> {
+        let path = format!("/proc/self/fdinfo/{}", self.pidfd.get_ref().as_raw_fd());
+        let text = std::fs::read_to_string(path).ok()?;
+        let number = text.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+        number.trim().parse().ok().filter(|pid| *pid > 0)
     }
 
     /// Its init is dead, reaped or not.
@@ -274,11 +284,23 @@ impl Inner {
     }
 
     pub fn usage(&self) -> Usage {
-        let counted = self.counted();
+        let mut counted = self.counted();
         let ended = self.has_ended();
         let now = self.grip.leaf().filter(|_| !ended).map(|leaf| usage(&leaf));
         let mut usage = now.or(counted.usage).unwrap_or_default();
+        if usage.memory == 0 && !ended {
+            // No cgroup counts it.
+            let seen = self.init().map(processes::usage_below).unwrap_or_default();
+            usage.memory = seen.memory;
+            counted.watched = counted.watched.max(seen.memory_peak);
+            counted.timed = counted.timed.max(seen.cpu);
+        }
+        // Kernels before 5.19 know only what there is now.
+        counted.watched = counted.watched.max(usage.memory);
         usage.memory_peak = usage.memory_peak.max(counted.watched);
+        if usage.cpu.is_zero() {
+            usage.cpu = counted.timed;
+        }
         usage
     }
 }

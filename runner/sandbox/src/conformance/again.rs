@@ -182,7 +182,7 @@ pub async fn the_stop_signal_is_the_one_asked_for(subject: Subject<'_>) -> Outco
 /// It can only harm itself: without what it would be started by, it is not started again, and that is said.
 pub async fn who_ends_the_stem_is_told(subject: Subject<'_>) -> Outcome {
     subject.isolated()?;
-    let mut guest = subject.launch(subject.staying("stem", &["kill-others"])).await?;
+    let mut guest = subject.launch(subject.staying("zygote", &["kill-others"])).await?;
     guest.ready().await?;
     match guest.sandbox.clear().await {
         Err(Error::Function(_)) => Ok(()),

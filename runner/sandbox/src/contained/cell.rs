@@ -15,7 +15,7 @@ use crate::cell::{Cell, Grip, Held, Making, TAKE_UP, too_little_memory};
 use crate::cgroup::Leaf;
 use crate::channel::died;
 use crate::egress::{Gate, Policy, Way};
-use crate::handover::{Bequest, HandedSandbox, Inheritance};
+use crate::handover::{HandedSandbox, InheritedFds, PassedFds};
 use crate::init::tunnel;
 use crate::{Error, Network, User};
 
@@ -95,7 +95,7 @@ pub fn take_up(
     mut sandbox: HandedSandbox,
     gate: &Gate,
     hold: impl FnOnce(&Handed) -> Arc<dyn Holder>,
-    inheritance: &mut Inheritance,
+    inherited: &mut InheritedFds,
 ) -> Result<Cell, Error> {
     let fail = |source| Error::Platform { step: TAKE_UP.to_owned(), source };
     let Held { leaf, container, tunnel, .. } = std::mem::take(&mut sandbox.held);
@@ -105,14 +105,14 @@ pub fn take_up(
     let way = match tunnel {
         Some(tunnel) => {
             gate.check(Network::Egress)?;
-            let tunnel = inheritance.take(tunnel).map_err(fail)?;
+            let tunnel = inherited.take(tunnel).map_err(fail)?;
             gate.policy().cloned().map(|policy| Way::serve(tunnel, policy)).transpose().map_err(fail)?
         }
         None => None,
     };
-    let pidfd = inheritance.take(sandbox.init).map_err(fail)?;
+    let pidfd = inherited.take(sandbox.init).map_err(fail)?;
     let grip = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder: hold(&container) });
-    Cell::take_up(sandbox, grip, pidfd, inheritance)
+    Cell::take_up(sandbox, grip, pidfd, inherited)
 }
 
 /// Makes a tunnel in the network of a process, from outside of it, and gives the other end.
@@ -166,9 +166,9 @@ impl Grip for Lent {
         true
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<Held, Error> {
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<Held, Error> {
         let way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
-        let tunnel = way.as_ref().map(|way| way.hand_over(bequest)).transpose()?;
+        let tunnel = way.as_ref().map(|way| way.hand_over(passed)).transpose()?;
         let (leaf, container) = (Some(self.leaf.handed_over()), Some(self.holder.hand_over()));
         Ok(Held { leaf, container, tunnel, ..Held::default() })
     }

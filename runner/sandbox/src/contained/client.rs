@@ -7,24 +7,24 @@ use tokio::sync::oneshot;
 
 use super::monitor::{ARGUMENT, FromMonitor, Setup, ToMonitor, Watch};
 use crate::Error;
-use crate::aide::client::Answered;
-use crate::aide::{self, Heard, Trade};
 use crate::oci::runtime::Command;
+use crate::supervisor::client::Answered;
+use crate::supervisor::{self, Received, Role};
 
 /// A handle on the monitor of one driver.
-pub type Client = aide::client::Client<Monitor>;
+pub type Client = supervisor::client::Client<Monitor>;
 
 /// What a monitor is told and says.
 pub struct Monitor;
 
-impl Trade for Monitor {
+impl Role for Monitor {
     const NAME: &'static str = "sandbox monitor";
     const ARGUMENT: &'static str = ARGUMENT;
     const PROCESS: &'static CStr = c"stoker-monitor";
     const LOST: &'static str = "its containers go on with another";
     type Setup = Setup;
     type Order = ToMonitor;
-    type Word = FromMonitor;
+    type Message = FromMonitor;
     /// An exit status, or minus a signal; or how many containers could not be cleared away.
     type Answer = i32;
     const READY: FromMonitor = FromMonitor::Ready;
@@ -51,7 +51,7 @@ impl From<Setup> for ToMonitor {
     }
 }
 
-impl From<FromMonitor> for Heard<i32> {
+impl From<FromMonitor> for Received<i32> {
     fn from(word: FromMonitor) -> Self {
         match word {
             FromMonitor::Ready => Self::Ready,

@@ -11,7 +11,7 @@ use crate::cell::Cell;
 use crate::cgroup::Base;
 use crate::egress::Gate;
 use crate::engine::{check, within};
-use crate::handover::{Bequest, HandedDriver, HandedHolder, Inheritance};
+use crate::handover::{HandedDriver, HandedHolder, InheritedFds, PassedFds};
 use crate::state::State;
 use crate::{Error, Sandbox, Spec, spawner};
 
@@ -77,12 +77,12 @@ pub fn hand_over(
     state: &State,
     (client, program, containers): (&Client, &Program, u64),
     base: Base,
-    bequest: &mut Bequest,
+    passed: &mut PassedFds,
 ) -> Result<HandedDriver, Error> {
     let keep = || {
         let (driver, program) = (driver.to_owned(), program.clone());
-        let state = state.hand_over(bequest)?;
-        let monitor = client.hand_over(bequest)?;
+        let state = state.hand_over(passed)?;
+        let monitor = client.hand_over(passed)?;
         Ok(HandedDriver {
             driver,
             state,
@@ -113,16 +113,16 @@ impl Left {
         spawner: &spawner::Command,
         engine: impl FnOnce(&State) -> monitor::Engine,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
         let HandedDriver { state, base, holder, .. } = handed;
         let take = || {
             let HandedHolder::Monitor { monitor, program, containers } = holder else {
                 return Err(io::ErrorKind::InvalidData.into());
             };
-            let state = State::take_up(state, state_dir, driver, name, inheritance)?;
+            let state = State::take_up(state, state_dir, driver, name, inherited)?;
             let setup = setup(&state, engine(&state));
-            let client = Client::take_up(spawner.clone(), setup, monitor, inheritance)?;
+            let client = Client::take_up(spawner.clone(), setup, monitor, inherited)?;
             Ok(Self { state, client, program, base, containers })
         };
         take().map_err(platform("take the sandbox monitor up"))

@@ -16,8 +16,8 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
 use super::client;
-use crate::aide::server::{Aide, Runner};
 use crate::oci::runtime::{Command, Runtime};
+use crate::supervisor::server::{Runner, Supervisor};
 use crate::{docker, sys};
 
 /// The last argument of a program that is to be the monitor.
@@ -105,8 +105,8 @@ struct Running {
     strays: Vec<(Pid, i32)>,
 }
 
-impl Aide for Monitor {
-    type Trade = client::Monitor;
+impl Supervisor for Monitor {
+    type Role = client::Monitor;
 
     fn begin(setup: Setup) -> io::Result<Self> {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;

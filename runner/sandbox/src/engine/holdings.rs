@@ -13,7 +13,7 @@ use super::Engine;
 use crate::cell::{self, Grip};
 use crate::cgroup::Leaf;
 use crate::egress::Way;
-use crate::handover::Bequest;
+use crate::handover::PassedFds;
 use crate::spawner::client::Parent;
 use crate::{Error, Shared};
 
@@ -158,10 +158,10 @@ impl Grip for Own {
         at_once
     }
 
-    fn hand_over(&self, bequest: &mut Bequest) -> Result<cell::Held, Error> {
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<cell::Held, Error> {
         let mut handed = cell::Held::default();
         if let Some(way) = &*self.way() {
-            handed.tunnel = Some(way.hand_over(bequest)?);
+            handed.tunnel = Some(way.hand_over(passed)?);
         }
         if let Some(Held { leaf, holdings }) = &*self.held() {
             handed.leaf = leaf.get().map(|leaf| leaf.handed_over());

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 use super::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
 use super::{Engine, Flavour};
 use crate::cell::{Cell, Grip as _, Held, TAKE_UP};
-use crate::handover::{Bequest, HandedDriver, HandedHolder, HandedSandbox, Inheritance};
+use crate::handover::{HandedDriver, HandedHolder, HandedSandbox, InheritedFds, PassedFds};
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
@@ -38,14 +38,14 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Platform`] when there is no spawner at the moment.
-    pub fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedDriver, Error> {
+    pub fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedDriver, Error> {
         let mut keep = || {
             Ok(HandedDriver {
                 driver: self.flavour.driver.to_owned(),
-                state: self.state.hand_over(bequest)?,
+                state: self.state.hand_over(passed)?,
                 base: self.base.clone(),
                 holder: HandedHolder::Spawner {
-                    spawner: self.client.hand_over(bequest)?,
+                    spawner: self.client.hand_over(passed)?,
                     leaves: self.next_leaf.load(Ordering::Relaxed),
                     directories: self.next_directory.load(Ordering::Relaxed),
                 },
@@ -64,15 +64,15 @@ impl Engine {
         state_dir: &Path,
         spawner: Command,
         handed: HandedDriver,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Arc<Self>, Error> {
         let HandedDriver { state, base, holder, .. } = handed;
         let HandedHolder::Spawner { spawner: live, leaves, directories } = holder else {
             return Err(platform("take the sandbox spawner up")(io::ErrorKind::InvalidData.into()));
         };
         let take = || {
-            let state = State::take_up(state, state_dir, flavour.driver, name, inheritance)?;
-            let client = Client::take_up(spawner, flavour.setup(&base, &state), live, inheritance)?;
+            let state = State::take_up(state, state_dir, flavour.driver, name, inherited)?;
+            let client = Client::take_up(spawner, flavour.setup(&base, &state), live, inherited)?;
             Ok((state, client))
         };
         let (state, client) = take().map_err(platform("take the sandbox spawner up"))?;
@@ -86,10 +86,10 @@ impl Engine {
     pub fn adopt(
         self: &Arc<Self>,
         mut sandbox: HandedSandbox,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Box<dyn Sandbox>, Error> {
         let Held { leaf, slot, directory, tunnel, .. } = std::mem::take(&mut sandbox.held);
-        let pidfd = inheritance.take(sandbox.init).map_err(platform(TAKE_UP))?;
+        let pidfd = inherited.take(sandbox.init).map_err(platform(TAKE_UP))?;
         let Init { pidfd, orphaned, parent } = self.client.adopt(pidfd).map_err(platform(TAKE_UP))?;
         let mut former = self.former.lock().unwrap_or_else(PoisonError::into_inner);
         former.kept.extend(leaf.iter().flat_map(|leaf| leaf.directories()));
@@ -103,10 +103,10 @@ impl Engine {
         let holdings = Holdings { slot, directory };
         let grip = Arc::new(Own::new(self, CellLeaf::new(leaf), holdings, orphaned, parent));
         if let Some(tunnel) = tunnel {
-            grip.tunnel(inheritance.take(tunnel).map_err(platform(TAKE_UP))?)?;
+            grip.tunnel(inherited.take(tunnel).map_err(platform(TAKE_UP))?)?;
             self.blanks.lock().unwrap_or_else(PoisonError::into_inner).reaching_wanted = true;
         }
-        Ok(Box::new(Cell::take_up(sandbox, grip, pidfd, inheritance)?))
+        Ok(Box::new(Cell::take_up(sandbox, grip, pidfd, inherited)?))
     }
 
     /// Removes what the former program's sandboxes have left that were not taken up. Once.

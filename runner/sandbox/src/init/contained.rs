@@ -13,8 +13,8 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Pid;
 
-use super::stem::{self, Stem};
-use super::{Family, Init, launch, seccomp};
+use super::zygote::{self, Zygote};
+use super::{Init, ProcessTree, launch, seccomp};
 use crate::sys;
 use crate::wire::{self, Failure, Inbox, Order, Plan, Report, Step};
 
@@ -55,7 +55,7 @@ impl Init {
         let pipes = self.pipes()?;
         let shared = plan.shared.as_deref().map(share).transpose()?;
         let filter = seccomp::filter();
-        let (child, stem) = fork_function(&plan, pipes, filter)?;
+        let (child, zygote) = fork_function(&plan, pipes, filter)?;
         // Before the filter: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
@@ -70,9 +70,9 @@ impl Init {
         wire::send_frame(self.control.as_fd(), &Report::Built, &handles)
             .step(|| "report to the runner".to_owned())?;
         drop(shared);
-        let mut family = Family::new(child, stem, true, signals, &plan)?;
+        let mut tree = ProcessTree::new(child, zygote, true, signals, &plan)?;
         drop(plan);
-        self.look_after(&mut family)?;
+        self.look_after(&mut tree)?;
         // The engine may take the cgroup away with us: until the runner has read it, we stay.
         self.next().map(drop)
     }
@@ -89,18 +89,18 @@ fn fork_function(
     plan: &Plan,
     pipes: [OwnedFd; 4],
     filter: &[libc::sock_filter],
-) -> Result<(Pid, Option<Stem>), Failure> {
+) -> Result<(Pid, Option<Zygote>), Failure> {
     let step = || "fork the function's process".to_owned();
     // Nothing is left to be done for it: its gate is open from the start, both times.
     let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
     launch::open(&opener)?;
     launch::open(&opener)?;
-    let (ours, theirs) = stem::sockets(plan).step(step)?.unzip();
+    let (ours, theirs) = zygote::sockets(plan).step(step)?.unzip();
     match sys::fork().step(step)? {
         None => {
             drop(ours);
             launch::run(plan, true, pipes, &gate, theirs, Some(filter))
         }
-        Some(pid) => Ok((pid, ours.map(|socket| Stem::new(pid, socket)))),
+        Some(pid) => Ok((pid, ours.map(|socket| Zygote::new(pid, socket)))),
     }
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    DATA_SLACK, LOCKED_MEMORY, become_user, c_string, core_size, die_with_parent, seal, shows_host, stem,
+    DATA_SLACK, LOCKED_MEMORY, become_user, c_string, core_size, die_with_parent, seal, shows_host, zygote,
 };
 use crate::User;
 use crate::sys::{self, Limit};
@@ -30,7 +30,7 @@ const HEAD: usize = 256;
 /// When the whole machine is short of memory, functions go before what serves them.
 const OOM_SCORE: &str = "500";
 
-/// Runs as the function's process, or as its stem where there is a `socket` for one.
+/// Runs as the function's process, or as its zygote where there is a `socket` for one.
 pub fn run(
     plan: &Plan,
     isolate: bool,
@@ -51,14 +51,14 @@ pub fn run(
     };
     match (prepare(), socket) {
         (Ok(()), None) => become_program(&plan.program, pipes),
-        (Ok(()), Some(socket)) => stem::run(plan, &socket, pipes),
+        (Ok(()), Some(socket)) => zygote::run(plan, &socket, pipes),
         (Err(failure), _) => fail(&pipes[3], failure),
     }
 }
 
-/// Runs as a copy of the stem.
+/// Runs as a copy of the zygote.
 pub fn copied(program: &Program, pipes: [OwnedFd; 4]) -> ! {
-    // The init is the parent as it was the stem's; the wish for its signal is not copied.
+    // The init is the parent as it was the zygote's; the wish for its signal is not copied.
     match die_with_parent() {
         Ok(()) => become_program(program, pipes),
         Err(failure) => fail(&pipes[3], failure),
@@ -119,7 +119,7 @@ fn become_function(plan: &Plan, isolate: bool) -> Result<(), Failure> {
         limit(Limit::LockedMemory, LOCKED_MEMORY)?;
     }
     if let Some(processes) = plan.processes {
-        // More for the init and the stem, which are the same user.
+        // More for the init and the zygote, which are the same user.
         limit(Limit::Processes, u64::from(processes) + 1 + u64::from(plan.stays))?;
     }
     if let Some(memory) = plan.watch_memory {

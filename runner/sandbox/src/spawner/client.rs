@@ -10,24 +10,24 @@ use tokio::sync::watch;
 
 use super::ARGUMENT;
 use crate::Error;
-use crate::aide::client::Live;
-use crate::aide::{self, Heard, Trade};
+use crate::supervisor::client::Live;
+use crate::supervisor::{self, Received, Role};
 use crate::wire::{FromSpawner, Setup, ToSpawner};
 
 /// A handle on the spawner of one driver.
-pub type Client = aide::client::Client<Spawner>;
+pub type Client = supervisor::client::Client<Spawner>;
 
 /// What a spawner is told and says.
 pub struct Spawner;
 
-impl Trade for Spawner {
+impl Role for Spawner {
     const NAME: &'static str = "sandbox spawner";
     const ARGUMENT: &'static str = ARGUMENT;
     const PROCESS: &'static CStr = c"stoker-spawner";
     const LOST: &'static str = "its sandboxes are gone, too";
     type Setup = Setup;
     type Order = ToSpawner;
-    type Word = FromSpawner;
+    type Message = FromSpawner;
     type Answer = io::Result<()>;
     const READY: FromSpawner = FromSpawner::Ready;
 
@@ -53,7 +53,7 @@ impl From<Setup> for ToSpawner {
     }
 }
 
-impl From<FromSpawner> for Heard<io::Result<()>> {
+impl From<FromSpawner> for Received<io::Result<()>> {
     fn from(word: FromSpawner) -> Self {
         match word {
             FromSpawner::Ready => Self::Ready,

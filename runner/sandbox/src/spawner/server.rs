@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::process::{Pid, Signal, WaitOptions, pidfd_send_signal, wait};
 
 use super::client;
-use crate::aide::server::{Aide, Runner};
+use crate::supervisor::server::{Runner, Supervisor};
 use crate::sys::{self, Side};
 use crate::wire::{FromSpawner, Setup, ToSpawner};
 use crate::{cgroup, init};
@@ -25,8 +25,8 @@ pub struct Spawner {
     _held: OwnedFd,
 }
 
-impl Aide for Spawner {
-    type Trade = client::Spawner;
+impl Supervisor for Spawner {
+    type Role = client::Spawner;
 
     fn begin(setup: Setup) -> io::Result<Self> {
         init::ahead();

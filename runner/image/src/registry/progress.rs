@@ -8,7 +8,7 @@ use crate::error::Error;
 
 /// See the module. Shared by those who pull and who waits for them.
 #[derive(Debug, Default)]
-pub(crate) struct Course {
+pub(crate) struct Progress {
     /// Who was asked and has not answered yet.
     awaited: Mutex<Option<String>>,
     /// What went wrong last and was tried again.
@@ -17,7 +17,7 @@ pub(crate) struct Course {
     came: AtomicU64,
 }
 
-impl Course {
+impl Progress {
     /// Waits for the answer of somebody. If that does not come, this is whom it came from.
     pub async fn awaiting<T>(&self, who: impl fmt::Display, answer: impl Future<Output = T>) -> T {
         let set = |who| *self.awaited.lock().unwrap_or_else(PoisonError::into_inner) = who;
@@ -58,15 +58,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_held_it_up_is_told() {
-        let course = Course::default();
-        assert_eq!(course.so_far(), "");
-        course.awaiting("somebody", async {}).await;
-        assert_eq!(course.so_far(), "", "who has answered held up nobody");
-        let silent = course.awaiting("r.example", std::future::pending::<()>());
+        let progress = Progress::default();
+        assert_eq!(progress.so_far(), "");
+        progress.awaiting("somebody", async {}).await;
+        assert_eq!(progress.so_far(), "", "who has answered held up nobody");
+        let silent = progress.awaiting("r.example", std::future::pending::<()>());
         tokio::time::timeout(std::time::Duration::ZERO, silent).await.unwrap_err();
-        course.came(7);
-        assert_eq!(course.so_far(), ": r.example did not answer; 7 bytes of it had come by then");
-        course.met(&Error::registry("r.example broke off"));
-        assert_eq!(course.so_far(), ": r.example broke off; 7 bytes of it had come by then");
+        progress.came(7);
+        assert_eq!(progress.so_far(), ": r.example did not answer; 7 bytes of it had come by then");
+        progress.met(&Error::registry("r.example broke off"));
+        assert_eq!(progress.so_far(), ": r.example broke off; 7 bytes of it had come by then");
     }
 }

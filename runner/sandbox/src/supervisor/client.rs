@@ -1,4 +1,4 @@
-//! The runner's side of an aide: starts it, asks it, and starts another when it dies.
+//! The runner's side of a supervisor: starts it, asks it, and starts another when it dies.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,18 +20,18 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use super::holder::Holder;
-use super::{Heard, Trade};
-use crate::handover::{Bequest, Inheritance, Kept};
+use super::{Received, Role};
+use crate::handover::{FdNumber, InheritedFds, PassedFds};
 use crate::spawner::Command;
 use crate::{Error, sys, wire};
 
-/// How long an aide may take to come up. It waits for the one before it to clear away.
+/// How long a supervisor may take to come up. It waits for the one before it to clear away.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// A handle on the aide of one driver. Dropping it ends the aide, and what hangs on that.
-pub struct Client<T: Trade>(Arc<Shared<T>>);
+/// A handle on the supervisor of one driver. Dropping it ends the supervisor, and what hangs on that.
+pub struct Client<T: Role>(Arc<Shared<T>>);
 
-struct Shared<T: Trade> {
+struct Shared<T: Role> {
     program: Command,
     setup: T::Setup,
     live: Mutex<Option<Arc<Live<T>>>>,
@@ -41,21 +41,21 @@ struct Shared<T: Trade> {
     closed: AtomicBool,
 }
 
-/// An aide as it is handed over.
+/// A supervisor as it is handed over.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handed {
-    socket: Kept,
-    process: Kept,
+    socket: FdNumber,
+    process: FdNumber,
     pid: u32,
     /// The number of the last order: its answer may still come.
     sequence: u64,
 }
 
 /// What comes of an order, and the descriptor that came with it.
-pub type Answered<T> = (<T as Trade>::Answer, Option<OwnedFd>);
+pub type Answered<T> = (<T as Role>::Answer, Option<OwnedFd>);
 
-/// One aide process.
-pub struct Live<T: Trade> {
+/// One supervisor process.
+pub struct Live<T: Role> {
     socket: AsyncFd<OwnedFd>,
     process: AsyncFd<OwnedFd>,
     pid: u32,
@@ -73,8 +73,8 @@ struct Waiting<A> {
     answers: HashMap<u64, oneshot::Sender<A>>,
 }
 
-impl<T: Trade> Client<T> {
-    /// Starts the aide.
+impl<T: Role> Client<T> {
+    /// Starts the supervisor.
     ///
     /// # Errors
     /// [`Error::Platform`] when it does not come up.
@@ -89,21 +89,21 @@ impl<T: Trade> Client<T> {
         Self(Arc::new(Shared { program, setup, live: Mutex::default(), starting, closed }))
     }
 
-    /// The aide, for the next program of this process. Nothing may be asked of it any more.
+    /// The supervisor, for the next program of this process. Nothing may be asked of it any more.
     ///
     /// # Errors
-    /// When there is none at the moment; as [`Bequest::keep`].
-    pub fn hand_over(&self, bequest: &mut Bequest) -> io::Result<Handed> {
+    /// When there is none at the moment; as [`PassedFds::keep`].
+    pub fn hand_over(&self, passed: &mut PassedFds) -> io::Result<Handed> {
         let live = self.current()?;
         Ok(Handed {
-            socket: bequest.keep(live.socket.get_ref())?,
-            process: bequest.keep(live.process.get_ref())?,
+            socket: passed.keep(live.socket.get_ref())?,
+            process: passed.keep(live.process.get_ref())?,
             pid: live.pid,
             sequence: live.waiting().sequence,
         })
     }
 
-    /// Goes on with an aide of the process's former program; others are started by `program`.
+    /// Goes on with a supervisor of the process's former program; others are started by `program`.
     ///
     /// # Errors
     /// When it was not left.
@@ -111,22 +111,22 @@ impl<T: Trade> Client<T> {
         program: Command,
         setup: T::Setup,
         handed: Handed,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> io::Result<Self> {
         let Handed { socket, process, pid, sequence } = handed;
-        let socket = sys::watch(inheritance.take(socket)?, Interest::READABLE | Interest::WRITABLE)?;
-        let process = sys::watch(inheritance.take(process)?, Interest::READABLE)?;
+        let socket = sys::watch(inherited.take(socket)?, Interest::READABLE | Interest::WRITABLE)?;
+        let process = sys::watch(inherited.take(process)?, Interest::READABLE)?;
         let client = Self::new(program, setup);
         client.0.follow(Live::new(socket, process, pid, sequence));
         Ok(client)
     }
 
-    /// The aide's process id.
+    /// The supervisor's process id.
     pub fn pid(&self) -> Option<u32> {
         self.0.live().as_ref().map(|live| live.pid)
     }
 
-    /// The aide there is.
+    /// The supervisor there is.
     ///
     /// # Errors
     /// When there is none at the moment.
@@ -135,7 +135,7 @@ impl<T: Trade> Client<T> {
         live.ok_or_else(|| io::Error::new(io::ErrorKind::BrokenPipe, "it is gone"))
     }
 
-    /// The aide, started if there is none.
+    /// The supervisor, started if there is none.
     ///
     /// # Errors
     /// [`Error::Platform`] when none comes up, or after [`Client::close`].
@@ -143,7 +143,7 @@ impl<T: Trade> Client<T> {
         self.0.start().await
     }
 
-    /// Ends the aide, and returns when it has cleared everything away.
+    /// Ends the supervisor, and returns when it has cleared everything away.
     pub async fn close(&self) {
         let turn = self.0.starting.lock().await;
         self.0.closed.store(true, Ordering::Release);
@@ -155,7 +155,7 @@ impl<T: Trade> Client<T> {
     }
 }
 
-impl<T: Trade> Drop for Client<T> {
+impl<T: Role> Drop for Client<T> {
     fn drop(&mut self) {
         self.0.closed.store(true, Ordering::Release);
         if let Some(live) = &*self.0.live() {
@@ -164,7 +164,7 @@ impl<T: Trade> Drop for Client<T> {
     }
 }
 
-impl<T: Trade> Shared<T> {
+impl<T: Role> Shared<T> {
     fn live(&self) -> MutexGuard<'_, Option<Arc<Live<T>>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,7 +194,7 @@ impl<T: Trade> Shared<T> {
         Ok(live)
     }
 
-    /// Has somebody listen to it. Ends with the aide, and starts another if that was not meant to end.
+    /// Has somebody listen to it. Ends with the supervisor, and starts another if that was not meant to end.
     fn follow(self: &Arc<Self>, live: Arc<Live<T>>) {
         *self.live() = Some(Arc::clone(&live));
         tokio::spawn(attend(Arc::clone(self), live));
@@ -227,13 +227,13 @@ impl<T: Trade> Shared<T> {
                 .async_io(Interest::WRITABLE, |socket| wire::send_packet(socket.as_fd(), &setup, &[]))
                 .await?;
             let word = socket
-                .async_io(Interest::READABLE, |socket| wire::receive_packet::<T::Word>(socket.as_fd()))
+                .async_io(Interest::READABLE, |socket| wire::receive_packet::<T::Message>(socket.as_fd()))
                 .await;
-            Ok::<Heard<T::Answer>, io::Error>(word?.0.into())
+            Ok::<Received<T::Answer>, io::Error>(word?.0.into())
         };
         let (kind, why) = match tokio::time::timeout(START_LIMIT, ready).await {
-            Ok(Ok(Heard::Ready)) => return Ok(Live::new(socket, process, pid, 0)),
-            Ok(Ok(Heard::Answer { .. })) => {
+            Ok(Ok(Received::Ready)) => return Ok(Live::new(socket, process, pid, 0)),
+            Ok(Ok(Received::Answer { .. })) => {
                 (io::ErrorKind::InvalidData, "it does not begin with its word".to_owned())
             }
             Ok(Err(error)) => {
@@ -263,7 +263,7 @@ impl<T: Trade> Shared<T> {
     }
 }
 
-impl<T: Trade> Live<T> {
+impl<T: Role> Live<T> {
     fn new(socket: AsyncFd<OwnedFd>, process: AsyncFd<OwnedFd>, pid: u32, sequence: u64) -> Arc<Self> {
         let waiting = Mutex::new(Waiting { sequence, closed: false, answers: HashMap::new() });
         let (gone, ended) = (watch::Sender::new(false), watch::Sender::new(false));
@@ -345,9 +345,9 @@ impl<T: Trade> Live<T> {
         loop {
             let packet = self
                 .socket
-                .async_io(Interest::READABLE, |socket| wire::receive_packet::<T::Word>(socket.as_fd()));
+                .async_io(Interest::READABLE, |socket| wire::receive_packet::<T::Message>(socket.as_fd()));
             let Ok((word, mut descriptors)) = packet.await else { break };
-            let Heard::Answer { sequence, answer } = word.into() else { continue };
+            let Received::Answer { sequence, answer } = word.into() else { continue };
             if let Some(waiting) = self.waiting().answers.remove(&sequence) {
                 // Nobody waiting any more has given up; a descriptor closes.
                 waiting.send((answer, descriptors.pop())).ok();
@@ -369,9 +369,9 @@ async fn collect(process: &AsyncFd<OwnedFd>) {
     }
 }
 
-/// Listens to an aide until its end, and starts another where that was not asked for: what is there is to end with the runner,
+/// Listens to a supervisor until its end, and starts another where that was not asked for: what is there is to end with the runner,
 /// and what is made next is not to wait.
-async fn attend<T: Trade>(shared: Arc<Shared<T>>, live: Arc<Live<T>>) {
+async fn attend<T: Role>(shared: Arc<Shared<T>>, live: Arc<Live<T>>) {
     live.listen().await;
     let closed = || shared.closed.load(Ordering::Acquire);
     if !closed() {
@@ -389,7 +389,7 @@ async fn attend<T: Trade>(shared: Arc<Shared<T>>, live: Arc<Live<T>>) {
     }
 }
 
-fn unheard<T: Trade>(why: &str) -> Error {
+fn unheard<T: Role>(why: &str) -> Error {
     Error::Platform {
         step: format!("ask the {}", T::NAME),
         source: io::Error::new(io::ErrorKind::BrokenPipe, why.to_owned()),

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Result};
 
-pub(crate) struct Flights<K, T> {
+pub(crate) struct SingleFlight<K, T> {
     under_way: Mutex<HashMap<K, Weak<Flight<T>>>>,
 }
 
@@ -23,13 +23,13 @@ struct Flight<T> {
     _stop: DropGuard,
 }
 
-impl<K, T> Default for Flights<K, T> {
+impl<K, T> Default for SingleFlight<K, T> {
     fn default() -> Self {
         Self { under_way: Mutex::new(HashMap::new()) }
     }
 }
 
-impl<K: Hash + Eq + Clone, T: Clone + Send + Sync + 'static> Flights<K, T> {
+impl<K: Hash + Eq + Clone, T: Clone + Send + Sync + 'static> SingleFlight<K, T> {
     /// Joins the work with this key, or starts it. Its end is told by the token; dropping this waits no more.
     ///
     /// A success is everybody's. A failure is that of its origin: who has another tries once more by itself.
@@ -101,7 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_ask_are_one_piece_of_work() {
-        let flights = Flights::<u8, u32>::default();
+        let flights = SingleFlight::<u8, u32>::default();
         let (runs, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let ask = || {
             flights.join(1, "a", |_| {
@@ -123,9 +123,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_to_go_ends_the_work() {
-        let flights = Arc::new(Flights::<u8, u32>::default());
+        let flights = Arc::new(SingleFlight::<u8, u32>::default());
         let (started, ended) = (Arc::new(Notify::new()), CancellationToken::new());
-        let ask = |flights: Arc<Flights<u8, u32>>| {
+        let ask = |flights: Arc<SingleFlight<u8, u32>>| {
             let (started, ended) = (Arc::clone(&started), ended.clone());
             tokio::spawn(async move {
                 flights
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_is_for_its_origin_alone() {
-        let flights = Flights::<u8, &str>::default();
+        let flights = SingleFlight::<u8, &str>::default();
         let go = Arc::new(Notify::new());
         let ask = |origin: &'static str| {
             let go = Arc::clone(&go);

@@ -7,17 +7,17 @@ use rustix::event::{Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process};
 
 use super::processes;
-use super::stem::Stem;
+use super::zygote::Zygote;
 use crate::sys;
 use crate::wire::{End, Failure, Plan, Program, Report};
 
-pub struct Family {
+pub struct ProcessTree {
     /// The command's process, while it lives.
     command: Option<Pid>,
     /// Those beside it, with the numbers that the runner knows them by.
     companions: Vec<(Pid, u64)>,
     /// What all of them are copies of; where the sandbox stays.
-    stem: Option<Stem>,
+    zygote: Option<Zygote>,
     stays: bool,
     /// What the command's process is a copy for.
     program: Program,
@@ -30,27 +30,27 @@ pub struct Family {
     over: bool,
 }
 
-impl Family {
-    /// `first` is the function's process: the stem, where there is one.
+impl ProcessTree {
+    /// `first` is the function's process: the zygote, where there is one.
     ///
     /// # Errors
-    /// When the stem does not say what came of its first process.
+    /// When the zygote does not say what came of its first process.
     pub fn new(
         first: Pid,
-        mut stem: Option<Stem>,
+        mut zygote: Option<Zygote>,
         isolate: bool,
         signals: OwnedFd,
         plan: &Plan,
     ) -> Result<Self, Failure> {
-        let command = match &mut stem {
+        let command = match &mut zygote {
             None => Some(first),
             // One that is gone has told the runner why.
-            Some(stem) => stem.first()?,
+            Some(zygote) => zygote.first()?,
         };
         Ok(Self {
             command,
             companions: Vec::new(),
-            stem,
+            zygote,
             stays: plan.stays,
             program: plan.program.clone(),
             isolate,
@@ -90,9 +90,9 @@ impl Family {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) -> Option<Report> {
-        if self.stem.as_ref().is_some_and(|stem| stem.pid == pid) {
+        if self.zygote.as_ref().is_some_and(|zygote| zygote.pid == pid) {
             // It is asked for nothing any more.
-            self.stem = None;
+            self.zygote = None;
             return None;
         }
         let peak = self.watch.as_ref().map_or(0, |watch| watch.highest);
@@ -122,7 +122,7 @@ impl Family {
         }
     }
 
-    /// Kills everything, the stem too.
+    /// Kills everything, the zygote too.
     pub fn kill(&self) {
         if self.isolate {
             sys::kill_all(libc::SIGKILL).ok();
@@ -170,12 +170,12 @@ impl Family {
         }
     }
 
-    /// Kills all but the stem, and has it make another process for the command.
+    /// Kills all but the zygote, and has it make another process for the command.
     ///
     /// # Errors
-    /// Without a stem that does.
+    /// Without a zygote that does.
     pub fn again(&mut self, pipes: [OwnedFd; 4]) -> Result<(), Failure> {
-        let spared = self.stem.as_ref().map(|stem| stem.pid).ok_or_else(no_stem)?;
+        let spared = self.zygote.as_ref().map(|zygote| zygote.pid).ok_or_else(no_zygote)?;
         // Whoever stands still forks nothing: after this there are no more than are seen.
         match self.isolate {
             // Reaches all at once.
@@ -186,8 +186,8 @@ impl Family {
             // What is left behind by one that ends becomes our child.
             match rustix::process::wait(WaitOptions::empty()) {
                 Ok(Some((pid, _))) if pid == spared => {
-                    self.stem = None;
-                    return Err(no_stem());
+                    self.zygote = None;
+                    return Err(no_zygote());
                 }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => break,
@@ -197,22 +197,22 @@ impl Family {
         self.stopped = false;
         (self.command, self.out_of_memory) = (None, false);
         self.companions.clear();
-        self.command = Some(self.grow(self.program.clone(), pipes)?);
+        self.command = Some(self.fork(self.program.clone(), pipes)?);
         Ok(())
     }
 
     /// Has another process made beside the command's.
     ///
     /// # Errors
-    /// Without a stem that does.
+    /// Without a zygote that does.
     pub fn spawn(&mut self, number: u64, program: Program, pipes: [OwnedFd; 4]) -> Result<(), Failure> {
-        let pid = self.grow(program, pipes)?;
+        let pid = self.fork(program, pipes)?;
         self.companions.push((pid, number));
         Ok(())
     }
 
-    fn grow(&mut self, program: Program, pipes: [OwnedFd; 4]) -> Result<Pid, Failure> {
-        self.stem.as_mut().ok_or_else(no_stem)?.grow(program, &pipes)?.ok_or_else(no_stem)
+    fn fork(&mut self, program: Program, pipes: [OwnedFd; 4]) -> Result<Pid, Failure> {
+        self.zygote.as_mut().ok_or_else(no_zygote)?.fork(program, &pipes)?.ok_or_else(no_zygote)
     }
 
     /// Stops everything and returns once it stands still. Without a cgroup: by signal, repeated until no process is left
@@ -266,15 +266,15 @@ impl Family {
             return wait;
         }
         self.out_of_memory = true;
-        match &self.stem {
+        match &self.zygote {
             None => self.kill(),
-            Some(stem) => _ = self.kill_but(Some(stem.pid)),
+            Some(zygote) => _ = self.kill_but(Some(zygote.pid)),
         }
         Watch::LONGEST
     }
 }
 
-fn no_stem() -> Failure {
+fn no_zygote() -> Failure {
     Failure::function("the function has ended the process by which its sandbox is started again")
 }
 

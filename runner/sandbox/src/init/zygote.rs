@@ -1,8 +1,8 @@
 //! What the processes of a sandbox that stays are copies of: the function's own process, with its identity, limits and filter, but
 //! before any program. The init has given up what it would take to make another such process, and keeps this one instead.
 //!
-//! A copy becomes the init's child, never the stem's, so who reaps and who counts is the same as without one. The function could
-//! end the stem (it is the same user), and would have a sandbox that is not started again.
+//! A copy becomes the init's child, never the zygote's, so who reaps and who counts is the same as without one. The function could
+//! end the zygote (it is the same user), and would have a sandbox that is not started again.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,30 +14,30 @@ use rustix::process::Pid;
 
 use super::launch;
 use crate::sys;
-use crate::wire::{self, Failure, Grow, Grown, Inbox, Plan, Program, Step};
+use crate::wire::{self, Failure, Fork, Forked, Inbox, Plan, Program, Step};
 
 /// A copy is made in a fraction of a millisecond; who does not get to it in this time was stopped by the function.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The way between init and stem, where there is to be one: the init's end and the stem's.
+/// The way between init and zygote, where there is to be one: the init's end and the zygote's.
 pub fn sockets(plan: &Plan) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     let make = || socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
     Ok(plan.stays.then(make).transpose()?)
 }
 
-/// The stem as the init has it.
-pub struct Stem {
+/// The zygote as the init has it.
+pub struct Zygote {
     pub pid: Pid,
     socket: OwnedFd,
     inbox: Inbox,
 }
 
-impl Stem {
+impl Zygote {
     pub fn new(pid: Pid, socket: OwnedFd) -> Self {
         Self { pid, socket, inbox: Inbox::default() }
     }
 
-    /// The process of the first start, which the stem makes unasked. None if it is gone.
+    /// The process of the first start, which the zygote makes unasked. None if it is gone.
     ///
     /// # Errors
     /// When it says nothing.
@@ -45,13 +45,13 @@ impl Stem {
         self.answer()
     }
 
-    /// Has a process made. None if the stem is gone, reaped or not yet.
+    /// Has a process made. None if the zygote is gone, reaped or not yet.
     ///
     /// # Errors
     /// When it is not made.
-    pub fn grow(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Option<Pid>, Failure> {
+    pub fn fork(&mut self, program: Program, pipes: &[OwnedFd; 4]) -> Result<Option<Pid>, Failure> {
         let pipes = pipes.each_ref().map(AsFd::as_fd);
-        match wire::send_frame(self.socket.as_fd(), &Grow { program }, &pipes) {
+        match wire::send_frame(self.socket.as_fd(), &Fork { program }, &pipes) {
             Err(error) if wire::is_gone(&error) => Ok(None),
             sent => {
                 sent.step(step)?;
@@ -63,14 +63,14 @@ impl Stem {
     fn answer(&mut self) -> Result<Option<Pid>, Failure> {
         let limit = Timespec { tv_sec: LIMIT.as_secs() as i64, tv_nsec: 0 };
         loop {
-            if let Some(grown) = self.inbox.take::<Grown>().step(step)? {
-                return match grown {
-                    Grown::Made { pid } => Ok(Pid::from_raw(pid)),
+            if let Some(forked) = self.inbox.take::<Forked>().step(step)? {
+                return match forked {
+                    Forked::Made { pid } => Ok(Pid::from_raw(pid)),
                     // By the limit on its processes, or by the machine's, which is far off.
-                    Grown::Failed { errno: libc::EAGAIN } => {
+                    Forked::Failed { errno: libc::EAGAIN } => {
                         Err(Failure::function("the function has as many processes as it may have"))
                     }
-                    Grown::Failed { errno } => Err(Failure { function: false, step: step(), errno }),
+                    Forked::Failed { errno } => Err(Failure { function: false, step: step(), errno }),
                 };
             }
             match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&limit)) {
@@ -94,21 +94,21 @@ fn step() -> String {
     "copy the function's process".to_owned()
 }
 
-/// Runs as the stem, sealed already. Ends with the init.
+/// Runs as the zygote, sealed already. Ends with the init.
 pub fn run(plan: &Plan, socket: &OwnedFd, first: [OwnedFd; 4]) -> ! {
     // Nothing that the function says to all processes is meant for it; and its memory is none of the function's business.
     sys::ignore_signals(&(1..=64).filter(|signal| *signal != libc::SIGCHLD).collect::<Vec<_>>());
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).ok();
-    rustix::thread::set_name(c"stoker-stem").ok();
+    rustix::thread::set_name(c"stoker-zygote").ok();
     let mut inbox = Inbox::default();
     let mut next = Some((plan.program.clone(), first));
     while let Some((program, pipes)) = next.take().or_else(|| asked(&mut inbox, socket)) {
-        let grown = match sys::sibling() {
+        let forked = match sys::sibling() {
             Ok(None) => launch::copied(&program, pipes),
-            Ok(Some(pid)) => Grown::Made { pid: pid.as_raw_nonzero().get() },
-            Err(error) => Grown::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+            Ok(Some(pid)) => Forked::Made { pid: pid.as_raw_nonzero().get() },
+            Err(error) => Forked::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) },
         };
-        if wire::send_frame(socket.as_fd(), &grown, &[]).is_err() {
+        if wire::send_frame(socket.as_fd(), &forked, &[]).is_err() {
             break;
         }
     }
@@ -116,7 +116,7 @@ pub fn run(plan: &Plan, socket: &OwnedFd, first: [OwnedFd; 4]) -> ! {
 }
 
 fn asked(inbox: &mut Inbox, socket: &OwnedFd) -> Option<(Program, [OwnedFd; 4])> {
-    let Grow { program } = inbox.wait(socket).ok()??;
+    let Fork { program } = inbox.wait(socket).ok()??;
     let mut descriptor = || inbox.descriptor();
     Some((program, [descriptor()?, descriptor()?, descriptor()?, descriptor()?]))
 }

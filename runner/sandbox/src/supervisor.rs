@@ -1,8 +1,8 @@
-//! Aides: the small processes that a runner keeps beside itself, one for each driver, and what is alike in them.
+//! Supervisors: the small processes that a runner keeps beside itself, one for each driver, and what is alike in them.
 //!
-//! An aide is this very program, started anew before anything is asked of it, with one thread and one socket. It is told once what it works
+//! A supervisor is this very program, started anew before anything is asked of it, with one thread and one socket. It is told once what it works
 //! with, takes a lock that says so, and answers orders. When its socket closes the runner is gone: it ends what hangs on it, removes what the
-//! runner had, and ends itself. There are two trades: the [spawner](crate::spawner) makes native sandboxes, which go with it when it is
+//! runner had, and ends itself. There are two roles: the [spawner](crate::spawner) makes native sandboxes, which go with it when it is
 //! killed; the [monitor](crate::contained::monitor) runs an engine's commands and watches over containers, which stay. In either case
 //! another is started at once.
 
@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// What one kind of aide is called, what it is told and what it says.
-pub trait Trade: Send + Sync + 'static {
+/// What one kind of supervisor is called, what it is told and what it says.
+pub trait Role: Send + Sync + 'static {
     /// In errors and in the log.
     const NAME: &'static str;
     /// The last argument of a program that is to be one.
@@ -29,15 +29,15 @@ pub trait Trade: Send + Sync + 'static {
 
     /// What it works with.
     type Setup: Clone + Send + Sync;
-    /// Runner → aide. The setup is the first.
+    /// Runner → supervisor. The setup is the first.
     type Order: Serialize + DeserializeOwned + From<Self::Setup> + Send + Sync;
-    /// Aide → runner.
-    type Word: Serialize + DeserializeOwned + Into<Heard<Self::Answer>>;
+    /// Supervisor → runner.
+    type Message: Serialize + DeserializeOwned + Into<Received<Self::Answer>>;
     /// What comes of an order.
     type Answer: Send;
 
     /// The first word: it is set up, and holds its lock.
-    const READY: Self::Word;
+    const READY: Self::Message;
 
     /// The setup, where an order is one.
     fn setup(order: Self::Order) -> Option<Self::Setup>;
@@ -47,8 +47,8 @@ pub trait Trade: Send + Sync + 'static {
     fn remove(setup: &Self::Setup) -> &[PathBuf];
 }
 
-/// What a word of an aide's means. A descriptor may come with an answer.
-pub enum Heard<A> {
+/// What a word of a supervisor's means. A descriptor may come with an answer.
+pub enum Received<A> {
     Ready,
     Answer { sequence: u64, answer: A },
 }

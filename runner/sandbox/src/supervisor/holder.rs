@@ -1,4 +1,4 @@
-//! Who has an aide's lock: an aide of an earlier runner of the name that has not ended yet.
+//! Who has a supervisor's lock: a supervisor of an earlier runner of the name that has not ended yet.
 
 use std::fmt;
 use std::fs::{self, File};
