@@ -253,12 +253,6 @@ async fn follows(queue: &dyn Queue) {
 }
 
 async fn redriving(queue: &dyn Queue) {
-    let dies = |taken: &Taken| {
-        let mut end = done(taken, "");
-        end.progress.set_state(State::Dead);
-        (end.answer, end.progress.error) = (None, Some(v1::CallError::default()));
-        end
-    };
     let aside: Vec<_> = (0..8u8).map(|n| Bytes::from(vec![n; 50_000])).collect();
     let large = Call { aside: true, body_bytes: 400_000, ..call("redrive/a", "") };
     queue.put_body(&large.id, pieces(aside.clone())).await.expect("it can be kept");
@@ -275,6 +269,7 @@ async fn redriving(queue: &dyn Queue) {
             queue.finish(&taken.ticket, dies(&taken)).await.expect("it is held");
             let kept = queue.get(&made.id).await.expect("the queue answers").expect("it is kept");
             assert!(kept.progress.is() == State::Dead && kept.call.body.is_empty(), "{kept:?}");
+            assert_eq!(dead(queue, "redrive/a").await, std::slice::from_ref(&made.id), "it is listed");
             let (one, other) = tokio::join!(queue.redrive(&made.id), queue.redrive(&made.id));
             let redriven = [one, other].map(|done| done.expect("the queue answers").expect("it is there"));
             assert_eq!(redriven.iter().filter(|(_, first)| *first).count(), 1, "once: {redriven:?}");
@@ -283,6 +278,7 @@ async fn redriving(queue: &dyn Queue) {
                 (progress.is(), progress.redrives, progress.error.clone()),
                 (State::Queued, times, None)
             );
+            assert!(dead(queue, "redrive/a").await.is_empty(), "it waits again");
         }
         let taken = next(queue, "redrive/a").await;
         assert_eq!((taken.progress.attempts.len(), taken.progress.spent), (3, 2));
@@ -292,6 +288,42 @@ async fn redriving(queue: &dyn Queue) {
     }
     assert_eq!(queue.redrive(&CallId::new().to_string()).await.expect("the queue answers"), None);
     assert!(queue.take("redrive/a", 10).await.expect("the queue answers").is_empty());
+}
+
+/// Ids of the calls of a function, or of all where it is empty, that are listed as given up: page after page, sorted.
+pub async fn dead(queue: &dyn Queue, function: &str) -> Vec<String> {
+    let mut filter =
+        Filter { function: function.to_owned(), state: Some(State::Dead), limit: 2, after: String::new() };
+    let mut ids = Vec::new();
+    loop {
+        let page = queue.list(filter.clone()).await.expect("the queue answers");
+        assert!(page.calls.iter().all(|kept| kept.progress.is() == State::Dead), "{page:?}");
+        ids.extend(page.calls.into_iter().map(|kept| kept.call.id));
+        match page.next {
+            Some(next) => filter.after = next,
+            None => break,
+        }
+    }
+    ids.sort();
+    ids
+}
+
+/// The end of a call that is given up.
+#[must_use]
+pub fn dies(taken: &Taken) -> End {
+    let mut end = done(taken, "");
+    end.progress.set_state(State::Dead);
+    (end.answer, end.progress.error) = (None, Some(v1::CallError::default()));
+    end
+}
+
+/// Has these calls given up.
+pub async fn give_up(queue: &dyn Queue, calls: &[Call]) {
+    for made in calls {
+        queue.submit(made.clone()).await.expect("it is new");
+        let taken = next(queue, &made.function).await;
+        queue.finish(&taken.ticket, dies(&taken)).await.expect("it is held");
+    }
 }
 
 fn pieces(parts: Vec<Bytes>) -> Pieces {
@@ -334,6 +366,25 @@ async fn forgotten(queue: &dyn Queue) {
     end.progress.keep_until_ms = now_ms();
     queue.finish(&taken.ticket, end).await.expect("it is held");
     assert_eq!(queue.get(&made.id).await.expect("the queue answers"), None, "it was to be kept until now");
+    let all: Vec<_> = (0..5).map(|n| call(["dead/a", "dead/b"][n % 2], "x")).collect();
+    give_up(queue, &all).await;
+    let of = |function: &str| {
+        let of = all.iter().filter(|call| function.is_empty() || call.function == function);
+        let mut ids: Vec<_> = of.map(|call| call.id.clone()).collect();
+        ids.sort();
+        ids
+    };
+    for function in ["dead/a", "dead/b"] {
+        assert_eq!(dead(queue, function).await, of(function));
+    }
+    assert!(dead(queue, "").await.iter().filter(|id| of("").contains(id)).count() == 5);
+    let made = call("dead/c", "x");
+    queue.submit(made.clone()).await.expect("it is new");
+    let taken = next(queue, "dead/c").await;
+    let mut end = dies(&taken);
+    end.progress.keep_until_ms = now_ms();
+    queue.finish(&taken.ticket, end).await.expect("it is held");
+    assert!(dead(queue, "dead/c").await.is_empty(), "it was to be kept until now");
 }
 
 async fn leases(queue: &dyn Queue, lease: Duration) {

@@ -5,7 +5,7 @@
 //! - A table of keys and values holds how far each call is, from its first start on, and its result after its end. It changes by
 //!   compare and swap: whoever lost a call to another cannot say how it ended.
 //! - A store of objects holds large bodies.
-//! - A stream says what is not kept any more, and when ([`forget`]).
+//! - A stream says what is not kept any more, and when ([`forget`]), and one which calls were given up ([`dead`]).
 //!
 //! Each function has a consumer of its own, so that none is behind another. Of every function without anything to take, one request
 //! waits at the server ([`lane`]); nothing is asked over and over. A call of which the server tells again is made again only if whoever held it is gone
@@ -14,6 +14,7 @@
 
 mod bodies;
 mod calls;
+mod dead;
 mod forget;
 mod holders;
 mod lane;
@@ -264,6 +265,14 @@ impl Inner {
     }
 }
 
+/// The part of a subject that is a function's, or that of any where it is empty.
+fn tokens(function: &str) -> String {
+    match function.is_empty() {
+        true => "*.*".to_owned(),
+        false => function.replace('/', "."),
+    }
+}
+
 /// Names come from ids of our own.
 fn named(name: &str) -> Result<(), Error> {
     match !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
@@ -373,7 +382,7 @@ impl Queue for NatsQueue {
         let place = Place::read(&filter.after)?;
         let store = self.0.store().await?;
         let (inner, store) = (&self.0, &*store);
-        let ids = listings::ids(inner, store, &filter.function, place).await?;
+        let ids = listings::ids(inner, store, &filter, place).await?;
         let behind = ids.behind(place);
         let calls = (0..behind.len()).map(|at| async move { inner.get(store, &behind[at]).await });
         let mut calls = pin!(futures_util::stream::iter(calls).buffered(LOOKS));
@@ -392,7 +401,7 @@ impl Queue for NatsQueue {
         }
         let mut page = filling.page;
         match page.next {
-            Some(_) => inner.listings().keep(&ids, &filter.function),
+            Some(_) => inner.listings().keep(&ids),
             None => inner.listings().over(&ids),
         }
         page.calls.sort_by_key(|kept| std::cmp::Reverse(kept.call.submitted_ms));

@@ -137,6 +137,7 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
     if let Some(over) = too_old(policy, call, &taken.progress, now_ms()) {
         return (Outcome::Hopeless(over), spec);
     }
+    let young = Duration::from_millis(last_start(policy, call, &taken.progress).saturating_sub(now_ms()));
     let before = taken.progress.counted().saturating_sub(1);
     if before >= policy.max_attempts {
         // The last of them was cut off, so nobody has said yet that it was the last.
@@ -151,7 +152,7 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
     let attempt = Attempt { function: &call.function, number: before + 1, clock };
     let mut watch = maker.door.observer.attempt(id, &attempt, &trace);
     watch.by(Caller::platform());
-    let answered = answer(maker, call, id, function, &mut watch).await;
+    let answered = answer(maker, call, id, function, young, &mut watch).await;
     let asked = watch.runner();
     watch.end(answered.as_ref().map(|_| ()));
     let outcome = match answered {
@@ -177,9 +178,13 @@ fn sort(error: Error, runner: String) -> Outcome {
     }
 }
 
+/// When a call may be started last.
+fn last_start(policy: &Policy, call: &Call, progress: &Progress) -> u64 {
+    call.due_ms.max(progress.redriven_ms).saturating_add(policy.max_age_ms)
+}
+
 fn too_old(policy: &Policy, call: &Call, progress: &Progress, now: u64) -> Option<Error> {
-    let since = call.due_ms.max(progress.redriven_ms);
-    (now > since.saturating_add(policy.max_age_ms)).then(|| {
+    (now > last_start(policy, call, progress)).then(|| {
         let age = format_duration(Duration::from_millis(policy.max_age_ms));
         Error::new(Code::DeadlineExceeded, format!("it has been due for longer than its max_age, {age}"))
     })
@@ -190,13 +195,16 @@ async fn answer(
     call: &Call,
     id: CallId,
     function: std::sync::Arc<crate::directory::Known>,
+    young: Duration,
     watch: &mut Watch,
 ) -> Result<(Answer, String, Duration), Error> {
     let head = call.head.clone().unwrap_or_default();
     let input = input(&maker.queue, call).await?;
     let _inside = maker.enter();
     let began = Instant::now();
-    let admitted = maker.door.admit(id, function, head, None, watch)?;
+    let mut admitted = maker.door.admit(id, function, head, None, watch)?;
+    // Nor is it started behind its age because it waited for room until then.
+    admitted.patience = Some(young);
     let mut answer = maker.door.dispatch.call(admitted, input, watch).await?;
     let mut end = answer.end;
     let mut body = BytesMut::from(answer.first.as_ref());
@@ -281,7 +289,9 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
             let step = progress.waits.min(16) as usize - 1;
             let wait = Backoff::new(FIRST_WAIT, LONGEST_WAIT, seed(&call)).nth(step).unwrap_or(LONGEST_WAIT);
             let due = now_ms().saturating_add(wait.as_millis() as u64);
-            if too_old(policy, &call, &progress, now_ms()).is_some() {
+            if let Some(over) = too_old(policy, &call, &progress, now_ms()) {
+                let text = format!("{}; last of all {}", over.message, error.message);
+                let error = Error::new(over.code, text);
                 return give_up(maker, call, progress, &ticket, error, spec).await;
             }
             progress.set_state(State::Queued);

@@ -156,7 +156,7 @@ impl Store {
         let path = self.config.directory.join("calls.redb");
         let db = Database::builder().set_cache_size(CACHE).create(&path).map_err(broken)?;
         let write = db.begin_write().map_err(broken)?;
-        Tables::open(&write)?;
+        Tables::make(&write)?;
         write.commit().map_err(broken)?;
         let db = Arc::new(db);
         *self.shared.db() = Some(db.clone());

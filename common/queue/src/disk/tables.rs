@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, Table, TableDefinition, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, Table, TableDefinition,
+    TableHandle as _, WriteTransaction,
 };
 
 use super::bodies;
@@ -29,6 +30,8 @@ const RUNNING: TableDefinition<'static, &str, u64> = TableDefinition::new("runni
 const ENDED: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("ended");
 /// Everything: when it was submitted, id.
 const MADE: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("made");
+/// What was given up: when it was submitted, id. So a list of it costs what there is of it.
+const DEAD: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("dead");
 
 /// After every id.
 const LAST: &str = "\u{10ffff}";
@@ -71,6 +74,7 @@ pub struct Tables<'t> {
     running: Table<'t, &'static str, u64>,
     ended: Table<'t, (u64, &'static str), ()>,
     made: Table<'t, (u64, &'static str), ()>,
+    dead: Table<'t, (u64, &'static str), ()>,
 }
 
 /// Writes a record.
@@ -91,6 +95,24 @@ fn find<M: Message + Default>(
 }
 
 impl<'t> Tables<'t> {
+    /// Makes what there is none of. A file of a release that had no index of what was given up gets one.
+    pub fn make(write: &'t WriteTransaction) -> Result<(), Error> {
+        let mut names = write.list_tables().map_err(broken)?;
+        let indexed = names.any(|table| table.name() == DEAD.name());
+        let mut tables = Self::open(write)?;
+        if !indexed {
+            for row in tables.progress.iter().map_err(broken)? {
+                let (id, progress) = row.map_err(broken)?;
+                if read::<Progress>(progress.value())?.is() == State::Dead
+                    && let Some(call) = find::<Call>(&tables.calls, id.value())?
+                {
+                    tables.dead.insert((call.submitted_ms, id.value()), ()).map_err(broken)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub fn open(write: &'t WriteTransaction) -> Result<Self, Error> {
         Ok(Self {
             calls: write.open_table(CALLS).map_err(broken)?,
@@ -101,6 +123,7 @@ impl<'t> Tables<'t> {
             running: write.open_table(RUNNING).map_err(broken)?,
             ended: write.open_table(ENDED).map_err(broken)?,
             made: write.open_table(MADE).map_err(broken)?,
+            dead: write.open_table(DEAD).map_err(broken)?,
         })
     }
 
@@ -190,7 +213,9 @@ impl<'t> Tables<'t> {
             put(&mut self.answers, id, answer)?;
         }
         self.ended.insert((end.progress.keep_until_ms, id), ()).map_err(broken)?;
-        if end.progress.is() != State::Dead {
+        if end.progress.is() == State::Dead {
+            self.dead.insert((call.submitted_ms, id), ()).map_err(broken)?;
+        } else {
             self.bodies.remove(id).map_err(broken)?;
             effects.extend(call.body_name().map(|name| Effect::DropBody(name.to_owned())));
         }
@@ -292,6 +317,7 @@ impl<'t> Tables<'t> {
                 return Ok(Err(crate::no_body()));
             }
             self.ended.remove((progress.keep_until_ms, id)).map_err(broken)?;
+            self.dead.remove((call.submitted_ms, id)).map_err(broken)?;
             let times = progress.redrives + 1;
             progress.redrive(now, times);
             put(&mut self.progress, id, &progress)?;
@@ -306,6 +332,7 @@ impl<'t> Tables<'t> {
         self.ended.remove((until, id)).map_err(broken)?;
         if let Some(call) = find::<Call>(&self.calls, id)? {
             self.made.remove((call.submitted_ms, id)).map_err(broken)?;
+            self.dead.remove((call.submitted_ms, id)).map_err(broken)?;
             effects.extend(call.body_name().map(|name| Effect::DropBody(name.to_owned())));
         }
         if find::<Answer>(&self.answers, id)?.is_some_and(|answer| answer.aside) {
@@ -411,7 +438,8 @@ impl Reader {
 
     pub fn list(&self, filter: &Filter) -> Result<Page, Error> {
         let now = stoker_core::moment::now_ms();
-        let made = self.read.open_table(MADE).map_err(broken)?;
+        let from = if filter.state == Some(State::Dead) { DEAD } else { MADE };
+        let made = self.read.open_table(from).map_err(broken)?;
         let progress = self.read.open_table(PROGRESS).map_err(broken)?;
         let (ms, id) = match filter.after.is_empty() {
             true => (u64::MAX, LAST),

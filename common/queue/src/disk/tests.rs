@@ -1,5 +1,5 @@
 use super::*;
-use crate::conformance::{self, call, done, next};
+use crate::conformance::{self, call, dead, done, give_up, next};
 use crate::{Follow, State};
 
 const LEASE: Duration = Duration::from_millis(800);
@@ -154,4 +154,22 @@ async fn there_are_no_subjects_on_a_disk() {
     let refused = queue.finish(&taken.ticket, end).await;
     assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
     queue.finish(&taken.ticket, done(&taken, "")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_a_release_before_tells_what_was_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let queue = DiskQueue::open(config(directory.path())).await.unwrap();
+    let made = call("a/b", "1");
+    give_up(&queue, std::slice::from_ref(&made)).await;
+    queue.stop().await;
+    let db = redb::Database::open(directory.path().join("calls.redb")).unwrap();
+    let write = db.begin_write().unwrap();
+    let index = redb::TableDefinition::<(u64, &str), ()>::new("dead");
+    assert!(write.delete_table(index).unwrap());
+    write.commit().unwrap();
+    drop(db);
+    let queue = DiskQueue::open(config(directory.path())).await.unwrap();
+    assert_eq!(dead(&queue, "").await, [made.id]);
+    queue.stop().await;
 }

@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 impl Inner {
     pub fn subject(&self, function: &str, id: &str) -> String {
-        format!("{}.call.{}.{id}", self.config.prefix, function.replace('/', "."))
+        format!("{}.call.{}.{id}", self.config.prefix, super::tokens(function))
     }
 
     pub async fn submit(self: &Arc<Self>, call: Call) -> Result<bool, Error> {
@@ -160,6 +160,10 @@ impl Inner {
         }
     }
 
+    fn function_of(&self, ticket: &Ticket) -> Result<String, Error> {
+        self.held().get(&ticket.number).map(|mine| mine.function.clone()).ok_or(Error::Lost)
+    }
+
     pub async fn extend(&self, ticket: &Ticket) -> Result<(), Error> {
         self.holds(ticket)?;
         let acker = {
@@ -184,6 +188,9 @@ impl Inner {
         let (progress, answer) = (end.progress, end.answer);
         let ended = progress.clone();
         let dead = progress.is() == State::Dead;
+        if dead {
+            self.note_dead(&store, &self.function_of(ticket)?, &ticket.id, ended.ended_ms).await?;
+        }
         // Its message goes, and with it the body, without which it could not be made again.
         let message = if dead { self.message(&store, &ticket.id).await? } else { None };
         let body = message.map(|message| read::<Call>(message.payload)).transpose()?.map(|call| call.body);
@@ -323,6 +330,7 @@ impl Inner {
         if !kept.call.aside && kept.call.body_bytes > 0 && kept.call.body.is_empty() {
             return Err(crate::no_body());
         }
+        let dead = kept.clone();
         let times = kept.progress.redrives + 1;
         let call = Call { redrives: times, ..kept.call.clone() };
         self.lane(store, &call.function).await?;
@@ -346,6 +354,7 @@ impl Inner {
         kept.call = without_body(&call);
         // Who has begun it meanwhile has written so.
         store.progress.update(id, kept.encode_to_vec().into(), revision).await.ok();
+        self.strike_dead(store, &dead).await;
         Ok(self.get(store, id).await?.map(|kept| (kept, first)))
     }
 

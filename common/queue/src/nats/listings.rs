@@ -1,15 +1,17 @@
-//! Lists that are read in pages. The server has no order of ours, so that all ids are asked for before the first page can be told: they are kept for the
-//! next pages, which would else cost as much each. A page that nothing is kept for any more, or that another balancer is asked for, is read anew.
+//! Lists that are read in pages. The server has no order of ours, so that all ids are asked for before the first page can be told (of calls that were given
+//! up only theirs): they are kept for the next pages, which would else cost as much each.
+//! A page that nothing is kept for any more, or that another balancer is asked for, is read anew.
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt as _;
 
 use super::setup::Store;
 use super::{Inner, away};
-use crate::Error;
+use crate::{Error, Filter, State};
 
 /// Lists that are kept at once.
 const MOST: usize = 4;
@@ -18,7 +20,7 @@ const MOST: usize = 4;
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Between the id with which a page ended and the list that it is of.
-const OF: char = '.';
+const MARK: char = '.';
 
 /// What is kept; the one that was read last is the last.
 #[derive(Debug, Default)]
@@ -27,15 +29,25 @@ pub struct Listings(Vec<Listing>);
 #[derive(Debug)]
 struct Listing {
     name: String,
-    function: String,
+    of: Of,
     ids: Arc<[Box<str>]>,
     read: Instant,
 }
 
+/// Which calls a list may tell of.
+#[derive(Debug, Clone, PartialEq)]
+struct Of {
+    /// Empty: of all.
+    function: String,
+    /// Only what was given up.
+    dead: bool,
+}
+
 /// One list: ids of calls, the newest first as far as they tell times.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ids {
     name: String,
+    of: Of,
     ids: Arc<[Box<str>]>,
 }
 
@@ -55,7 +67,7 @@ impl<'a> Place<'a> {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let (id, of) = text.split_once(OF).unwrap_or((text, ""));
+        let (id, of) = text.split_once(MARK).unwrap_or((text, ""));
         super::named(id).map_err(|_| crate::no_position())?;
         Ok(Self { id, of })
     }
@@ -73,7 +85,7 @@ impl Ids {
 
     /// Where the next page begins behind one that ends with this id.
     pub fn place(&self, id: &str) -> String {
-        format!("{id}{OF}{}", self.name)
+        format!("{id}{MARK}{}", self.name)
     }
 }
 
@@ -83,26 +95,26 @@ impl Listings {
         self.0.retain(|listing| listing.read.elapsed() < LONGEST);
     }
 
-    fn find(&mut self, name: &str, function: &str) -> Option<Ids> {
+    fn find(&mut self, name: &str, of: &Of) -> Option<Ids> {
         self.forget();
-        let at = self.0.iter().position(|listing| listing.name == name && listing.function == function)?;
+        let at = self.0.iter().position(|listing| listing.name == name && listing.of == *of)?;
         let mut listing = self.0.remove(at);
         listing.read = Instant::now();
-        let ids = Ids { name: listing.name.clone(), ids: listing.ids.clone() };
+        let ids = Ids { name: listing.name.clone(), of: listing.of.clone(), ids: listing.ids.clone() };
         self.0.push(listing);
         Some(ids)
     }
 
     /// Keeps one, of which there are more pages.
-    pub fn keep(&mut self, ids: &Ids, function: &str) {
-        if self.find(&ids.name, function).is_some() {
+    pub fn keep(&mut self, ids: &Ids) {
+        if self.find(&ids.name, &ids.of).is_some() {
             return;
         }
         if self.0.len() == MOST {
             self.0.remove(0);
         }
-        let (name, ids) = (ids.name.clone(), ids.ids.clone());
-        self.0.push(Listing { name, function: function.to_owned(), ids, read: Instant::now() });
+        let Ids { name, of, ids } = ids.clone();
+        self.0.push(Listing { name, of, ids, read: Instant::now() });
     }
 
     /// Drops one that was read to its end.
@@ -111,17 +123,27 @@ impl Listings {
     }
 }
 
-/// The ids of all calls of a function, or of all where it is empty: those of the list that this place is of, if it is kept, or as they are now.
-pub async fn ids(inner: &Inner, store: &Store, function: &str, place: Place<'_>) -> Result<Ids, Error> {
-    if let Some(kept) = inner.listings().find(place.of, function) {
+/// The ids of all calls that this filter may let through: those of the list that this place is of, if it is kept, or as they are now.
+pub async fn ids(inner: &Inner, store: &Store, filter: &Filter, place: Place<'_>) -> Result<Ids, Error> {
+    let dead = filter.state == Some(State::Dead) && store.dead_filled.load(Ordering::Acquire);
+    let of = Of { function: filter.function.clone(), dead };
+    if let Some(kept) = inner.listings().find(place.of, &of) {
         return Ok(kept);
     }
-    let of = match function.is_empty() {
-        true => "*.*".to_owned(),
-        false => function.replace('/', "."),
+    let ids = match dead {
+        true => inner.dead_ids(store, &of.function).await?,
+        false => all(inner, store, &of.function).await?,
     };
+    // Most ids begin with their time.
+    let mut ids: Vec<_> = ids.into_iter().collect();
+    ids.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(Ids { name: uuid::Uuid::now_v7().as_simple().to_string(), of, ids: ids.into() })
+}
+
+/// Of all that wait of a function, or of all functions where it is empty, and of everything that was ever begun.
+async fn all(inner: &Inner, store: &Store, function: &str) -> Result<HashSet<Box<str>>, Error> {
     let mut ids = HashSet::new();
-    let subjects = format!("{}.call.{of}.*", inner.config.prefix);
+    let subjects = inner.subject(function, "*");
     let mut open = store.calls.info_with_subjects(subjects).await.map_err(away)?;
     while let Some((subject, _)) = open.try_next().await.map_err(away)? {
         ids.extend(subject.rsplit('.').next().map(Box::from));
@@ -130,36 +152,38 @@ pub async fn ids(inner: &Inner, store: &Store, function: &str, place: Place<'_>)
     while let Some(id) = keys.try_next().await.map_err(away)? {
         ids.insert(id.into_boxed_str());
     }
-    // Most ids begin with their time.
-    let mut ids: Vec<_> = ids.into_iter().collect();
-    ids.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(Ids { name: uuid::Uuid::now_v7().as_simple().to_string(), ids: ids.into() })
+    Ok(ids)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(function: &str) -> Of {
+        Of { function: function.to_owned(), dead: false }
+    }
+
     fn list(name: &str) -> Ids {
-        Ids { name: name.to_owned(), ids: ["d", "c", "b", "a"].map(Box::from).into() }
+        Ids { name: name.to_owned(), of: of("a/f"), ids: ["d", "c", "b", "a"].map(Box::from).into() }
     }
 
     #[test]
     fn a_list_goes_on_where_it_ended_whether_it_is_kept_or_not() {
         let (first, mut kept) = (list("first"), Listings::default());
         assert_eq!(first.behind(Place::read("").unwrap()).len(), 4);
-        kept.keep(&first, "a/f");
+        kept.keep(&first);
         let next = first.place("c");
         let place = Place::read(&next).unwrap();
         assert_eq!(place.id, "c");
-        let found = kept.find(place.of, "a/f").expect("it is kept");
+        let found = kept.find(place.of, &of("a/f")).expect("it is kept");
         assert_eq!(found.behind(place), &["b", "a"].map(Box::from));
-        assert!(kept.find(place.of, "a/g").is_none(), "another function's");
+        assert!(kept.find(place.of, &of("a/g")).is_none(), "another function's");
+        assert!(kept.find(place.of, &Of { dead: true, ..of("a/f") }).is_none(), "those that were given up");
         // By a balancer that does not keep it, and from one that keeps none.
         assert_eq!(list("second").behind(place).len(), 2);
         assert_eq!(list("second").behind(Place::read("bb").unwrap()), &["b", "a"].map(Box::from));
         kept.over(&found);
-        assert!(kept.find(place.of, "a/f").is_none());
+        assert!(kept.find(place.of, &of("a/f")).is_none());
         for wrong in ["an ../odd one", ".first", "a b.first"] {
             assert!(matches!(Place::read(wrong), Err(Error::Unsupported(_))), "{wrong}");
         }
@@ -170,12 +194,12 @@ mod tests {
         let mut kept = Listings::default();
         let lists: Vec<_> = (0..=MOST).map(|n| list(&n.to_string())).collect();
         for ids in &lists[..MOST] {
-            kept.keep(ids, "");
+            kept.keep(ids);
         }
         // The one that was read last stays.
-        assert!(kept.find("0", "").is_some());
-        kept.keep(&lists[MOST], "");
-        let there: Vec<_> = lists.iter().map(|ids| kept.find(&ids.name, "").is_some()).collect();
+        assert!(kept.find("0", &of("a/f")).is_some());
+        kept.keep(&lists[MOST]);
+        let there: Vec<_> = lists.iter().map(|ids| kept.find(&ids.name, &ids.of).is_some()).collect();
         assert_eq!(there, [true, false, true, true, true]);
         kept.0[0].read = Instant::now().checked_sub(LONGEST).unwrap();
         kept.forget();

@@ -1,7 +1,7 @@
 //! The way to NATS, and what must be there: made once the server answers, found again by every other balancer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
@@ -15,7 +15,7 @@ use stoker_core::later::MAX_AGE_MS;
 use tokio::sync::watch;
 
 use super::lane::Lane;
-use super::{Config, Inner, away};
+use super::{Config, Inner, away, dead};
 use crate::Error;
 
 /// What is known of calls goes after this without a change: longer than any delay and any age together.
@@ -37,6 +37,9 @@ pub struct Store {
     pub progress: kv::Store,
     pub bodies: ObjectStore,
     pub over: Stream,
+    pub dead: Stream,
+    /// Whether all that were given up are noted in it.
+    pub dead_filled: AtomicBool,
 }
 
 /// Begins to connect, and goes on for ever. `connected` ticks with every connection. Each is to the next of the servers, from one that is
@@ -92,6 +95,7 @@ async fn follow(inner: &Arc<Inner>, ready: watch::Sender<Option<Arc<Store>>>) {
             }
         }
     };
+    inner.tasks.spawn(dead::run(inner.clone(), store.clone()));
     loop {
         match listen(inner, &store, &ready).await {
             Ok(()) => tracing::warn!("NATS ended what we listen to"),
@@ -237,7 +241,20 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
         })
         .await
         .map_err(away)?;
-    Ok(Store { jetstream, calls, progress, bodies, over })
+    let dead = jetstream
+        .get_or_create_stream(stream::Config {
+            name: format!("{prefix}-dead"),
+            description: Some("Which calls for later were given up".to_owned()),
+            subjects: vec![format!("{prefix}.dead.*.*.*")],
+            max_messages_per_subject: 1,
+            max_age: KEPT,
+            storage: StorageType::File,
+            num_replicas,
+            ..stream::Config::default()
+        })
+        .await
+        .map_err(away)?;
+    Ok(Store { jetstream, calls, progress, bodies, over, dead, dead_filled: AtomicBool::new(false) })
 }
 
 /// The name of a function's consumer.
@@ -253,7 +270,7 @@ pub async fn consumer(config: &Config, store: &Store, function: &str) -> Result<
         durable_name: Some(name.clone()),
         // By which others know whose it is.
         description: Some(function.to_owned()),
-        filter_subject: format!("{}.call.{}.*", config.prefix, function.replace('/', ".")),
+        filter_subject: format!("{}.call.{}.*", config.prefix, super::tokens(function)),
         ack_policy: AckPolicy::Explicit,
         ack_wait: config.lease,
         // Whatever is delayed is pending.

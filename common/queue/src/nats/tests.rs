@@ -1,7 +1,7 @@
 use stoker_core::error::Code;
 
 use super::*;
-use crate::conformance::{self, call, done, next};
+use crate::conformance::{self, call, dead, done, give_up, next};
 use crate::testing::Nats;
 use crate::{Follow, State};
 
@@ -250,5 +250,48 @@ async fn a_server_that_does_not_answer_is_left_for_the_next() {
     tokio::time::timeout(Duration::from_secs(60), connected.changed()).await.expect("it connects").unwrap();
     assert_eq!(at(), found.address().port());
     left.freeze(false);
+    queue.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_found_without_a_look_at_all_others() {
+    let Some(nats) = Nats::start().await else { return };
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let store = queue.0.store().await.unwrap();
+    let filled = async |store: &Store| {
+        while !store.dead_filled.load(Ordering::Acquire) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the index is filled");
+    let (gone, kept) = (call("a/b", "gone"), call("a/b", "kept"));
+    give_up(&queue, &[gone.clone(), kept.clone()]).await;
+    let done_too = call("a/b", "done");
+    queue.submit(done_too).await.unwrap();
+    let taken = next(&queue, "a/b").await;
+    queue.finish(&taken.ticket, done(&taken, "")).await.unwrap();
+    assert_eq!(queue.0.dead_ids(&store, "").await.unwrap().len(), 2, "what is done is not in it");
+    // What is forgotten is struck out.
+    let (entry, revision) = queue.0.entry(&store, &gone.id).await.unwrap().unwrap();
+    queue.0.forget_entry(&store, &entry, revision).await.unwrap();
+    assert_eq!(queue.0.dead_ids(&store, "a/b").await.unwrap().len(), 1);
+    // The note of another end is not.
+    let mut before = queue.get(&kept.id).await.unwrap().unwrap();
+    before.progress.ended_ms -= 1;
+    queue.0.strike_dead(&store, &before).await;
+    assert_eq!(dead(&queue, "a/b").await, std::slice::from_ref(&kept.id));
+    queue.stop().await;
+    // A release before noted nothing.
+    store.jetstream.delete_stream("stoker-dead").await.unwrap();
+    let queue = NatsQueue::open(config(&nats)).await.unwrap();
+    let store = queue.0.store().await.unwrap();
+    assert_eq!(
+        dead(&queue, "").await,
+        std::slice::from_ref(&kept.id),
+        "found whether it is filled yet or not"
+    );
+    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the index is filled");
+    assert_eq!(queue.0.dead_ids(&store, "").await.unwrap().len(), 1);
+    assert_eq!(dead(&queue, "").await, [kept.id]);
     queue.stop().await;
 }
