@@ -134,6 +134,12 @@ fn wanted(args: &Certs) -> Result<Vec<Wanted>, Failure> {
             wanted.push(Wanted { role, name: name.clone(), hosts: hosts(role, args) });
         }
     }
+    if let Some(host) = args.hosts.first().filter(|_| !wanted.is_empty() && args.balancers.is_empty()) {
+        return Err(Failure::usage(
+            format!("`--host {host}` is for the certificate of a balancer, and none is asked for"),
+            "add --balancer NAME; or name none, and there will be one for all balancers, one for all runners and one for a client `admin`",
+        ));
+    }
     if wanted.is_empty() {
         wanted = [Role::Balancer, Role::Runner]
             .map(|role| Wanted { role, name: String::new(), hosts: hosts(role, args) })
@@ -313,6 +319,10 @@ mod tests {
         // More of the same authority.
         make(&["--directory", text, "--runner", "r1", "--client", "ci"]).unwrap();
         assert_eq!(files(&at).len(), all.len() + 4);
+        let failure = make(&["--directory", text, "--host", "lb.example", "--client", "ada"]).unwrap_err();
+        assert!(failure.what().contains("`--host lb.example` is for"), "{}", failure.what());
+        make(&["--directory", text, "--host", "lb.example", "--client", "ada", "--balancer", "b1"]).unwrap();
+        assert_eq!(files(&at).len(), all.len() + 8);
         assert_eq!(fs::read(at.join("ca.key")).unwrap(), before);
         for name in ["runner-r1", "client-ci", "balancer"] {
             let pem = fs::read_to_string(at.join(format!("{name}.pem"))).unwrap();

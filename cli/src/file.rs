@@ -8,17 +8,17 @@ mod later;
 mod triggers;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
-use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
+use saphyr::{Marker, Scalar, YamlData};
 use stoker_core::function::{CloudEvents, FormatOptions, Network, Problem, Root};
 use stoker_core::image::ImageRef;
 use stoker_core::machine::Listed as _;
 use stoker_core::secret::SecretName;
 use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 use stoker_core::{Format, FunctionName, FunctionSpec};
-use stoker_runtime::config::words::{nearest, written};
+use stoker_runtime::config::words::{nearest, or};
+use stoker_runtime::yaml::{self, Mistake, Node};
 
 /// Keys at the top of a file.
 const TOP_KEYS: [&str; 2] = ["app", "functions"];
@@ -75,26 +75,6 @@ const ROOT_KEYS: [&str; 4] = ["image", "archive", "oci-layout", "rootfs"];
 /// A file of this name is STDIN.
 const STDIN: &str = "-";
 
-/// One thing wrong with a file, and where.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mistake {
-    pub file: PathBuf,
-    /// From 1; 0 if the file could not be read at all.
-    pub line: usize,
-    /// From 1, in characters.
-    pub column: usize,
-    pub text: String,
-}
-
-impl fmt::Display for Mistake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            0 => write!(f, "{}: {}", self.file.display(), self.text),
-            _ => write!(f, "{}:{}:{}: {}", self.file.display(), self.line, self.column, self.text),
-        }
-    }
-}
-
 /// Reads files that are applied together. `-` is STDIN, whose relative paths mean the current directory.
 ///
 /// # Errors
@@ -105,17 +85,12 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<FunctionSpec>, Vec<Mistake>> {
     let mut specs = Vec::new();
     for file in files {
         let (file, text) = match file.as_os_str() == STDIN {
-            true => (&PathBuf::from("STDIN"), std::io::read_to_string(std::io::stdin())),
-            false => (file, std::fs::read_to_string(file)),
+            true => (Path::new("STDIN"), yaml::load_from(Path::new("STDIN"), std::io::stdin())),
+            false => (&**file, yaml::load(file)),
         };
         match text {
             Ok(text) => specs.extend(parse(file, &text, &mut known, &mut mistakes)),
-            Err(error) => mistakes.push(Mistake {
-                file: file.clone(),
-                line: 0,
-                column: 0,
-                text: format!("cannot be read: {error}"),
-            }),
+            Err(mistake) => mistakes.push(mistake),
         }
     }
     if mistakes.is_empty() { Ok(specs) } else { Err(mistakes) }
@@ -129,17 +104,10 @@ struct Known {
 }
 
 fn parse(file: &Path, text: &str, known: &mut Known, mistakes: &mut Vec<Mistake>) -> Vec<FunctionSpec> {
-    let mut reader =
-        Reader { file, directory: directory_of(file), source: text.chars().collect(), mistakes: Vec::new() };
-    let specs = match MarkedYaml::load_from_str(text) {
-        Ok(documents) => reader.documents(&documents, known),
-        Err(error) => {
-            reader.wrong(*error.marker(), format!("is not YAML: {}", error.info()));
-            Vec::new()
-        }
-    };
-    reader.mistakes.sort();
-    mistakes.append(&mut reader.mistakes);
+    let mut reader = Reader { yaml: yaml::Reader::new(file), directory: directory_of(file) };
+    let document = reader.yaml.document(text, "write one app a file");
+    let specs = document.map(|document| reader.document(&document, known)).unwrap_or_default();
+    mistakes.append(&mut reader.yaml.finish());
     specs
 }
 
@@ -157,43 +125,30 @@ fn directory_of(file: &Path) -> PathBuf {
 /// A function's variables, and those whose values are secrets.
 type Environment = (BTreeMap<String, String>, BTreeMap<String, SecretName>);
 
-type Node<'y> = MarkedYaml<'y>;
-
 struct Reader<'a> {
-    file: &'a Path,
+    yaml: yaml::Reader<'a>,
     directory: PathBuf,
-    /// For the text of scalars as written: YAML reads `1.10` as a number, an environment variable wants it as it stands.
-    source: Vec<char>,
-    mistakes: Vec<Mistake>,
 }
 
 impl Reader<'_> {
-    fn wrong(&mut self, at: Marker, text: impl Into<String>) {
-        // The default marker of a node without a place has line 0.
-        let (line, column) = (at.line().max(1), at.col() + 1);
-        self.mistakes.push(Mistake { file: self.file.to_owned(), line, column, text: text.into() });
-    }
-
-    fn place(&self, at: Marker) -> String {
-        format!("{}:{}:{}", self.file.display(), at.line(), at.col() + 1)
-    }
-
-    fn documents(&mut self, documents: &[Node<'_>], known: &mut Known) -> Vec<FunctionSpec> {
-        let Some(first) = documents.first() else {
-            self.wrong(Marker::new(0, 1, 0), "is empty: write `app: NAME` and `functions:` with a list");
-            return Vec::new();
-        };
-        if let Some(second) = documents.get(1) {
-            self.wrong(second.span.start, "is a second document: write one app a file");
-        }
-        let YamlData::Mapping(top) = &first.data else {
-            self.wrong(first.span.start, "must be a mapping with the keys `app` and `functions`");
-            return Vec::new();
+    fn document(&mut self, document: &Node<'_>, known: &mut Known) -> Vec<FunctionSpec> {
+        let top = match &document.data {
+            YamlData::Mapping(top) => top,
+            YamlData::Value(Scalar::Null) => {
+                let text = "is empty: write `app: NAME` and `functions:` with a list";
+                self.yaml.wrong(document.span.start, text);
+                return Vec::new();
+            }
+            _ => {
+                let text = "must be a mapping with the keys `app` and `functions`";
+                self.yaml.wrong(document.span.start, text);
+                return Vec::new();
+            }
         };
         let has = |wanted: &str| top.iter().any(|(key, _)| key.data.as_str() == Some(wanted));
         if has("schema_version") && !has("functions") {
             let text = "is Fn's func.yaml and no function file: write `app: NAME` and `functions:`; docs/migrating-from-fn.md says what becomes of its keys";
-            self.wrong(first.span.start, text);
+            self.yaml.wrong(document.span.start, text);
             return Vec::new();
         }
         let (mut app, mut functions) = (None, None);
@@ -201,22 +156,21 @@ impl Reader<'_> {
             match key.data.as_str() {
                 Some("app") => app = Some(value),
                 Some("functions") => functions = Some(value),
-                _ => self.unknown(key, &TOP_KEYS, "a function file"),
+                _ => self.yaml.unknown(key, &TOP_KEYS, "a function file"),
             }
         }
         let app = match app {
             None => {
-                self.wrong(first.span.start, "`app` is missing: write `app: NAME` at the top");
+                self.yaml.wrong(document.span.start, "`app` is missing: write `app: NAME` at the top");
                 None
             }
             Some(node) => self.text(node, "app").filter(|name| self.name(node.span.start, "app", name)),
         };
         let Some(functions) = functions else {
-            self.wrong(first.span.start, "`functions` is missing: write a list of functions");
+            self.yaml.wrong(document.span.start, "`functions` is missing: write a list of functions");
             return Vec::new();
         };
-        let YamlData::Sequence(list) = &functions.data else {
-            self.wrong(functions.span.start, format!("`functions` must be a list, not {}", kind(functions)));
+        let Some(list) = self.yaml.list("`functions`", functions, "[{name: hello, …}]") else {
             return Vec::new();
         };
         // Without a valid app the functions are still checked, under a name that no message shows.
@@ -225,21 +179,15 @@ impl Reader<'_> {
     }
 
     fn function(&mut self, app: &str, node: &Node<'_>, known: &mut Known) -> Option<FunctionSpec> {
-        let YamlData::Mapping(map) = &node.data else {
-            self.wrong(
-                node.span.start,
-                format!("a function must be a mapping like `name: hello`, not {}", kind(node)),
-            );
-            return None;
-        };
-        let before = self.mistakes.len();
+        let map = self.yaml.mapping("a function", node, "`name: hello`")?;
+        let before = self.yaml.mistakes();
         let mut fields: BTreeMap<&str, &Node<'_>> = BTreeMap::new();
         for (key, value) in map {
             let name = key.data.as_str().unwrap_or_default();
             if let Some(known) = KEYS.iter().find(|known| **known == name) {
                 fields.insert(known, value);
             } else {
-                self.unknown(key, &KEYS, "a function");
+                self.yaml.unknown(key, &KEYS, "a function");
             }
         }
         let mut bad_fields = Vec::new();
@@ -255,7 +203,8 @@ impl Reader<'_> {
             for problem in problems.into_iter().filter(|p| !bad_fields.contains(&p.field)) {
                 let block = fields.get(problem.field);
                 let at = block.and_then(|block| within(block, &problem).or(Some(block.span.start)));
-                self.wrong(at.unwrap_or(node.span.start), format!("`{}` {}", problem.field, problem.text));
+                self.yaml
+                    .wrong(at.unwrap_or(node.span.start), format!("`{}` {}", problem.field, problem.text));
             }
         }
         if bad_fields.contains(&"name") {
@@ -263,7 +212,7 @@ impl Reader<'_> {
             fields.remove("name");
         }
         self.unique(&spec, &fields, known);
-        (self.mistakes.len() == before).then_some(spec)
+        (self.yaml.mistakes() == before).then_some(spec)
     }
 
     /// All fields, wrong ones at their defaults and named in `bad`.
@@ -277,7 +226,7 @@ impl Reader<'_> {
         let placeholder = FunctionName::new("app", "function").expect("both are names");
         let mut spec = FunctionSpec::new(placeholder, Vec::new(), self.directory.clone());
         match fields.get("name") {
-            None => self.wrong(at, "`name` is missing: every function has one, like `name: hello`"),
+            None => self.yaml.wrong(at, "`name` is missing: every function has one, like `name: hello`"),
             Some(node) => {
                 let named = self.text(node, "name").filter(|name| self.name(node.span.start, "name", name));
                 match named.and_then(|name| FunctionName::new(app, &name)) {
@@ -299,7 +248,7 @@ impl Reader<'_> {
         }
         let roots: Vec<_> = ROOT_KEYS.iter().filter_map(|key| Some((*key, *fields.get(key)?))).collect();
         if let [(first, _), (second, node), ..] = roots[..] {
-            self.wrong(
+            self.yaml.wrong(
                 node.span.start,
                 format!("`{second}` cannot stand beside `{first}`: a function has one root"),
             );
@@ -341,12 +290,12 @@ impl Reader<'_> {
 
     fn unique(&mut self, spec: &FunctionSpec, fields: &BTreeMap<&str, &Node<'_>>, known: &mut Known) {
         if let Some(node) = fields.get("name") {
-            let here = self.place(node.span.start);
+            let here = self.yaml.place(node.span.start);
             let name = spec.name.to_string();
             if let Some(first) = known.names.get(&name) {
                 let text =
                     format!("there is a function `{name}` already, at {first}: give this one another name");
-                self.wrong(node.span.start, text);
+                self.yaml.wrong(node.span.start, text);
             } else {
                 known.names.insert(name, here);
             }
@@ -356,23 +305,10 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown(&mut self, key: &Node<'_>, keys: &[&str], of: &str) {
-        let name = written(key, &self.source);
-        let text = match nearest(&name, keys.iter().copied()) {
-            _ if name == "<<" => {
-                "merge keys (`<<`) are not taken: write the keys out, or give a whole value a name, like `env: &shared`, and use it again, like `env: *shared`"
-                    .to_owned()
-            }
-            Some(near) => format!("`{name}` is not a key of {of}: did you mean `{near}`?"),
-            None => format!("`{name}` is not a key of {of}: it has {}", keys.join(", ")),
-        };
-        self.wrong(key.span.start, text);
-    }
-
     fn name(&mut self, at: Marker, key: &str, name: &str) -> bool {
         let good = stoker_core::ids::is_name(name);
         if !good {
-            self.wrong(
+            self.yaml.wrong(
                 at,
                 format!("`{key}` {name:?} is not a name: write 1 to 255 of a-z, A-Z, 0-9, - and _"),
             );
@@ -382,12 +318,7 @@ impl Reader<'_> {
 
     /// Any scalar, as text.
     fn text(&mut self, node: &Node<'_>, key: &str) -> Option<String> {
-        match &node.data {
-            YamlData::Value(Scalar::Null) => self.wrong(node.span.start, format!("`{key}` has no value")),
-            YamlData::Value(_) => return Some(written(node, &self.source)),
-            _ => self.wrong(node.span.start, format!("`{key}` must be one value, not {}", kind(node))),
-        }
-        None
+        self.yaml.text(&format!("`{key}`"), node)
     }
 
     fn by<T>(
@@ -397,7 +328,7 @@ impl Reader<'_> {
         read: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let text = self.text(node, key)?;
-        read(&text).map_err(|problem| self.wrong(node.span.start, format!("`{key}`: {problem}"))).ok()
+        read(&text).map_err(|problem| self.yaml.wrong(node.span.start, format!("`{key}`: {problem}"))).ok()
     }
 
     fn size(&mut self, node: &Node<'_>, key: &'static str) -> Option<u64> {
@@ -445,14 +376,8 @@ impl Reader<'_> {
     }
 
     fn options(&mut self, node: &Node<'_>, key: &'static str) -> Option<FormatOptions> {
-        let YamlData::Mapping(map) = &node.data else {
-            self.wrong(
-                node.span.start,
-                format!("`{key}` must be a mapping like {{handler: func.handler}}, not {}", kind(node)),
-            );
-            return None;
-        };
-        let before = self.mistakes.len();
+        let map = self.yaml.mapping(&format!("`{key}`"), node, "{handler: func.handler}")?;
+        let before = self.yaml.mistakes();
         let mut options = FormatOptions::default();
         for (name, value) in map {
             match name.data.as_str() {
@@ -472,7 +397,7 @@ impl Reader<'_> {
                     options.stream_burst = self.size(value, "stream_burst").unwrap_or_default();
                 }
                 other => match OPTION_KEYS.iter().find(|flag| other == Some(flag)) {
-                    None => self.unknown(name, &OPTION_KEYS, "format_options"),
+                    None => self.yaml.unknown(name, &OPTION_KEYS, "format_options"),
                     Some(flag) => {
                         let on = self.truth(value, flag).unwrap_or_default();
                         match *flag {
@@ -486,7 +411,7 @@ impl Reader<'_> {
                 },
             }
         }
-        (self.mistakes.len() == before).then_some(options)
+        (self.yaml.mistakes() == before).then_some(options)
     }
 
     fn network(&mut self, node: &Node<'_>, key: &'static str) -> Option<Network> {
@@ -505,30 +430,21 @@ impl Reader<'_> {
     }
 
     fn strings(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<String>> {
-        let YamlData::Sequence(list) = &node.data else {
-            let example = match node.data.as_str() {
-                Some(text) => {
-                    let words: Vec<_> = text.split_whitespace().map(|word| format!("{word:?}")).collect();
-                    format!("[{}]", words.join(", "))
-                }
-                None => "[\"python3\", \"func.py\"]".to_owned(),
-            };
-            self.wrong(node.span.start, format!("`{key}` must be a list like {example}, not {}", kind(node)));
-            return None;
+        let example = match node.data.as_str() {
+            Some(text) => {
+                let words: Vec<_> = text.split_whitespace().map(|word| format!("{word:?}")).collect();
+                format!("[{}]", words.join(", "))
+            }
+            None => "[\"python3\", \"func.py\"]".to_owned(),
         };
+        let list = self.yaml.list(&format!("`{key}`"), node, &example)?;
         let all: Vec<_> = list.iter().map(|item| self.text(item, key)).collect();
         all.into_iter().collect()
     }
 
     /// The variables, and those whose values are secrets.
     fn environment(&mut self, node: &Node<'_>, key: &'static str) -> Option<Environment> {
-        let YamlData::Mapping(map) = &node.data else {
-            self.wrong(
-                node.span.start,
-                format!("`{key}` must be a mapping like {{NAME: value}}, not {}", kind(node)),
-            );
-            return None;
-        };
+        let map = self.yaml.mapping(&format!("`{key}`"), node, "{NAME: value}")?;
         let mut all = Some(Environment::default());
         for (name, value) in map {
             if let YamlData::Mapping(_) = &value.data {
@@ -559,11 +475,11 @@ impl Reader<'_> {
         let only = map.iter().next().filter(|_| map.len() == 1);
         let named = only.filter(|(key, _)| key.data == YamlData::Value(Scalar::String("secret".into())));
         let Some((_, value)) = named else {
-            self.wrong(node.span.start, "a variable is a text, or {secret: NAME/KEY}".to_owned());
+            self.yaml.wrong(node.span.start, "a variable is a text, or {secret: NAME/KEY}".to_owned());
             return None;
         };
         let text = self.text(value, "secret")?;
-        SecretName::parse(&text).map_err(|why| self.wrong(value.span.start, why)).ok()
+        SecretName::parse(&text).map_err(|why| self.yaml.wrong(value.span.start, why)).ok()
     }
 }
 
@@ -572,27 +488,6 @@ fn within(block: &Node<'_>, problem: &Problem) -> Option<Marker> {
     let YamlData::Mapping(map) = &block.data else { return None };
     let (name, _) = problem.text.split_once([' ', ':'])?;
     map.iter().find(|(key, _)| key.data.as_str() == Some(name)).map(|(key, _)| key.span.start)
-}
-
-fn kind(node: &Node<'_>) -> &'static str {
-    match &node.data {
-        YamlData::Mapping(_) => "a mapping",
-        YamlData::Sequence(_) => "a list",
-        YamlData::Value(Scalar::Null) => "nothing",
-        YamlData::Value(Scalar::Integer(_) | Scalar::FloatingPoint(_)) => "a number",
-        YamlData::Value(Scalar::Boolean(_)) => "true or false",
-        YamlData::Value(Scalar::String(_)) => "text",
-        _ => "a value of another kind",
-    }
-}
-
-fn or<'n>(names: impl Iterator<Item = &'n str>) -> String {
-    let names: Vec<_> = names.collect();
-    match names.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, others)) => format!("{} or {last}", others.join(", ")),
-        None => String::new(),
-    }
 }
 
 #[cfg(test)]

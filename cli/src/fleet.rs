@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use stoker_core::cidr::Cidr;
 use stoker_core::{FunctionName, Resources, RunnerName};
 use stoker_registry::Registry;
 use stoker_runtime::admin::{Admin, Pages};
@@ -46,11 +47,19 @@ pub struct Plan {
     pub queue: PathBuf,
     /// Where code is kept that comes as a zip.
     pub code: PathBuf,
+    pub lambda: Lambda,
     pub images: Images,
     /// The secrets of functions: a directory for each app.
     pub secrets: Option<PathBuf>,
     /// How long calls may take to finish at the end.
     pub grace: Duration,
+}
+
+/// What the balancer is told of AWS's API beside that, as its settings `lambda.emulate` and `lambda.trusted_proxies`.
+#[derive(Debug, Clone, Default)]
+pub struct Lambda {
+    pub emulate: Option<String>,
+    pub trusted_proxies: Vec<Cidr>,
 }
 
 /// Where images come from, and where they are kept.
@@ -285,6 +294,8 @@ async fn balancer(
         later: stoker_lb::CallQueue::Disk(stoker_queue::disk::Config::new(&plan.queue)),
         lambda: stoker_lb::LambdaConfig {
             code: Some(stoker_lb::LambdaCode::Directory(plan.code.clone())),
+            emulate: plan.lambda.emulate.clone(),
+            trusted_proxies: plan.lambda.trusted_proxies.clone(),
             ..Default::default()
         },
         metrics: metrics.clone(),

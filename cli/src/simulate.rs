@@ -10,7 +10,7 @@ use stoker_core::resources::Resources;
 use stoker_simulate::plot::Chart;
 use stoker_simulate::trace::azure::{self, Selection};
 use stoker_simulate::trace::synthetic::{Cloud, Steady};
-use stoker_simulate::trace::{SECOND, Trace, micros};
+use stoker_simulate::trace::{Micros, SECOND, Trace, micros};
 use stoker_simulate::{Change, Kind, Placer, QUANTILES, Report, Scenario, run};
 
 use crate::args::{Common, Output, Simulate};
@@ -25,6 +25,9 @@ struct Named {
 
 /// What the first run is called.
 const AS_IT_IS: &str = "as it is";
+
+/// Runs that are shorter say so: a launch takes seconds at worst, and a quarter of a run goes by before anything is counted.
+const SHORT: Micros = 30 * SECOND;
 
 /// The least memory of a runner, of which nothing but the smallest function has room.
 const LEAST_MEMORY: u64 = 16 << 20;
@@ -150,8 +153,14 @@ fn table(scenario: &Scenario, trace: &Trace, runs: &[Named]) -> String {
     let seconds = trace.span as f64 / SECOND as f64;
     let kind = scenario.runners.first().map_or(0, |kind| kind.count);
     let digits = usize::from(trace.work() < 10.0);
+    let short = match trace.span < SHORT {
+        true => {
+            "\nThis is over before such a fleet is warm: it shows how a cold one begins. A longer one: more --calls, or --span."
+        }
+        false => "",
+    };
     format!(
-        "{}: {} calls in {seconds:.0} s, {:.digits$} of {:.0} cores busy; {kind} runners, {} balancers\n\n{}",
+        "{}: {} calls in {seconds:.0} s, {:.digits$} of {:.0} cores busy; {kind} runners, {} balancers{short}\n\n{}",
         trace.title,
         trace.calls.len(),
         trace.work(),

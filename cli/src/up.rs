@@ -29,7 +29,7 @@ use self::stop::Stop;
 use self::watch::Watch;
 use crate::args::{Common, Output, Up};
 use crate::failure::Failure;
-use crate::fleet::{Fleet, Images, Plan};
+use crate::fleet::{Fleet, Images, Lambda, Plan};
 use crate::{client, functions, output};
 
 /// The gRPC port that `stoker` looks for when it is told nothing.
@@ -330,7 +330,7 @@ fn registry(args: &Up, places: &Places) -> Result<Arc<dyn Registry>, Failure> {
     let Some(file) = places.functions() else { return Ok(Arc::new(MemoryRegistry::default())) };
     let registry = MemoryRegistry::open(&file).map_err(|error| {
         let advice = match &error {
-            stoker_registry::Error::Store { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+            stoker_registry::Error::Store { cause, .. } if cause.kind() == std::io::ErrorKind::InvalidData => {
                 format!(
                     "correct {0}, or move it away: without it `up` starts with no functions, and `stoker apply` brings them back",
                     file.display()
@@ -408,6 +408,10 @@ fn plan(args: &Up, name: &str, places: &Places, settings: Settings) -> Result<Pl
         state: places.runners().to_owned(),
         queue: places.queue(name),
         code: places.code(name),
+        lambda: Lambda {
+            emulate: args.lambda_emulate.clone(),
+            trusted_proxies: args.lambda_trusted_proxies.clone(),
+        },
         images: Images {
             directory: args
                 .images

@@ -16,7 +16,8 @@ Examples:
   stoker simulate --kill 60s --back 10s --plots ./plots -o json
 
 No server is asked: balancers and runners are simulated, with the code that the real ones decide with. A change is KEY=CHANGE: runners, \
-memory, cpu, balancers, load, idle-timeout, min-containers; =VALUE sets, =+VALUE and =-VALUE add, =*N and =/N scale.")]
+memory, cpu, balancers, load, idle-timeout, min-containers; =VALUE sets, =+VALUE and =-VALUE add, =*N and =/N scale. \
+A run takes time with its calls, and with runners times functions times balancers: each balancer ranks all runners for each function once.")]
 pub struct Simulate {
     /// What is called: steady or cloud (made up), the folder of Azure's traces of 2019, or their file of 2021.
     #[arg(long, default_value = "steady", value_name = "TRACE")]
@@ -37,13 +38,13 @@ pub struct Simulate {
     #[arg(long, default_value_t = 1000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1_000_000), value_name = "N")]
     pub functions: usize,
     /// Calls; of steady.
-    #[arg(long, default_value_t = 150_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=20_000_000), value_name = "N")]
+    #[arg(long, default_value_t = 150_000, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=stoker_simulate::trace::MOST_CALLS as u64), value_name = "N")]
     pub calls: usize,
     /// Part of all cores that the calls keep busy; made up.
     #[arg(long, default_value_t = 0.6, value_name = "0..1")]
     pub load: f64,
     /// Runners.
-    #[arg(long, default_value_t = 20, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100_000), value_name = "N")]
+    #[arg(long, default_value_t = 20, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=stoker_simulate::MOST_RUNNERS as u64), value_name = "N")]
     pub runners: usize,
     /// Memory of each.
     #[arg(long, default_value = "16GiB", value_parser = parse_size, value_name = "SIZE")]
@@ -55,7 +56,7 @@ pub struct Simulate {
     #[arg(long, default_value = "1", value_parser = stoker_core::units::parse_cpu, value_name = "N")]
     pub function_cpu: u32,
     /// Balancers.
-    #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000), value_name = "N")]
+    #[arg(long, default_value_t = 4, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=stoker_simulate::MOST_BALANCERS as u64), value_name = "N")]
     pub balancers: usize,
     /// How long idle containers are kept.
     #[arg(long, default_value = "10m", value_parser = parse_duration, value_name = "TIME")]

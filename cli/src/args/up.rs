@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use stoker_core::cidr::Cidr;
 use stoker_core::units::{parse_duration, parse_size};
 use stoker_sandbox::select::Choice;
 
@@ -84,6 +85,12 @@ pub struct Up {
     /// The directory of functions' secrets: files APP/NAME or APP/NAME/KEY, read for each launch.
     #[arg(long, value_name = "DIR")]
     pub secrets: Option<PathBuf>,
+    /// The function that /2015-03-31/functions/function/invocations calls, with the words of AWS's Runtime Interface Emulator.
+    #[arg(long, value_name = "APP/FN")]
+    pub lambda_emulate: Option<String>,
+    /// Proxies before the fleet whose X-Forwarded-For, -Proto and -Port handlers of AWS Lambda are told: addresses and networks.
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "ADDRESSES")]
+    pub lambda_trusted_proxies: Vec<Cidr>,
     /// How long calls may take to finish after Ctrl-C.
     #[arg(long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
     pub grace: Duration,

@@ -2,8 +2,9 @@
 
 use saphyr::{Scalar, YamlData};
 use stoker_core::later::{Later, Schedule, Target};
+use stoker_runtime::yaml::Node;
 
-use super::{Node, Reader, kind};
+use super::Reader;
 
 /// Keys of a function's `async`.
 const KEYS: [&str; 8] =
@@ -14,16 +15,12 @@ const SCHEDULE_KEYS: [&str; 2] = ["cron", "body"];
 
 impl Reader<'_> {
     pub(super) fn later(&mut self, node: &Node<'_>, key: &'static str) -> Option<Later> {
-        let YamlData::Mapping(map) = &node.data else {
-            let text = format!("`{key}` must be a mapping like {{max_attempts: 5}}, not {}", kind(node));
-            self.wrong(node.span.start, text);
-            return None;
-        };
+        let map = self.yaml.mapping(&format!("`{key}`"), node, "{max_attempts: 5}")?;
         // What is wrong stays at its default, so that the rest is judged as well.
         let mut later = Later::default();
         for (name, value) in map {
             let Some(key) = KEYS.iter().copied().find(|key| name.data.as_str() == Some(key)) else {
-                self.unknown(name, &KEYS, "async");
+                self.yaml.unknown(name, &KEYS, "async");
                 continue;
             };
             match key {
@@ -49,31 +46,23 @@ impl Reader<'_> {
     }
 
     pub(super) fn schedules(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Schedule>> {
-        let YamlData::Sequence(list) = &node.data else {
-            let text = format!("`{key}` must be a list like [{{cron: \"0 4 * * *\"}}], not {}", kind(node));
-            self.wrong(node.span.start, text);
-            return None;
-        };
+        let list = self.yaml.list(&format!("`{key}`"), node, "[{cron: \"0 4 * * *\"}]")?;
         let mut all = Vec::new();
         for item in list {
-            let YamlData::Mapping(map) = &item.data else {
-                let text = format!("a schedule must be like {{cron: \"0 4 * * *\"}}, not {}", kind(item));
-                self.wrong(item.span.start, text);
-                continue;
-            };
+            let Some(map) = self.yaml.mapping("a schedule", item, "{cron: \"0 4 * * *\"}") else { continue };
             let (mut cron, mut body) = (None, String::new());
             for (name, value) in map {
                 match name.data.as_str() {
                     Some("cron") => cron = self.text(value, "cron"),
                     Some("body") => body = self.text(value, "body").unwrap_or_default(),
-                    _ => self.unknown(name, &SCHEDULE_KEYS, "a schedule"),
+                    _ => self.yaml.unknown(name, &SCHEDULE_KEYS, "a schedule"),
                 }
             }
             match cron {
                 Some(cron) => all.push(Schedule { cron, body }),
-                None => {
-                    self.wrong(item.span.start, "a schedule must have `cron`, like {cron: \"0 4 * * *\"}")
-                }
+                None => self
+                    .yaml
+                    .wrong(item.span.start, "a schedule must have `cron`, like {cron: \"0 4 * * *\"}"),
             }
         }
         Some(all)

@@ -84,6 +84,18 @@ functions:
     assert_eq!((other.workdir.as_path(), other.cpu_millis), (Path::new("/"), 2000));
 }
 
+/// What has a name and what is written by it reads as if it were written out, numbers too.
+#[test]
+fn a_value_with_a_name_is_used_again() {
+    let text = "app: d\nfunctions:\n- {name: a, command: &c [x], max_containers: &n 3, env: &e {V: &v 1.10, W: *v}}\n\
+                - {name: b, command: *c, max_containers: *n, env: *e}";
+    let [a, b] = &read(text).unwrap()[..] else { panic!("two functions") };
+    for spec in [a, b] {
+        assert_eq!((&spec.command[..], spec.max_containers), (&["x".to_owned()][..], 3));
+        assert_eq!(spec.env.values().collect::<Vec<_>>(), ["1.10", "1.10"]);
+    }
+}
+
 #[test]
 fn bad_files() {
     let function =
@@ -96,7 +108,7 @@ fn bad_files() {
         ("functions: []".into(), &["1:1: `app` is missing"]),
         (
             "app: a b\nfunctions: 3".into(),
-            &["1:6: `app` \"a b\" is not a name", "2:12: `functions` must be a list, not a number"],
+            &["1:6: `app` \"a b\" is not a name", "2:12: `functions` must be a list like [{name: hello, …}], not a number"],
         ),
         (
             "ap: demo\nfunctions: []".into(),
@@ -205,7 +217,7 @@ fn bad_files() {
             &["5:26: `cors` credentials with the origin \"*\" would let every site act"],
         ),
         (function("max_request: 5"), &["5:18: `max_request`: `5` has no unit: write it like 5MiB"]),
-        (function("name: b"), &["5:5: is not YAML: duplicated key"]),
+        (function("name: b"), &["5:5: `name` stands here twice, first in line 3: write it once"]),
         (
             "app: d\nfunctions:\n- {name: a, command: [x]}\n- {name: a, command: [x]}".into(),
             &["4:10: there is a function `d/a` already, at /f/functions.yaml:3:10"],

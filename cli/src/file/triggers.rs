@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use saphyr::YamlData;
 use stoker_core::function::{Cors, FunctionSpec, Trigger};
+use stoker_runtime::yaml::Node;
 
-use super::{Known, Node, Reader, kind};
+use super::{Known, Reader};
 
 /// Keys of a trigger.
 const KEYS: [&str; 6] = ["http", "methods", "hosts", "headers", "query", "cors"];
@@ -18,22 +19,14 @@ pub type Claims = BTreeMap<(String, String), Vec<(Trigger, String, String)>>;
 
 impl Reader<'_> {
     pub(super) fn triggers(&mut self, node: &Node<'_>, key: &'static str) -> Option<Vec<Trigger>> {
-        let YamlData::Sequence(list) = &node.data else {
-            let text = format!("`{key}` must be a list like [{{http: /hello}}], not {}", kind(node));
-            self.wrong(node.span.start, text);
-            return None;
-        };
+        let list = self.yaml.list(&format!("`{key}`"), node, "[{http: /hello}]")?;
         let all: Vec<_> = list.iter().map(|item| self.trigger(item)).collect();
         all.into_iter().collect()
     }
 
     fn trigger(&mut self, item: &Node<'_>) -> Option<Trigger> {
-        let YamlData::Mapping(map) = &item.data else {
-            let text = format!("a trigger must be like {{http: /hello}}, not {}", kind(item));
-            self.wrong(item.span.start, text);
-            return None;
-        };
-        let before = self.mistakes.len();
+        let map = self.yaml.mapping("a trigger", item, "{http: /hello}")?;
+        let before = self.yaml.mistakes();
         let (mut trigger, mut has_path) = (Trigger::default(), false);
         for (name, value) in map {
             match name.data.as_str() {
@@ -46,27 +39,20 @@ impl Reader<'_> {
                 Some("headers") => trigger.headers = self.pairs(value, "headers").unwrap_or_default(),
                 Some("query") => trigger.query = self.pairs(value, "query").unwrap_or_default(),
                 Some("cors") => trigger.cors = self.cors(value, "cors"),
-                _ => self.unknown(name, &KEYS, "a trigger"),
+                _ => self.yaml.unknown(name, &KEYS, "a trigger"),
             }
         }
         if !has_path {
             let text = "a trigger must have `http` with a path, like {http: /hello}";
-            self.wrong(item.span.start, text);
+            self.yaml.wrong(item.span.start, text);
         }
         trigger.headers = trigger.headers.into_iter().map(|(k, v)| (k.to_ascii_lowercase(), v)).collect();
-        (self.mistakes.len() == before).then_some(trigger)
+        (self.yaml.mistakes() == before).then_some(trigger)
     }
 
     pub(super) fn cors(&mut self, node: &Node<'_>, key: &'static str) -> Option<Cors> {
-        let YamlData::Mapping(map) = &node.data else {
-            let text = format!(
-                "`{key}` must be a mapping like {{origins: [https://shop.example]}}, not {}",
-                kind(node)
-            );
-            self.wrong(node.span.start, text);
-            return None;
-        };
-        let before = self.mistakes.len();
+        let map = self.yaml.mapping(&format!("`{key}`"), node, "{origins: [https://shop.example]}")?;
+        let before = self.yaml.mistakes();
         let mut cors = Cors::default();
         for (name, value) in map {
             match name.data.as_str() {
@@ -81,10 +67,10 @@ impl Reader<'_> {
                     let age = self.millis(value, "max_age").unwrap_or_default() / 1000;
                     cors.max_age = u32::try_from(age).unwrap_or(u32::MAX);
                 }
-                _ => self.unknown(name, &CORS_KEYS, "cors"),
+                _ => self.yaml.unknown(name, &CORS_KEYS, "cors"),
             }
         }
-        (self.mistakes.len() == before).then_some(cors)
+        (self.yaml.mistakes() == before).then_some(cors)
     }
 
     /// One text, or several.
@@ -102,11 +88,7 @@ impl Reader<'_> {
     }
 
     fn pairs(&mut self, node: &Node<'_>, key: &'static str) -> Option<BTreeMap<String, String>> {
-        let YamlData::Mapping(map) = &node.data else {
-            let text = format!("`{key}` must be a mapping like {{name: value}}, not {}", kind(node));
-            self.wrong(node.span.start, text);
-            return None;
-        };
+        let map = self.yaml.mapping(&format!("`{key}`"), node, "{name: value}")?;
         let all: Vec<_> =
             map.iter().map(|(name, value)| Some((self.text(name, key)?, self.text(value, key)?))).collect();
         all.into_iter().collect()
@@ -130,9 +112,9 @@ impl Reader<'_> {
                     )
                 });
             match first {
-                Some(text) => self.wrong(at, text),
+                Some(text) => self.yaml.wrong(at, text),
                 None => {
-                    let place = format!("{}:{}:{}", self.file.display(), at.line(), at.col() + 1);
+                    let place = self.yaml.place(at);
                     claims.push((trigger.clone(), spec.name.to_string(), place));
                 }
             }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoker_core::slots::{self, SLOTS};
+use stoker_core::histogram::{self, BINS};
 use stoker_proto::convert;
 use stoker_proto::v1::{self, LinkState, RunnerState};
 use tokio::time::Instant;
@@ -47,12 +47,12 @@ pub struct Gain {
     /// By the caller's, the function's and the platform's fault.
     pub failed: [u64; 3],
     pub cold: u64,
-    pub times: Box<[u64; SLOTS]>,
+    pub times: Box<[u64; BINS]>,
 }
 
 impl Default for Gain {
     fn default() -> Self {
-        Self { rate: None, calls: 0, failed: [0; 3], cold: 0, times: Box::new([0; SLOTS]) }
+        Self { rate: None, calls: 0, failed: [0; 3], cold: 0, times: Box::new([0; BINS]) }
     }
 }
 
@@ -72,13 +72,13 @@ impl Gain {
             *sum += now.saturating_sub(old);
         }
         self.cold += now.cold.saturating_sub(old.cold);
-        for (slot, count) in now.slots.iter().zip(&now.counts) {
-            if let Some(sum) = self.times.get_mut(*slot as usize) {
+        for (bin, count) in now.slots.iter().zip(&now.counts) {
+            if let Some(sum) = self.times.get_mut(*bin as usize) {
                 *sum += count;
             }
         }
-        for (slot, count) in old.slots.iter().zip(&old.counts) {
-            if let Some(sum) = self.times.get_mut(*slot as usize) {
+        for (bin, count) in old.slots.iter().zip(&old.counts) {
+            if let Some(sum) = self.times.get_mut(*bin as usize) {
                 *sum = sum.saturating_sub(*count);
             }
         }
@@ -86,7 +86,7 @@ impl Gain {
 
     /// In microseconds.
     pub fn percentile(&self, part: f64) -> Option<u64> {
-        slots::percentile(&*self.times, part)
+        histogram::percentile(&*self.times, part)
     }
 
     /// Of the calls.
@@ -446,8 +446,8 @@ mod tests {
         assert_eq!((picture.window, picture.total.rate), (Duration::from_secs(5), Some(110.0)));
         let row = &picture.functions[0];
         assert_eq!((row.gain.calls, row.gain.cold, row.calls, row.idle), (550, 50, 2_200, 2));
-        assert_eq!(row.gain.percentile(0.5), Some(slots::middle(10)));
-        assert_eq!(row.gain.percentile(0.99), Some(slots::middle(60)));
+        assert_eq!(row.gain.percentile(0.5), Some(histogram::middle(10)));
+        assert_eq!(row.gain.percentile(0.99), Some(histogram::middle(60)));
         let runner = &picture.runners[0];
         assert_eq!((runner.rate, runner.memory), (Some(100.0), Held { busy: 30, idle: 20, total: 100 }));
     }

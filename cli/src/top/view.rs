@@ -5,7 +5,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
-use stoker_core::slots;
+use stoker_core::histogram;
 use stoker_core::units::format_cpu;
 use tokio::time::Instant;
 
@@ -328,8 +328,8 @@ fn spread(gain: &Gain, styles: Styles) -> Vec<Line<'static>> {
     let mut bars: Vec<(u64, u64)> = Vec::new();
     for (slot, count) in gain.times.iter().enumerate() {
         match bars.last_mut() {
-            Some((_, sum)) if !slots::is_round(slot) => *sum += count,
-            _ => bars.push((slots::begin(slot), *count)),
+            Some((_, sum)) if !histogram::is_round(slot) => *sum += count,
+            _ => bars.push((histogram::begin(slot), *count)),
         }
     }
     let used = |(_, count): &(u64, u64)| *count > 0;

@@ -6,8 +6,10 @@
 pub mod backoff;
 pub mod call;
 pub mod capacity;
+pub mod cidr;
 pub mod error;
 pub mod function;
+pub mod histogram;
 pub mod ids;
 pub mod image;
 pub mod later;
@@ -15,7 +17,6 @@ pub mod machine;
 pub mod moment;
 pub mod resources;
 pub mod secret;
-pub mod slots;
 pub mod text;
 pub mod trigger;
 pub mod units;

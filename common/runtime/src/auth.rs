@@ -8,7 +8,6 @@ mod file;
 mod jwks;
 mod jwt;
 mod kept;
-mod reader;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,6 +24,7 @@ use self::jwt::Signer;
 pub(crate) use self::kept::password;
 pub use self::kept::{Generation, Kept, bearer};
 use crate::tls::Peer;
+use crate::yaml;
 
 /// The longest credential that is looked at.
 const LONGEST: usize = 8 << 10;
@@ -203,8 +203,7 @@ impl Access {
     /// # Errors
     /// Every mistake in it, a line each, with its place.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        file::read(path, &text)
+        file::read(path, &yaml::load(path).map_err(|mistake| mistake.to_string())?)
     }
 
     /// Who it is that shows this token, and this certificate. A token that is shown is what counts: who shows a wrong one is not let in by

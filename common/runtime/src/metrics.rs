@@ -10,13 +10,13 @@
 mod bounded;
 mod define;
 pub mod etcd;
+mod observable;
 mod process;
 mod series;
 #[cfg(test)]
 mod tests;
 mod text;
 mod times;
-mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,13 +24,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub use self::bounded::Bounded;
 pub use self::define::{About, Def, Kind, Listed, Read};
+pub use self::observable::{Observable, Scrape};
 pub use self::process::LISTED;
 use self::series::Reading;
 pub use self::series::{Counter, Counts, Entered, Gauge, Handle, Level};
 pub use self::text::Form;
 use self::text::Writer;
 pub use self::times::{BOUNDS, Histogram, Spread, Times};
-pub use self::told::{Scrape, Told};
 use crate::config::kind::{COUNT, TRUTH};
 use crate::config::{Key, Settings, Table};
 

@@ -103,7 +103,8 @@ pub fn reread(tls: Option<&Tls>, access: impl FnOnce() -> Result<(), String>) {
     let outcomes = [tls.map_or(Ok(()), Tls::reload), access()];
     let wrong: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
     for why in &wrong {
-        tracing::error!(why, "what is on disk cannot be used, and what was read before stays");
+        // No error yet: of a pair that is being replaced one file comes before the other.
+        tracing::warn!(why, "what is on disk cannot be used, and what was read before stays");
     }
     if wrong.is_empty() {
         tracing::info!("certificates and access file are as they are on disk");

@@ -9,20 +9,20 @@
 //! Without an endpoint no span is recorded and no line is kept for it, and the trace context of a call passes through as it came. What may be said in
 //! spans and lines is in [`names`].
 
-mod amazon;
 mod clock;
 mod context;
 mod export;
-mod held;
 pub mod names;
 mod queue;
 mod records;
 mod sampling;
 mod settings;
 mod span;
+mod tail_sampling;
 #[cfg(test)]
 mod tests;
 mod wire;
+mod xray;
 
 use std::io;
 use std::sync::Arc;
@@ -33,7 +33,6 @@ pub use span::{Span, Spot, Tracer};
 use tokio::sync::oneshot;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use self::amazon::{from_amazon, to_amazon};
 use self::clock::Clock;
 use self::export::Exporter;
 pub use self::queue::Bounds;
@@ -45,6 +44,7 @@ use self::settings::Signal;
 pub use self::settings::{Config, Identity, KEYS, Protocol, Trust};
 use self::span::Shared;
 pub use self::wire::{Fact, Facts, Labels, Value};
+pub use self::xray::{from_xray, to_xray};
 use crate::metrics::{Listed, Metrics, Read};
 
 const OUTCOME: (&str, &str) =

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use stoker_core::moment;
 
 use super::jwt::{Condition, Issuer, Source};
-use super::reader::{Fields, Node, Reader};
 use super::{Access, Grants, Identity, Limit, Pattern, Secret};
 use crate::config::kind::uri;
+use crate::yaml::{Fields, Node, Reader};
 
 /// Most of what stands in one list.
 const MANY: usize = 10_000;
@@ -17,7 +17,7 @@ const MANY: usize = 10_000;
 const GRANTS: [&str; 3] = ["invoke", "manage", "observe"];
 
 pub fn read(path: &Path, text: &str) -> Result<Access, String> {
-    let mut reader = Reader::new(path, text);
+    let mut reader = Reader::new(path);
     let mut access = Access {
         tokens: HashMap::new(),
         certificates: HashMap::new(),
@@ -28,9 +28,9 @@ pub fn read(path: &Path, text: &str) -> Result<Access, String> {
         files: Vec::new(),
         remembered: Mutex::default(),
     };
-    if let Some(document) = reader.document(text) {
+    if let Some(document) = reader.document(text, "write all of it in one") {
         let keys = ["tokens", "certificates", "access_keys", "jwt", "anybody", "limits"];
-        let fields = reader.map("the access file", &document, &keys);
+        let fields = reader.fields("the access file", &document, &keys);
         for node in entries(&mut reader, &fields, "tokens") {
             token(&mut reader, node, &mut access);
         }
@@ -45,7 +45,7 @@ pub fn read(path: &Path, text: &str) -> Result<Access, String> {
             access.issuers.extend(issuer.map(Arc::new));
         }
         if let Some(node) = fields.get("anybody") {
-            let fields = reader.map("`anybody`", node, &GRANTS);
+            let fields = reader.fields("`anybody`", node, &GRANTS);
             let grants = grants(&mut reader, &fields);
             access.anybody = Some(known("anybody".to_owned(), grants));
         }
@@ -53,13 +53,16 @@ pub fn read(path: &Path, text: &str) -> Result<Access, String> {
             access.limits.extend(limit(&mut reader, node));
         }
     }
-    if reader.mistakes.is_empty() { Ok(access) } else { Err(reader.mistakes.join("\n")) }
+    let mistakes = reader.finish();
+    let lines = || mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    if mistakes.is_empty() { Ok(access) } else { Err(lines()) }
 }
 
 fn entries<'n, 'y>(reader: &mut Reader<'_>, fields: &Fields<'n, 'y>, key: &str) -> &'n [Node<'y>] {
-    let all = reader.list(&format!("`{key}`"), fields.get(key));
+    let Some(node) = fields.get(key) else { return &[] };
+    let all = reader.list(&format!("`{key}`"), node, "[{name: …}]").unwrap_or_default();
     if let Some(first) = all.get(MANY) {
-        reader.wrong(first, format!("`{key}` has more than {MANY} entries"));
+        reader.wrong(first.span.start, format!("`{key}` has more than {MANY} entries"));
         return &[];
     }
     all
@@ -77,12 +80,13 @@ fn pattern(text: &str) -> Result<Pattern, String> {
 
 fn grants(reader: &mut Reader<'_>, fields: &Fields<'_, '_>) -> Grants {
     Grants(GRANTS.map(|key| {
-        let nodes = reader.list(&format!("`{key}`"), fields.get(key));
-        nodes
-            .iter()
+        let node = fields.get(key);
+        let list = node.and_then(|node| reader.list(&format!("`{key}`"), node, "[shop, web-*]"));
+        list.into_iter()
+            .flatten()
             .filter_map(|node| {
                 let text = reader.text(&format!("an app of `{key}`"), node)?;
-                pattern(&text).map_err(|why| reader.wrong(node, format!("`{key}`: {why}"))).ok()
+                pattern(&text).map_err(|why| reader.wrong(node.span.start, format!("`{key}`: {why}"))).ok()
             })
             .collect()
     }))
@@ -92,27 +96,30 @@ fn named(reader: &mut Reader<'_>, what: &str, node: &Node<'_>, fields: &Fields<'
     let name = reader.needed(what, node, fields, "name")?;
     let good = (1..=200).contains(&name.len()) && name.chars().all(|c| !c.is_control()) && name != "anybody";
     if !good {
-        reader.wrong(node, "`name`: 1 to 200 characters of text, and not `anybody`");
+        reader.wrong(node.span.start, "`name`: 1 to 200 characters of text, and not `anybody`");
     }
     good.then_some(name)
 }
 
 fn token(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
-    let fields = reader.map("a token", node, &["name", "sha256", "expires", "invoke", "manage", "observe"]);
+    let fields =
+        reader.fields("a token", node, &["name", "sha256", "expires", "invoke", "manage", "observe"]);
     let grants = grants(reader, &fields);
     let expires = reader.maybe(&fields, "expires", moment::read);
     let name = named(reader, "a token", node, &fields);
     let Some(text) = reader.needed("a token", node, &fields, "sha256") else { return };
     let Some(hash) = hexadecimal(&text) else {
         // Perhaps the token itself: it is not repeated here.
-        reader
-            .wrong(node, "`sha256`: 64 hexadecimal digits, the hash of the token: `stoker token` makes both");
+        reader.wrong(
+            node.span.start,
+            "`sha256`: 64 hexadecimal digits, the hash of the token: `stoker token` makes both",
+        );
         return;
     };
     if let Some(name) = name
         && access.tokens.insert(hash, Arc::new(Identity { name, grants, expires, signer: None })).is_some()
     {
-        reader.wrong(node, "`sha256`: the same token stands here twice");
+        reader.wrong(node.span.start, "`sha256`: the same token stands here twice");
     }
 }
 
@@ -122,20 +129,20 @@ fn known(name: String, grants: Grants) -> Arc<Identity> {
 }
 
 fn certificate(reader: &mut Reader<'_>, node: &Node<'_>, access: &mut Access) {
-    let fields = reader.map("a certificate", node, &["name", "san", "invoke", "manage", "observe"]);
+    let fields = reader.fields("a certificate", node, &["name", "san", "invoke", "manage", "observe"]);
     let grants = grants(reader, &fields);
     let name = named(reader, "a certificate", node, &fields);
     let san = reader.needed("a certificate", node, &fields, "san");
     if let (Some(name), Some(san)) = (name, san)
         && access.certificates.insert(san, known(name, grants)).is_some()
     {
-        reader.wrong(node, "`san`: the same name stands here twice");
+        reader.wrong(node.span.start, "`san`: the same name stands here twice");
     }
 }
 
 fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mut Access) {
     let fields =
-        reader.map("an access key", node, &["name", "id", "secret_file", "invoke", "manage", "observe"]);
+        reader.fields("an access key", node, &["name", "id", "secret_file", "invoke", "manage", "observe"]);
     let grants = grants(reader, &fields);
     let name = named(reader, "an access key", node, &fields);
     let id = reader.needed("an access key", node, &fields, "id");
@@ -145,12 +152,14 @@ fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mu
         match std::fs::read_to_string(&file).map(|text| text.trim_end().to_owned()) {
             Ok(text) if (16..=256).contains(&text.len()) => Some(Secret(text)),
             Ok(_) => {
-                reader
-                    .wrong(node, format!("`secret_file`: {} must have 16 to 256 characters", file.display()));
+                reader.wrong(
+                    node.span.start,
+                    format!("`secret_file`: {} must have 16 to 256 characters", file.display()),
+                );
                 None
             }
             Err(error) => {
-                reader.wrong(node, format!("`secret_file`: {}: {error}", file.display()));
+                reader.wrong(node.span.start, format!("`secret_file`: {}: {error}", file.display()));
                 None
             }
         }
@@ -158,12 +167,12 @@ fn access_key(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, access: &mu
     if let (Some(name), Some(id), Some(secret)) = (name, id, secret)
         && access.keys.insert(id, (secret, known(name, grants))).is_some()
     {
-        reader.wrong(node, "`id`: the same key stands here twice");
+        reader.wrong(node.span.start, "`id`: the same key stands here twice");
     }
 }
 
 fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec<PathBuf>) -> Option<Issuer> {
-    let fields = reader.map("an issuer", node, &["issuer", "audience", "jwks", "ca", "claim", "grants"]);
+    let fields = reader.fields("an issuer", node, &["issuer", "audience", "jwks", "ca", "claim", "grants"]);
     let name = reader.needed("an issuer", node, &fields, "issuer");
     let audience = reader.needed("an issuer", node, &fields, "audience");
     let jwks = reader.needed("an issuer", node, &fields, "jwks");
@@ -171,7 +180,7 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec
     let claim = reader.maybe(&fields, "claim", |text| Ok(text.to_owned()));
     let mut conditions = Vec::new();
     for node in entries(reader, &fields, "grants") {
-        let fields = reader.map("a grant", node, &["when", "invoke", "manage", "observe"]);
+        let fields = reader.fields("a grant", node, &["when", "invoke", "manage", "observe"]);
         let when = fields.get("when").map(|node| reader.pairs("`when`", node)).unwrap_or_default();
         conditions.push(Condition { when, grants: grants(reader, &fields) });
     }
@@ -179,20 +188,26 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec
         // It is in the log when it does not answer.
         url if url.contains("://") && url.contains('@') => {
             reader.wrong(
-                node,
+                node.span.start,
                 "`jwks`: has a user or a password in it: keys are public, and asked for without",
             );
             return None;
         }
         url if url.starts_with("https://") => {
             let Some(url) = uri(&url) else {
-                reader.wrong(node, format!("`jwks`: `{url}` is not a URL: write it like https://host/keys"));
+                reader.wrong(
+                    node.span.start,
+                    format!("`jwks`: `{url}` is not a URL: write it like https://host/keys"),
+                );
                 return None;
             };
             Source::Url { url, ca }
         }
         url if url.starts_with("http://") => {
-            reader.wrong(node, "`jwks`: keys that come without TLS are anybody's: write https:// or a file");
+            reader.wrong(
+                node.span.start,
+                "`jwks`: keys that come without TLS are anybody's: write https:// or a file",
+            );
             return None;
         }
         file => {
@@ -204,7 +219,7 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec
     let issuer = Issuer::new(name?, audience?, source, claim.unwrap_or_else(|| "sub".to_owned()), conditions);
     // A file is read with the access file, so that what is wrong with it is told at once.
     if let Err(why) = issuer.read_file() {
-        reader.wrong(node, format!("`jwks`: {why}"));
+        reader.wrong(node.span.start, format!("`jwks`: {why}"));
     }
     Some(issuer)
 }
@@ -212,7 +227,7 @@ fn issuer(reader: &mut Reader<'_>, path: &Path, node: &Node<'_>, files: &mut Vec
 fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
     let keys =
         ["identity", "app", "calls_per_second", "burst", "bytes_per_second", "bytes_burst", "concurrent"];
-    let fields = reader.map("a limit", node, &keys);
+    let fields = reader.fields("a limit", node, &keys);
     let identity = reader.maybe(&fields, "identity", pattern);
     let app = reader.maybe(&fields, "app", pattern);
     let number = |text: &str| match text.parse::<f64>() {
@@ -233,14 +248,14 @@ fn limit(reader: &mut Reader<'_>, node: &Node<'_>) -> Option<Limit> {
     });
     if identity.is_none() && app.is_none() {
         reader.wrong(
-            node,
+            node.span.start,
             "a limit is for an `identity`, an `app` or both: write `identity: \"*\"` for each of them",
         );
         return None;
     }
     if !["calls_per_second", "bytes_per_second", "concurrent"].iter().any(|key| fields.contains_key(*key)) {
         reader.wrong(
-            node,
+            node.span.start,
             "a limit without `calls_per_second`, `bytes_per_second` and `concurrent` limits nothing",
         );
         return None;

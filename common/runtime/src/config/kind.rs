@@ -1,14 +1,14 @@
 //! Kinds of values: how each is written, and what a text must look like to be one.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stoker_core::cidr::Cidr;
 use stoker_core::{ImageRef, units};
 
 use super::{Item, Problems, words};
-use crate::network::Network;
 
 /// How a value stands in a file and on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,8 +157,14 @@ pub const REGISTRIES: Kind<Vec<String>> = Kind::items("HOST,…", Shape::List, |
 });
 
 /// Several addresses, or networks of them.
-pub const NETWORKS: Kind<Vec<Network>> =
-    Kind::items("NETWORK,…", Shape::List, |items| collect(items.iter().map(|item| item.text.parse())));
+pub const CIDRS: Kind<Vec<Cidr>> =
+    Kind::items("CIDR,…", Shape::List, |items| collect(items.iter().map(|item| item.text.parse())));
+
+/// Several addresses.
+pub const ADDRESSES: Kind<Vec<IpAddr>> = Kind::items("IP,…", Shape::List, |items| {
+    let wrong = |text: &str| format!("`{text}` is no address: write it like 10.0.0.7 or fd00::7");
+    collect(items.iter().map(|item| item.text.parse().map_err(|_| wrong(&item.text))))
+});
 
 /// Names with a text each.
 pub const MAP: Kind<BTreeMap<String, String>> = Kind::items("NAME=TEXT,…", Shape::Map, |items| {

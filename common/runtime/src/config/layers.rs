@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use saphyr::{LoadableYamlNode as _, MarkedYaml, Marker, Scalar, YamlData};
+use saphyr::{Marker, Scalar, YamlData};
 
 use super::kind::Shape;
-use super::{Declared, FILE_VARIABLE, Item, Mistake, Origin, PREFIX, Raw, Spec, words};
+use super::{Declared, FILE_VARIABLE, Item, Mistake, Origin, PREFIX, Raw, Spec, show, words};
+use crate::yaml::{self, Node, kind};
 
 /// A variable of ours that is no key is a typing mistake if it is this close to one. Farther ones are somebody else's:
 /// Kubernetes puts `STOKER_…_SERVICE_HOST` there for a service of that name.
@@ -162,75 +163,46 @@ pub(super) fn variables(
 
 /// Reads a file.
 pub(super) fn file(path: &Path, keys: &[&'static dyn Declared]) -> Layer {
-    let mut reader = Reader { path, source: Vec::new(), keys, layer: Layer::default() };
-    match std::fs::read_to_string(path) {
-        Err(error) => {
-            let origin = Origin::File { path: path.to_owned(), line: 0, column: 0 };
-            reader.layer.wrong(origin, format!("cannot be read: {error}"));
-        }
-        Ok(text) => {
-            reader.source = text.chars().collect();
-            match MarkedYaml::load_from_str(&text) {
-                Ok(documents) => reader.documents(&documents),
-                Err(error) => reader.wrong(*error.marker(), format!("is not YAML: {}", error.info())),
-            }
-        }
+    let text = match yaml::load(path) {
+        Ok(text) => text,
+        Err(mistake) => return Layer { mistakes: vec![mistake.into()], ..Layer::default() },
+    };
+    let mut reader = Reader { yaml: yaml::Reader::new(path), path, keys, values: BTreeMap::new() };
+    if let Some(document) = reader.yaml.document(&text, "write all settings in one") {
+        reader.mapping(None, &document);
     }
-    reader.layer
+    let Reader { yaml, values, .. } = reader;
+    let mistakes = yaml.finish().into_iter().map(Mistake::from).collect();
+    Layer { values, mistakes, ..Layer::default() }
 }
 
-type Node<'y> = MarkedYaml<'y>;
-
 struct Reader<'a> {
+    yaml: yaml::Reader<'a>,
     path: &'a Path,
-    /// For the text of scalars as written: YAML reads `1.10` as a number.
-    source: Vec<char>,
     keys: &'a [&'static dyn Declared],
-    layer: Layer,
+    values: BTreeMap<&'static str, Raw>,
 }
 
 impl Reader<'_> {
     fn origin(&self, at: Marker) -> Origin {
-        Origin::File { path: self.path.to_owned(), line: at.line().max(1), column: at.col() + 1 }
+        Origin::File { path: self.path.to_owned(), line: at.line(), column: at.col() + 1 }
     }
 
-    fn wrong(&mut self, at: Marker, text: impl Into<String>) {
-        let origin = self.origin(at);
-        self.layer.wrong(origin, text);
-    }
-
-    fn documents(&mut self, documents: &[Node<'_>]) {
-        if let Some(second) = documents.get(1) {
-            self.wrong(second.span.start, "is a second document: write all settings in one");
-        }
-        match documents.first() {
-            // A file of comments sets nothing.
-            None => {}
-            Some(first) => self.mapping(None, first),
-        }
-    }
-
-    /// The whole file, or one section of it.
+    /// The whole file, or one section of it. With nothing in it, or comments, it sets nothing.
     fn mapping(&mut self, section: Option<&str>, node: &Node<'_>) {
-        let map = match &node.data {
-            YamlData::Mapping(map) => map,
-            YamlData::Value(Scalar::Null) => return,
-            _ => {
-                let of = section.map_or("the file".to_owned(), |section| format!("`{section}`"));
-                let text = format!("{of} must be a mapping like `key: value`, not {}", kind(node));
-                self.wrong(node.span.start, text);
-                return;
-            }
-        };
-        for (key, value) in map {
-            let name = words::written(key, &self.source);
-            let spec = self.specs().find(|spec| spec.place() == (section, name.as_str()));
+        if matches!(node.data, YamlData::Value(Scalar::Null)) {
+            return;
+        }
+        let of = section.map_or("the file".to_owned(), |section| format!("`{section}`"));
+        for (key, value) in self.yaml.mapping(&of, node, "`key: value`").into_iter().flatten() {
+            let name = self.yaml.written(key);
+            let known = self.keys.iter().find(|key| key.spec().place() == (section, name.as_str()));
             let is_section =
                 section.is_none() && self.specs().any(|spec| spec.place().0 == Some(name.as_str()));
-            match spec {
-                Some(spec) => self.value(spec, value),
+            match known {
+                Some(known) => self.value(*known, value),
                 None if is_section => self.mapping(Some(&name), value),
-                None => self.unknown(section, key, &name),
+                None => self.unknown(section, &of, key, &name),
             }
         }
     }
@@ -239,7 +211,7 @@ impl Reader<'_> {
         self.keys.iter().map(|key| key.spec())
     }
 
-    fn unknown(&mut self, section: Option<&str>, key: &Node<'_>, name: &str) {
+    fn unknown(&mut self, section: Option<&str>, of: &str, node: &Node<'_>, name: &str) {
         let here: BTreeSet<&'static str> = self
             .specs()
             .filter_map(|spec| match (spec.place(), section) {
@@ -249,29 +221,25 @@ impl Reader<'_> {
             })
             .collect();
         let elsewhere = self.specs().find(|spec| spec.place().1 == name || spec.name == name);
-        let of = section.map_or("the file".to_owned(), |section| format!("`{section}`"));
-        let text = match (words::nearest(name, here.iter().copied()), elsewhere.map(Spec::place)) {
-            (Some(near), _) => format!("`{name}` is not a key of {of}: did you mean `{near}`?"),
+        match (words::nearest(name, here.iter().copied()), elsewhere.map(Spec::place)) {
             (None, Some((Some(section), key))) => {
-                format!("`{name}` is not a key of {of}: write `{key}` under `{section}`")
+                self.yaml.unknown_but(node, of, &format!("write `{key}` under `{section}`"));
             }
             (None, Some((None, key))) => {
-                format!("`{name}` is not a key of {of}: write `{key}` at the top of the file")
+                self.yaml.unknown_but(node, of, &format!("write `{key}` at the top of the file"));
             }
-            (None, None) => {
-                let here: Vec<_> = here.into_iter().collect();
-                format!("`{name}` is not a key of {of}: it has {}", here.join(", "))
-            }
-        };
-        self.wrong(key.span.start, text);
+            _ => self.yaml.unknown(node, &here.into_iter().collect::<Vec<_>>(), of),
+        }
     }
 
-    fn value(&mut self, spec: &'static Spec, node: &Node<'_>) {
+    fn value(&mut self, key: &'static dyn Declared, node: &Node<'_>) {
         let origin = self.origin(node.span.start);
+        let spec = key.spec();
         let name = spec.name;
         let items = match (spec.shape, &node.data) {
             (_, YamlData::Value(Scalar::Null)) => {
-                self.wrong(node.span.start, format!("`{name}` has no value: leave it out for the default"));
+                self.yaml
+                    .wrong(node.span.start, format!("`{name}` has no value: leave it out for the default"));
                 return;
             }
             (Shape::List, YamlData::Sequence(list)) => {
@@ -280,51 +248,43 @@ impl Reader<'_> {
             (Shape::Map, YamlData::Mapping(map)) => map
                 .iter()
                 .map(|(key, node)| {
-                    let key = words::written(key, &self.source);
+                    let key = self.yaml.written(key);
                     self.item(name, key, node)
                 })
                 .collect(),
             (Shape::One | Shape::Switch, _) => self.item(name, String::new(), node).map(|item| vec![item]),
-            (Shape::List, _) => {
-                self.wrong(
-                    node.span.start,
-                    format!("`{name}` must be a list like [a, b], not {}", kind(node)),
-                );
-                None
-            }
-            (Shape::Map, _) => {
-                let text = format!("`{name}` must be a mapping like {{name: text}}, not {}", kind(node));
-                self.wrong(node.span.start, text);
+            (Shape::List | Shape::Map, _) => {
+                let text = format!("`{name}` must be {}, not {}", self.several(key, node), kind(node));
+                self.yaml.wrong(node.span.start, text);
                 None
             }
         };
         if let Some(items) = items {
-            self.layer.values.insert(name, Raw { items, origin });
+            self.values.insert(name, Raw { items, origin });
+        }
+    }
+
+    /// What a list or a mapping should have looked like: with these very values where they stand as a flag has them, in one text. What would not be
+    /// taken is not repeated: a URL may have a password in it.
+    fn several(&self, key: &'static dyn Declared, node: &Node<'_>) -> String {
+        let spec = key.spec();
+        let items = match &node.data {
+            YamlData::Value(_) if !spec.secret => {
+                Some(spec.items(&self.yaml.written(node), &self.origin(node.span.start)))
+            }
+            _ => None,
+        };
+        let meant = items.filter(|items| key.read(items).is_ok());
+        let meant = meant.map(|items| format!(": write {}", show::items(spec.shape, &items)));
+        match spec.shape {
+            Shape::Map => format!("a mapping{}", meant.as_deref().unwrap_or(" like {name: text}")),
+            _ => format!("a list{}", meant.as_deref().unwrap_or(" like [a, b]")),
         }
     }
 
     fn item(&mut self, name: &str, key: String, node: &Node<'_>) -> Option<Item> {
-        if let YamlData::Value(scalar) = &node.data
-            && *scalar != Scalar::Null
-        {
-            return Some(Item {
-                key,
-                text: words::written(node, &self.source),
-                origin: self.origin(node.span.start),
-            });
-        }
         let of = if key.is_empty() { format!("`{name}`") } else { format!("`{key}` of `{name}`") };
-        self.wrong(node.span.start, format!("{of} must be one value, not {}", kind(node)));
-        None
-    }
-}
-
-fn kind(node: &Node<'_>) -> &'static str {
-    match &node.data {
-        YamlData::Mapping(_) => "a mapping",
-        YamlData::Sequence(_) => "a list",
-        YamlData::Value(Scalar::Null) => "nothing",
-        YamlData::Value(_) => "one value",
-        _ => "a value of another kind",
+        let text = self.yaml.text(&of, node)?;
+        Some(Item { key, text, origin: self.origin(node.span.start) })
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::kind::Shape;
-use super::{Entry, Fallback, Raw, Settings};
+use super::{Entry, Fallback, Item, Raw, Settings};
 
 impl Settings {
     /// A file with the effective values, each with a remark on who said it.
@@ -75,16 +75,20 @@ fn line(entry: &Entry) -> String {
     if spec.secret {
         return format!("# {key}: secret, not shown  # {}\n", raw.origin);
     }
-    let texts = || raw.items.iter().map(|item| scalar(&item.text));
-    let value = match spec.shape {
+    format!("{key}: {}  # {}\n", items(spec.shape, &raw.items), raw.origin)
+}
+
+/// A value as it stands in a file.
+pub(super) fn items(shape: Shape, items: &[Item]) -> String {
+    let texts = || items.iter().map(|item| scalar(&item.text));
+    match shape {
         Shape::One | Shape::Switch => texts().collect::<String>(),
         Shape::List => format!("[{}]", texts().collect::<Vec<_>>().join(", ")),
         Shape::Map => {
-            let pairs = raw.items.iter().map(|item| format!("{}: {}", scalar(&item.key), scalar(&item.text)));
+            let pairs = items.iter().map(|item| format!("{}: {}", scalar(&item.key), scalar(&item.text)));
             format!("{{{}}}", pairs.collect::<Vec<_>>().join(", "))
         }
-    };
-    format!("{key}: {value}  # {}\n", raw.origin)
+    }
 }
 
 /// A text as YAML; quoted unless it surely means itself.

@@ -216,7 +216,7 @@ etcd:
     let expected = [
         "stoker.yaml:1:1: `nmae` is not a key of the file: did you mean `name`?",
         "stoker.yaml:2:5: `zone` has no value: leave it out for the default",
-        "stoker.yaml:3:9: `listen` must be a mapping like `key: value`, not one value",
+        "stoker.yaml:3:9: `listen` must be a mapping like `key: value`, not a number",
         "stoker.yaml:4:1: `grpc` is not a key of the file: write `grpc` under `listen`",
         "stoker.yaml:6:11: `runner.memory`: `128` has no unit: write it like 128MiB",
         "stoker.yaml:7:8: `runner.cpu`: `lots` is not a share of CPU: write thousandths of a core like 250m, or cores like 0.5",
@@ -241,6 +241,33 @@ etcd:
         "`name` is missing: write --name TEXT, STOKER_NAME, or a line in the file",
     ];
     assert_eq!(mistakes, expected, "got\n{}", mistakes.join("\n"));
+}
+
+#[test]
+fn several_values_in_one_text_are_told_how_they_stand_in_a_file() {
+    for (file, told) in [
+        ("etcd: {endpoints: 'http://a:1, http://b:2'}", "a list: write [http://a:1, http://b:2], not text"),
+        ("etcd: {endpoints: http://a:1}", "a list: write [http://a:1], not text"),
+        ("etcd: {endpoints: ''}", "a list: write [], not text"),
+        ("etcd: {endpoints: [http://a:1, http://b:2]}", ""),
+        // What would be refused all the same, and is no address to be shown.
+        ("etcd: {endpoints: 'a, http://me:hunter2@b'}", "a list like [a, b], not text"),
+        ("etcd: {endpoints: {a: b}}", "a list like [a, b], not a mapping"),
+        ("runner: {labels: 'disk=ssd, note=a: b'}", "a mapping: write {disk: ssd, note: \"a: b\"}, not text"),
+        ("runner: {labels: disk}", "a mapping like {name: text}, not text"),
+        ("runner: {labels: [disk=ssd]}", "a mapping like {name: text}, not a list"),
+    ] {
+        let file = format!("name: x\n{file}");
+        match load(&file, &[], &["--config", "FILE"]) {
+            Ok(_) => assert_eq!(told, "", "{file}"),
+            Err(mistakes) => {
+                assert!(
+                    mistakes.len() == 1 && mistakes[0].contains(&format!("` must be {told}")),
+                    "{mistakes:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
-//! Words as people write them: what they probably meant, and how a value stands in its file.
+//! Words as people write them, and what they probably meant.
 
-use saphyr::MarkedYaml;
 use stoker_core::text::unescape;
 
 /// The known word that `word` was probably meant to be, without regard to case and to which separator was typed.
@@ -13,16 +12,6 @@ pub fn nearest<'n>(word: &str, known: impl IntoIterator<Item = &'n str>) -> Opti
         .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(3))
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-/// A scalar as it stands in its file, whose characters are `source`: numbers and the like are not respelled.
-pub fn written(node: &MarkedYaml<'_>, source: &[char]) -> String {
-    if let Some(text) = node.data.as_str() {
-        return text.to_owned();
-    }
-    let (start, end) = (node.span.start.index(), node.span.end.index());
-    let written: String = source.get(start..end).unwrap_or_default().iter().collect();
-    written.lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// Letters to insert, remove or change to make `b` of `a` (Levenshtein).
@@ -42,7 +31,7 @@ pub(super) fn distance(a: &str, b: &str) -> usize {
 }
 
 /// `a, b or c`.
-pub(super) fn or<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+pub fn or<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     let names: Vec<_> = names.into_iter().collect();
     match names.split_last() {
         Some((last, [])) => (*last).to_owned(),

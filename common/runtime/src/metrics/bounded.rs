@@ -80,8 +80,8 @@ impl<T> Bounded<T> {
     /// A place for a name that has none, if there is one.
     fn place(&self, name: &str, full: bool) -> Option<Arc<Entry<T>>> {
         let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let due = now >= self.next.load(Ordering::Relaxed);
-        if full && !due {
+        let due = || now >= self.next.load(Ordering::Relaxed);
+        if full && !due() {
             return None;
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +89,8 @@ impl<T> Bounded<T> {
         if let Some(entry) = known.get(name) {
             return Some(entry.clone());
         }
-        if known.len() >= self.most && due {
+        // Asked again: whoever had the lock may just have taken places away, and the rest has had no time to be used since.
+        if known.len() >= self.most && due() {
             known.retain(|name, entry| {
                 let used = entry.used.swap(false, Ordering::Relaxed);
                 if !used {

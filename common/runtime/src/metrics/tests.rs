@@ -173,11 +173,11 @@ fn series_are_bounded_whatever_their_labels() {
 
 #[test]
 fn what_is_counted_elsewhere_is_told_whole() {
-    static ALL: Told = Told::counter("all", "All").labels(&[("of", "what")]);
-    static LONG: Told = Told::times("long_seconds", "How long").labels(&[("of", "what")]);
+    static ALL: Observable = Observable::counter("all", "All").labels(&[("of", "what")]);
+    static LONG: Observable = Observable::times("long_seconds", "How long").labels(&[("of", "what")]);
     let (metrics, times) = (Metrics::default(), Arc::new(Times::default()));
     let told = times.clone();
-    metrics.tell([&ALL, &LONG], move |scrape| {
+    metrics.observe([&ALL, &LONG], move |scrape| {
         scrape.of(&ALL).counter(&["a"], 7);
         scrape.of(&LONG).times(&["a"], &told.so_far(), Some(&told));
     });

@@ -1,20 +1,20 @@
-//! How long things take: counted in fine slots, shown in coarser buckets.
+//! How long things take: counted in fine bins, shown in coarser buckets.
 //!
 //! Who watches a fleet wants percentiles that are right within a tenth, Prometheus wants few buckets: both come from one count, since the bounds of
-//! the buckets are ends of slots. Noting a time is two additions, and no lock that somebody waits for.
+//! the buckets are ends of bins. Noting a time is two additions, and no lock that somebody waits for.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use stoker_core::slots::{self, SLOTS, slot_of};
+use stoker_core::histogram::{self, BINS, bin_of};
 
 use super::series::{Handle, fraction};
 use super::text::Samples;
 use crate::telemetry::TraceId;
 
-/// Upper bounds of buckets, in microseconds, each the end of a slot: a warm call takes some tenths of a millisecond, a function may take a minute.
+/// Upper bounds of buckets, in microseconds, each the end of a bin: a warm call takes some tenths of a millisecond, a function may take a minute.
 pub const BOUNDS: [u64; 26] = [
     50, 100, 150, 200, 300, 400, 500, 700, 1_000, 2_000, 3_000, 5_000, 10_000, 20_000, 30_000, 50_000,
     100_000, 200_000, 300_000, 500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000,
@@ -25,7 +25,7 @@ const BUCKETS: usize = BOUNDS.len() + 1;
 
 /// Times that are counted whether or not somebody shows them as a metric.
 pub struct Times {
-    slots: [AtomicU64; SLOTS],
+    bins: [AtomicU64; BINS],
     /// In whole nanoseconds, so that adding is one instruction.
     sum: AtomicU64,
     /// Made with the first of them.
@@ -50,11 +50,7 @@ pub(super) struct Exemplar {
 
 impl Default for Times {
     fn default() -> Self {
-        Self {
-            slots: [const { AtomicU64::new(0) }; SLOTS],
-            sum: AtomicU64::new(0),
-            exemplars: OnceLock::new(),
-        }
+        Self { bins: [const { AtomicU64::new(0) }; BINS], sum: AtomicU64::new(0), exemplars: OnceLock::new() }
     }
 }
 
@@ -67,7 +63,7 @@ impl fmt::Debug for Times {
 impl Times {
     /// Notes a time. The trace of a call that is recorded may become the exemplar of its bucket.
     pub fn note(&self, time: Duration, exemplar: Option<TraceId>) {
-        self.slots[slot_of(time)].fetch_add(1, Ordering::Relaxed);
+        self.bins[bin_of(time)].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if let Some(trace) = exemplar {
             self.example(time, trace);
@@ -77,7 +73,7 @@ impl Times {
     #[inline(never)]
     fn example(&self, time: Duration, trace: TraceId) {
         let places = self.exemplars.get_or_init(|| Box::new(std::array::from_fn(|_| Place::default())));
-        let place = &places[bucket_of(slot_of(time))];
+        let place = &places[bucket_of(bin_of(time))];
         if !place.noted.load(Ordering::Relaxed)
             // Whoever has it notes another, or is looking: either way this one is not missed.
             && let Ok(mut exemplar) = place.exemplar.try_lock()
@@ -91,7 +87,7 @@ impl Times {
     #[must_use]
     pub fn so_far(&self) -> Spread {
         Spread {
-            counts: self.slots.each_ref().map(|count| count.load(Ordering::Relaxed)),
+            counts: self.bins.each_ref().map(|count| count.load(Ordering::Relaxed)),
             sum: self.sum.load(Ordering::Relaxed),
         }
     }
@@ -104,23 +100,23 @@ impl Times {
     }
 }
 
-/// The first bucket whose bound is not below that of a slot.
-fn bucket_of(slot: usize) -> usize {
-    let Some(end) = slots::end(slot) else { return BOUNDS.len() };
+/// The first bucket whose bound is not below that of a bin.
+fn bucket_of(bin: usize) -> usize {
+    let Some(end) = histogram::end(bin) else { return BOUNDS.len() };
     BOUNDS.partition_point(|bound| *bound < end)
 }
 
-/// What times have come to: how many there are in each slot, and their sum.
+/// What times have come to: how many there are in each bin, and their sum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spread {
-    pub counts: [u64; SLOTS],
+    pub counts: [u64; BINS],
     /// In nanoseconds.
     pub sum: u64,
 }
 
 impl Default for Spread {
     fn default() -> Self {
-        Self { counts: [0; SLOTS], sum: 0 }
+        Self { counts: [0; BINS], sum: 0 }
     }
 }
 
@@ -149,11 +145,11 @@ impl Spread {
 
     /// As a histogram with the exemplars of `times`.
     pub(super) fn write(&self, times: Option<&Times>, samples: &mut Samples<'_>) {
-        let (mut count, mut slot) = (0, 0);
+        let (mut count, mut bin) = (0, 0);
         for bucket in 0..BUCKETS {
-            while slot < SLOTS && bucket_of(slot) == bucket {
-                count += self.counts[slot];
-                slot += 1;
+            while bin < BINS && bucket_of(bin) == bucket {
+                count += self.counts[bin];
+                bin += 1;
             }
             let bound = BOUNDS.get(bucket).map_or(f64::INFINITY, |bound| *bound as f64 / 1e6);
             samples.bucket(bound, count, times.and_then(|times| times.exemplar(bucket)));
@@ -199,12 +195,12 @@ mod tests {
     #[test]
     fn every_bound_is_the_end_of_a_slot() {
         for (bucket, bound) in BOUNDS.iter().enumerate() {
-            let slot = slot_of(Duration::from_micros(*bound));
-            assert_eq!(slots::end(slot), Some(*bound));
-            assert_eq!((bucket_of(slot), bucket_of(slot + 1)), (bucket, bucket + 1), "{bound}");
+            let bin = bin_of(Duration::from_micros(*bound));
+            assert_eq!(histogram::end(bin), Some(*bound));
+            assert_eq!((bucket_of(bin), bucket_of(bin + 1)), (bucket, bucket + 1), "{bound}");
         }
         assert!(BOUNDS.is_sorted());
-        assert_eq!(bucket_of(SLOTS - 1), BOUNDS.len());
+        assert_eq!(bucket_of(BINS - 1), BOUNDS.len());
     }
 
     #[test]

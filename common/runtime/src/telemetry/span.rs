@@ -10,10 +10,10 @@ use stoker_core::TraceContext;
 
 use super::clock::{self, Anchor, Clock};
 use super::context::{self, Place};
-use super::held::Held;
 use super::names::{self, Attribute, Event, Name};
 use super::queue::Queue;
 use super::sampling::{Keep, Sampling};
+use super::tail_sampling::TailBuffer;
 use super::wire::{self, Fact, Facts, Head, Tail, Value};
 
 /// Most attributes, events and links of one span, each: with [`wire::MAX_TEXT`] and [`MAX_BYTES`] the bound of its memory.
@@ -172,8 +172,8 @@ struct Traced {
 enum Fate {
     Sent,
     /// Not sampled: with its call, which the first span of it in this process decides.
-    Waits(Arc<Held>),
-    Decides(Arc<Held>),
+    Waits(Arc<TailBuffer>),
+    Decides(Arc<TailBuffer>),
 }
 
 impl fmt::Debug for Traced {

@@ -1,9 +1,9 @@
 //! What needs no collector: contexts, decisions, bounds. `tests/telemetry.rs` has one.
 
-mod amazon;
 mod collectors;
 mod kept;
 mod listed;
+mod xray;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;

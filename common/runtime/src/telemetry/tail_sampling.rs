@@ -11,7 +11,7 @@ const MAX_SPANS: usize = 64;
 const MAX_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<State>);
+pub(super) struct TailBuffer(Mutex<State>);
 
 #[derive(Debug)]
 enum State {
@@ -32,7 +32,7 @@ impl Default for State {
     }
 }
 
-impl Held {
+impl TailBuffer {
     /// A span below the first has ended.
     pub fn push(&self, queue: &Queue, span: &[u8]) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);

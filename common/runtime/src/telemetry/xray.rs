@@ -6,7 +6,7 @@ use stoker_core::TraceContext;
 /// What such a header says, as a `traceparent`; nothing where it names no trace, or no span that could be above ours. Who leaves the decision to
 /// others (`Sampled=?`) has not decided against it.
 #[must_use]
-pub fn from_amazon(header: &str) -> Option<TraceContext> {
+pub fn from_xray(header: &str) -> Option<TraceContext> {
     let (mut root, mut parent, mut sampled) = (None, None, "01");
     for (name, value) in header.split(';').filter_map(|field| field.trim().split_once('=')) {
         match name {
@@ -23,7 +23,7 @@ pub fn from_amazon(header: &str) -> Option<TraceContext> {
 /// What a function of AWS is told of its trace: where `said` is what the caller said in that header, and is of the same trace, with what else it says;
 /// where it is of another, as it came.
 #[must_use]
-pub fn to_amazon(trace: &TraceContext, said: Option<&str>) -> String {
+pub fn to_xray(trace: &TraceContext, said: Option<&str>) -> String {
     let mut parts = trace.parent.split('-').skip(1);
     let own = match (parts.next(), parts.next(), parts.next()) {
         (Some(id), Some(parent), Some(flags)) if is_hex(id, 32) && is_hex(parent, 16) => {

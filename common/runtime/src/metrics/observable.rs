@@ -7,13 +7,13 @@ use super::text::Writer;
 use super::times::{Spread, Times};
 use super::{Family, Metrics};
 
-/// Such a metric.
+/// A metric whose series a callback writes when somebody looks, as those of OpenTelemetry that are called observable.
 #[derive(Debug)]
-pub struct Told {
+pub struct Observable {
     pub about: About,
 }
 
-impl Told {
+impl Observable {
     /// A counter.
     #[must_use]
     pub const fn counter(name: &'static str, help: &'static str) -> Self {
@@ -39,9 +39,9 @@ pub struct Scrape<'w>(&'w mut Writer);
 
 impl Scrape<'_> {
     /// From here on series of this metric are told.
-    pub fn of(&mut self, told: &'static Told) -> Series<'_> {
-        self.0.family(&told.about);
-        Series { writer: self.0, about: &told.about }
+    pub fn of(&mut self, metric: &'static Observable) -> Series<'_> {
+        self.0.family(&metric.about);
+        Series { writer: self.0, about: &metric.about }
     }
 }
 
@@ -66,28 +66,28 @@ impl Series<'_> {
 }
 
 impl Metrics {
-    /// These are told by `tell`, in this order.
+    /// These are told by `callback`, in this order.
     ///
     /// # Panics
     /// Like every declaration: if one was declared before.
-    pub fn tell<const N: usize>(
+    pub fn observe<const N: usize>(
         &self,
-        told: [&'static Told; N],
-        tell: impl Fn(&mut Scrape<'_>) + Send + Sync + 'static,
+        metrics: [&'static Observable; N],
+        callback: impl Fn(&mut Scrape<'_>) + Send + Sync + 'static,
     ) {
-        self.add(told.map(|told| told.about.name), || Box::new(Teller(Box::new(tell))));
+        self.add(metrics.map(|metric| metric.about.name), || Box::new(Callback(Box::new(callback))));
     }
 }
 
-struct Teller(Box<dyn Fn(&mut Scrape<'_>) + Send + Sync>);
+struct Callback(Box<dyn Fn(&mut Scrape<'_>) + Send + Sync>);
 
-impl fmt::Debug for Teller {
+impl fmt::Debug for Callback {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Teller")
+        f.write_str("Callback")
     }
 }
 
-impl Family for Teller {
+impl Family for Callback {
     fn write(&self, writer: &mut Writer) {
         (self.0)(&mut Scrape(writer));
     }
