@@ -21,16 +21,16 @@ use crate::dispatch::Dispatch;
 use crate::explain::Stories;
 use crate::fleet::Fleet;
 use crate::front::{self, Door};
-use crate::keep;
 use crate::later::{self, Later};
 use crate::link::dial::Dial;
 use crate::metrics::{FUNCTION_CALLS, FUNCTION_DURATION};
+use crate::min_containers;
 use crate::observe::Observer;
 use crate::panics::Panics;
 use crate::places;
 use crate::queue::Queue;
 use crate::scaling;
-use crate::serve::{self, Guests, Speaks, Stops};
+use crate::serve::{self, Connections, Speaks, Stops};
 
 /// How long connections without a call may take to close at the end, such as those that still send an answer.
 const LINGER: Duration = Duration::from_secs(3);
@@ -120,7 +120,7 @@ impl Balancer {
         });
         // Metrics may outlive us.
         let shown = Arc::downgrade(&door);
-        config.metrics.tell([&FUNCTION_CALLS, &FUNCTION_DURATION], move |scrape| {
+        config.metrics.observe([&FUNCTION_CALLS, &FUNCTION_DURATION], move |scrape| {
             if let Some(door) = shown.upgrade() {
                 door.observer.tell_functions(&door.directory, scrape);
             }
@@ -129,17 +129,17 @@ impl Balancer {
         let served = front::grpc::Served::new(door.clone(), &health)?;
         let tls = config.tls;
         let grpc_service = move |origin| served.to(origin);
-        let guests = Guests::new(config.max_connections, config.send_timeout, &config.metrics);
-        let (port, tracker, told) = (guests.at("grpc"), fronts.clone(), stops.clone());
+        let connections = Connections::new(config.max_connections, config.send_timeout, &config.metrics);
+        let (port, tracker, told) = (connections.at("grpc"), fronts.clone(), stops.clone());
         let serving =
             serve::serve(grpc_listener, tls.clone(), grpc_service, Speaks::Http2, port, tracker, told);
         fronts.spawn(serving);
         let this = door.clone();
         let http_service = move |origin| front::http::Served::new(this.clone(), origin);
-        let (port, tracker, told) = (guests.at("http"), fronts.clone(), stops.clone());
+        let (port, tracker, told) = (connections.at("http"), fronts.clone(), stops.clone());
         fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, port, tracker, told));
         later::start(&door, &tasks, &Stops { calm: stops.calm.clone(), now: cut.clone() });
-        links.spawn(keep::run(door.clone(), unlink.clone()));
+        links.spawn(min_containers::run(door.clone(), unlink.clone()));
         links.spawn(places::run(door.clone(), places, unlink.clone()));
         let (announced, ready) = watch::channel(false);
         links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));

@@ -85,6 +85,8 @@ enum Who {
         token: Option<HeaderValue>,
         /// Somebody else found out who it is, by a signature.
         signed: bool,
+        /// Why it is `anybody`, though it showed a token.
+        unproven: Option<Unknown>,
     },
 }
 
@@ -200,15 +202,20 @@ impl Guard {
         match found {
             Ok(identity) => {
                 let token = if token.is_some() { headers.remove(AUTHORIZATION) } else { None };
-                let who = Who::Known { identity, generation: now.number, token, signed: false };
+                let generation = now.number;
+                let who = Who::Known { identity, generation, token, signed: false, unproven: None };
                 Ok(Caller::asked(who, origin))
             }
             Err(unknown) => match now.access.anybody() {
                 // What is no credential of ours may be the function's.
                 Some(anybody) => {
-                    let generation = now.number;
-                    let who =
-                        Who::Known { identity: anybody.clone(), generation, token: None, signed: false };
+                    let who = Who::Known {
+                        identity: anybody.clone(),
+                        generation: now.number,
+                        token: None,
+                        signed: false,
+                        unproven: token.is_some().then_some(unknown),
+                    };
                     Ok(Caller::asked(who, origin))
                 }
                 // A signature is checked by the door that has signatures, which then says who it is.
@@ -232,7 +239,7 @@ impl Guard {
     /// Whoever was found out by a signature, where `caller` came from.
     pub fn signed(&self, caller: &Caller, identity: Arc<Identity>) -> Caller {
         let generation = self.file.as_ref().map_or(0, |file| file.kept.now().number);
-        let who = Who::Known { identity, generation, token: None, signed: true };
+        let who = Who::Known { identity, generation, token: None, signed: true, unproven: None };
         Caller::asked(who, caller.origin().unwrap_or(&Arc::default()))
     }
 
@@ -248,7 +255,7 @@ impl Guard {
             return Ok(());
         }
         let what = permission.as_str();
-        let error = denied(format!("{} may not {what} in app `{app}`", identity.name()));
+        let error = denied(caller, format!("{} may not {what} in app `{app}`", identity.name()));
         self.refused(what, identity.name(), caller.remote(), &[app.to_owned()], &error);
         Err(error)
     }
@@ -265,8 +272,8 @@ impl Guard {
             return Ok(());
         }
         let what = permission.as_str();
-        let error =
-            denied(format!("{} may not {what} the fleet: that takes `{what}: [\"*\"]`", identity.name()));
+        let text = format!("{} may not {what} the fleet: that takes `{what}: [\"*\"]`", identity.name());
+        let error = denied(caller, text);
         self.refused(what, identity.name(), caller.remote(), &[], &error);
         Err(error)
     }
@@ -305,7 +312,7 @@ impl Guard {
         let (identity, generation, token, signed) = match &asker.who {
             Who::Platform => return Ok(None),
             Who::Unsigned => return Err(unauthenticated(Unknown::Nothing)),
-            Who::Known { identity, generation, token, signed } => (identity, generation, token, signed),
+            Who::Known { identity, generation, token, signed, .. } => (identity, generation, token, signed),
         };
         if let Some(unknown) = identity.gone(SystemTime::now()) {
             return Err(unauthenticated(unknown));
@@ -355,8 +362,12 @@ fn unauthenticated(unknown: Unknown) -> Error {
     Error::new(Code::Unauthenticated, text)
 }
 
-fn denied(text: String) -> Error {
-    Error::new(Code::PermissionDenied, text)
+/// Of somebody who is known, and of whoever showed nothing. Whoever showed a token that is not good is told that, and can show a better one.
+fn denied(caller: &Caller, text: String) -> Error {
+    match caller.asker() {
+        Some(Asker { who: Who::Known { unproven: Some(unknown), .. }, .. }) => unauthenticated(*unknown),
+        _ => Error::new(Code::PermissionDenied, text),
+    }
 }
 
 /// What a browser or a kit is told that shows nothing.

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -24,6 +25,8 @@ pub struct Call {
     /// Checked, and in the form of the wire: it goes out as it is.
     pub head: v1::RequestHead,
     pub deadline: Deadline,
+    /// How long it may wait for room, where that is less than the balancer lets any.
+    pub patience: Option<Duration>,
     /// Its place in this balancer, held to its end.
     pub admitted: Admitted,
 }

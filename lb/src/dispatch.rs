@@ -5,7 +5,7 @@
 //! replayed. A call that may have started is offered again only if its function says that it is idempotent.
 
 mod attempt;
-mod legs;
+mod offers;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -126,7 +126,7 @@ impl Dispatch {
         let looked = queue.look(|| line(&function));
         if looked.is_some() {
             for (runner, why) in self.fleet.plan(&function) {
-                match self.attempt(&runner, Why::Planned(why), &mut placing).await {
+                match self.attempt(&runner, Why::Planned(why), &mut placing, None).await {
                     Attempt::Answered(placed) => return Ok(placed),
                     Attempt::Failed(error) => return Err(error),
                     Attempt::Refused | Attempt::LineFull | Attempt::Gone => {}
@@ -134,7 +134,7 @@ impl Dispatch {
             }
         }
         let mut unheard = looked.unwrap_or_else(|| queue.unheard());
-        let until = (Instant::now() + self.max_wait).min(placing.call.deadline.0);
+        let until = (Instant::now() + self.longest_wait(placing.call)).min(placing.call.deadline.0);
         let held = placing.input.held() + head_bytes(&placing.call.head);
         let mut place =
             Place::new(line(&function), function.spec.ask(), held, until).bounded(bound(&function));
@@ -149,7 +149,7 @@ impl Dispatch {
             let turn = turn.map_err(|left| self.left(&placing, left))?;
             waiting.called();
             unheard = queue.unheard();
-            match self.attempt(&turn.runner, Why::Turn, &mut placing).await {
+            match self.attempt(&turn.runner, Why::Turn, &mut placing, Some(&place)).await {
                 Attempt::Answered(placed) => {
                     turn.spent();
                     return Ok(placed);
@@ -221,6 +221,11 @@ impl Dispatch {
         })
     }
 
+    /// How long a call may wait for room.
+    fn longest_wait(&self, call: &Call) -> Duration {
+        call.patience.map_or(self.max_wait, |patience| patience.min(self.max_wait))
+    }
+
     /// Why a call leaves the queue without a turn.
     fn left(&self, placing: &Placing<'_>, left: Left) -> Error {
         let may_take = |runner: &Arc<Runner>| runner.may_take(&placing.call.function);
@@ -247,10 +252,11 @@ impl Dispatch {
             // Its deadline and the end of its wait are one moment, and the deadline is what its caller knows.
             Left::TooLong(_) if placing.call.deadline.remaining().is_zero() => return late_in_queue(),
             Left::TooLong(after) if self.fleet.runners().iter().any(may_take) => {
-                (after, format!("no runner had room for {} s", self.max_wait.as_secs_f64()))
+                (after, format!("no runner had room for {} s", self.longest_wait(placing.call).as_secs_f64()))
             }
             Left::TooLong(after) => {
-                let text = format!("no runner could be reached for {} s", self.max_wait.as_secs_f64());
+                let wait = self.longest_wait(placing.call);
+                let text = format!("no runner could be reached for {} s", wait.as_secs_f64());
                 return Error::new(Code::Unavailable, text).retry(Retry::After(after));
             }
         };

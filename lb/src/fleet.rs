@@ -21,13 +21,13 @@ use tokio_util::task::TaskTracker;
 
 pub use self::runner::{InFlight, Lane, Runner};
 use crate::directory::Known;
-use crate::elsewhere::Elsewhere;
 use crate::explain::Census;
 use crate::link;
 use crate::link::dial::Dial;
 use crate::observe::Observer;
 use crate::panics::Panics;
 use crate::queue::Queue;
+use crate::reoffer::Reoffers;
 use crate::scaling::Wanted;
 
 /// A version of a function, as the board knows it: digests are hashes already.
@@ -50,7 +50,7 @@ pub struct Fleet {
     known: watch::Sender<bool>,
     pub queue: Queue<Arc<Runner>>,
     /// Calls that wait at a runner and would rather start at another.
-    pub elsewhere: Elsewhere<Runner>,
+    pub reoffers: Reoffers<Runner>,
     /// When a large fleet was counted last.
     counted: Mutex<Option<Instant>>,
     /// Calls that came when there was no runner at all.
@@ -87,7 +87,7 @@ impl Fleet {
             version: watch::Sender::new(0),
             known: watch::Sender::new(false),
             queue,
-            elsewhere: Elsewhere::default(),
+            reoffers: Reoffers::default(),
             counted: Mutex::default(),
             nobody: AtomicU64::new(0),
             ended: AtomicU64::new(0),

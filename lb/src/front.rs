@@ -17,7 +17,7 @@ use stoker_core::function::FunctionName;
 use stoker_core::ids::{CallId, is_name};
 use stoker_proto::{convert, v1};
 use stoker_registry::Registry;
-use stoker_runtime::telemetry::from_amazon;
+use stoker_runtime::telemetry::from_xray;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -140,7 +140,7 @@ impl Door {
         let timeout = timeout.unwrap_or_else(|| {
             function.spec.timeout() + function.spec.init_timeout() + self.dispatch.max_wait + SPARE
         });
-        Ok(Call { id, function, head, deadline: Deadline::after(timeout), admitted })
+        Ok(Call { id, function, head, deadline: Deadline::after(timeout), patience: None, admitted })
     }
 }
 
@@ -179,8 +179,8 @@ pub fn http_trace(headers: &::http::HeaderMap) -> TraceContext {
     if !own.parent.is_empty() {
         return own;
     }
-    let amazon = headers.get("x-amzn-trace-id").and_then(|value| from_amazon(value.to_str().ok()?));
-    amazon.unwrap_or_else(|| event_trace(headers))
+    let xray = headers.get("x-amzn-trace-id").and_then(|value| from_xray(value.to_str().ok()?));
+    xray.unwrap_or_else(|| event_trace(headers))
 }
 
 /// Where an event came to be, by the extension of CloudEvents for that.

@@ -1,8 +1,8 @@
 //! Links to a runner: connect, engage, receive, and again when it breaks.
 
 pub mod dial;
+mod keepalive;
 pub mod outbox;
-mod pulse;
 pub mod session;
 pub mod state;
 
@@ -141,7 +141,7 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     // A session that has defined many functions is followed by a fresh one, and ends when its calls have ended.
     let mut next = pin!(Fuse::terminated());
     let mut retired = FuturesUnordered::new();
-    let mut silence = pin!(pulse::silence(this, greeting));
+    let mut silence = pin!(keepalive::silence(this, greeting));
     let reason = loop {
         tokio::select! {
             reason = receive(&mut stream, &session, runner, lane, fleet, false) => break reason,
@@ -322,7 +322,7 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
                 && let Some((function, _)) = warmth
             {
                 // What it worked with is free with it.
-                fleet.elsewhere.idle(&function, runner, idle.min(1), u32::MAX);
+                fleet.reoffers.idle(&function, runner, idle.min(1), u32::MAX);
             }
         }
         F::Refused(f) => {
@@ -348,9 +348,9 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             if !fleet.room(runner, !runner.has_ours()) {
                 let record = runner.capacity();
                 let mut cpu = record.0.free.cpu_millis;
-                for function in fleet.elsewhere.functions() {
+                for function in fleet.reoffers.functions() {
                     let idle = record.0.functions.get(&function).map_or(0, |warmth| warmth.idle);
-                    cpu = fleet.elsewhere.idle(&function, runner, idle, cpu);
+                    cpu = fleet.reoffers.idle(&function, runner, idle, cpu);
                 }
             }
         }

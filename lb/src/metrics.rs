@@ -1,6 +1,6 @@
 //! The metrics of a balancer: every one of them, with its labels and its meaning. `docs/metrics.md` is made from this, and so are dashboards.
 
-use stoker_runtime::metrics::{Counter, Counts, Def, Gauge, Histogram, Level, Listed, Read, Told};
+use stoker_runtime::metrics::{Counter, Counts, Def, Gauge, Histogram, Level, Listed, Observable, Read};
 
 const DOOR: (&str, &str) = (
     "door",
@@ -10,15 +10,15 @@ const FUNCTION: (&str, &str) =
     ("function", "`app/function`; `(other)` for all beyond `metrics.functions`, the busy ones come first");
 const ZONE: (&str, &str) = ("zone", "the runners' zone");
 
-pub static CALLS: Told = Told::counter("stoker_lb_calls", "Calls that had their outcome")
+pub static CALLS: Observable = Observable::counter("stoker_lb_calls", "Calls that had their outcome")
     .labels(&[DOOR, ("code", "`OK`, or the error's reason, such as `OVERLOADED`")]);
-pub static CALL_DURATION: Told =
-    Told::times("stoker_lb_call_duration_seconds", "From a call's arrival to the end of its answer")
+pub static CALL_DURATION: Observable =
+    Observable::times("stoker_lb_call_duration_seconds", "From a call's arrival to the end of its answer")
         .labels(&[DOOR]);
-pub static FUNCTION_CALLS: Told =
-    Told::counter("stoker_lb_function_calls", "Calls of a function that had their outcome")
+pub static FUNCTION_CALLS: Observable =
+    Observable::counter("stoker_lb_function_calls", "Calls of a function that had their outcome")
         .labels(&[FUNCTION, ("outcome", "`ok`, or whose fault it was: `caller`, `function`, `platform`")]);
-pub static FUNCTION_DURATION: Told = Told::times(
+pub static FUNCTION_DURATION: Observable = Observable::times(
     "stoker_lb_function_duration_seconds",
     "From the arrival of a function's call to the end of its answer",
 )

@@ -133,7 +133,7 @@ impl Observer {
             activity: Activity::default(),
         });
         let told = this.clone();
-        metrics.tell([&CALLS, &CALL_DURATION], move |scrape| told.tell_doors(scrape));
+        metrics.observe([&CALLS, &CALL_DURATION], move |scrape| told.tell_doors(scrape));
         this
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use stoker_core::function::FunctionName;
-use stoker_policy::sharing::Wish;
+use stoker_policy::sharing::Demand;
 use stoker_registry::{Claim, Claims, Places};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -94,7 +94,7 @@ fn others<'a>(claims: &'a Claims, name: &FunctionName, me: &str, news: bool) -> 
     let mut others = Others { news, ..Others::default() };
     for (holder, claim) in holders.filter(|(holder, _)| *holder != me) {
         others.places = others.places.saturating_add(claim.places);
-        others.wishes.push(Wish { wants: claim.wants, ticket: claim.ticket, holder });
+        others.demands.push(Demand { wants: claim.wants, ticket: claim.ticket, holder });
     }
     others
 }

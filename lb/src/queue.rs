@@ -101,8 +101,8 @@ pub struct Bound {
     pub calls: u32,
 }
 
-/// A call's place, kept from one wait to the next.
-pub struct Place {
+/// A call's place, kept from one wait to the next, until it has [started](Place::started) or this is dropped.
+pub struct Place<R: Clone> {
     line: waiting::Place,
     ask: Ask,
     bound: Option<Bound>,
@@ -110,8 +110,29 @@ pub struct Place {
     bytes: usize,
     /// The longest that it may wait.
     until: Instant,
-    /// Its number, once it has one.
-    number: Option<u64>,
+    /// Once it was granted.
+    granted: Option<Granted<R>>,
+}
+
+/// A number in a line.
+struct Granted<R: Clone> {
+    queue: Queue<R>,
+    line: waiting::Place,
+    number: u64,
+}
+
+impl<R: Clone> Granted<R> {
+    /// Nobody stands there any more, and another may.
+    fn leave(&self) {
+        self.queue.lock().waiting.leave(self.line, self.number);
+    }
+}
+
+impl<R: Clone> Drop for Granted<R> {
+    /// Called or not, too late, or because the caller went away.
+    fn drop(&mut self) {
+        self.leave();
+    }
 }
 
 /// Why a wait ended without a turn, and when to come again.
@@ -144,15 +165,22 @@ impl Left {
     }
 }
 
-impl Place {
+impl<R: Clone> Place<R> {
     /// In this line, for a call that asks for so much, holds so many bytes and waits until then.
     pub fn new(line: waiting::Place, ask: Ask, bytes: usize, until: Instant) -> Self {
-        Self { line, ask, bound: None, bytes, until, number: None }
+        Self { line, ask, bound: None, bytes, until, granted: None }
     }
 
     /// The same for a call of which a runner takes so many, however much room it has.
     pub fn bounded(self, bound: Bound) -> Self {
         Self { bound: Some(bound), ..self }
+    }
+
+    /// The call starts: its place is another's. Where it comes back all the same, because its runner was lost, it is at its old one.
+    pub fn started(&self) {
+        if let Some(granted) = &self.granted {
+            granted.leave();
+        }
     }
 }
 
@@ -304,7 +332,7 @@ impl<R: Clone> Queue<R> {
     /// goes on from here.
     pub async fn wait(
         &self,
-        place: &mut Place,
+        place: &mut Place<R>,
         unheard: u64,
         refused: Option<Turn<R>>,
     ) -> Result<Turn<R>, Left> {
@@ -319,22 +347,19 @@ impl<R: Clone> Queue<R> {
 
     async fn stand(
         &self,
-        place: &mut Place,
+        place: &mut Place<R>,
         unheard: u64,
         refused: Option<Turn<R>>,
     ) -> Result<Turn<R>, Left> {
         let (call, called) = oneshot::channel();
         let waiter = Waiter { ask: place.ask, bound: place.bound, call };
-        let number = {
+        {
             let mut inner = self.lock();
             if inner.closed {
                 return Err(Left::Closed);
             }
-            let number = match place.number {
-                Some(number) => {
-                    inner.waiting.put_back(place.line, number, place.bytes, waiter);
-                    number
-                }
+            match &place.granted {
+                Some(granted) => inner.waiting.put_back(place.line, granted.number, place.bytes, waiter),
                 None => {
                     inner.hope(place)?;
                     let number = inner.places + 1;
@@ -342,9 +367,9 @@ impl<R: Clone> Queue<R> {
                         return Err(Left::Full { limit, after: inner.retry_after(place.line) });
                     }
                     inner.places = number;
-                    *place.number.insert(number)
+                    place.granted = Some(Granted { queue: self.clone(), line: place.line, number });
                 }
-            };
+            }
             // It stands in its line again before the turn goes on, so that it keeps its place and the others are asked first.
             if let Some(mut turn) = refused {
                 turn.over = true;
@@ -360,34 +385,15 @@ impl<R: Clone> Queue<R> {
             {
                 inner.give(self.turn(&runner));
             }
-            number
-        };
-        // Leaves the line however this ends: called, too late, or dropped because the caller went away.
-        let standing = Standing { queue: self, line: place.line, number };
+        }
         match tokio::time::timeout_at(place.until.into(), called).await {
             Ok(Ok(turn)) => Ok(turn),
             Ok(Err(_)) => {
                 let inner = self.lock();
                 Err(if inner.closed { Left::Closed } else { Left::PushedOut(inner.retry_after(place.line)) })
             }
-            Err(_) => {
-                let wait = self.lock().retry_after(place.line);
-                drop(standing);
-                Err(Left::TooLong(wait))
-            }
+            Err(_) => Err(Left::TooLong(self.lock().retry_after(place.line))),
         }
-    }
-}
-
-struct Standing<'a, R: Clone> {
-    queue: &'a Queue<R>,
-    line: waiting::Place,
-    number: u64,
-}
-
-impl<R: Clone> Drop for Standing<'_, R> {
-    fn drop(&mut self) {
-        self.queue.lock().waiting.remove(self.line, self.number);
     }
 }
 
@@ -428,7 +434,7 @@ impl<R: Clone> Inner<R> {
     }
 
     /// Whether one that joins may have its turn in time.
-    fn hope(&self, place: &Place) -> Result<(), Left> {
+    fn hope(&self, place: &Place<R>) -> Result<(), Left> {
         let now = Instant::now();
         let time = place.until.saturating_duration_since(now);
         match self.rate.too_long(self.waiting.ahead(place.line), time, now) {

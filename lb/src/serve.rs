@@ -4,8 +4,8 @@
 //! for open streams when it is told to stop.
 
 mod answers;
-mod guests;
-mod heard;
+mod client_progress;
+mod connections;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -22,15 +22,16 @@ use hyper_util::server::conn::auto;
 use stoker_proto::stream_window;
 use stoker_runtime::cork::Corked;
 use stoker_runtime::net;
-use stoker_runtime::tls::{self, Incoming as Connections, Tls};
+use stoker_runtime::tls::{self, Tls};
+use tokio::io::AsyncRead;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::answers::{Answers, Offering};
-use self::guests::{Guest, Port};
-pub use self::guests::{Guests, possible, usual};
-use self::heard::{Heard, Listening};
+use self::client_progress::{ClientProgress, ProgressStream};
+use self::connections::{ConnectionGuard, Port};
+pub use self::connections::{Connections, possible, usual};
 use crate::auth::Origin;
 
 /// Listens on `address`.
@@ -49,7 +50,7 @@ pub enum Speaks {
     Both,
 }
 
-/// Two ways to end: `calm` takes no new connections and no new requests on the old ones; `now` drops what is left.
+/// Two ways to end: `calm` takes no new connections, and tells those that there are to end, see [`PARTING`]; `now` drops what is left.
 #[derive(Debug, Clone, Default)]
 pub struct Stops {
     pub calm: CancellationToken,
@@ -64,6 +65,13 @@ const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a connection lasts of which there is one too many: its client is told so, and that it should go.
 const TELLING: Duration = Duration::from_secs(2);
+
+/// By HTTP/1 nobody can be told that a request which is on its way to us was not taken: its client finds the connection closed, and cannot know. So a
+/// connection that rests when all are to end is kept for so long, and who asks meanwhile is told by the answer that it is the last one.
+const PARTING: Duration = Duration::from_millis(500);
+
+/// What a client sends after we closed breaks the connection under what it has not read yet. So it may read for so long, and what it sends is thrown away.
+const HEARING: Duration = Duration::from_secs(1);
 
 /// Bytes that may be on the way to us on a connection.
 const CONNECTION_WINDOW: u32 = 16 << 20;
@@ -94,11 +102,21 @@ pub async fn serve<F, S, B>(
     if let Err(error) = net::gives_up_after(&listener, port.patience()) {
         tracing::warn!(%error, "who takes nothing of an answer cannot be given up");
     }
-    let mut connections = Connections::new(listener, tls, protocol).counting(port.handshakes());
+    let mut connections = tls::Incoming::new(listener, tls, protocol).counting(port.handshakes());
+    let over = stops.calm.clone();
+    let over = async move {
+        over.cancelled().await;
+        // Who came before is known in the next turn of the runtime, and in a turn timers come last.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    let mut over = std::pin::pin!(over);
     loop {
         let accepted = tokio::select! {
-            () = stops.calm.cancelled() => return,
+            biased;
+            () = stops.now.cancelled() => return,
+            // Those that the system has let in are served: their requests may be here.
             accepted = connections.next() => accepted,
+            () = over.as_mut() => return,
         };
         // A port has no last connection.
         let Some(accepted) = accepted else { return };
@@ -111,42 +129,56 @@ pub async fn serve<F, S, B>(
                 continue;
             }
         };
-        let Some(guest) = port.enter() else { continue };
+        let Some(guard) = port.enter() else { continue };
         let (remote, stops, patience) = (stream.remote(), stops.clone(), port.patience());
-        let service = service(Origin::of(&stream, guest.refusal()));
+        let service = service(Origin::of(&stream, guard.refusal()));
         tasks.spawn(async move {
-            let (stream, heard) = Listening::new(stream);
+            let (stream, progress) = ProgressStream::new(stream);
             let stream = Corked::new(stream);
-            let service = Offering { service, holds: stream.holds() };
-            let answers = Answers::new(heard.clone(), patience, guest.deaf().clone());
+            let service = Offering { service, holds: stream.holds(), progress: progress.clone() };
+            let answers = Answers::new(progress.clone(), patience, guard.deaf().clone());
             let builder = builder(speaks, remote, answers);
             let connection = builder.serve_connection(TokioIo::new(stream.clone()), service);
             let mut connection = std::pin::pin!(connection);
             let served = async {
                 tokio::select! {
                     ended = stream.drive(connection.as_mut()) => return ended,
-                    () = leave(&stops.calm, &guest, TELLING) => {}
+                    () = leave(&stops.calm, &guard, TELLING) => {}
+                }
+                if stops.calm.is_cancelled() && speaks == Speaks::Both && !progress.is_http2() {
+                    progress.part();
+                    tokio::select! {
+                        biased;
+                        ended = stream.drive(connection.as_mut()) => return ended,
+                        () = stops.now.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(PARTING) => {}
+                    }
                 }
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = stream.drive(connection.as_mut()) => ended,
-                    () = leave(&stops.now, &guest, TELLING) => Ok(()),
+                    () = leave(&stops.now, &guard, TELLING) => Ok(()),
                 }
             };
             let ended = tokio::select! {
                 ended = served => ended,
-                () = silence(&heard) => {
-                    guest.was_silent();
+                () = silence(&progress) => {
+                    guard.was_silent();
                     return;
                 }
             };
             if let Err(error) = ended {
-                if heard.is_deaf() {
-                    guest.was_deaf();
-                } else if heard.has_begun() && is_timeout(&*error) {
-                    guest.was_silent();
+                if progress.is_deaf() {
+                    guard.was_deaf();
+                } else if progress.has_begun() && is_timeout(&*error) {
+                    guard.was_silent();
                 }
                 tracing::debug!(%error, "a connection ended");
+            } else if stops.calm.is_cancelled() {
+                tokio::select! {
+                    () = stops.now.cancelled() => {}
+                    () = hear_out(stream) => {}
+                }
             }
         });
     }
@@ -181,17 +213,22 @@ fn builder(speaks: Speaks, remote: Option<SocketAddr>, answers: Answers) -> auto
 }
 
 /// Returns when a connection should end: all do, or there is one too many and it has had its `time`.
-async fn leave(stop: &CancellationToken, guest: &Guest, time: Duration) {
+async fn leave(stop: &CancellationToken, guard: &ConnectionGuard, time: Duration) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = tokio::time::sleep(time), if guest.is_beyond() => {}
+        () = tokio::time::sleep(time), if guard.is_beyond() => {}
     }
 }
 
+/// Lets a client read what was said last, see [`HEARING`]. Our side is closed.
+async fn hear_out(mut client: impl AsyncRead + Unpin) {
+    tokio::time::timeout(HEARING, tokio::io::copy(&mut client, &mut tokio::io::sink())).await.ok();
+}
+
 /// Returns when it is not clear what a client speaks though it had its time to say so. A protocol that has begun has limits of its own.
-async fn silence(heard: &Heard) {
+async fn silence(progress: &ClientProgress) {
     tokio::time::sleep(HEAD).await;
-    if heard.is_clear() {
+    if progress.is_clear() {
         std::future::pending().await
     }
 }

@@ -102,7 +102,7 @@ pub fn turn(waiting: u32, running: u32, mean_call: Duration) -> Duration {
 
 /// What a runner knows of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct House {
+pub struct RunnerLoad {
     /// Calls of this function that could run at once, as [`width`] says.
     pub width: u32,
     /// Launches that may run at once, as [`cap`] says for this function.
@@ -139,11 +139,11 @@ pub enum Full {
 
 /// Decides whether a call that has so much time left may wait here.
 #[must_use]
-pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
+pub fn admit(facts: &Facts, load: &RunnerLoad, remaining: Duration) -> Admission {
     let or = |known: Duration, guess| if known.is_zero() { guess } else { known };
     let (cold, call) = (or(facts.cold, GUESS_COLD), or(facts.mean_call, GUESS_CALL));
     // Launches beyond the cap wait for those before them.
-    let rounds = (house.launching + house.waiting) / house.cap.max(1);
+    let rounds = (load.launching + load.waiting) / load.cap.max(1);
     let launch = cold + cold * rounds;
     let holding = facts.serving + facts.launching;
     let queue = match (facts.waiting + 1).saturating_sub(facts.launching) {
@@ -153,8 +153,8 @@ pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
     // A busy container is worth waiting for half a launch: it is one of several places where a call may start, and a call that waits
     // in a long line is the one that its caller notices. It is CPU as well that has to be free.
     let soon = (cold / 2).max(SHORT);
-    let queue = queue.max(house.turn);
-    let (expected, worth) = match (holding, house.room) {
+    let queue = queue.max(load.turn);
+    let (expected, worth) = match (holding, load.room) {
         (0, true) => (launch, true),
         (0, false) => (queue.max(cold), false),
         // One that would be launched at once is as good here as elsewhere.
@@ -162,9 +162,9 @@ pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
         (_, false) => (queue, queue <= soon),
     };
     let worth = worth || (facts.waiting < CLAIMS && expected <= cold.max(2 * SHORT));
-    let line = line(house.width);
+    let line = line(load.width);
     // A function with hardly anyone in the line gets in behind one that fills it.
-    let open = house.waiting < line || (facts.waiting < CLAIMS && house.waiting < line.saturating_mul(2));
+    let open = load.waiting < line || (facts.waiting < CLAIMS && load.waiting < line.saturating_mul(2));
     match (open, worth) {
         (false, _) => Admission::Refuse(Full::Line, expected),
         (_, false) => Admission::Refuse(Full::Slow, expected),
@@ -175,7 +175,7 @@ pub fn admit(facts: &Facts, house: &House, remaining: Duration) -> Admission {
 
 /// A function whose calls wait, as it is compared with others when something has become free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hungry {
+pub struct WaitingFunction {
     /// Since when its first call waits.
     pub since: Instant,
     /// What it has already: calls that run, and launches.
@@ -184,12 +184,12 @@ pub struct Hungry {
     pub overdue: bool,
 }
 
-impl Hungry {
+impl WaitingFunction {
     /// Who goes first: whoever has waited too long, the longest first; then whoever has least, so that a function that fills the
     /// runner does not keep out one that wants a single container; then the longest waiting.
     #[must_use]
     pub fn order(&self, other: &Self) -> Ordering {
-        let held = |hungry: &Self| if hungry.overdue { 0 } else { hungry.held };
+        let held = |one: &Self| if one.overdue { 0 } else { one.held };
         other.overdue.cmp(&self.overdue).then(held(self).cmp(&held(other))).then(self.since.cmp(&other.since))
     }
 }
@@ -255,12 +255,12 @@ mod tests {
     #[test]
     fn who_has_least_goes_first_unless_one_waits_too_long() {
         let now = Instant::now();
-        let small = Hungry { since: now + 5 * MS, held: 0, overdue: false };
-        let old = Hungry { since: now, held: 0, overdue: false };
-        let greedy = Hungry { since: now, held: 9, overdue: false };
-        let late = Hungry { since: now + MS, held: 9, overdue: true };
+        let small = WaitingFunction { since: now + 5 * MS, held: 0, overdue: false };
+        let old = WaitingFunction { since: now, held: 0, overdue: false };
+        let greedy = WaitingFunction { since: now, held: 9, overdue: false };
+        let late = WaitingFunction { since: now + MS, held: 9, overdue: true };
         let mut all = [greedy, small, late, old];
-        all.sort_by(Hungry::order);
+        all.sort_by(WaitingFunction::order);
         assert_eq!(all, [late, old, small, greedy]);
     }
 
@@ -277,55 +277,56 @@ mod tests {
     #[test]
     fn a_call_waits_where_it_is_served_in_time() {
         let known = Facts { serving: 2, mean_call: 10 * MS, cold: 50 * MS, ..Facts::default() };
-        let house = House { width: 8, cap: 2, waiting: 0, launching: 0, turn: Duration::ZERO, room: false };
-        let roomy = House { room: true, ..house };
+        let load =
+            RunnerLoad { width: 8, cap: 2, waiting: 0, launching: 0, turn: Duration::ZERO, room: false };
+        let roomy = RunnerLoad { room: true, ..load };
         let ample = Duration::from_secs(10);
-        for (facts, house, remaining, expected) in [
-            (known, house, ample, Admission::Wait(5 * MS)),
-            (Facts { waiting: 4, ..known }, house, ample, Admission::Wait(25 * MS)),
-            (Facts { waiting: 5, ..known }, house, ample, Admission::Refuse(Full::Slow, 30 * MS)),
+        for (facts, load, remaining, expected) in [
+            (known, load, ample, Admission::Wait(5 * MS)),
+            (Facts { waiting: 4, ..known }, load, ample, Admission::Wait(25 * MS)),
+            (Facts { waiting: 5, ..known }, load, ample, Admission::Refuse(Full::Slow, 30 * MS)),
             // A claim waits for twice as long.
-            (Facts { serving: 1, mean_call: 50 * MS, ..known }, house, ample, Admission::Wait(50 * MS)),
+            (Facts { serving: 1, mean_call: 50 * MS, ..known }, load, ample, Admission::Wait(50 * MS)),
             // One that would be launched at once may as well be launched here.
             (Facts { waiting: 19, ..known }, roomy, ample, Admission::Wait(50 * MS)),
             (
                 Facts { waiting: 19, ..known },
-                House { launching: 2, ..roomy },
+                RunnerLoad { launching: 2, ..roomy },
                 ample,
                 Admission::Refuse(Full::Slow, 100 * MS),
             ),
             // A wait of a few milliseconds is worth no refusal.
-            (Facts { waiting: 3, mean_call: MS, cold: MS, ..known }, house, ample, Admission::Wait(2 * MS)),
-            (known, house, 4 * MS, Admission::Refuse(Full::Late, 5 * MS)),
+            (Facts { waiting: 3, mean_call: MS, cold: MS, ..known }, load, ample, Admission::Wait(2 * MS)),
+            (known, load, 4 * MS, Admission::Refuse(Full::Late, 5 * MS)),
             // Nothing of it here: a launch, behind those that run already.
             (Facts { serving: 0, ..known }, roomy, ample, Admission::Wait(50 * MS)),
             (
                 Facts { serving: 0, ..known },
-                House { launching: 4, ..roomy },
+                RunnerLoad { launching: 4, ..roomy },
                 ample,
                 Admission::Wait(150 * MS),
             ),
             // Nor any room: it may claim its turn, twice.
-            (Facts::default(), house, ample, Admission::Wait(GUESS_COLD)),
+            (Facts::default(), load, ample, Admission::Wait(GUESS_COLD)),
             (
                 Facts { waiting: 2, ..Facts::default() },
-                house,
+                load,
                 ample,
                 Admission::Refuse(Full::Slow, GUESS_COLD),
             ),
             // A launch under way has a place for it.
-            (Facts { launching: 1, ..Facts::default() }, house, ample, Admission::Wait(GUESS_COLD)),
+            (Facts { launching: 1, ..Facts::default() }, load, ample, Admission::Wait(GUESS_COLD)),
             // A full line, and one that another function fills.
             (
                 Facts { waiting: 5, ..known },
-                House { waiting: 32, ..roomy },
+                RunnerLoad { waiting: 32, ..roomy },
                 ample,
                 Admission::Refuse(Full::Line, 30 * MS),
             ),
-            (known, House { waiting: 32, ..roomy }, ample, Admission::Wait(5 * MS)),
-            (known, House { waiting: 64, ..roomy }, ample, Admission::Refuse(Full::Line, 5 * MS)),
+            (known, RunnerLoad { waiting: 32, ..roomy }, ample, Admission::Wait(5 * MS)),
+            (known, RunnerLoad { waiting: 64, ..roomy }, ample, Admission::Refuse(Full::Line, 5 * MS)),
         ] {
-            assert_eq!(admit(&facts, &house, remaining), expected, "{facts:?} {house:?}");
+            assert_eq!(admit(&facts, &load, remaining), expected, "{facts:?} {load:?}");
         }
     }
 }

@@ -5,8 +5,8 @@
 
 pub mod board;
 pub mod eviction;
-pub mod keeping;
 pub mod launch;
+pub mod min_containers;
 pub mod placement;
 pub mod prewarm;
 pub mod scaling;

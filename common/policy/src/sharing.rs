@@ -19,7 +19,7 @@ pub const REST: Duration = Duration::from_millis(50);
 
 /// What one balancer wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wish<'a> {
+pub struct Demand<'a> {
     pub wants: u32,
     /// Lower ones have the odd places first.
     pub ticket: u64,
@@ -39,8 +39,8 @@ pub struct Share {
 
 /// What `own` may hold of `limit` places, beside `others`.
 #[must_use]
-pub fn share(limit: u32, own: &Wish<'_>, others: &[Wish<'_>]) -> Share {
-    let mut wants: Vec<u32> = others.iter().chain([own]).map(|wish| wish.wants).collect();
+pub fn share(limit: u32, own: &Demand<'_>, others: &[Demand<'_>]) -> Share {
+    let mut wants: Vec<u32> = others.iter().chain([own]).map(|demand| demand.wants).collect();
     wants.sort_unstable();
     let (mut left, mut many) = (limit, wants.len() as u32);
     let mut level = None;
@@ -59,14 +59,14 @@ pub fn share(limit: u32, own: &Wish<'_>, others: &[Wish<'_>]) -> Share {
     let odd = left - level * many;
     let turns = odd > 0 && own.wants > level;
     let before =
-        |other: &&Wish<'_>| other.wants > level && (other.ticket, other.holder) < (own.ticket, own.holder);
+        |other: &&Demand<'_>| other.wants > level && (other.ticket, other.holder) < (own.ticket, own.holder);
     let first = turns && (others.iter().filter(before).count() as u32) < odd;
     Share { places: own.wants.min(level) + u32::from(first), level: own.wants.min(level), turns }
 }
 
 /// A ticket behind all others.
 #[must_use]
-pub fn last_ticket(others: &[Wish<'_>]) -> u64 {
+pub fn last_ticket(others: &[Demand<'_>]) -> u64 {
     others.iter().map(|other| other.ticket).max().unwrap_or(0).saturating_add(1)
 }
 
@@ -75,15 +75,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn wishes<'a>(names: &'a [String], wants: &[(u32, u64)]) -> Vec<Wish<'a>> {
-        names.iter().zip(wants).map(|(holder, &(wants, ticket))| Wish { wants, ticket, holder }).collect()
+    fn demands<'a>(names: &'a [String], wants: &[(u32, u64)]) -> Vec<Demand<'a>> {
+        names.iter().zip(wants).map(|(holder, &(wants, ticket))| Demand { wants, ticket, holder }).collect()
     }
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|n| format!("balancer-{n}")).collect()
     }
 
-    fn shares(limit: u32, all: &[Wish<'_>]) -> Vec<Share> {
+    fn shares(limit: u32, all: &[Demand<'_>]) -> Vec<Share> {
         let others = |at: usize| [&all[..at], &all[at + 1..]].concat();
         (0..all.len()).map(|at| share(limit, &all[at], &others(at))).collect()
     }
@@ -93,7 +93,7 @@ mod tests {
         let names = names(3);
         let places = |limit, wants: [u32; 3]| {
             let wants = wants.map(|wants| (wants, 1));
-            shares(limit, &wishes(&names, &wants)).iter().map(|share| share.places).collect::<Vec<_>>()
+            shares(limit, &demands(&names, &wants)).iter().map(|share| share.places).collect::<Vec<_>>()
         };
         assert_eq!(places(10, [3, 3, 3]), [3, 3, 3], "there is enough");
         assert_eq!(places(9, [9, 9, 9]), [3, 3, 3]);
@@ -111,7 +111,7 @@ mod tests {
         let mut last = [0; 5];
         for round in 1..=20 {
             let all = tickets.map(|ticket| (9, ticket));
-            for (at, share) in shares(2, &wishes(&names, &all)).iter().enumerate() {
+            for (at, share) in shares(2, &demands(&names, &all)).iter().enumerate() {
                 assert!(share.turns && share.level == 0);
                 if share.places == 1 {
                     // Two of five: nobody is left out for longer than it takes all others.
@@ -129,13 +129,13 @@ mod tests {
         #[test]
         fn all_is_shared_out(limit in 0u32..40, wants in prop::collection::vec((0u32..30, 0u64..4), 1..8)) {
             let names = names(wants.len());
-            let all = wishes(&names, &wants);
+            let all = demands(&names, &wants);
             let shares = shares(limit, &all);
             let wanted: u32 = wants.iter().map(|(wants, _)| wants).sum();
             prop_assert_eq!(shares.iter().map(|share| share.places).sum::<u32>(), wanted.min(limit));
-            for (share, wish) in shares.iter().zip(&all) {
-                prop_assert!(share.places <= wish.wants && share.places - share.level <= 1);
-                if share.places < wish.wants {
+            for (share, demand) in shares.iter().zip(&all) {
+                prop_assert!(share.places <= demand.wants && share.places - share.level <= 1);
+                if share.places < demand.wants {
                     prop_assert!(shares.iter().all(|other| other.places <= share.places + 1));
                 }
             }

@@ -55,13 +55,48 @@ pub struct Place {
 
 /// Lines that take turns: tenants do, and with each turn of a tenant the next of its lines. Entries are known by a number that
 /// the caller chooses, and that grows from one that joins to the next.
+///
+/// Who is called keeps its place, since there may be no room for it after all: the limits count it until it [leaves](Self::leave).
+/// Whatever else this says is about those who stand in a line.
 #[derive(Debug)]
 pub struct FairQueue<T> {
     tenants: HashMap<u64, Tenant<T>>,
     turns: VecDeque<u64>,
     lines: usize,
     held: Held,
+    called: Called,
     limits: Limits,
+}
+
+/// Those who were called and may come back, by their numbers.
+#[derive(Debug, Default)]
+struct Called {
+    places: HashMap<u64, (Place, usize)>,
+    of_line: HashMap<Place, Held>,
+    held: Held,
+}
+
+impl Called {
+    fn add(&mut self, place: Place, id: u64, bytes: usize) {
+        self.places.insert(id, (place, bytes));
+        self.of_line.entry(place).or_default().add(bytes);
+        self.held.add(bytes);
+    }
+
+    fn take(&mut self, id: u64) {
+        let Some((place, bytes)) = self.places.remove(&id) else { return };
+        self.held.take(bytes);
+        if let Some(line) = self.of_line.get_mut(&place) {
+            line.take(bytes);
+            if line.len == 0 {
+                self.of_line.remove(&place);
+            }
+        }
+    }
+
+    fn line(&self, place: Place) -> Held {
+        self.of_line.get(&place).copied().unwrap_or_default()
+    }
 }
 
 /// How many wait, and the bytes that they hold.
@@ -100,6 +135,10 @@ impl Held {
     fn take(&mut self, bytes: usize) {
         self.len -= 1;
         self.bytes -= bytes;
+    }
+
+    fn with(self, other: Held) -> Held {
+        Held { len: self.len + other.len, bytes: self.bytes + other.bytes }
     }
 }
 
@@ -145,7 +184,14 @@ impl<T> FairQueue<T> {
     /// An empty queue.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { tenants: HashMap::new(), turns: VecDeque::new(), lines: 0, held: Held::default(), limits }
+        Self {
+            tenants: HashMap::new(),
+            turns: VecDeque::new(),
+            lines: 0,
+            held: Held::default(),
+            called: Called::default(),
+            limits,
+        }
     }
 
     /// Everyone who waits.
@@ -199,6 +245,7 @@ impl<T> FairQueue<T> {
     /// There is no room for it: says which limit is reached.
     pub fn push(&mut self, place: Place, id: u64, bytes: usize, entry: T) -> Result<Vec<T>, Full> {
         let line = self.tenants.get(&place.tenant).map_or(Held::default(), |tenant| tenant.line(place.line));
+        let line = line.with(self.called.line(place));
         if line.len >= self.limits.per_function {
             return Err(Full::OfFunction(self.limits.per_function));
         }
@@ -209,7 +256,7 @@ impl<T> FairQueue<T> {
         let bounds = [(Bound::Length, self.limits.total, 1), (Bound::Bytes, self.limits.bytes, bytes)];
         let mut costs = [None; 2];
         for ((bound, limit, more), cost) in bounds.into_iter().zip(&mut costs) {
-            let over = bound.of(self.held).saturating_add(more).saturating_sub(limit);
+            let over = bound.of(self.granted()).saturating_add(more).saturating_sub(limit);
             if over > 0 {
                 *cost = self.greedier(place, bound, limit, more, over);
                 if cost.is_none() {
@@ -220,7 +267,7 @@ impl<T> FairQueue<T> {
         let mut out = Vec::new();
         for ((bound, limit, more), cost) in bounds.into_iter().zip(costs) {
             let Some(from) = cost else { continue };
-            while bound.of(self.held) + more > limit
+            while bound.of(self.granted()) + more > limit
                 && let Some(last) = self.push_out(from, bound)
             {
                 out.push(last);
@@ -228,6 +275,11 @@ impl<T> FairQueue<T> {
         }
         self.insert(place, Entry { id, bytes, entry });
         Ok(out)
+    }
+
+    /// What the limits of the whole bound.
+    fn granted(&self) -> Held {
+        self.held.with(self.called.held)
     }
 
     /// Who has so much more than a new-comer that room is made at its cost: a tenant, or a line of the new-comer's own tenant.
@@ -264,6 +316,7 @@ impl<T> FairQueue<T> {
     /// Goes back to its old place in its line: it was called and there was no room after all. Never refused, since its place
     /// was granted before.
     pub fn put_back(&mut self, place: Place, id: u64, bytes: usize, entry: T) {
+        self.leave(place, id);
         self.insert(place, Entry { id, bytes, entry });
     }
 
@@ -304,12 +357,12 @@ impl<T> FairQueue<T> {
         Some(entry)
     }
 
-    /// The head of the line whose turn it is; the turn passes on.
+    /// Calls the head of the line whose turn it is; the turn passes on.
     pub fn pop(&mut self) -> Option<(Place, u64, T)> {
         self.pop_if(|_, _| true)
     }
 
-    /// The head of the first line, in the order of turns, that is wanted; lines that are passed over keep their turn.
+    /// Calls the head of the first line, in the order of turns, that is wanted; lines that are passed over keep their turn.
     pub fn pop_if(&mut self, mut wanted: impl FnMut(Place, &T) -> bool) -> Option<(Place, u64, T)> {
         let mut first = |tenant: u64| {
             let lines = self.tenants.get(&tenant)?;
@@ -329,11 +382,13 @@ impl<T> FairQueue<T> {
         turns.push_back(line);
         let place = Place { tenant, line };
         let entry = self.take(place, 0)?;
+        self.called.add(place, entry.id, entry.bytes);
         Some((place, entry.id, entry.entry))
     }
 
-    /// Leaves without having been called.
-    pub fn remove(&mut self, place: Place, id: u64) -> Option<T> {
+    /// Gives its place up: it stands in the line, and is returned, or was called and does not come back.
+    pub fn leave(&mut self, place: Place, id: u64) -> Option<T> {
+        self.called.take(id);
         let line = self.tenants.get(&place.tenant)?.lines.get(&place.line)?;
         let at = line.entries.binary_search_by_key(&id, |other| other.id).ok()?;
         self.take(place, at).map(|entry| entry.entry)

@@ -10,7 +10,7 @@ use stoker_core::resources::Resources;
 
 use crate::apps::{self, App};
 use crate::places::ByHolder;
-use crate::revisions::{Change, Expect, Refusal, Split, Wish};
+use crate::revisions::{Change, Expect, Proposal, Refusal, Split};
 use crate::{Applied, Claim, Claims, Error, Fleet, Places, Registry};
 
 /// A function to test with.
@@ -181,9 +181,9 @@ async fn revisions(registry: &dyn Registry) {
     // Two who have read the same do not both write.
     let expect = Expect::Newest(4);
     spec.memory += 1 << 20;
-    let wish = Wish { expect, ..Wish::from(spec) };
-    registry.apply(vec![wish.clone()]).await.expect("nobody was faster");
-    let late = Wish { spec: FunctionSpec { memory: 1 << 30, ..wish.spec.clone() }, ..wish };
+    let proposal = Proposal { expect, ..Proposal::from(spec) };
+    registry.apply(vec![proposal.clone()]).await.expect("nobody was faster");
+    let late = Proposal { spec: FunctionSpec { memory: 1 << 30, ..proposal.spec.clone() }, ..proposal };
     let late = registry.apply(vec![late]).await;
     assert!(matches!(late, Err(Error::Refused(Refusal::Changed(_)))), "{late:?}");
     // A new life has no history.

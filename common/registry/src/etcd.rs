@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::apps::{App, Apps};
-use crate::revisions::{Change, Outcome, Wish};
+use crate::revisions::{Change, Outcome, Proposal};
 use crate::{Claims, Error, Fleet, Functions, Places, Registration, Registry};
 pub use figures::{Figures, Part};
 use functions::Changed;
@@ -184,9 +184,9 @@ impl Registry for EtcdRegistry {
         self.view(&self.functions).subscribe()
     }
 
-    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error> {
-        let names: Vec<_> = wishes.iter().map(|wish| wish.spec.name.clone()).collect();
-        let apply = |functions: &mut Functions| functions.apply(wishes.clone(), now_ms());
+    async fn apply(&self, proposals: Vec<Proposal>) -> Result<Vec<Outcome>, Error> {
+        let names: Vec<_> = proposals.iter().map(|proposal| proposal.spec.name.clone()).collect();
+        let apply = |functions: &mut Functions| functions.apply(proposals.clone(), now_ms());
         self.seen(functions::change(&self.link, "saving functions", &names, apply).await?).await
     }
 

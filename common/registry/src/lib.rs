@@ -29,7 +29,7 @@ use apps::{App, Apps};
 pub use etcd::EtcdRegistry;
 pub use memory::MemoryRegistry;
 pub use places::{Claim, Claims, Places};
-use revisions::{Change, Outcome, Refusal, Release, Revision, Wish};
+use revisions::{Change, Outcome, Proposal, Refusal, Release, Revision};
 
 /// Every runner that is registered.
 #[derive(Debug, Clone, Default)]
@@ -124,9 +124,9 @@ pub enum Error {
     /// The store does not answer. What was asked for may have been done.
     #[error("{attempt}: {reason}")]
     Unavailable { attempt: String, reason: String },
-    /// The store behind it.
-    #[error("{attempt}: {source}")]
-    Store { attempt: String, source: std::io::Error },
+    /// The store behind it. Not named `source`: who writes an error with its sources would write what is in the sentence once more.
+    #[error("{attempt}: {cause}")]
+    Store { attempt: String, cause: std::io::Error },
     /// What the registry was told about its store.
     #[error("{0}")]
     Config(String),
@@ -175,14 +175,14 @@ pub trait Registry: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::TriggerTaken`], [`Error::Refused`], or the store's.
-    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error>;
+    async fn apply(&self, proposals: Vec<Proposal>) -> Result<Vec<Outcome>, Error>;
 
     /// The same for specs alone.
     ///
     /// # Errors
     /// [`Error::TriggerTaken`], or the store's.
     async fn apply_functions(&self, specs: Vec<FunctionSpec>) -> Result<Vec<Applied>, Error> {
-        let outcomes = self.apply(specs.into_iter().map(Wish::from).collect()).await?;
+        let outcomes = self.apply(specs.into_iter().map(Proposal::from).collect()).await?;
         Ok(outcomes.into_iter().map(|outcome| outcome.applied).collect())
     }
 

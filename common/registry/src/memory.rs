@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::apps::{App, Apps};
 use crate::places::{ByHolder, Claim, Claims};
-use crate::revisions::{Change, Outcome, Release, Revision, Wish};
+use crate::revisions::{Change, Outcome, Proposal, Release, Revision};
 use crate::stored::{Head, Older};
 use crate::{Error, Fleet, Functions, Places, Registration, Registry};
 
@@ -42,7 +42,7 @@ impl MemoryRegistry {
     /// A file that cannot be read, or holds something else.
     pub fn open(file: &Path) -> Result<Self, Error> {
         let store =
-            |source| Error::Store { attempt: format!("reading functions from {}", file.display()), source };
+            |cause| Error::Store { attempt: format!("reading functions from {}", file.display()), cause };
         let records: Vec<Record> = match std::fs::read(file) {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|e| store(io::Error::new(io::ErrorKind::InvalidData, e)))?,
@@ -99,7 +99,7 @@ impl MemoryRegistry {
 fn save(file: Option<&Path>, functions: &Functions, apps: &Apps) -> Result<(), Error> {
     let Some(path) = file else { return Ok(()) };
     let attempt = || format!("writing functions to {}", path.display());
-    write(path, functions, apps).map_err(|source| Error::Store { attempt: attempt(), source })
+    write(path, functions, apps).map_err(|cause| Error::Store { attempt: attempt(), cause })
 }
 
 /// A function in the file, or an app.
@@ -165,8 +165,8 @@ impl Registry for MemoryRegistry {
         self.functions.subscribe()
     }
 
-    async fn apply(&self, wishes: Vec<Wish>) -> Result<Vec<Outcome>, Error> {
-        self.change(|functions| functions.apply(wishes, now_ms()))
+    async fn apply(&self, proposals: Vec<Proposal>) -> Result<Vec<Outcome>, Error> {
+        self.change(|functions| functions.apply(proposals, now_ms()))
     }
 
     async fn change_function(&self, name: &FunctionName, change: Change) -> Result<(), Error> {
@@ -342,7 +342,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("gone").join("functions.json");
         let registry = MemoryRegistry::open(&file).unwrap();
-        assert!(registry.apply_functions(vec![conformance::function("a", "b")]).await.is_err());
+        let error = registry.apply_functions(vec![conformance::function("a", "b")]).await.unwrap_err();
+        // The cause is a part of the sentence, and would be there twice for who writes the sources behind it.
+        assert!(
+            error.to_string().contains("No such file") && std::error::Error::source(&error).is_none(),
+            "{error:?}"
+        );
         assert!(registry.functions().borrow().by_name.is_empty());
     }
 

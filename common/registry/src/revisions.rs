@@ -112,7 +112,7 @@ pub struct Release {
 
 /// What a function is to become.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct Proposal {
     pub spec: FunctionSpec,
     /// What goes with the revision; `None`: nothing, or, where the spec stays, what goes with it already.
     pub notes: Option<BTreeMap<String, String>>,
@@ -121,13 +121,13 @@ pub struct Wish {
     pub expect: Expect,
 }
 
-impl From<FunctionSpec> for Wish {
+impl From<FunctionSpec> for Proposal {
     fn from(spec: FunctionSpec) -> Self {
         Self { spec, notes: None, hold: false, expect: Expect::Anything }
     }
 }
 
-/// What must be there for a wish to be granted: whoever read before writing says what was read.
+/// What must be there for a proposal to be accepted: whoever read before writing says what was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
     Anything,
@@ -280,24 +280,24 @@ impl Functions {
     /// Creates functions, or makes new revisions of them: all or, on an error, none of it is to be kept.
     ///
     /// # Errors
-    /// [`Error::TriggerTaken`], or a wish that expected something else.
-    pub fn apply(&mut self, wishes: Vec<Wish>, now_ms: u64) -> Result<Vec<Outcome>, Error> {
-        let mut outcomes = Vec::with_capacity(wishes.len());
-        for wish in wishes {
-            outcomes.push(self.apply_one(wish, now_ms)?);
+    /// [`Error::TriggerTaken`], or a proposal that expected something else.
+    pub fn apply(&mut self, proposals: Vec<Proposal>, now_ms: u64) -> Result<Vec<Outcome>, Error> {
+        let mut outcomes = Vec::with_capacity(proposals.len());
+        for proposal in proposals {
+            outcomes.push(self.apply_one(proposal, now_ms)?);
         }
         check_triggers(self)?;
         Ok(outcomes)
     }
 
-    fn apply_one(&mut self, wish: Wish, now_ms: u64) -> Result<Outcome, Error> {
-        let name = wish.spec.name.clone();
-        let notes: usize = wish.notes.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
+    fn apply_one(&mut self, proposal: Proposal, now_ms: u64) -> Result<Outcome, Error> {
+        let name = proposal.spec.name.clone();
+        let notes: usize = proposal.notes.iter().flatten().map(|(key, value)| key.len() + value.len()).sum();
         if notes > MOST_NOTES {
             return wrong(format!("what goes with {name} has more than {MOST_NOTES} bytes"));
         }
         let before = self.releases.get(&name).cloned();
-        match (wish.expect, &before) {
+        match (proposal.expect, &before) {
             (Expect::Nothing, Some(_)) => return Err(Refusal::FunctionExists(name).into()),
             (Expect::Newest(number), Some(before)) if before.newest.number != number => {
                 return Err(Refusal::Changed(name).into());
@@ -307,10 +307,10 @@ impl Functions {
         }
         let mut newest = Revision {
             number: 1,
-            spec: Arc::new(wish.spec),
+            spec: Arc::new(proposal.spec),
             created_ms: now_ms,
             published: false,
-            notes: wish.notes.clone().unwrap_or_default(),
+            notes: proposal.notes.clone().unwrap_or_default(),
         };
         let Some(before) = before else {
             // What is left of a function of that name is nobody's history.
@@ -320,7 +320,7 @@ impl Functions {
             return Ok(Outcome { applied: Applied::Created, revision });
         };
         let same = *before.newest.spec == *newest.spec;
-        if same && wish.notes.as_ref().is_none_or(|notes| *notes == before.newest.notes) {
+        if same && proposal.notes.as_ref().is_none_or(|notes| *notes == before.newest.notes) {
             return Ok(Outcome { applied: Applied::Unchanged, revision: before.newest.number });
         }
         let mut replaced = Revision::clone(&before.newest);
@@ -333,7 +333,7 @@ impl Functions {
         newest.number = replaced.number + 1;
         let revision = newest.number;
         let mut release = Release { newest: Arc::new(newest), ..Release::clone(&before) };
-        if wish.hold && release.traffic.is_none() {
+        if proposal.hold && release.traffic.is_none() {
             release.traffic = Some(Split::all(replaced.number));
         }
         self.put_older(replaced);

@@ -21,7 +21,7 @@ use self::node::{Act, Node, Start};
 use self::rivals::{Listing, Rival};
 use crate::measure::{Meter, Report};
 use crate::random::Random;
-use crate::scenario::{Manners, Placer, Scenario};
+use crate::scenario::{Placer, RunnerPolicy, Scenario};
 use crate::trace::{Micros, SECOND, Trace, duration, micros};
 
 /// News of a runner comes at most so often, as at the runner.
@@ -45,7 +45,7 @@ const STORM: u64 = 60;
 /// What a run does with every runner.
 pub struct Rules {
     origin: Instant,
-    pub manners: Manners,
+    pub runner_policy: RunnerPolicy,
     pub function_cpu: u32,
     pub launches_compute: bool,
 }
@@ -133,7 +133,7 @@ struct Run<'a> {
 pub fn run(scenario: &Scenario, trace: &Trace) -> Report {
     let rules = Rules {
         origin: Instant::now(),
-        manners: scenario.manners,
+        runner_policy: scenario.runner_policy,
         function_cpu: scenario.function_cpu,
         launches_compute: scenario.launches_compute,
     };
@@ -282,9 +282,7 @@ impl Run<'_> {
             Event::Heard { node, life } if self.lives(node, life) => self.heard(node),
             Event::Report => {
                 if self.silent_until <= self.now {
-                    for known in &mut self.listing.known {
-                        known.reported = self.nodes[known.node as usize].load();
-                    }
+                    self.listing.reports(|node| self.nodes[node as usize].load());
                     for rival in &mut self.rivals {
                         rival.own.iter_mut().for_each(|(now, then)| *then = *now);
                     }
@@ -340,7 +338,7 @@ impl Run<'_> {
     }
 
     fn expect(&mut self, node: u32, life: u32, function: u32) {
-        if !self.scenario.prewarms || self.scenario.manners == Manners::Plain {
+        if !self.scenario.prewarms || self.scenario.runner_policy == RunnerPolicy::Plain {
             return;
         }
         let kept = duration(self.scenario.idle_timeout);

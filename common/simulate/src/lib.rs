@@ -18,6 +18,6 @@ mod what_if;
 
 pub use engine::run;
 pub use measure::{Moment, QUANTILES, Report};
-pub use scenario::{Change, Kind, Manners, Placer, Scenario};
+pub use scenario::{Change, Kind, MOST_BALANCERS, MOST_RUNNERS, Placer, RunnerPolicy, Scenario};
 pub use trace::Trace;
 pub use what_if::WhatIf;

@@ -4,6 +4,12 @@ use stoker_core::resources::Resources;
 
 use crate::trace::{Micros, SECOND};
 
+/// Most runners of one fleet: a balancer that meets a function for the first time ranks all of them, and with a thousand functions that takes a minute.
+pub const MOST_RUNNERS: usize = 100_000;
+
+/// Most balancers: each has a view of its own of every runner and function.
+pub const MOST_BALANCERS: usize = 1000;
+
 /// Runners of one kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
@@ -69,7 +75,7 @@ impl Placer {
 
 /// What a runner does with a call for which nothing is idle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manners {
+pub enum RunnerPolicy {
     /// What our runner does: it waits for a busy container where that is sooner than a launch, shares fairly, and evicts by worth.
     Stoker,
     /// A launch if there is room for one, else a refusal; the least recently used container makes room.
@@ -111,7 +117,7 @@ pub struct Scenario {
     /// How calls find their runners.
     pub placer: Placer,
     /// What runners do.
-    pub manners: Manners,
+    pub runner_policy: RunnerPolicy,
     /// Thousandths of a core that a function works with.
     pub function_cpu: u32,
     /// Whether a launch holds as much, as it does at our runner.
@@ -144,7 +150,7 @@ impl Default for Scenario {
             balancers: 4,
             callers: 0,
             placer: Placer::Stoker,
-            manners: Manners::Stoker,
+            runner_policy: RunnerPolicy::Stoker,
             function_cpu: 1000,
             launches_compute: true,
             hop: 300,
@@ -176,7 +182,7 @@ impl Scenario {
     /// The same fleet under another way to place, with the runners that belong to it.
     #[must_use]
     pub fn placed_by(&self, placer: Placer) -> Self {
-        let manners = if placer == Placer::Stoker { Manners::Stoker } else { Manners::Plain };
-        Self { placer, manners, ..self.clone() }
+        let runner_policy = if placer == Placer::Stoker { RunnerPolicy::Stoker } else { RunnerPolicy::Plain };
+        Self { placer, runner_policy, ..self.clone() }
     }
 }

@@ -2,7 +2,7 @@
 
 use stoker_core::units::{parse_cpu, parse_duration, parse_size};
 
-use crate::scenario::Scenario;
+use crate::scenario::{MOST_BALANCERS, MOST_RUNNERS, Scenario};
 use crate::trace::{Trace, micros};
 
 /// A change: `runners=+3`, `memory=/2`, `cpu=*2`, `load=*1.5`, `balancers=8`, `idle-timeout=30s`,
@@ -89,10 +89,17 @@ impl WhatIf {
             How::Times(factor) => value * factor,
         };
         let none = || format!("after `{}` nothing would be left", self.text);
+        let most = |count: f64, most: usize, what: &str| match some(to(count)).ok_or_else(none)? {
+            count if count > most as u64 => Err(format!(
+                "after `{}` there would be {count} {what}, and a run has {most} at most",
+                self.text
+            )),
+            count => Ok(count as usize),
+        };
         match self.what {
             What::Runners => {
                 let Some(first) = scenario.runners.first_mut() else { return Err(none()) };
-                first.count = some(to(first.count as f64)).ok_or_else(none)? as usize;
+                first.count = most(first.count as f64, MOST_RUNNERS, "runners")?;
             }
             What::Memory => {
                 for kind in &mut scenario.runners {
@@ -106,7 +113,7 @@ impl WhatIf {
                 }
             }
             What::Balancers => {
-                scenario.balancers = some(to(scenario.balancers as f64)).ok_or_else(none)? as usize;
+                scenario.balancers = most(scenario.balancers as f64, MOST_BALANCERS, "balancers")?;
             }
             What::IdleTimeout => scenario.idle_timeout = to(scenario.idle_timeout as f64).max(0.0) as u64,
             What::MinContainers => {
@@ -168,5 +175,12 @@ mod tests {
         let trace = Trace { title: String::new(), functions: vec![], calls: vec![], span: 1 };
         let gone = WhatIf::parse("runners=-20").and_then(|what| what.apply(&mut Scenario::default(), &trace));
         assert!(gone.is_err());
+        for (text, says) in [
+            ("runners=*6000", "there would be 120000 runners, and a run has 100000 at most"),
+            ("balancers=1001", "there would be 1001 balancers"),
+        ] {
+            let error = WhatIf::parse(text).and_then(|what| what.apply(&mut Scenario::default(), &trace));
+            assert!(error.as_ref().is_err_and(|error| error.contains(says)), "{error:?}");
+        }
     }
 }

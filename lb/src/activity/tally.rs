@@ -130,7 +130,7 @@ impl Numbers {
 
 #[cfg(test)]
 mod tests {
-    use stoker_core::slots::{SLOTS, slot_of};
+    use stoker_core::histogram::{BINS, bin_of};
 
     use super::*;
 
@@ -146,7 +146,7 @@ mod tests {
         let told = tally.tell();
         assert_eq!((told.calls, told.cold), (4, 1));
         assert_eq!((told.caller_errors, told.function_errors, told.platform_errors), (1, 1, 1));
-        assert_eq!(told.slots, [0, slot_of(us(1_000_000)) as u32, SLOTS as u32 - 1]);
+        assert_eq!(told.slots, [0, bin_of(us(1_000_000)) as u32, BINS as u32 - 1]);
         assert_eq!(told.counts, [2, 1, 1]);
         assert_eq!(tally.numbers().outcomes, [1, 1, 1, 1]);
     }

@@ -60,6 +60,22 @@ async fn a_certificate_of_the_connection_is_enough() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_good_is_told_so_where_anybody_may_not() {
+    let (_directory, guard) = guard("anybody: {invoke: [open]}");
+    let mut headers = HeaderMap::new();
+    let silent = guard.identify(&mut headers, &Arc::default()).await.unwrap();
+    headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer stk_old"));
+    let old = guard.identify(&mut headers, &Arc::default()).await.unwrap();
+    assert!(headers.contains_key(AUTHORIZATION), "it may be the function's");
+    for (caller, refusal) in [(silent, Code::PermissionDenied), (old, Code::Unauthenticated)] {
+        assert_eq!(code(guard.allow(&caller, Permission::Invoke, "open")), None);
+        assert_eq!(code(guard.allow(&caller, Permission::Invoke, "shop")), Some(refusal));
+        assert_eq!(code(guard.enter(&caller, "shop")), Some(refusal));
+        assert_eq!(code(guard.allow_fleet(&caller, Permission::Observe)), Some(refusal));
+    }
+}
+
+#[tokio::test]
 async fn a_signature_is_left_to_the_door_that_has_signatures() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("access.yaml");

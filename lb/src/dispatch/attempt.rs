@@ -1,7 +1,7 @@
 //! Offering a call to a runner and following it to the head of its answer; and to a second one, as long as it waits at the first.
 //!
-//! While a call waits at a runner it stands among those who would rather start [elsewhere](crate::elsewhere). When another runner has
-//! somebody idle it is offered there too, and it goes wherever it starts first. [`Legs`] sees to it that it never starts twice.
+//! While a call waits at a runner it stands among those who would rather start [elsewhere](crate::reoffer). When another runner has
+//! somebody idle it is offered there too, and it goes wherever it starts first. [`Offers`] sees to it that it never starts twice.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,16 +13,17 @@ use stoker_core::error::{Code, Error, Refusal};
 use stoker_proto::runner::v1::Finished;
 use stoker_proto::{convert, v1};
 
-use super::legs::{Act, Leg, Legs, Which, Word};
+use super::offers::{Act, OfferEvent, OfferState, Offers, Which};
 use super::{Dispatch, Placing};
 use crate::admission::Admitted;
 use crate::call::{Answer, End, Input, Rest};
-use crate::elsewhere::Standing;
 use crate::explain::{What, Why};
 use crate::fleet::{InFlight, Runner};
 use crate::link::STOPPING;
 use crate::link::session::{Event, How, LinkCall};
 use crate::observe::{OfferWatch, Watch};
+use crate::queue::Place;
+use crate::reoffer::Standing;
 
 /// What came of asking one runner.
 pub enum Attempt {
@@ -55,9 +56,9 @@ struct At {
 
 /// Its places, and what it waits for beside them.
 struct Places {
-    legs: Legs,
+    offers: Offers,
     at: [Option<At>; 2],
-    elsewhere: Option<Standing<Runner>>,
+    reoffer: Option<Standing<Runner>>,
     /// What it comes to when nobody has it any more: what became of it where it was offered first.
     fate: Attempt,
 }
@@ -79,10 +80,10 @@ impl Places {
                     return Poll::Ready(Heard::Event(which, event));
                 }
             }
-            if let Some(standing) = &mut self.elsewhere
+            if let Some(standing) = &mut self.reoffer
                 && let Poll::Ready(told) = Pin::new(standing).poll(cx)
             {
-                self.elsewhere = None;
+                self.reoffer = None;
                 if let Some(runner) = told {
                     return Poll::Ready(Heard::Idle(runner));
                 }
@@ -94,22 +95,29 @@ impl Places {
 
     /// One of them is over.
     fn take(&mut self, which: Which) -> Option<At> {
-        self.legs.on(which, Word::Over);
+        self.offers.on(which, OfferEvent::Over);
         self.at[which as usize].take()
     }
 }
 
 impl Dispatch {
-    /// Offers the call to one runner and follows it to the head of its answer, wherever that is.
-    pub(super) async fn attempt(&self, runner: &Arc<Runner>, why: Why, placing: &mut Placing<'_>) -> Attempt {
+    /// Offers the call to one runner and follows it to the head of its answer, wherever that is. It keeps its `place` in the queue,
+    /// if it has one, until it starts.
+    pub(super) async fn attempt(
+        &self,
+        runner: &Arc<Runner>,
+        why: Why,
+        placing: &mut Placing<'_>,
+        place: Option<&Place<Arc<Runner>>>,
+    ) -> Attempt {
         let at = match self.offer(runner, why, placing) {
             Ok(at) => at,
             Err(Unasked::Refused) => return Attempt::Refused,
             Err(Unasked::Gone) => return Attempt::Gone,
         };
         let mut places =
-            Places { legs: Legs::default(), at: [Some(at), None], elsewhere: None, fate: Attempt::Refused };
-        places.legs.on(Which::First, Word::Offer);
+            Places { offers: Offers::default(), at: [Some(at), None], reoffer: None, fate: Attempt::Refused };
+        places.offers.on(Which::First, OfferEvent::Offer);
         placing.progress.may_have_started = true;
         loop {
             let done = match places.next().await {
@@ -117,30 +125,35 @@ impl Dispatch {
                 Heard::Idle(runner) => {
                     if let Ok(at) = self.offer(&runner, Why::Idle, placing) {
                         places.at[Which::Second as usize] = Some(at);
-                        places.legs.on(Which::Second, Word::Offer);
+                        places.offers.on(Which::Second, OfferEvent::Offer);
                     }
                     None
                 }
             };
-            while let Some(act) = places.legs.act() {
+            while let Some(act) = places.offers.act() {
                 self.act(&mut places, act, placing.watch);
             }
-            placing.progress.may_have_started = places.legs.may_have_started();
+            placing.progress.may_have_started = places.offers.may_have_started();
+            if let Some(place) = place
+                && places.offers.started()
+            {
+                place.started();
+            }
             if let Some(done) = done {
                 return done;
             }
-            if places.legs.over() {
+            if places.offers.over() {
                 return places.fate;
             }
-            match (&places.at[Which::First as usize], places.legs.may_ask_second()) {
-                (Some(at), true) if places.elsewhere.is_none() => {
+            match (&places.at[Which::First as usize], places.offers.may_ask_second()) {
+                (Some(at), true) if places.reoffer.is_none() => {
                     let function = &placing.call.function;
                     let works = function.spec.ask().working().cpu_millis;
-                    let standing = self.fleet.elsewhere.stand(function.digest, works, at.runner.clone());
-                    places.elsewhere = Some(standing);
+                    let standing = self.fleet.reoffers.stand(function.digest, works, at.runner.clone());
+                    places.reoffer = Some(standing);
                 }
                 (_, true) => {}
-                (_, false) => places.elsewhere = None,
+                (_, false) => places.reoffer = None,
             }
         }
     }
@@ -226,7 +239,7 @@ impl Dispatch {
                 None
             }
             Event::Accepted { expected } => {
-                places.legs.on(which, Word::Accepted);
+                places.offers.on(which, OfferEvent::Accepted);
                 at.in_line = Some(runner.stand());
                 at.offer.accepted(expected);
                 let census = self.fleet.census(&placing.call.function);
@@ -234,16 +247,16 @@ impl Dispatch {
                 None
             }
             Event::Ready => {
-                places.legs.on(which, Word::Ready);
+                places.offers.on(which, OfferEvent::Ready);
                 None
             }
             Event::Started => {
-                places.legs.on(which, Word::Started);
+                places.offers.on(which, OfferEvent::Started);
                 self.upload_rest(places, which, placing);
                 None
             }
             Event::Head { head, length } => {
-                places.legs.on(which, Word::Started);
+                places.offers.on(which, OfferEvent::Started);
                 // A function that answers before it has read: its input goes on all the same.
                 self.upload_rest(places, which, placing);
                 let At { link, mut offer, .. } = places.at[which as usize].take()?;
@@ -298,9 +311,9 @@ impl Dispatch {
         mut finished: Box<Finished>,
         watch: &mut Watch,
     ) -> Option<Attempt> {
-        let ran = matches!(places.legs.at(which), Leg::Asked | Leg::Going);
+        let ran = matches!(places.offers.at(which), OfferState::Asked | OfferState::Going);
         if ran {
-            places.legs.on(which, Word::Started);
+            places.offers.on(which, OfferEvent::Started);
         }
         let At { runner, offer, .. } = places.at[which as usize].take()?;
         watch.timed(finished.timings);
@@ -314,7 +327,7 @@ impl Dispatch {
             return Some(Attempt::Failed(error));
         }
         // It failed before it had begun: what starts it elsewhere at this moment has the word, and only then this has.
-        places.legs.on(which, Word::Over);
+        places.offers.on(which, OfferEvent::Over);
         places.fate = Attempt::Failed(error);
         None
     }

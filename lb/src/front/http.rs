@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryFutureExt as _;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -92,7 +93,10 @@ async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let version = request.version();
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    if origin.secure {
+        head.extensions.insert(ByTls);
+    }
     let body = RequestBody::new(body, version, &head.headers);
     let mut request = Request::from_parts(head, body);
     let id = CallId::new();
@@ -280,7 +284,7 @@ async fn handle(
     let head = v1::RequestHead {
         intent: intent.into(),
         method: parts.method.as_str().to_owned(),
-        url: url(&parts.uri, &parts.headers),
+        url: url(&parts),
         headers,
     };
     let length = body.size_hint().exact();
@@ -330,14 +334,19 @@ fn status_of(said: u32) -> StatusCode {
     status.filter(|status| !status.is_informational()).unwrap_or(StatusCode::OK)
 }
 
-/// The URL as the client meant it: in full where it named a host.
-fn url(uri: &http::Uri, headers: &HeaderMap) -> String {
-    if uri.scheme().is_some() {
-        return uri.to_string();
+/// A request that came by TLS. Put where the rest of it can see it.
+#[derive(Clone, Copy)]
+struct ByTls;
+
+/// The URL as the client meant it: in full where it named a host. HTTP/1.1 names no scheme: that of the connection is it.
+fn url(parts: &Parts) -> String {
+    if parts.uri.scheme().is_some() {
+        return parts.uri.to_string();
     }
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    match headers.get(http::header::HOST).and_then(|host| host.to_str().ok()) {
-        Some(host) if !host.bytes().any(|b| b <= b' ' || b == 0x7f) => format!("http://{host}{path}"),
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let scheme = if parts.extensions.get::<ByTls>().is_some() { "https" } else { "http" };
+    match parts.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()) {
+        Some(host) if !host.bytes().any(|b| b <= b' ' || b == 0x7f) => format!("{scheme}://{host}{path}"),
         _ => path.to_owned(),
     }
 }
@@ -452,6 +461,30 @@ mod tests {
         }
         for wrong in ["/%", "/%6", "/%6g", "/%+1", "/a%%41", "/%é"] {
             assert_eq!(decoded(wrong).map_err(|error| error.code), Err(Code::InvalidRequest), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_url_has_the_scheme_by_which_it_came() {
+        let came = |uri: &str, host: Option<&str>, by_tls: bool| {
+            let mut request = Request::builder().uri(uri);
+            if let Some(host) = host {
+                request = request.header("host", host);
+            }
+            if by_tls {
+                request = request.extension(ByTls);
+            }
+            url(&request.body(()).unwrap().into_parts().0)
+        };
+        for (uri, host, by_tls, is) in [
+            ("/a?b=c", Some("fleet.example"), false, "http://fleet.example/a?b=c"),
+            ("/a?b=c", Some("fleet.example"), true, "https://fleet.example/a?b=c"),
+            // HTTP/2 says it.
+            ("https://fleet.example/a", None, true, "https://fleet.example/a"),
+            ("/a", None, true, "/a"),
+            ("/a", Some("no host"), true, "/a"),
+        ] {
+            assert_eq!(came(uri, host, by_tls), is, "{uri} at {host:?}");
         }
     }
 }

@@ -19,7 +19,7 @@ use stoker_proto::v1::fleet_service_server::FleetService;
 use stoker_proto::v1::function_service_server::FunctionService;
 use stoker_proto::{convert, status, v1};
 use stoker_registry::Applied;
-use stoker_registry::revisions::Wish;
+use stoker_registry::revisions::Proposal;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -198,8 +198,9 @@ impl FunctionService for Operators {
             }
         }
         let identities: Vec<_> = specs.iter().map(|spec| spec.name.clone()).collect();
-        let wishes = specs.into_iter().map(|spec| Wish { hold: request.hold, ..Wish::from(spec) }).collect();
-        let outcomes = self.0.registry.apply(wishes).await.map_err(|error| store(&error))?;
+        let proposals =
+            specs.into_iter().map(|spec| Proposal { hold: request.hold, ..Proposal::from(spec) }).collect();
+        let outcomes = self.0.registry.apply(proposals).await.map_err(|error| store(&error))?;
         let now = self.0.directory.functions();
         let functions = identities
             .into_iter()

@@ -10,7 +10,7 @@ use stoker_runtime::net;
 use stoker_runtime::tls::{Secured, Tls};
 use tonic::transport::{Channel, Endpoint};
 
-/// Pings of HTTP/2 notice what [`pulse`](super::pulse) does not ask: runners of a release that knows no such question, and connections that are not engaged yet.
+/// Pings of HTTP/2 notice what [`keepalive`](super::keepalive) does not ask: runners of a release that knows no such question, and connections that are not engaged yet.
 const PING_AFTER: Duration = Duration::from_secs(10);
 const UNANSWERED: Duration = Duration::from_secs(20);
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stoker_policy::sharing::{self, REST, Share, TURN, Wish};
+use stoker_policy::sharing::{self, Demand, REST, Share, TURN};
 use stoker_registry::Claim;
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ const AWAY: Duration = Duration::from_secs(1);
 /// What others claim of the same function.
 #[derive(Default)]
 pub struct Others<'a> {
-    pub wishes: Vec<Wish<'a>>,
+    pub demands: Vec<Demand<'a>>,
     /// Places that they hold.
     pub places: u32,
     /// Somebody's claim has changed.
@@ -101,11 +101,11 @@ impl Shared {
         }
         self.short &= !others.news && !overdue;
         self.listen(now, overdue);
-        let wish = |ticket| Wish { wants: self.wants, ticket, holder: me };
+        let demand = |ticket| Demand { wants: self.wants, ticket, holder: me };
         if self.wants > 0 && self.ticket == 0 {
-            self.ticket = sharing::last_ticket(&others.wishes);
+            self.ticket = sharing::last_ticket(&others.demands);
         }
-        let mut share = sharing::share(self.limit, &wish(self.ticket), &others.wishes);
+        let mut share = sharing::share(self.limit, &demand(self.ticket), &others.demands);
         let held = match self.held {
             Held::Places(held) => held,
             Held::Unknown => 0,
@@ -115,8 +115,8 @@ impl Shared {
             // Ours is an odd one, and somebody waits for it.
             let ends = self.since + if self.gate.inside() < held { REST } else { TURN };
             if ends <= now {
-                (self.ticket, self.since) = (sharing::last_ticket(&others.wishes), now);
-                share = sharing::share(self.limit, &wish(self.ticket), &others.wishes);
+                (self.ticket, self.since) = (sharing::last_ticket(&others.demands), now);
+                share = sharing::share(self.limit, &demand(self.ticket), &others.demands);
             } else {
                 self.turn = Some(ends);
             }

@@ -16,7 +16,7 @@ fn at(line: u64) -> waiting::Place {
     waiting::Place { tenant: 1, line }
 }
 
-fn place(function: u64) -> Place {
+fn place(function: u64) -> Place<u8> {
     Place::new(at(function), ASK, 0, far())
 }
 
@@ -286,4 +286,39 @@ async fn room_is_cpu_as_well() {
     queue.room(&7, Resources { memory: 100, cpu_millis: 1000, slots: 9 }, none, false);
     let turns: Vec<_> = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
     assert_eq!(turns.len(), 2);
+}
+
+/// Calls that ask a runner in vain come back to their places: whoever takes these meanwhile would stand beyond the limit with them.
+#[tokio::test]
+async fn who_has_a_turn_keeps_its_place_until_it_starts() {
+    let limits = Limits { total: 3, per_function: 2, ..Limits::default() };
+    let queue = &Queue::new(limits);
+    let mut places = [place(1), place(1)];
+    let mut turns = Vec::new();
+    for place in &mut places {
+        let mut wait: Wait<'_> = Box::pin(queue.wait(place, queue.unheard(), None));
+        assert!(wait.as_mut().now_or_never().is_none());
+        queue.ended(&7, true, THERE);
+        turns.push(turn(&mut wait).expect("news"));
+    }
+    assert_eq!(queue.len(), 0);
+    let comes = |function| {
+        let mut place = place(function);
+        let came = queue.wait(&mut place, queue.unheard(), None).now_or_never();
+        came.and_then(Result::err).map(|left| match left {
+            Left::Full { limit, .. } => limit,
+            left => panic!("{left:?}"),
+        })
+    };
+    assert_eq!(comes(1), Some(Full::OfFunction(2)));
+    // The whole counts them too, and they cannot be pushed out.
+    let _waits = join(queue, 2);
+    assert_eq!(comes(3), Some(Full::Total(3)));
+    // One starts: that is room for another.
+    places[0].started();
+    assert_eq!((comes(1), comes(3)), (None, None));
+    // The other is refused, and has its place.
+    let refused = turns.pop();
+    assert!(queue.wait(&mut places[1], queue.unheard(), refused).now_or_never().is_none());
+    turns.into_iter().for_each(Turn::spent);
 }

@@ -15,8 +15,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Request, Response, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -25,7 +25,7 @@ use stoker_runtime::cork::{Hold, Holds};
 use stoker_runtime::metrics::Counter;
 use tokio::time::{Instant, Sleep};
 
-use super::heard::Heard;
+use super::client_progress::ClientProgress;
 
 thread_local! {
     /// Whether the body that was asked last gave something, which waits until it is asked again. `None` where none was asked.
@@ -93,6 +93,8 @@ pub struct Offering<S> {
     pub service: S,
     /// Of the connection.
     pub holds: Holds,
+    /// Of its client.
+    pub progress: Arc<ClientProgress>,
 }
 
 impl<S, B> Service<Request<Incoming>> for Offering<S>
@@ -110,7 +112,9 @@ where
             && request.headers().contains_key(CONTENT_LENGTH)
             && !request.body().is_end_stream();
         let holds = sends.then(|| self.holds.clone());
-        Answering { answer: self.service.call(request), holds }
+        // HTTP/2 has another word for it.
+        let client = (request.version() < Version::HTTP_2).then(|| self.progress.clone());
+        Answering { answer: self.service.call(request), holds, client }
     }
 }
 
@@ -119,13 +123,18 @@ pub struct Answering<F> {
     answer: F,
     /// Where head and body are to leave together.
     holds: Option<Holds>,
+    /// Where it says itself whether it is the last one.
+    client: Option<Arc<ClientProgress>>,
 }
 
 impl<B: Body, F: Future<Output = Result<Response<B>, Infallible>> + Unpin> Future for Answering<F> {
     type Output = Result<Response<Offered<B>>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Ok(answer) = ready!(Pin::new(&mut self.answer).poll(cx));
+        let Ok(mut answer) = ready!(Pin::new(&mut self.answer).poll(cx));
+        if self.client.as_ref().is_some_and(|client| client.parts()) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(holds) = &self.holds {
             HEAD.set(Some(holds.hold()));
         }
@@ -136,15 +145,15 @@ impl<B: Body, F: Future<Output = Result<Response<B>, Infallible>> + Unpin> Futur
 /// Drives the answers of one connection, each as a task.
 #[derive(Clone)]
 pub struct Answers {
-    heard: Arc<Heard>,
+    progress: Arc<ClientProgress>,
     patience: Duration,
     left: Counter,
 }
 
 impl Answers {
     /// To this client, which may leave what there is for it for as long as this; counts those that it left longer.
-    pub fn new(heard: Arc<Heard>, patience: Duration, left: Counter) -> Self {
-        Self { heard, patience, left }
+    pub fn new(progress: Arc<ClientProgress>, patience: Duration, left: Counter) -> Self {
+        Self { progress, patience, left }
     }
 
     /// Ends with the answer, or drops it when its client has left it for too long.
@@ -164,7 +173,7 @@ impl Answers {
             }
             let Some(since) = waits else { return Poll::Pending };
             // While nothing can be written the whole connection waits, and the system looks after that.
-            let until = || since.max(self.heard.takes_since()) + self.patience;
+            let until = || since.max(self.progress.takes_since()) + self.patience;
             let look = look.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until())));
             while look.as_mut().poll(cx).is_ready() {
                 let until = until();
@@ -248,10 +257,10 @@ mod tests {
             Box::pin(async { Ok::<_, Infallible>(Response::new(body)) })
         });
         let stream = Corked::new(server);
-        let (_, heard) = super::super::heard::Listening::new(tokio::io::empty());
+        let (_, progress) = super::super::client_progress::ProgressStream::new(tokio::io::empty());
         let left = Metrics::default().one(&crate::metrics::PANICS);
-        let answers = Answers::new(heard, Duration::from_secs(60), left);
-        let service = Offering { service, holds: stream.holds() };
+        let answers = Answers::new(progress.clone(), Duration::from_secs(60), left);
+        let service = Offering { service, holds: stream.holds(), progress };
         tokio::spawn(async move {
             let connection = hyper::server::conn::http2::Builder::new(answers)
                 .serve_connection(TokioIo::new(stream.clone()), service);
@@ -296,8 +305,9 @@ mod tests {
         let service = hyper::service::service_fn(|_: Request<Incoming>| {
             Box::pin(async { Ok::<_, Infallible>(Response::new(Broken(Some(Bytes::from_static(b"half"))))) })
         });
+        let (server, progress) = super::super::client_progress::ProgressStream::new(server);
         let stream = Corked::new(server);
-        let service = Offering { service, holds: stream.holds() };
+        let service = Offering { service, holds: stream.holds(), progress };
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream.clone()), service);

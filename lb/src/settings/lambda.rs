@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use stoker_core::ImageRef;
+use stoker_core::cidr::Cidr;
 use stoker_core::ids::is_name;
 use stoker_image::{Publisher, RegistryConfig};
-use stoker_runtime::config::kind::{NETWORKS, PATH, TEXT};
+use stoker_runtime::config::kind::{CIDRS, PATH, TEXT};
 use stoker_runtime::config::registries::{CA, WITHOUT_TLS};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Settings, Table};
-use stoker_runtime::network::Network;
 
 use crate::config::{LambdaCode, LambdaConfig, LambdaRuntimes};
 
@@ -37,9 +37,9 @@ static EMULATE: Maybe<String> = Key::required(
     "The function, app/function, that /2015-03-31/functions/function/invocations calls, with the words of the Runtime Interface Emulator",
 )
 .optional();
-static TRUSTED_PROXIES: Key<Vec<Network>> = Key::new(
+static TRUSTED_PROXIES: Key<Vec<Cidr>> = Key::new(
     "lambda.trusted_proxies",
-    NETWORKS,
+    CIDRS,
     "",
     "Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Port are believed: what handlers of the format `lambda` see as sourceIp",
 );

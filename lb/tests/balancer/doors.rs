@@ -179,6 +179,44 @@ async fn who_sends_all_before_he_reads_finds_the_answer_however_early_it_was() {
     }
 }
 
+/// One that was told to send its body sends it, whatever the function has answered meanwhile.
+#[tokio::test]
+async fn a_body_that_was_asked_for_is_read_though_its_function_has_answered() {
+    let (answered, mut early) = mpsc::channel(4);
+    let play = play(move |mut s| {
+        let answered = answered.clone();
+        async move {
+            if let Some(offer) = s.offer().await {
+                s.finish(offer.call, "no need").await;
+                answered.send(()).await.ok();
+            }
+            // What it did not need comes all the same, or the word that it will not.
+            while s.next().await.is_some() {}
+        }
+    });
+    let stage = stage(config(), vec![play]).await;
+    let mut socket = TcpStream::connect(stage.balancer.http_address()).await.expect("it listens");
+    let (length, go_on) = (6 << 20, "HTTP/1.1 100 Continue\r\n\r\n");
+    let head = format!(
+        "POST /invoke/a/f HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n"
+    );
+    socket.write_all(head.as_bytes()).await.expect("it reads");
+    let mut told = vec![0; go_on.len()];
+    socket.read_exact(&mut told).await.expect("the word to send");
+    assert_eq!(String::from_utf8_lossy(&told), go_on);
+    early.recv().await.expect("the function answers");
+    socket.write_all(&vec![b'x'; length]).await.expect("it is read");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"no need") {
+        assert!(socket.read_buf(&mut answer).await.expect("an answer") > 0, "it ended");
+    }
+    // And its connection goes on.
+    socket.write_all(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("it reads");
+    let mut next = Vec::new();
+    assert!(socket.read_buf(&mut next).await.expect("an answer") > 0, "it ended");
+    assert!(next.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&next));
+}
+
 #[tokio::test]
 async fn half_a_body_is_no_call() {
     let (tell, mut told) = mpsc::channel(4);

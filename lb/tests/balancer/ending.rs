@@ -131,6 +131,81 @@ async fn calls_of_every_door_finish_and_new_ones_of_a_session_go_elsewhere() {
     stopped.await.expect("no panic");
 }
 
+/// By HTTP/1.1 a request that crosses the end of its connection would be lost, and its client could not know whether it was made.
+#[tokio::test]
+async fn a_request_that_is_on_its_way_when_the_balancer_stops_is_answered_and_is_the_last() {
+    let stage = stage(config(), vec![echo()]).await;
+    let ask = |body: &str| format!("POST /invoke/a/f HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n{body}");
+    let mut resting = TcpStream::connect(stage.balancer.http_address()).await.expect("it listens");
+    resting.write_all(ask("first").as_bytes()).await.expect("it reads");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"first") {
+        let mut piece = [0; 1024];
+        let length = resting.read(&mut piece).await.expect("it answers");
+        assert!(length > 0, "{}", String::from_utf8_lossy(&answer));
+        answer.extend_from_slice(&piece[..length]);
+    }
+    assert!(!String::from_utf8_lossy(&answer).to_lowercase().contains("connection: close"));
+    // Let in by the system, and not by the balancer, whose turn comes when we wait for the next thing.
+    let mut new = std::net::TcpStream::connect(stage.balancer.http_address()).expect("it listens");
+    let resting = resting.into_std().expect("it is one of the system's");
+    let stopped = tokio::spawn(stage.balancer.stop(FOR_EVER));
+    std::io::Write::write_all(&mut new, ask("third").as_bytes()).expect("there is room");
+    std::io::Write::write_all(&mut &resting, ask("other").as_bytes()).expect("there is room");
+    new.set_nonblocking(true).expect("it can be");
+    for (client, body) in [(resting, "other"), (new, "third")] {
+        let mut client = TcpStream::from_std(client).expect("it is one of the system's");
+        let mut answer = String::new();
+        let ended = client.read_to_string(&mut answer).await;
+        assert!(ended.is_ok(), "{body}: {ended:?} after {answer:?}");
+        let said = answer.to_lowercase();
+        assert!(said.starts_with("http/1.1 200") && said.contains("connection: close"), "{answer:?}");
+        assert!(answer.ends_with(body), "{answer:?}");
+    }
+    stopped.await.expect("no panic");
+}
+
+/// What a client sends behind its last request does not cost it the answer.
+#[tokio::test]
+async fn who_still_sends_when_its_connection_ends_hears_the_end() {
+    let (tell, mut told) = mpsc::channel(1);
+    let (finish, finished) = tokio::sync::watch::channel(false);
+    let slow = play(move |mut s| {
+        let (tell, mut finished) = (tell.clone(), finished.clone());
+        async move {
+            let call = s.offer().await.expect("an offer").call;
+            tell.send(()).await.expect("the test reads");
+            finished.wait_for(|go| *go).await.expect("the test says so");
+            s.finish(call, "done").await;
+            s.next().await;
+        }
+    });
+    let stage = stage(config(), vec![slow]).await;
+    let mut http = TcpStream::connect(stage.balancer.http_address()).await.expect("it listens");
+    http.write_all(b"POST /invoke/a/f HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+        .await
+        .expect("it reads");
+    told.recv().await.expect("an offer");
+    let grpc = stage.balancer.grpc_address();
+    let stopped = tokio::spawn(stage.balancer.stop(FOR_EVER));
+    while TcpStream::connect(grpc).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    // More than the balancer reads ahead, as much as the system takes.
+    let next = b"POST /invoke/a/f HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000000\r\n\r\n";
+    http.write_all(next).await.expect("it reads");
+    let piece = vec![b'x'; 1 << 20];
+    while http.try_write(&piece).is_ok() {}
+    finish.send_replace(true);
+    let mut answer = String::new();
+    http.read_to_string(&mut answer).await.expect("it closes by itself");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
+    // A client that writes before it reads would learn nothing else.
+    http.write_all(b"more").await.expect("it is read and thrown away");
+    drop(http);
+    stopped.await.expect("no panic");
+}
+
 #[tokio::test]
 async fn a_call_that_never_ends_is_cut_off_after_the_grace() {
     let (tell, mut told) = mpsc::channel(1);

@@ -144,8 +144,30 @@ async fn a_detached_call_is_answered_before_it_is_made() {
     for id in ids {
         assert_eq!(wait(&stage, &id).await.body, "hi");
     }
-    let wrong = request.replace("idempotency-key: once", "stoker-delay: soon");
-    assert!(stage.http(&wrong).await.starts_with("HTTP/1.1 400"));
+    // What is empty was forgotten by whoever sends it.
+    for wrong in ["stoker-delay: soon", "stoker-delay:", "idempotency-key:"] {
+        let answer = stage.http(&request.replace("idempotency-key: once", wrong)).await;
+        let name = wrong.split(':').next().unwrap_or_default();
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(&format!("\"{name}: ")), "{answer}");
+    }
+}
+
+/// Whatever the balancer lets others wait for room: behind its age it is not started.
+#[tokio::test]
+async fn what_waits_for_room_is_given_up_at_the_end_of_its_age() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let stage = stage(with_queue(directory.path()), vec![refusing(wire::RefusalReason::Full)]).await;
+    let name = FunctionName::new("a", "old").expect("a name");
+    let mut spec = FunctionSpec::new(name, vec!["/bin/true".into()], "/".into());
+    spec.later = Later { max_age_ms: 900, ..Later::default() };
+    stage.registry.apply_functions(vec![spec]).await.expect("it is good");
+    let id = submitted(&stage, submit("a/old", "x")).await;
+    let dead = wait(&stage, &id).await.call.expect("a call");
+    assert_eq!((dead.state(), dead.attempts.len()), (CallState::Dead, 0), "{dead:?}");
+    let why = dead.error.expect("a reason").message;
+    let waited = why.contains("longer than its max_age, 900ms") && why.contains("no runner had room for 0.");
+    assert!(waited, "{why}");
+    stage.balancer.stop(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]

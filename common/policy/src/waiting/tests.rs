@@ -174,11 +174,12 @@ proptest! {
     /// Whatever comes and goes: nobody is lost, nobody is doubled, the sums are those of who is inside, and no limit is broken.
     #[test]
     fn nobody_is_lost_and_nobody_is_doubled(
-        steps in proptest::collection::vec((0u8..5, 0u64..4, 0u64..4, 0usize..30), 0..300),
+        steps in proptest::collection::vec((0u8..7, 0u64..4, 0u64..4, 0usize..30), 0..300),
     ) {
         let limits = Limits { total: 40, per_function: 15, bytes: 500, bytes_per_function: 200 };
         let mut queue = FairQueue::new(limits);
-        let mut inside = BTreeMap::new();
+        // Who stands in a line, and who was called from one and may come back.
+        let (mut inside, mut called) = (BTreeMap::new(), BTreeMap::new());
         for (id, (what, tenant, line, bytes)) in (0u64..).zip(steps) {
             let place = at(tenant, line);
             match what {
@@ -190,18 +191,32 @@ proptest! {
                         let left = inside.values().filter(|(other, _)| other.tenant == from.tenant).count();
                         prop_assert!(from.tenant == tenant || left + 1 >= own || bytes > 0);
                     }
-                    prop_assert!(inside.len() <= limits.total);
-                    prop_assert!(queue.bytes() <= limits.bytes);
                 },
                 3 => if let Some((place, id, entry)) = queue.pop() {
                     prop_assert_eq!(id, entry);
-                    prop_assert_eq!(inside.remove(&id).map(|(place, _)| place), Some(place));
+                    let (from, bytes) = inside.remove(&id).expect("it was inside");
+                    prop_assert_eq!(from, place);
+                    called.insert(id, (place, bytes));
                 },
-                _ => if let Some((&id, &(place, _))) = inside.iter().nth(bytes) {
-                    prop_assert_eq!(queue.remove(place, id), Some(id));
+                4 => if let Some((&id, &(place, _))) = inside.iter().nth(bytes) {
+                    prop_assert_eq!(queue.leave(place, id), Some(id));
                     inside.remove(&id);
                 },
+                5 => if let Some((&id, &(place, bytes))) = called.iter().nth(bytes) {
+                    queue.put_back(place, id, bytes, id);
+                    called.remove(&id);
+                    inside.insert(id, (place, bytes));
+                },
+                _ => if let Some((&id, &(place, _))) = called.iter().nth(bytes) {
+                    prop_assert_eq!(queue.leave(place, id), None);
+                    called.remove(&id);
+                },
             }
+            // However they go and come back.
+            let granted: Vec<_> = inside.values().chain(called.values()).collect();
+            prop_assert!(granted.len() <= limits.total);
+            prop_assert!(granted.iter().map(|(_, bytes)| bytes).sum::<usize>() <= limits.bytes);
+            prop_assert!(granted.iter().filter(|(of, _)| *of == place).count() <= limits.per_function);
             let places: HashSet<_> = inside.values().map(|(place, _)| *place).collect();
             prop_assert_eq!((queue.len(), queue.lines()), (inside.len(), places.len()));
             prop_assert_eq!(queue.bytes(), inside.values().map(|(_, bytes)| bytes).sum::<usize>());

@@ -232,7 +232,7 @@ impl Link {
         } else if trouble.is_too_large() {
             Error::TooLarge { attempt, reason }
         } else {
-            Error::Store { attempt, source: std::io::Error::other(reason) }
+            Error::Store { attempt, cause: std::io::Error::other(reason) }
         }
     }
 }

@@ -54,6 +54,7 @@ impl EtcdRegistration {
             link,
             ttl,
             lease: None,
+            rival: None,
             registered,
         };
         let held = match keeper.first().await {
@@ -105,6 +106,8 @@ struct Keeper {
     member: usize,
     /// The lease that the key was, or was to be, written with.
     lease: Option<i64>,
+    /// The lease of the last other runner of our name that the log was told of.
+    rival: Option<i64>,
     /// The key was ours once.
     registered: watch::Sender<bool>,
     outage: Outage,
@@ -193,16 +196,28 @@ impl Keeper {
                 Ok(held) => held,
                 Err(Unheld::Trouble(trouble)) => return trouble.to_string(),
                 Err(Unheld::Taken(row)) => {
-                    return format!(
-                        "another runner registered as this one: {}",
-                        String::from_utf8_lossy(row.value())
-                    );
+                    self.tell_of(&row);
+                    return "another runner is registered under this name".to_owned();
                 }
             },
         };
         self.outage.is_over();
         *waits = link::waits();
         self.keep(held).await.to_string()
+    }
+
+    /// Says who took our name while our lease was gone: that does not pass by itself, as an etcd that is away does.
+    fn tell_of(&mut self, row: &KeyValue) {
+        if self.rival.replace(row.lease()) == Some(row.lease()) {
+            return;
+        }
+        let name = self.latest.borrow().runner.clone();
+        let address =
+            record::runner(name.as_str(), row.value()).map(|theirs| theirs.address).unwrap_or_default();
+        tracing::error!(
+            %name, address,
+            "another runner is registered under this name: stop one of the two, or give it another name; balancers that start anew know that one alone"
+        );
     }
 
     /// Looks who has the key, and makes it ours if nobody else has.

@@ -50,9 +50,9 @@ fn every_change_is_a_revision_and_nothing_else_is() {
     assert_eq!(functions.apply(vec![spec(1).into()], 9).unwrap()[0].revision, 4);
     // What a door keeps with it is part of what was applied, where the door says so.
     let notes = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
-    let wish = |notes| Wish { notes, ..Wish::from(spec(1)) };
-    assert_eq!(functions.apply(vec![wish(Some(notes.clone()))], 9).unwrap()[0].revision, 5);
-    assert_eq!(functions.apply(vec![wish(None)], 9).unwrap()[0].applied, Applied::Unchanged);
+    let proposal = |notes| Proposal { notes, ..Proposal::from(spec(1)) };
+    assert_eq!(functions.apply(vec![proposal(Some(notes.clone()))], 9).unwrap()[0].revision, 5);
+    assert_eq!(functions.apply(vec![proposal(None)], 9).unwrap()[0].applied, Applied::Unchanged);
     assert_eq!(functions.revision(&name(), 5).unwrap().notes, notes);
     // A new life begins anew.
     assert!(functions.delete(&name()) && functions.older.is_empty() && functions.releases.is_empty());
@@ -117,10 +117,10 @@ fn calls_are_rolled_out_and_back() {
     assert!(matches!(refused(&functions, Change::Rollout(WHOLE + 1)), Refusal::Wrong(_)));
     // Held back from its first moment.
     let mut functions = with(1);
-    functions.apply(vec![Wish { hold: true, ..Wish::from(spec(2)) }], 2).unwrap();
+    functions.apply(vec![Proposal { hold: true, ..Proposal::from(spec(2)) }], 2).unwrap();
     assert_eq!(traffic(&functions), Split::all(1));
     let mut fresh = Functions::default();
-    fresh.apply(vec![Wish { hold: true, ..Wish::from(spec(1)) }], 2).unwrap();
+    fresh.apply(vec![Proposal { hold: true, ..Proposal::from(spec(1)) }], 2).unwrap();
     assert_eq!(traffic(&fresh), Split::all(1));
 }
 
@@ -174,12 +174,12 @@ fn wishes_say_what_they_expect() {
         (Expect::Newest(2), true),
         (Expect::Anything, true),
     ] {
-        let wish = Wish { expect, ..Wish::from(spec(9)) };
-        assert_eq!(functions.clone().apply(vec![wish], 0).is_ok(), granted, "{expect:?}");
+        let proposal = Proposal { expect, ..Proposal::from(spec(9)) };
+        assert_eq!(functions.clone().apply(vec![proposal], 0).is_ok(), granted, "{expect:?}");
     }
     functions.delete(&name());
-    let wish = Wish { expect: Expect::Newest(2), ..Wish::from(spec(9)) };
-    assert!(matches!(functions.apply(vec![wish], 0), Err(Error::Refused(Refusal::NoFunction(_)))));
+    let proposal = Proposal { expect: Expect::Newest(2), ..Proposal::from(spec(9)) };
+    assert!(matches!(functions.apply(vec![proposal], 0), Err(Error::Refused(Refusal::NoFunction(_)))));
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn triggers_of_all_that_takes_calls_are_taken() {
     };
     let mut functions = Functions::default();
     functions.apply(vec![triggered("f", "/old").into()], 0).unwrap();
-    let held = Wish { hold: true, ..Wish::from(triggered("f", "/new")) };
+    let held = Proposal { hold: true, ..Proposal::from(triggered("f", "/new")) };
     functions.apply(vec![held], 0).unwrap();
     assert_eq!(functions.live(&name()).count(), 2);
     for path in ["/old", "/new"] {

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::board::{Board, Peer, Plan, Seat, Wanted};
-use stoker_policy::keeping::{Candidate, Shares, room};
+use stoker_policy::min_containers::{Candidate, Shares, room};
 use stoker_policy::waiting::{FairQueue, Limits, MOST_LINES, Place};
 
 use super::node::Node;
@@ -179,9 +179,9 @@ impl Balancer {
         Some(number)
     }
 
-    /// Leaves the line.
+    /// Gives a place up; says whether the call stood in the line.
     pub fn leave(&mut self, function: u64, number: u64) -> bool {
-        self.queue.remove(line(function), number).is_some()
+        self.queue.leave(line(function), number).is_some()
     }
 
     fn give(&mut self, turn: Turn) -> bool {

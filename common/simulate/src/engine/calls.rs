@@ -207,6 +207,7 @@ impl Run<'_> {
             runner.acquire(call, asker, function, ask, self.now, Duration::from_secs(3600), &self.rules);
         match acquired {
             Acquired::Now(start) => {
+                self.gives_up_place(call);
                 let active = &mut self.calls[call as usize];
                 (active.start, active.stage) = (start, Stage::Running);
                 let stamp = self.stamp(call);
@@ -365,7 +366,16 @@ impl Run<'_> {
         }
     }
 
+    /// A call that starts, or is over, needs its place in the queue no more.
+    fn gives_up_place(&mut self, call: u32) {
+        let active = &self.calls[call as usize];
+        if let Some(place) = active.place {
+            self.balancers[active.balancer as usize].leave(self.keys[active.function as usize], place);
+        }
+    }
+
     pub(super) fn begin(&mut self, call: u32) {
+        self.gives_up_place(call);
         let active = &mut self.calls[call as usize];
         (active.stage, active.second, active.ready) = (Stage::Running, false, None);
         let (takes, stamp) = (self.calls[call as usize].takes, self.stamp(call));
@@ -411,6 +421,7 @@ impl Run<'_> {
     }
 
     pub(super) fn over(&mut self, call: u32) {
+        self.gives_up_place(call);
         self.stamp(call);
         let active = &mut self.calls[call as usize];
         active.queued = false;

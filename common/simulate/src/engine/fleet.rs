@@ -1,7 +1,7 @@
 //! The runners of a run: who comes and goes, what they say of themselves, and what they are told to keep.
 
 use stoker_core::resources::Resources;
-use stoker_policy::keeping::PATIENCE;
+use stoker_policy::min_containers::PATIENCE;
 use stoker_policy::placement::key;
 
 use super::balancer::{Kept, Link};
@@ -32,8 +32,7 @@ impl Run<'_> {
             balancer.links[node as usize] = Some(link);
         }
         let cores = (f64::from(size.cpu_millis) / 1000.0).max(0.001);
-        self.listing.known.push(Known { node, key, cores, reported: 0 });
-        self.listing.changed();
+        self.listing.put(Known { node, key, cores, reported: 0 });
         for at in 0..self.balancers.len() {
             self.balancers[at].room(node, size);
             self.called(at);
@@ -149,8 +148,7 @@ impl Run<'_> {
                 balancer.board.leave(link.seat());
             }
         }
-        self.listing.known.retain(|known| known.node != node);
-        self.listing.changed();
+        self.listing.remove(node);
         let there = |active: &Active| active.node == node && active.stage != Stage::Placing;
         let of_it: Vec<(u32, Stage)> = (0u32..)
             .zip(&self.calls)

@@ -1,8 +1,8 @@
 //! A runner: its ledger, its containers, and who waits. The same order of things as in the runner's pools, with the decisions of
 //! [`stoker_policy::launch`], [`stoker_policy::eviction`] and [`stoker_policy::prewarm`]; only that nothing really runs.
 
-mod kept;
 mod line;
+mod min_containers;
 mod room;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::eviction::Frequency;
-use stoker_policy::launch::{Admission, Facts, Full, House, Mean, admit, cap, turn, width};
+use stoker_policy::launch::{Admission, Facts, Full, Mean, RunnerLoad, admit, cap, turn, width};
 use stoker_policy::prewarm::Arrivals;
 use stoker_policy::waiting::{may_claim, next_in_turn};
 
 use super::Rules;
-use crate::scenario::Manners;
+use crate::scenario::RunnerPolicy;
 use crate::trace::{Micros, SECOND, duration};
 
 /// What follows from what a runner did.
@@ -170,7 +170,7 @@ pub struct Node {
     pub acts: Vec<Act>,
     pools: BTreeMap<u32, Pool>,
     /// Functions whose calls wait.
-    hungry: Vec<u32>,
+    waiting_functions: Vec<u32>,
     /// Functions with fewer containers than they shall have.
     short: BTreeSet<u32>,
     launching: u32,
@@ -193,7 +193,7 @@ impl Node {
             running: 0,
             acts: Vec::new(),
             pools: BTreeMap::new(),
-            hungry: Vec::new(),
+            waiting_functions: Vec::new(),
             short: BTreeSet::new(),
             launching: 0,
             waiting: 0,
@@ -265,7 +265,7 @@ impl Node {
         }
         let room = self.has_room(ask, rules);
         let busy = self.free.cpu_millis < Self::working(rules) || self.waiting > 0;
-        let house = House {
+        let load = RunnerLoad {
             width: width(&self.size, &ask),
             cap: cap(&self.size, &ask),
             waiting: self.waiting,
@@ -274,10 +274,10 @@ impl Node {
             room,
         };
         let Some(pool) = self.pools.get_mut(&function) else { return Acquired::Refused { closed: false } };
-        let expected = match rules.manners {
-            Manners::Plain if room && self.launching < house.cap => Duration::ZERO,
-            Manners::Plain => return Acquired::Refused { closed: false },
-            Manners::Stoker => match admit(&pool.facts(pool.waiters.len()), &house, remaining) {
+        let expected = match rules.runner_policy {
+            RunnerPolicy::Plain if room && self.launching < load.cap => Duration::ZERO,
+            RunnerPolicy::Plain => return Acquired::Refused { closed: false },
+            RunnerPolicy::Stoker => match admit(&pool.facts(pool.waiters.len()), &load, remaining) {
                 Admission::Wait(_) if pool.gave_up == Some(self.moves) => {
                     return Acquired::Refused { closed: false };
                 }
@@ -297,7 +297,7 @@ impl Node {
         };
         let expected = expected.as_micros() as Micros;
         if pool.waiters.is_empty() {
-            self.hungry.push(function);
+            self.waiting_functions.push(function);
         }
         let balancer = asker.balancer;
         pool.waiters.push_back(Waiter { call, balancer, since: now, expected, overdue: false, seen: None });

@@ -1,6 +1,7 @@
 //! Placers to compare with, each as simple as it is published, and given what it needs: an immediate word when a link breaks, and
 //! pauses between rounds that double up to a third of a second (Fn's own are a constant 10 ms, which makes storms of a full fleet).
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use stoker_core::backoff::split_mix;
@@ -28,23 +29,45 @@ pub struct Known {
     pub reported: u32,
 }
 
-/// What all balancers of rivals share: the list, by the names of the runners, and the ring.
+/// What all balancers of rivals share: the list, by the numbers of the runners, and the ring.
 #[derive(Default)]
 pub struct Listing {
-    pub known: Vec<Known>,
-    ring: Vec<(u64, u32)>,
+    known: Vec<Known>,
+    /// Made when somebody wants it: a fleet comes runner by runner, and only one of the placers walks it.
+    ring: OnceCell<Vec<(u64, u32)>>,
 }
 
 impl Listing {
-    /// It has changed.
-    pub fn changed(&mut self) {
-        self.known.sort_by_key(|known| known.node);
-        let points = |known: &Known| {
-            let (runner, node) = (known.key, known.node);
-            (0..POINTS).map(move |n| (key(&(runner ^ n.wrapping_mul(0x9e37_79b9)).to_le_bytes()), node))
-        };
-        self.ring = self.known.iter().flat_map(points).collect();
-        self.ring.sort_unstable();
+    /// One more runner; the last word is what is known of it.
+    pub fn put(&mut self, runner: Known) {
+        match self.known.binary_search_by_key(&runner.node, |known| known.node) {
+            Ok(at) => self.known[at] = runner,
+            Err(at) => self.known.insert(at, runner),
+        }
+        self.ring.take();
+    }
+
+    /// One less.
+    pub fn remove(&mut self, node: u32) {
+        self.known.retain(|known| known.node != node);
+        self.ring.take();
+    }
+
+    /// What runners report now.
+    pub fn reports(&mut self, load: impl Fn(u32) -> u32) {
+        self.known.iter_mut().for_each(|known| known.reported = load(known.node));
+    }
+
+    fn ring(&self) -> &[(u64, u32)] {
+        self.ring.get_or_init(|| {
+            let points = |known: &Known| {
+                let (runner, node) = (known.key, known.node);
+                (0..POINTS).map(move |n| (key(&(runner ^ n.wrapping_mul(0x9e37_79b9)).to_le_bytes()), node))
+            };
+            let mut ring: Vec<_> = self.known.iter().flat_map(points).collect();
+            ring.sort_unstable();
+            ring
+        })
     }
 }
 
@@ -101,9 +124,10 @@ impl Rival {
             }
             Placer::BoundedHash => {
                 let mean = all.iter().map(|known| self.load(known)).sum::<f64>() / all.len() as f64;
-                let from = listing.ring.partition_point(|(at, _)| *at < function_key);
-                for step in 0..listing.ring.len() {
-                    let node = listing.ring[(from + step) % listing.ring.len()].1;
+                let ring = listing.ring();
+                let from = ring.partition_point(|(at, _)| *at < function_key);
+                for step in 0..ring.len() {
+                    let node = ring[(from + step) % ring.len()].1;
                     let known = all.binary_search_by_key(&node, |known| known.node).ok().map(|at| &all[at]);
                     let fits = known.is_some_and(|k| self.load(k) <= (mean * BOUND).max(1.0 / k.cores));
                     if fits && !round.contains(&node) {
@@ -161,6 +185,29 @@ fn jump(key: u64, count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ring_is_that_of_who_is_there_now() {
+        let known = |node: u32| Known { node, key: key(&node.to_le_bytes()), cores: 1.0, reported: 0 };
+        let mut listing = Listing::default();
+        for node in [2, 0, 1] {
+            listing.put(known(node));
+        }
+        assert_eq!(listing.known.iter().map(|known| known.node).collect::<Vec<_>>(), [0, 1, 2]);
+        let on_it = |listing: &Listing| {
+            assert!(listing.ring().is_sorted());
+            let on_it: std::collections::BTreeSet<u32> =
+                listing.ring().iter().map(|(_, node)| *node).collect();
+            (listing.ring().len() as u64, on_it.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(on_it(&listing), (3 * POINTS, vec![0, 1, 2]));
+        listing.remove(1);
+        assert_eq!(on_it(&listing), (2 * POINTS, vec![0, 2]));
+        // One that came back.
+        listing.put(known(1));
+        listing.put(known(1));
+        assert_eq!(on_it(&listing), (3 * POINTS, vec![0, 1, 2]));
+    }
 
     #[test]
     fn a_jump_moves_few_when_the_list_grows_at_its_end_and_spreads_evenly() {

@@ -103,12 +103,7 @@ pub async fn handle(
 }
 
 fn head(parts: &http::request::Parts, headers: Vec<v1::Header>) -> v1::RequestHead {
-    v1::RequestHead {
-        intent: v1::Intent::Invoke.into(),
-        method: "POST".to_owned(),
-        url: url(&parts.uri, &parts.headers),
-        headers,
-    }
+    v1::RequestHead { intent: v1::Intent::Invoke.into(), method: "POST".to_owned(), url: url(parts), headers }
 }
 
 /// An event in JSON as functions of a format get it, with what else the request has.

@@ -32,16 +32,22 @@ fn named<'a>(connection: impl Iterator<Item = &'a [u8]>) -> Vec<String> {
 /// What it is instead.
 pub fn is_sound(version: Version, headers: &HeaderMap) -> Result<(), Error> {
     names_host(version, headers)?;
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    match codings.find(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+    let codings = || headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) =
+        codings().find(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    {
         // The function would get the coded bytes for the body.
-        Some(coding) => {
-            let text =
-                format!("the header Transfer-Encoding is {coding:?}, and only chunked is understood here");
-            Err(Error::new(Code::Unsupported, text))
-        }
-        None => Ok(()),
+        let text = format!("the header Transfer-Encoding is {coding:?}, and only chunked is understood here");
+        return Err(Error::new(Code::Unsupported, text));
     }
+    // Several headers are one list, and chunks within chunks are nothing (RFC 9112, 6.1): a proxy before us may have read something else.
+    if codings().nth(1).is_some() {
+        return Err(Error::new(
+            Code::InvalidRequest,
+            "the request has more than one header Transfer-Encoding",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether it names the host that it is for: HTTP/1.1 once, and HTTP/1.0 not more often. Proxies before us and we could take a request that names two
@@ -220,6 +226,7 @@ mod tests {
             (&["Chunked"], true),
             (&["gzip, chunked"], false),
             (&["gzip", "chunked"], false),
+            (&["chunked", "chunked"], false),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(HOST, HeaderValue::from_static("x"));

@@ -36,9 +36,9 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::Value;
+use stoker_core::cidr::Cidr;
 use stoker_core::error::Error;
 use stoker_core::ids::CallId;
-use stoker_runtime::network::Network;
 
 pub use self::code::CodePlace;
 use self::code::Store;
@@ -78,7 +78,7 @@ pub struct Config {
     /// The function for which this balancer is what the Runtime Interface Emulator is for one.
     pub emulate: Option<String>,
     /// Proxies whose word counts on who their client is.
-    pub trusted_proxies: Vec<Network>,
+    pub trusted_proxies: Vec<Cidr>,
 }
 
 /// What this API needs besides.
@@ -86,7 +86,7 @@ pub struct Lambda {
     code: Option<Arc<Store>>,
     runtimes: Runtimes,
     emulate: Option<String>,
-    trusted_proxies: Vec<Network>,
+    trusted_proxies: Vec<Cidr>,
 }
 
 impl Lambda {

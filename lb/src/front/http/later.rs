@@ -45,18 +45,18 @@ pub async fn submit(
     body: RequestBody,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
-    let text = |name: &str| {
-        let value = parts.headers.get(name).map(|value| value.to_str());
-        let wrong = |_| Error::new(Code::InvalidRequest, format!("{name}: its value is not text"));
-        value.transpose().map_err(wrong).map(|value| value.unwrap_or_default().to_owned())
+    let wrong = |name: &str, why: &str| Error::new(Code::InvalidRequest, format!("{name}: {why}"));
+    // An empty one is a variable that was forgotten: without its delay or its key the call would be another than was meant.
+    let text = |name: &str| match parts.headers.get(name).map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok("")) => Err(wrong(name, "it is empty: say something, or leave it out")),
+        Some(Ok(value)) => Ok(Some(value.to_owned())),
+        Some(Err(_)) => Err(wrong(name, "its value is not text")),
     };
-    let delay = match text(DELAY)?.as_str() {
-        "" => None,
-        delay => Some(
-            parse_duration(delay)
-                .map_err(|why| Error::new(Code::InvalidRequest, format!("{DELAY}: {why}")))?,
-        ),
-    };
+    let delay =
+        text(DELAY)?.map(|delay| parse_duration(&delay).map_err(|why| wrong(DELAY, &why.to_string())));
+    let delay = delay.transpose()?;
+    let key = text(KEY)?.unwrap_or_default();
     head.headers.retain(|header| {
         let name = header.name.to_ascii_lowercase();
         name != "fn-invoke-type" && name != KEY && name != DELAY
@@ -67,7 +67,7 @@ pub async fn submit(
             true => Input::whole(Bytes::new()),
             false => begin(pieces(body), small).await?,
         };
-        let submit = Submit { function, qualifier, head, input, key: text(KEY)?, delay };
+        let submit = Submit { function, qualifier, head, input, key, delay };
         door.later.submit(door, id, submit, watch).await
     };
     let accepted = tokio::time::timeout(BODY, submit).await;

@@ -69,7 +69,7 @@ pub async fn handle(
     let head = v1::RequestHead {
         intent: v1::Intent::Invoke.into(),
         method: "POST".to_owned(),
-        url: url(&parts.uri, &parts.headers),
+        url: url(&parts),
         headers: asked.headers,
     };
     let call = door.admit_to(place, id, function, head, asked.remaining, watch)?;

@@ -31,7 +31,7 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// The body of a request of this version, with these headers. A client of HTTP/1.1 that waits for the word to send one may never send it once it has its
-    /// answer: that connection is closed.
+    /// answer: that connection is closed, unless the body was asked for and the client so told to send it.
     pub fn new(body: Incoming, version: Version, headers: &HeaderMap) -> Self {
         let lingers = version == Version::HTTP_2 || !headers.contains_key(header::EXPECT);
         Self { body: Some(body), lingers }
@@ -47,7 +47,9 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        let frame = ready!(Pin::new(body).poll_frame(cx));
+        let polled = Pin::new(body).poll_frame(cx);
+        self.lingers = true;
+        let frame = ready!(polled);
         if !matches!(frame, Some(Ok(_))) {
             // All of it was read, or nothing more can be. One in chunks does not say so by itself, and would be read for nothing.
             self.body = None;

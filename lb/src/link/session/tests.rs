@@ -18,6 +18,7 @@ fn call() -> Call {
         function: Known::alone(spec),
         head: v1::RequestHead::default(),
         deadline: Deadline::after(Duration::from_secs(60)),
+        patience: None,
         admitted: Admission::new(1).enter().unwrap_or_else(|error| panic!("{error}")),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use stoker_policy::launch::{Decision, Hungry, cap, decide};
+use stoker_policy::launch::{Decision, WaitingFunction, cap, decide};
 
 use super::{Act, Node, Pool, Rules, Start, Waiter};
-use crate::scenario::Manners;
+use crate::scenario::RunnerPolicy;
 use crate::trace::{Micros, SECOND};
 
 /// Nothing has to move for at least this long before a call goes elsewhere, as at the runner.
@@ -35,7 +35,7 @@ impl Node {
             return (None, false);
         };
         let seen = pool.waiters[at].seen.replace(all);
-        if pool.launching > 0 || seen != Some(all) || rules.manners == Manners::Plain {
+        if pool.launching > 0 || seen != Some(all) || rules.runner_policy == RunnerPolicy::Plain {
             return (Some((pause * 2).max(expected).max(STANDSTILL)), false);
         }
         pool.gave_up = Some(all);
@@ -66,7 +66,7 @@ impl Node {
 
     pub(super) fn fed(&mut self, function: u32) {
         if self.pools.get(&function).is_none_or(|pool| pool.waiters.is_empty()) {
-            self.hungry.retain(|other| *other != function);
+            self.waiting_functions.retain(|other| *other != function);
         }
     }
 
@@ -81,13 +81,16 @@ impl Node {
         if self.waiting == 0 || self.free.cpu_millis < Self::working(rules).min(Self::starting(rules)) {
             return;
         }
-        let hungry = |function: &u32| {
+        let waiting = |function: &u32| {
             let pool = self.pools.get(function)?;
             let first = pool.waiters.front()?;
             let since = rules.instant(first.since);
-            Some((Hungry { since, held: pool.busy + pool.launching, overdue: first.overdue }, *function))
+            Some((
+                WaitingFunction { since, held: pool.busy + pool.launching, overdue: first.overdue },
+                *function,
+            ))
         };
-        let mut order: Vec<_> = self.hungry.iter().filter_map(hungry).collect();
+        let mut order: Vec<_> = self.waiting_functions.iter().filter_map(waiting).collect();
         order.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
         let mut held = false;
         for (_, function) in order {
@@ -113,9 +116,9 @@ impl Node {
                 return false;
             };
             let facts = pool.facts(last);
-            let wanted = match rules.manners {
-                Manners::Stoker => decide(&facts) == Decision::Launch,
-                Manners::Plain => facts.launching <= facts.waiting,
+            let wanted = match rules.runner_policy {
+                RunnerPolicy::Stoker => decide(&facts) == Decision::Launch,
+                RunnerPolicy::Plain => facts.launching <= facts.waiting,
             };
             if held || self.launching >= cap(&self.size, &pool.ask) || !wanted {
                 return false;

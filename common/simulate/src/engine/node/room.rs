@@ -6,7 +6,7 @@ use stoker_core::resources::Resources;
 use stoker_policy::eviction::{Idle, Need, victims};
 
 use super::{Act, Node, Rules};
-use crate::scenario::Manners;
+use crate::scenario::RunnerPolicy;
 use crate::trace::{Micros, duration};
 
 impl Node {
@@ -30,9 +30,9 @@ impl Node {
             size: need.memory.saturating_sub(self.free.memory),
             count: usize::from(self.free.slots == 0),
         };
-        let chosen = match rules.manners {
-            Manners::Stoker => victims(&idle, need),
-            Manners::Plain => oldest(&keys, &idle, need),
+        let chosen = match rules.runner_policy {
+            RunnerPolicy::Stoker => victims(&idle, need),
+            RunnerPolicy::Plain => oldest(&keys, &idle, need),
         };
         let chosen = chosen.unwrap_or_default();
         if !chosen.is_empty() {

@@ -82,10 +82,10 @@ impl Asked<'_> {
     async fn write_app(&mut self, what: &str, name: &str, app: App) -> Result<Answer, Refused> {
         let ours = self.functions.releases.iter().filter(|(function, _)| function.app() == name);
         let ours = ours.map(|(_, release)| Function::of(release)).filter(|function| function.ours);
-        let wishes = ours.map(|function| function.wish(&app)).collect::<Result<Vec<_>, _>>()?;
+        let proposals = ours.map(|function| function.proposal(&app)).collect::<Result<Vec<_>, _>>()?;
         let written = async {
             self.door.registry.put_app(name, app).await?;
-            self.door.registry.apply(wishes).await?;
+            self.door.registry.apply(proposals).await?;
             Ok::<_, Refused>(())
         };
         let written = written.await;

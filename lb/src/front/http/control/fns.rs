@@ -137,11 +137,11 @@ impl Asked<'_> {
     pub async fn write_fn(&self, mut function: Function) -> Result<Answer, Refused> {
         // What an app of Fn's gives its functions is its own: of another door's function all variables are its own already.
         let app = if function.ours { self.record(function.name().app()) } else { App::default() };
-        let mut wishes = [function.wish(&app)?];
-        if let Root::Image(image) = &wishes[0].spec.root
+        let mut proposals = [function.proposal(&app)?];
+        if let Root::Image(image) = &proposals[0].spec.root
             && !image.is_pinned()
         {
-            let mut specs = [wishes[0].spec.clone()];
+            let mut specs = [proposals[0].spec.clone()];
             images::pin(&self.door.dispatch.fleet, &mut specs).await.map_err(|unpinned| match unpinned {
                 Unpinned::Failed(error) => Refused::from(error),
                 Unpinned::Wrong(images) => {
@@ -150,9 +150,9 @@ impl Asked<'_> {
             })?;
             let [spec] = specs;
             function.spec = Arc::new(spec.clone());
-            wishes[0].spec = spec;
+            proposals[0].spec = spec;
         }
-        self.door.registry.apply(wishes.into()).await?;
+        self.door.registry.apply(proposals.into()).await?;
         Ok(Answer::ok(self.fn_object(&function)))
     }
 }

@@ -10,7 +10,7 @@ use stoker_core::FunctionSpec;
 use stoker_core::function::{FunctionName, Root, Trigger, opaque_id};
 use stoker_core::moment::rfc3339_millis;
 use stoker_registry::apps::App;
-use stoker_registry::revisions::{Expect, Release, Wish};
+use stoker_registry::revisions::{Expect, Proposal, Release};
 
 use super::{Asked, Refused, wrong};
 
@@ -99,8 +99,8 @@ impl Function {
         &self.spec.name
     }
 
-    /// The wish that makes it what it is now, over the revision that was read; 0: a new one.
-    pub fn wish(&self, app: &App) -> Result<Wish, Refused> {
+    /// The proposal that makes it what it is now, over the revision that was read; 0: a new one.
+    pub fn proposal(&self, app: &App) -> Result<Proposal, Refused> {
         let mut spec = FunctionSpec::clone(&self.spec);
         spec.triggers = self.facts.triggers.iter().map(Named::trigger).collect();
         spec.env = app.config.clone();
@@ -113,7 +113,7 @@ impl Function {
         let note = serde_json::to_string(&self.facts).unwrap_or_default();
         let expect = if self.revision == 0 { Expect::Nothing } else { Expect::Newest(self.revision) };
         let notes = BTreeMap::from([(NOTE.to_owned(), note)]);
-        Ok(Wish { notes: Some(notes), expect, ..Wish::from(spec) })
+        Ok(Proposal { notes: Some(notes), expect, ..Proposal::from(spec) })
     }
 }
 
@@ -259,11 +259,11 @@ mod tests {
             ..Named::default()
         });
         let app = App { config: [("APP".to_owned(), "2".to_owned())].into(), ..App::default() };
-        let wish = function.wish(&app).unwrap();
-        assert_eq!(wish.spec.env.len(), 2);
+        let proposal = function.proposal(&app).unwrap();
+        assert_eq!(proposal.spec.env.len(), 2);
         let mut functions = stoker_registry::Functions::default();
-        functions.apply(vec![Wish { expect: Expect::Anything, ..wish.clone() }], 1).unwrap();
-        let read = Function::of(&functions.releases[&wish.spec.name]);
+        functions.apply(vec![Proposal { expect: Expect::Anything, ..proposal.clone() }], 1).unwrap();
+        let read = Function::of(&functions.releases[&proposal.spec.name]);
         assert!(read.ours);
         assert_eq!(read.facts, function.facts);
     }

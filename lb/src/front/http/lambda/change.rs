@@ -9,7 +9,7 @@ use serde::Deserialize as _;
 use serde_json::{Map, Value};
 use stoker_core::FunctionSpec;
 use stoker_core::function::{Format, FunctionName, Root};
-use stoker_registry::revisions::{Change, Expect, Revision, Wish};
+use stoker_registry::revisions::{Change, Expect, Proposal, Revision};
 
 use super::draft::{CODE_AT, Draft};
 use super::functions::{self, notes};
@@ -74,7 +74,7 @@ pub async fn keep_notes(
         }
     }
     let (spec, expect) = (FunctionSpec::clone(&newest.spec), Expect::Newest(newest.number));
-    door.registry.apply(vec![Wish { spec, notes: Some(notes), hold: false, expect }]).await?;
+    door.registry.apply(vec![Proposal { spec, notes: Some(notes), hold: false, expect }]).await?;
     Ok(())
 }
 

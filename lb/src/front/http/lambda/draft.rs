@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use stoker_core::error::{Code, Error};
 use stoker_core::function::Root;
 use stoker_core::{FunctionSpec, ImageRef};
-use stoker_registry::revisions::{Change, Expect, Revision, Wish};
+use stoker_registry::revisions::{Change, Expect, Proposal, Revision};
 
 use super::Refused;
 use super::change::{is_nothing, no_code, text};
@@ -293,8 +293,8 @@ impl Draft {
             }
         })?;
         let name = self.spec.name.clone();
-        let wish = Wish { spec: self.spec, notes: Some(self.notes), hold: false, expect };
-        let outcome = door.registry.apply(vec![wish]).await?;
+        let proposal = Proposal { spec: self.spec, notes: Some(self.notes), hold: false, expect };
+        let outcome = door.registry.apply(vec![proposal]).await?;
         let revision = outcome.first().map_or(1, |outcome| outcome.revision);
         if !self.publish {
             return Ok(None);

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use stoker_core::FunctionSpec;
 use stoker_core::later::{Later, Target as To};
-use stoker_registry::revisions::{Expect, Wish};
+use stoker_registry::revisions::{Expect, Proposal};
 
 use super::change::{fields, text};
 use super::target::split;
@@ -114,9 +114,9 @@ async fn change(
         return Err(Refused::parameter(problem.text));
     }
     let expect = Expect::Newest(newest.number);
-    let wish = Wish { spec, notes: Some(newest.notes.clone()), hold: false, expect };
-    let later = wish.spec.later.clone();
-    let outcome = door.registry.apply(vec![wish]).await?;
+    let proposal = Proposal { spec, notes: Some(newest.notes.clone()), hold: false, expect };
+    let later = proposal.spec.later.clone();
+    let outcome = door.registry.apply(vec![proposal]).await?;
     let functions = door.directory.functions();
     let number = outcome.first().map_or(newest.number, |outcome| outcome.revision);
     let now = functions.revision(&target.known.spec.name, number);

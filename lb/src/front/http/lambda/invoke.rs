@@ -160,12 +160,7 @@ pub fn buffered(spec: &FunctionSpec) -> Option<v1::Header> {
 pub fn head(id: CallId, parts: &Parts, mut headers: Vec<v1::Header>) -> v1::RequestHead {
     let request_id = request_id(id).into();
     headers.push(v1::Header { name: "lambda-runtime-aws-request-id".to_owned(), value: request_id });
-    v1::RequestHead {
-        intent: v1::Intent::Invoke.into(),
-        method: "POST".to_owned(),
-        url: url(&parts.uri, &parts.headers),
-        headers,
-    }
+    v1::RequestHead { intent: v1::Intent::Invoke.into(), method: "POST".to_owned(), url: url(parts), headers }
 }
 
 /// An event that is JSON; nothing is an empty object.

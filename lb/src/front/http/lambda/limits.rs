@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use stoker_core::FunctionSpec;
 use stoker_core::error::{Code, Error};
 use stoker_core::function::limits;
-use stoker_registry::revisions::{Change, Expect, Revision, Wish};
+use stoker_registry::revisions::{Change, Expect, Proposal, Revision};
 
 use super::change::fields;
 use super::{Refused, Target, arn, queries, query};
@@ -105,8 +105,8 @@ async fn keep(door: &Door, target: &Target, containers: u32) -> Result<(), Refus
         Some(qualifier) => notes.insert(PROVISIONED.to_owned(), qualifier),
         None => notes.remove(PROVISIONED),
     };
-    let wish = Wish { spec, notes: Some(notes), hold: false, expect: Expect::Newest(newest.number) };
-    door.registry.apply(vec![wish]).await?;
+    let proposal = Proposal { spec, notes: Some(notes), hold: false, expect: Expect::Newest(newest.number) };
+    door.registry.apply(vec![proposal]).await?;
     Ok(())
 }
 

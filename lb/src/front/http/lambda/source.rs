@@ -9,8 +9,8 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
 use stoker_core::call::SOURCE_IP;
+use stoker_core::cidr::Cidr;
 use stoker_proto::v1;
-use stoker_runtime::network::Network;
 
 use super::Lambda;
 use crate::auth::Origin;
@@ -19,10 +19,10 @@ const FOR: &str = "x-forwarded-for";
 const PROTO: &str = "x-forwarded-proto";
 const PORT: &str = "x-forwarded-port";
 
-/// Adds to the headers of a request that came from there what they do not say.
+/// Adds to the headers of a request that came from there what they do not say: from where, and for which host.
 pub fn tell(lambda: &Lambda, origin: &Origin, parts: &Parts, headers: &mut Vec<v1::Header>) {
     let Some(peer) = origin.address else { return };
-    let trusted = |address| lambda.trusted_proxies.iter().any(|network: &Network| network.holds(address));
+    let trusted = |address| lambda.trusted_proxies.iter().any(|proxies: &Cidr| proxies.holds(address));
     let said: Vec<_> = headers.iter().filter(|header| header.name == FOR).map(text).collect();
     let source = source(peer, &said.join(","), trusted);
     let (scheme, usual) = if origin.secure { ("https", 443) } else { ("http", 80) };
@@ -38,8 +38,10 @@ pub fn tell(lambda: &Lambda, origin: &Origin, parts: &Parts, headers: &mut Vec<v
         (PROTO, scheme.to_owned()),
         (PORT, port.to_string()),
         (SOURCE_IP, source.to_string()),
+        // HTTP/2 has it in its URL, and handlers look for it among the headers.
+        ("host", parts.uri.authority().map(ToString::to_string).unwrap_or_default()),
     ] {
-        if headers.iter().all(|header| header.name != name) {
+        if !value.is_empty() && headers.iter().all(|header| header.name != name) {
             headers.push(v1::Header { name: name.to_owned(), value: Bytes::from(value) });
         }
     }
@@ -81,10 +83,21 @@ mod tests {
 
     /// What a handler is told of a request with these headers that came from `peer`.
     fn told(trusted: &str, peer: &str, secure: bool, headers: &[(&str, &str)]) -> Vec<(String, String)> {
+        told_at("/", trusted, peer, secure, headers)
+    }
+
+    fn told_at(
+        uri: &'static str,
+        trusted: &str,
+        peer: &str,
+        secure: bool,
+        headers: &[(&str, &str)],
+    ) -> Vec<(String, String)> {
         let trusted_proxies = trusted.split_whitespace().map(|text| text.parse().unwrap()).collect();
         let lambda = Lambda::new(Config { trusted_proxies, ..Config::default() });
         let origin = Origin { address: Some(peer.parse().unwrap()), secure, ..Origin::default() };
         let mut request = http::Request::new(());
+        *request.uri_mut() = http::Uri::from_static(uri);
         for (name, value) in headers {
             request
                 .headers_mut()
@@ -158,5 +171,12 @@ mod tests {
             ("2001:db8::9".into(), "http".into(), "80".into())
         );
         assert_eq!((of(&secure, PROTO), of(&secure, PORT)), ("https".into(), "443".into()));
+    }
+    #[test]
+    fn the_host_is_a_header_however_it_came() {
+        let host = |uri, headers: &[_]| of(&told_at(uri, "", "192.0.2.7", true, headers), "host");
+        assert_eq!(host("https://fleet.example:8443/a", &[]), "fleet.example:8443");
+        assert_eq!(host("/a", &[("host", "fleet.example")]), "fleet.example");
+        assert_eq!(host("/a", &[]), "");
     }
 }

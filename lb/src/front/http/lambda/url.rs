@@ -88,7 +88,7 @@ pub async fn serve(
     let head = v1::RequestHead {
         intent: v1::Intent::HttpRequest.into(),
         method: parts.method.as_str().to_owned(),
-        url: url(&parts.uri, &parts.headers),
+        url: url(&parts),
         headers,
     };
     let call = door.admit_to(place, id, known, head, None, watch)?;

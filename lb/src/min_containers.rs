@@ -1,6 +1,6 @@
 //! `min_containers`: tells runners what to keep ready before anybody calls.
 //!
-//! Where a function's containers stand is [`stoker_policy::keeping`]'s rule, which every balancer comes to by itself; here the facts are
+//! Where a function's containers stand is [`stoker_policy::min_containers`]'s rule, which every balancer comes to by itself; here the facts are
 //! gathered and runners are told. What a balancer says to a runner is all that it wants there, holds for a minute and is said again every twenty
 //! seconds, so that what is not wanted any more is forgotten, whoever wanted it. A runner keeps the most of what its balancers want.
 //!
@@ -15,7 +15,7 @@ use stoker_core::capacity::Warmth;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::board::Seat;
-use stoker_policy::keeping::{Candidate, PATIENCE, Shares, part, room};
+use stoker_policy::min_containers::{Candidate, PATIENCE, Shares, part, room};
 use stoker_proto::MAX_KEPT;
 use stoker_registry::revisions::WHOLE;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ const PAUSE: (Duration, u32) = (Duration::from_millis(100), 20);
 const AT_ONCE: usize = 32;
 
 /// A version of a function, and how many of it there shall be.
-struct Wish {
+struct Target {
     function: Arc<Known>,
     containers: u32,
     /// Most on one runner.
@@ -57,7 +57,7 @@ struct Told {
 /// What is wanted, and who knows of it.
 #[derive(Default)]
 struct Keeper {
-    wishes: Vec<Wish>,
+    targets: Vec<Target>,
     told: HashMap<Seat, Told>,
 }
 
@@ -82,7 +82,7 @@ pub async fn run(door: Arc<Door>, stop: CancellationToken) {
         let began = Instant::now();
         if functions.has_changed().unwrap_or(false) {
             functions.mark_unchanged();
-            keeper.wish(directory);
+            keeper.set_targets(directory);
         }
         changes.mark_unchanged();
         let lists = keeper.place(fleet).await;
@@ -102,7 +102,7 @@ pub async fn run(door: Arc<Door>, stop: CancellationToken) {
                 Err(_) => return,
             },
             // Its sender lives as long as the fleet.
-            _ = changes.changed(), if !keeper.wishes.is_empty() => {}
+            _ = changes.changed(), if !keeper.targets.is_empty() => {}
             () = renewal => {}
         }
         tokio::select! {
@@ -114,9 +114,9 @@ pub async fn run(door: Arc<Door>, stop: CancellationToken) {
 
 impl Keeper {
     /// Takes up what functions want now.
-    fn wish(&mut self, directory: &Directory) {
+    fn set_targets(&mut self, directory: &Directory) {
         let mut before: HashMap<Digest, Shares<Seat>> =
-            self.wishes.drain(..).map(|wish| (wish.function.digest, wish.shares)).collect();
+            self.targets.drain(..).map(|target| (target.function.digest, target.shares)).collect();
         for function in directory.all() {
             let spec = function.spec.clone();
             if spec.min_containers == 0 {
@@ -126,12 +126,12 @@ impl Keeper {
                 let containers = part(spec.min_containers, calls, WHOLE);
                 // Two revisions may be the same version.
                 if let Some(same) =
-                    self.wishes.iter_mut().rev().take(2).find(|w| w.function.digest == version.digest)
+                    self.targets.iter_mut().rev().take(2).find(|w| w.function.digest == version.digest)
                 {
                     same.containers = same.containers.saturating_add(containers);
                 } else if containers > 0 {
                     let shares = before.remove(&version.digest).unwrap_or_default();
-                    self.wishes.push(Wish {
+                    self.targets.push(Target {
                         function: version,
                         containers,
                         most: spec.max_containers,
@@ -147,13 +147,13 @@ impl Keeper {
         let (now, mut ranked, mut lists) = (Instant::now(), Vec::new(), Lists::new());
         // What is left of each runner's room by those before.
         let mut free: HashMap<Seat, Resources> = HashMap::new();
-        for (n, wish) in self.wishes.iter_mut().enumerate() {
+        for (n, target) in self.targets.iter_mut().enumerate() {
             if n % AT_ONCE == AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
-            let (spec, digest) = (&wish.function.spec, &wish.function.digest);
+            let (spec, digest) = (&target.function.spec, &target.function.digest);
             let ask = spec.ask();
-            fleet.ranking(&wish.function, &mut ranked);
+            fleet.ranking(&target.function, &mut ranked);
             let open = |runner: &&Arc<Runner>| {
                 runner.may_keep() && lists.get(&runner.seat).is_none_or(|list| list.len() < MAX_KEPT)
             };
@@ -167,9 +167,9 @@ impl Keeper {
                     Candidate { runner: runner.seat, has, room: room(free, &ask) }
                 })
                 .collect();
-            wish.shares.place(wish.containers, wish.most, &candidates, now);
-            for share in wish.shares.iter() {
-                lists.entry(share.runner).or_default().push((wish.function.clone(), share.containers));
+            target.shares.place(target.containers, target.most, &candidates, now);
+            for share in target.shares.iter() {
+                lists.entry(share.runner).or_default().push((target.function.clone(), share.containers));
                 let has = candidates.iter().find(|c| c.runner == share.runner).map_or(0, |c| c.has);
                 if let Some(free) = free.get_mut(&share.runner) {
                     take(free, &ask, share.containers.saturating_sub(has));
@@ -206,7 +206,7 @@ impl Keeper {
             }
         }
         let renewals = self.told.values().filter(|told| !told.kept.is_empty()).map(|told| told.at + RENEW);
-        let late = self.wishes.iter().any(|wish| wish.shares.short()).then(|| now + PATIENCE);
+        let late = self.targets.iter().any(|target| target.shares.short()).then(|| now + PATIENCE);
         renewals.chain(late).min()
     }
 }

@@ -1,4 +1,4 @@
-//! The places that one call has at runners, as a table: which of them may start it, and what to say to which.
+//! The offers of one call to runners, as a table: which of them may start it, and what to say to which.
 //!
 //! A call that waits at a runner does not start there without our word. So it may be offered to a second runner that has an idle
 //! container, and keep its place at the first until the second has said yes. What must never be is two runners that may both
@@ -7,9 +7,9 @@
 use stoker_core::listed;
 use stoker_core::machine::Machine;
 
-/// How a place stands.
+/// How the offer of a call to one runner stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Leg {
+pub enum OfferState {
     /// There is none.
     Gone,
     /// Offered and not answered: it may start at any moment.
@@ -22,9 +22,9 @@ pub enum Leg {
     Going,
 }
 
-/// What becomes of a place.
+/// What becomes of an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Word {
+pub enum OfferEvent {
     /// Ours: the call is offered.
     Offer,
     Accepted,
@@ -37,29 +37,29 @@ pub enum Word {
     Over,
 }
 
-listed!(Leg: Gone, Asked, Waiting, Held, Going);
-listed!(Word: Offer, Accepted, Ready, Start, Started, Over);
+listed!(OfferState: Gone, Asked, Waiting, Held, Going);
+listed!(OfferEvent: Offer, Accepted, Ready, Start, Started, Over);
 
-impl Machine for Leg {
-    type Event = Word;
-    const MOVES: &'static [(Self, Word, Self)] = {
-        use Leg::*;
+impl Machine for OfferState {
+    type Event = OfferEvent;
+    const MOVES: &'static [(Self, OfferEvent, Self)] = {
+        use OfferState::*;
         &[
-            (Gone, Word::Offer, Asked),
-            (Asked, Word::Accepted, Waiting),
-            (Asked, Word::Started, Going),
-            (Asked, Word::Over, Gone),
-            (Waiting, Word::Ready, Held),
-            (Waiting, Word::Over, Gone),
-            (Held, Word::Start, Going),
-            (Held, Word::Over, Gone),
-            (Going, Word::Started, Going),
-            (Going, Word::Over, Gone),
+            (Gone, OfferEvent::Offer, Asked),
+            (Asked, OfferEvent::Accepted, Waiting),
+            (Asked, OfferEvent::Started, Going),
+            (Asked, OfferEvent::Over, Gone),
+            (Waiting, OfferEvent::Ready, Held),
+            (Waiting, OfferEvent::Over, Gone),
+            (Held, OfferEvent::Start, Going),
+            (Held, OfferEvent::Over, Gone),
+            (Going, OfferEvent::Started, Going),
+            (Going, OfferEvent::Over, Gone),
         ]
     };
 }
 
-/// One of the two places of a call: where it was offered first, and where it may be offered while it waits there.
+/// One of the two offers of a call: where it was offered first, and where it may be offered while it waits there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Which {
     First,
@@ -85,24 +85,24 @@ pub enum Act {
     Leave(Which),
 }
 
-/// The places of a call.
+/// The offers of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Legs([Leg; 2]);
+pub struct Offers([OfferState; 2]);
 
-impl Default for Legs {
+impl Default for Offers {
     fn default() -> Self {
-        Self([Leg::Gone; 2])
+        Self([OfferState::Gone; 2])
     }
 }
 
-impl Legs {
-    pub fn at(&self, which: Which) -> Leg {
+impl Offers {
+    pub fn at(&self, which: Which) -> OfferState {
         self.0[which as usize]
     }
 
     /// Takes what was heard or done. What the table does not have changes nothing: the link's own table has judged it.
-    pub fn on(&mut self, which: Which, word: Word) {
-        if let Ok(next) = self.at(which).on(word) {
+    pub fn on(&mut self, which: Which, event: OfferEvent) {
+        if let Ok(next) = self.at(which).on(event) {
             self.0[which as usize] = next;
         }
     }
@@ -113,21 +113,21 @@ impl Legs {
             let other = self.at(which.other());
             match self.at(which) {
                 // It goes here: nobody else need hold a place for it.
-                Leg::Going if other != Leg::Gone => {
-                    self.on(which.other(), Word::Over);
+                OfferState::Going if other != OfferState::Gone => {
+                    self.on(which.other(), OfferEvent::Over);
                     return Some(Act::Leave(which.other()));
                 }
                 // While the other has not answered it may start there. It will answer: a link that does not is lost.
-                Leg::Held if !matches!(other, Leg::Asked | Leg::Going) => {
-                    self.on(which, Word::Start);
+                OfferState::Held if !matches!(other, OfferState::Asked | OfferState::Going) => {
+                    self.on(which, OfferEvent::Start);
                     return Some(Act::Start(which));
                 }
                 _ => {}
             }
         }
         // The second was asked because it had somebody idle. In its line the call would only make it launch for nothing.
-        if self.at(Which::Second) == Leg::Waiting && self.at(Which::First) != Leg::Gone {
-            self.on(Which::Second, Word::Over);
+        if self.at(Which::Second) == OfferState::Waiting && self.at(Which::First) != OfferState::Gone {
+            self.on(Which::Second, OfferEvent::Over);
             return Some(Act::Leave(Which::Second));
         }
         None
@@ -135,17 +135,22 @@ impl Legs {
 
     /// Whether it may be offered to a second runner.
     pub fn may_ask_second(&self) -> bool {
-        *self == Self([Leg::Waiting, Leg::Gone])
+        *self == Self([OfferState::Waiting, OfferState::Gone])
     }
 
     /// Whether the function may have seen a byte of it.
     pub fn may_have_started(&self) -> bool {
-        self.0.iter().any(|leg| matches!(leg, Leg::Asked | Leg::Going))
+        self.0.iter().any(|offer| matches!(offer, OfferState::Asked | OfferState::Going))
+    }
+
+    /// It starts, or has started.
+    pub fn started(&self) -> bool {
+        self.0.contains(&OfferState::Going)
     }
 
     /// Nobody has it any more.
     pub fn over(&self) -> bool {
-        self.0 == [Leg::Gone; 2]
+        self.0 == [OfferState::Gone; 2]
     }
 }
 
@@ -158,17 +163,17 @@ mod tests {
     /// The machine against rules said in another way, for every pair.
     #[test]
     fn every_pair() {
-        for leg in Leg::ALL.iter().copied() {
-            for word in Word::ALL.iter().copied() {
-                let allowed = match word {
-                    Word::Offer => leg == Leg::Gone,
-                    Word::Accepted => leg == Leg::Asked,
-                    Word::Ready => leg == Leg::Waiting,
-                    Word::Start => leg == Leg::Held,
-                    Word::Started => matches!(leg, Leg::Asked | Leg::Going),
-                    Word::Over => leg != Leg::Gone,
+        for offer in OfferState::ALL.iter().copied() {
+            for event in OfferEvent::ALL.iter().copied() {
+                let allowed = match event {
+                    OfferEvent::Offer => offer == OfferState::Gone,
+                    OfferEvent::Accepted => offer == OfferState::Asked,
+                    OfferEvent::Ready => offer == OfferState::Waiting,
+                    OfferEvent::Start => offer == OfferState::Held,
+                    OfferEvent::Started => matches!(offer, OfferState::Asked | OfferState::Going),
+                    OfferEvent::Over => offer != OfferState::Gone,
                 };
-                assert_eq!(leg.on(word).is_ok(), allowed, "{leg:?} + {word:?}");
+                assert_eq!(offer.on(event).is_ok(), allowed, "{offer:?} + {event:?}");
             }
         }
     }
@@ -198,7 +203,7 @@ mod tests {
     /// Balancer, two runners, and what is on its way between them.
     #[derive(Debug, Clone, PartialEq, Eq, Hash)]
     struct World {
-        legs: Legs,
+        offers: Offers,
         runners: [Runner; 2],
         to: [VecDeque<Said>; 2],
         from: [VecDeque<Said>; 2],
@@ -208,7 +213,7 @@ mod tests {
 
     impl World {
         fn say(&mut self) {
-            while let Some(act) = self.legs.act() {
+            while let Some(act) = self.offers.act() {
                 let (which, said) = match act {
                     Act::Start(which) => (which, Said::Start),
                     Act::Leave(which) => (which, Said::Leave),
@@ -220,10 +225,10 @@ mod tests {
         /// Everything that may happen next.
         fn next(&self) -> Vec<World> {
             let mut worlds = Vec::new();
-            if self.legs.may_ask_second() && !self.asked_second {
+            if self.offers.may_ask_second() && !self.asked_second {
                 let mut world = self.clone();
                 world.asked_second = true;
-                world.legs.on(Which::Second, Word::Offer);
+                world.offers.on(Which::Second, OfferEvent::Offer);
                 world.to[1].push_back(Said::Offer);
                 worlds.push(world);
             }
@@ -232,14 +237,14 @@ mod tests {
                 if !self.from[n].is_empty() {
                     let mut world = self.clone();
                     let said = world.from[n].pop_front();
-                    let word = match said {
-                        Some(Said::Accepted) => Word::Accepted,
-                        Some(Said::Ready) => Word::Ready,
-                        Some(Said::Started) => Word::Started,
-                        _ => Word::Over,
+                    let event = match said {
+                        Some(Said::Accepted) => OfferEvent::Accepted,
+                        Some(Said::Ready) => OfferEvent::Ready,
+                        Some(Said::Started) => OfferEvent::Started,
+                        _ => OfferEvent::Over,
                     };
                     // Of a place that was given up nothing is heard.
-                    world.legs.on(which, word);
+                    world.offers.on(which, event);
                     world.say();
                     worlds.push(world);
                 }
@@ -284,33 +289,34 @@ mod tests {
     #[test]
     fn a_call_with_two_places_starts_at_most_once() {
         let mut first = World {
-            legs: Legs::default(),
+            offers: Offers::default(),
             runners: [Runner::Idle; 2],
             to: Default::default(),
             from: Default::default(),
             starts: 0,
             asked_second: false,
         };
-        first.legs.on(Which::First, Word::Offer);
+        first.offers.on(Which::First, OfferEvent::Offer);
         first.to[0].push_back(Said::Offer);
         let (mut seen, mut open) = (HashSet::from([first.clone()]), vec![first]);
         let (mut started_first, mut started_second, mut refused) = (0, 0, 0);
         while let Some(world) = open.pop() {
             assert!(world.starts <= 1, "{world:?}");
-            let may_start =
-                Which::BOTH.iter().filter(|w| matches!(world.legs.at(**w), Leg::Asked | Leg::Going));
+            let may_start = Which::BOTH
+                .iter()
+                .filter(|w| matches!(world.offers.at(**w), OfferState::Asked | OfferState::Going));
             assert!(may_start.count() <= 1, "{world:?}");
-            assert!(world.starts == 0 || world.legs.may_have_started(), "{world:?}");
+            assert!(world.starts == 0 || world.offers.may_have_started(), "{world:?}");
             let next = world.next();
             if next.is_empty() {
                 // Nothing is on its way, and nobody waits for anybody.
-                match [world.legs.at(Which::First), world.legs.at(Which::Second)] {
-                    [Leg::Going, Leg::Gone] => started_first += 1,
-                    [Leg::Gone, Leg::Going] => started_second += 1,
-                    [Leg::Gone, Leg::Gone] => refused += 1,
+                match [world.offers.at(Which::First), world.offers.at(Which::Second)] {
+                    [OfferState::Going, OfferState::Gone] => started_first += 1,
+                    [OfferState::Gone, OfferState::Going] => started_second += 1,
+                    [OfferState::Gone, OfferState::Gone] => refused += 1,
                     other => panic!("{other:?} is no end: {world:?}"),
                 }
-                assert_eq!(world.starts, usize::from(!world.legs.over()), "{world:?}");
+                assert_eq!(world.starts, usize::from(!world.offers.over()), "{world:?}");
             }
             open.extend(next.into_iter().filter(|world| seen.insert(world.clone())));
         }

@@ -12,11 +12,14 @@ use tokio::time::{Duration, Instant};
 /// What a client of HTTP/2 begins with. Whoever has said no more than a part of it has said nothing that a protocol could have its own time for.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// In place of the bytes of the preface where a client began with something else.
+const ANOTHER: usize = PREFACE.len() + 1;
+
 /// What is known of it. Only the task of the connection changes it.
 #[derive(Debug)]
-pub struct Heard {
+pub struct ClientProgress {
     came: Instant,
-    /// Bytes of the preface so far; all of them also where it began with something else.
+    /// Bytes of the preface so far, or [`ANOTHER`].
     preface: AtomicUsize,
     /// The last word was the client's.
     asked: AtomicBool,
@@ -26,9 +29,11 @@ pub struct Heard {
     free: AtomicU64,
     /// The system gave it up since it took nothing.
     deaf: AtomicBool,
+    /// Its next answer is its last.
+    parts: AtomicBool,
 }
 
-impl Heard {
+impl ClientProgress {
     fn new() -> Self {
         Self {
             came: Instant::now(),
@@ -37,12 +42,27 @@ impl Heard {
             stuck: AtomicBool::default(),
             free: AtomicU64::default(),
             deaf: AtomicBool::default(),
+            parts: AtomicBool::default(),
         }
     }
 
     /// Whether it is clear which protocol is spoken.
     pub fn is_clear(&self) -> bool {
+        self.preface.load(Ordering::Relaxed) >= PREFACE.len()
+    }
+
+    /// Whether it is clear, and HTTP/2.
+    pub fn is_http2(&self) -> bool {
         self.preface.load(Ordering::Relaxed) == PREFACE.len()
+    }
+
+    /// From now on each answer says that it is the last one.
+    pub fn part(&self) {
+        self.parts.store(true, Ordering::Relaxed);
+    }
+
+    pub fn parts(&self) -> bool {
+        self.parts.load(Ordering::Relaxed)
     }
 
     /// Whether it began something that has no answer yet. One that rests between two requests has not.
@@ -69,9 +89,11 @@ impl Heard {
         }
         self.asked.store(true, Ordering::Relaxed);
         let before = self.preface.load(Ordering::Relaxed);
-        let awaited = &PREFACE[before..];
+        let awaited = PREFACE.get(before..).unwrap_or_default();
         if !awaited.is_empty() {
-            let so_far = if awaited.starts_with(said) { before + said.len() } else { PREFACE.len() };
+            // The preface may be the beginning of what was said, and may not be whole yet.
+            let is_it = said.starts_with(awaited) || awaited.starts_with(said);
+            let so_far = if is_it { before + said.len().min(awaited.len()) } else { ANOTHER };
             self.preface.store(so_far, Ordering::Relaxed);
         }
     }
@@ -101,20 +123,20 @@ impl Heard {
 }
 
 /// A connection's stream that notes what is said on it, and whether it is taken.
-pub struct Listening<S> {
+pub struct ProgressStream<S> {
     stream: S,
-    heard: Arc<Heard>,
+    progress: Arc<ClientProgress>,
 }
 
-impl<S> Listening<S> {
+impl<S> ProgressStream<S> {
     /// Nothing was read of it before.
-    pub fn new(stream: S) -> (Self, Arc<Heard>) {
-        let heard = Arc::new(Heard::new());
-        (Self { stream, heard: heard.clone() }, heard)
+    pub fn new(stream: S) -> (Self, Arc<ClientProgress>) {
+        let progress = Arc::new(ClientProgress::new());
+        (Self { stream, progress: progress.clone() }, progress)
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ProgressStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -122,16 +144,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Listening<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        self.heard.note(&buffer.filled()[before..]);
-        self.heard.judged(read)
+        self.progress.note(&buffer.filled()[before..]);
+        self.progress.judged(read)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ProgressStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.heard.answered();
+        self.progress.answered();
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.heard.written(written)
+        self.progress.written(written)
     }
 
     fn poll_write_vectored(
@@ -139,9 +161,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
         cx: &mut Context<'_>,
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.heard.answered();
+        self.progress.answered();
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bytes);
-        self.heard.written(written)
+        self.progress.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -151,12 +173,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Listening<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // What is encrypted may wait to be sent.
         let written = Pin::new(&mut self.stream).poll_flush(cx);
-        self.heard.written(written)
+        self.progress.written(written)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let written = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.heard.written(written)
+        self.progress.written(written)
     }
 }
 
@@ -167,9 +189,9 @@ mod tests {
     #[test]
     fn a_part_of_the_preface_says_nothing_yet() {
         let clear = |said: &[&[u8]]| {
-            let heard = Heard::new();
-            said.iter().for_each(|said| heard.note(said));
-            heard.is_clear()
+            let progress = ClientProgress::new();
+            said.iter().for_each(|said| progress.note(said));
+            progress.is_clear()
         };
         assert!(
             !clear(&[])
@@ -184,12 +206,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_spoken_is_known_by_its_preface() {
+        let http2 = |said: &[&[u8]]| {
+            let progress = ClientProgress::new();
+            said.iter().for_each(|said| progress.note(said));
+            progress.is_http2()
+        };
+        assert!(
+            !http2(&[]) && !http2(&[b"PRI * HTTP/2.0\r\n"]) && !http2(&[b"GET / HTTP/1.1\r\n\r\n", PREFACE])
+        );
+        assert!(http2(&[PREFACE, b"more"]) && http2(&[b"PRI * HTTP/2.0\r\n", b"\r\nSM\r\n\r\nand more"]));
+    }
+
+    #[test]
     fn who_has_its_answer_rests() {
-        let heard = Heard::new();
-        assert!(!heard.has_begun());
-        heard.note(b"GET / HT");
-        assert!(heard.has_begun());
-        heard.answered();
-        assert!(!heard.has_begun());
+        let progress = ClientProgress::new();
+        assert!(!progress.has_begun());
+        progress.note(b"GET / HT");
+        assert!(progress.has_begun());
+        progress.answered();
+        assert!(!progress.has_begun());
     }
 }

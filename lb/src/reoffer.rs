@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::hash::QuickMap;
 
 /// All of them. `R` is a runner.
-pub struct Elsewhere<R>(Arc<Shared<R>>);
+pub struct Reoffers<R>(Arc<Shared<R>>);
 
 struct Shared<R> {
     /// How many stand here: most of the time nobody, and then nothing else is looked at.
@@ -39,26 +39,26 @@ struct Call<R> {
 
 /// A call that stands here, as long as this lives; gives a runner that seems to have somebody idle.
 pub struct Standing<R> {
-    all: Elsewhere<R>,
+    all: Reoffers<R>,
     function: Digest,
     number: u64,
     told: oneshot::Receiver<Arc<R>>,
 }
 
-impl<R> Clone for Elsewhere<R> {
+impl<R> Clone for Reoffers<R> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<R> Default for Elsewhere<R> {
+impl<R> Default for Reoffers<R> {
     fn default() -> Self {
         let inner = Mutex::new(Inner { lines: QuickMap::default(), last: 0 });
         Self(Arc::new(Shared { count: AtomicUsize::new(0), inner }))
     }
 }
 
-impl<R> Elsewhere<R> {
+impl<R> Reoffers<R> {
     fn lock(&self) -> MutexGuard<'_, Inner<R>> {
         // No code that can panic runs under this lock.
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn as_many_learn_of_it_as_could_start_and_nobody_of_his_own_runner() {
-        let all = Elsewhere::default();
+        let all = Reoffers::default();
         let (one, two) = (Arc::new(1), Arc::new(2));
         let (f, g) = (Digest([1; 32]), Digest([2; 32]));
         let mut calls: Vec<_> =
@@ -171,7 +171,7 @@ mod tests {
         }
         let woken = Arc::new(Woken(AtomicUsize::new(0)));
         let waker = Waker::from(woken.clone());
-        let (all, f) = (Elsewhere::default(), Digest([1; 32]));
+        let (all, f) = (Reoffers::default(), Digest([1; 32]));
         let mut call = all.stand(f, 250, Arc::new(1));
         assert!(Pin::new(&mut call).poll(&mut Context::from_waker(&waker)).is_pending());
         drop(call);

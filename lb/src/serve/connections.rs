@@ -34,7 +34,7 @@ pub fn usual() -> usize {
 }
 
 /// The clients at all ports of a balancer.
-pub struct Guests {
+pub struct Connections {
     open: AtomicUsize,
     most: usize,
     patience: Duration,
@@ -46,7 +46,7 @@ pub struct Guests {
     handshakes: Counter,
 }
 
-impl Guests {
+impl Connections {
     /// Of which there may be `most`, and each may take nothing of what there is for it for so long.
     pub fn new(most: usize, patience: Duration, metrics: &Metrics) -> Arc<Self> {
         let failed = metrics.labelled(&CONNECTIONS_FAILED);
@@ -65,13 +65,13 @@ impl Guests {
 
     /// Those at one port, by its name in the metrics.
     pub fn at(self: &Arc<Self>, port: &'static str) -> Port {
-        Port { guests: self.clone(), open: self.ports.with(&[port]), spoken: None }
+        Port { connections: self.clone(), open: self.ports.with(&[port]), spoken: None }
     }
 }
 
 /// The clients at one port.
 pub struct Port {
-    guests: Arc<Guests>,
+    connections: Arc<Connections>,
     open: Gauge,
     /// When the log was last told of connections that were turned away.
     spoken: Option<Instant>,
@@ -79,13 +79,17 @@ pub struct Port {
 
 impl Port {
     /// One comes in. `None` where there is not even room to tell it that there is none.
-    pub fn enter(&mut self) -> Option<Guest> {
-        let most = self.guests.most;
+    pub fn enter(&mut self) -> Option<ConnectionGuard> {
+        let most = self.connections.most;
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
-        let before = self.guests.open.fetch_add(1, Ordering::Relaxed);
-        let guest = Guest { guests: self.guests.clone(), beyond: before >= most, _open: self.open.enter() };
-        if guest.beyond {
-            self.guests.full.add_one();
+        let before = self.connections.open.fetch_add(1, Ordering::Relaxed);
+        let guard = ConnectionGuard {
+            connections: self.connections.clone(),
+            beyond: before >= most,
+            _open: self.open.enter(),
+        };
+        if guard.beyond {
+            self.connections.full.add_one();
             if self.may_speak() {
                 tracing::warn!(
                     most,
@@ -93,12 +97,12 @@ impl Port {
                 );
             }
         }
-        (before < most.saturating_add(TOLD)).then_some(guest)
+        (before < most.saturating_add(TOLD)).then_some(guard)
     }
 
     /// The system has none for us.
     pub fn cannot_accept(&mut self, error: &std::io::Error) {
-        self.guests.system.add_one();
+        self.connections.system.add_one();
         if self.may_speak() {
             tracing::warn!(%error, "cannot accept a connection");
         }
@@ -106,12 +110,12 @@ impl Port {
 
     /// How long one may take nothing of what there is for it.
     pub fn patience(&self) -> Duration {
-        self.guests.patience
+        self.connections.patience
     }
 
     /// Counts those whose handshake came to nothing.
     pub fn handshakes(&self) -> Counter {
-        self.guests.handshakes.clone()
+        self.connections.handshakes.clone()
     }
 
     fn may_speak(&mut self) -> bool {
@@ -125,13 +129,13 @@ impl Port {
 }
 
 /// A client's connection, as long as this lives.
-pub struct Guest {
-    guests: Arc<Guests>,
+pub struct ConnectionGuard {
+    connections: Arc<Connections>,
     beyond: bool,
     _open: Entered,
 }
 
-impl Guest {
+impl ConnectionGuard {
     /// Whether it is one too many.
     pub fn is_beyond(&self) -> bool {
         self.beyond
@@ -142,7 +146,7 @@ impl Guest {
         self.beyond.then(|| {
             let text = format!(
                 "this balancer has {} connections of clients already, which is its limit: ask another one, or keep to fewer connections",
-                self.guests.most
+                self.connections.most
             );
             Error::new(Code::Overloaded, text).retry(Retry::After(AGAIN))
         })
@@ -150,7 +154,7 @@ impl Guest {
 
     /// It did not say in time what it wants.
     pub fn was_silent(&self) {
-        self.guests.silent.add_one();
+        self.connections.silent.add_one();
     }
 
     /// It did not take what there was for it.
@@ -160,12 +164,12 @@ impl Guest {
 
     /// Counts answers that it did not take.
     pub fn deaf(&self) -> &Counter {
-        &self.guests.deaf
+        &self.connections.deaf
     }
 }
 
-impl Drop for Guest {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.guests.open.fetch_sub(1, Ordering::Relaxed);
+        self.connections.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
