@@ -12,7 +12,7 @@ use stoker_core::{FunctionSpec, Incarnation, Resources, RunnerName};
 use stoker_registry::{Registration, Registry};
 use stoker_runtime::server;
 use stoker_runtime::tls::{Incoming, Speaks, Tls};
-use stoker_sandbox::handover::Bequest;
+use stoker_sandbox::handover::PassedFds;
 use stoker_sandbox::{Driver, egress, select, spawner};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::container::Container;
-use crate::handover::{self, Departure, Heir, Terms, is_allowed};
+use crate::handover::{self, Departure, Inherited, Terms, is_allowed};
 use crate::images::Images;
 use crate::ledger::Ledger;
 use crate::logs::Logs;
@@ -172,18 +172,22 @@ impl Runner {
     ///
     /// # Errors
     /// As [`Runner::start`]. What cannot be taken up is no error: it ends, and is made anew when it is needed.
-    pub async fn take_up(config: Config, registry: Arc<dyn Registry>, heir: Heir) -> anyhow::Result<Self> {
-        Self::begin(config, registry, Some(heir)).await
+    pub async fn take_up(
+        config: Config,
+        registry: Arc<dyn Registry>,
+        inherited: Inherited,
+    ) -> anyhow::Result<Self> {
+        Self::begin(config, registry, Some(inherited)).await
     }
 
     async fn begin(
         config: Config,
         registry: Arc<dyn Registry>,
-        mut heir: Option<Heir>,
+        mut inherited: Option<Inherited>,
     ) -> anyhow::Result<Self> {
         // A container holds about a dozen descriptors here.
         server::raise_open_files();
-        let listener = listen(config.listen, heir.as_mut()).await;
+        let listener = listen(config.listen, inherited.as_mut()).await;
         let listener = listener.with_context(|| format!("listen on {}", config.listen))?;
         let socket = listener.as_fd().try_clone_to_owned().context("keep the socket")?;
         let address = listener.local_addr().context("ask for the address that was bound")?;
@@ -191,10 +195,12 @@ impl Runner {
         let images = Arc::new(Images::new(config.images));
         images.clean_up().await;
         let logs = Arc::new(Logs::collected(config.observer.recorder.clone()));
-        let cordoned = heir.as_ref().is_some_and(Heir::is_cordoned);
-        let (selection, taken) = match heir {
+        let cordoned = inherited.as_ref().is_some_and(Inherited::is_cordoned);
+        let (selection, taken) = match inherited {
             None => (select::select(choice).await.context("choose a sandbox")?, Vec::new()),
-            Some(heir) => take_up(choice, heir, &images, &logs).await.context("choose a sandbox")?,
+            Some(inherited) => {
+                take_up(choice, inherited, &images, &logs).await.context("choose a sandbox")?
+            }
         };
         match selection.driver.collect_leftovers().await {
             Ok(left) if left.is_empty() => {}
@@ -308,7 +314,7 @@ impl Runner {
         let driver = parts.as_ref().map(|parts| parts.driver.clone()).context("it is stopping")?;
         drop(parts);
         // Whether it can be at all.
-        let handed = driver.hand_over(&mut Bequest::default())?;
+        let handed = driver.hand_over(&mut PassedFds::default())?;
         let terms = Terms::new(self.name.as_str(), self.state_dir.clone(), self.listen, &handed);
         handover::ask(&terms).await.map_err(anyhow::Error::msg)?;
         let pools = &self.shared.pools;
@@ -320,17 +326,17 @@ impl Runner {
             if self.heard().await > 0 {
                 pools.gate.calm(QUIET, HEARD).await;
             }
-            let mut bequest = Bequest::default();
-            let listener = bequest.keep(&self.socket).context("keep the socket")?;
-            let driver = driver.hand_over(&mut bequest)?;
-            let leaving = pools.hand_over(&mut bequest).await;
-            anyhow::Ok((listener, driver, leaving, bequest))
+            let mut passed = PassedFds::default();
+            let listener = passed.keep(&self.socket).context("keep the socket")?;
+            let driver = driver.hand_over(&mut passed)?;
+            let leaving = pools.hand_over(&mut passed).await;
+            anyhow::Ok((listener, driver, leaving, passed))
         };
         match ready.await {
-            Ok((listener, driver, leaving, bequest)) => {
+            Ok((listener, driver, leaving, passed)) => {
                 self.end_sessions().await;
                 let cordoned = pools.is_cordoned();
-                Ok(Departure::new(terms, listener, admin, driver, cordoned, leaving, bequest))
+                Ok(Departure::new(terms, listener, admin, driver, cordoned, leaving, passed))
             }
             Err(error) => {
                 pools.gate.open();
@@ -406,17 +412,17 @@ impl Runner {
 /// The driver and the containers of the process's former program; where the driver cannot be taken up, one as at any start.
 async fn take_up(
     choice: select::Config,
-    heir: Heir,
+    inherited: Inherited,
     images: &Images,
     logs: &Logs,
 ) -> Result<(select::Selection, Vec<(HandedSince, Container)>), stoker_sandbox::Error> {
     let host_network = choice.host_network;
-    let (driver, members, mut inheritance) = heir.apart();
-    let selection = match select::take_up(choice.clone(), driver, &mut inheritance).await {
+    let (driver, members, mut fds) = inherited.apart();
+    let selection = match select::take_up(choice.clone(), driver, &mut fds).await {
         Ok(selection) => selection,
         Err(error) => {
             tracing::error!(%error, "what was handed over cannot be taken up, and ends");
-            drop(inheritance);
+            drop(fds);
             return Ok((select::select(choice).await?, Vec::new()));
         }
     };
@@ -425,7 +431,7 @@ async fn take_up(
         if !is_allowed(&container, host_network) {
             continue;
         }
-        match Container::take_up(container, &*selection.driver, images, logs, &mut inheritance).await {
+        match Container::take_up(container, &*selection.driver, images, logs, &mut fds).await {
             Ok(container) => taken.push((since, container)),
             Err(why) => tracing::warn!(why, "a container that was handed over cannot be taken up, and ends"),
         }
@@ -434,9 +440,9 @@ async fn take_up(
 }
 
 /// Listens, unless the process's former program did already.
-async fn listen(address: SocketAddr, heir: Option<&mut Heir>) -> std::io::Result<TcpListener> {
-    match heir {
-        Some(heir) => heir.listener().and_then(TcpListener::from_std),
+async fn listen(address: SocketAddr, inherited: Option<&mut Inherited>) -> std::io::Result<TcpListener> {
+    match inherited {
+        Some(inherited) => inherited.listener().and_then(TcpListener::from_std),
         None => TcpListener::bind(address).await,
     }
 }
@@ -479,7 +485,7 @@ async fn serve(
 async fn within<T>(what: &str, limit: Duration, step: impl Future<Output = T>) -> Option<T> {
     let done = tokio::time::timeout(limit, step).await.ok();
     if done.is_none() {
-        tracing::warn!(?limit, "stopping: {what} took too long and was left");
+        tracing::warn!(?limit, "stopping: not waited any longer for {what}");
     }
     done
 }

@@ -8,6 +8,7 @@ pub mod lambda;
 mod launch;
 pub mod state;
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use stoker_core::error::Blame;
 use stoker_core::function::{Format, FunctionSpec};
-use stoker_core::{Code, ContainerId, Error};
+use stoker_core::{CallId, Code, ContainerId, Error};
 use stoker_format::Codec;
 use stoker_image::Image;
 use stoker_lambda::RuntimeApi;
@@ -68,6 +69,19 @@ impl LaunchError {
     }
 }
 
+impl fmt::Display for LaunchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LaunchError::Function(error) => write!(f, "{error}"),
+            LaunchError::Platform(why) | LaunchError::Impossible(why) => f.write_str(why),
+            LaunchError::Full { .. } => {
+                f.write_str("no memory, CPU or slot came free in the time that was expected")
+            }
+            LaunchError::Stopping => f.write_str("the runner is stopping"),
+        }
+    }
+}
+
 /// How long the phases of a launch took.
 #[derive(Debug, Clone, Copy)]
 pub struct Launched {
@@ -114,8 +128,17 @@ pub struct Container {
 pub enum Phase {
     /// It was not ready yet.
     Init,
-    /// It ran a call.
-    Call,
+    /// It ran this call.
+    Call(CallId),
+}
+
+impl Phase {
+    fn call(self) -> Option<CallId> {
+        match self {
+            Phase::Init => None,
+            Phase::Call(call) => Some(call),
+        }
+    }
 }
 
 impl Container {
@@ -309,7 +332,7 @@ impl Container {
                     "the function needed more than its memory limit of {limit}{peak}; raise `memory`, which what it writes to /tmp counts as, too"
                 ),
             )
-            .log_tail(self.log.tail());
+            .log_tail(self.log.tail(phase.call()));
         }
         let how = match exit.cause {
             ExitCause::Code(code) => format!("exited with status {code}"),
@@ -325,11 +348,11 @@ impl Container {
             Phase::Init => {
                 Error::new(Code::FunctionInitFailed, format!("the function {how} before it was ready"))
             }
-            Phase::Call => {
+            Phase::Call(_) => {
                 Error::new(Code::FunctionCrashed, format!("the function {how} before it had answered"))
             }
         }
-        .log_tail(self.log.tail())
+        .log_tail(self.log.tail(phase.call()))
     }
 }
 

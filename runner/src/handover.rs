@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
-use stoker_sandbox::handover::{Bequest, HandedDriver, Inheritance, Kept, PROTOCOL};
+use stoker_sandbox::handover::{FdNumber, HandedDriver, InheritedFds, PROTOCOL, PassedFds};
 
 use crate::container::handover::HandedContainer;
 use crate::pool::handover::{HandedMember, Leaving};
@@ -79,9 +79,9 @@ impl Terms {
 
 /// What goes over.
 #[derive(Serialize, Deserialize)]
-struct Estate {
+struct HandoverState {
     terms: Terms,
-    listener: Kept,
+    listener: FdNumber,
     /// Where the admin port was.
     admin: SocketAddr,
     driver: HandedDriver,
@@ -93,20 +93,20 @@ struct Estate {
 
 /// A runner that is ready to become another program. Dropping it ends its containers.
 pub struct Departure {
-    bequest: Bequest,
-    estate: Estate,
+    passed: PassedFds,
+    state: HandoverState,
     leaving: Leaving,
 }
 
 impl Departure {
     pub fn new(
         terms: Terms,
-        listener: Kept,
+        listener: FdNumber,
         admin: SocketAddr,
         driver: HandedDriver,
         cordoned: bool,
         leaving: Leaving,
-        bequest: Bequest,
+        passed: PassedFds,
     ) -> Self {
         let written = |member: &HandedMember| match serde_json::to_value(member) {
             Ok(value) => Some(value),
@@ -116,19 +116,19 @@ impl Departure {
             }
         };
         let members = leaving.members.iter().filter_map(written).collect();
-        let estate = Estate { terms, listener, admin, driver, cordoned, members };
-        Self { bequest, estate, leaving }
+        let state = HandoverState { terms, listener, admin, driver, cordoned, members };
+        Self { passed, state, leaving }
     }
 
     /// How many containers go over, and how many end.
     pub fn containers(&self) -> (usize, usize) {
-        let over = self.estate.members.len();
+        let over = self.state.members.len();
         (over, self.leaving.stay + self.leaving.members.len() - over)
     }
 
     /// Becomes the program that this process was started as. Returns only when that fails, and why.
     pub fn leave(self) -> io::Error {
-        self.bequest.become_program(&mut program(), &self.estate)
+        self.passed.become_program(&mut program(), &self.state)
     }
 }
 
@@ -211,31 +211,31 @@ fn would(question: &str) -> Result<(), String> {
 }
 
 /// What this program has inherited.
-pub struct Heir {
-    estate: Estate,
-    inheritance: Inheritance,
+pub struct Inherited {
+    state: HandoverState,
+    fds: InheritedFds,
 }
 
-impl Heir {
+impl Inherited {
     /// To be asked once, before anything is opened or started. What cannot be understood ends with this, and the runner starts anew.
     ///
     /// # Errors
     /// Why it cannot be understood.
     pub fn find() -> Result<Option<Self>, String> {
-        match Inheritance::find() {
-            Ok(found) => Ok(found.map(|(estate, inheritance)| Self { estate, inheritance })),
+        match InheritedFds::find() {
+            Ok(found) => Ok(found.map(|(state, fds)| Self { state, fds })),
             Err(error) => Err(format!("what was handed over cannot be understood: {error}")),
         }
     }
 
     /// Where the admin port was.
     pub fn admin(&self) -> SocketAddr {
-        self.estate.admin
+        self.state.admin
     }
 
     /// An operator wants no calls here.
     pub fn is_cordoned(&self) -> bool {
-        self.estate.cordoned
+        self.state.cordoned
     }
 
     /// The listening socket.
@@ -243,11 +243,11 @@ impl Heir {
     /// # Errors
     /// When it was not left.
     pub fn listener(&mut self) -> io::Result<std::net::TcpListener> {
-        self.inheritance.take(self.estate.listener).map(Into::into)
+        self.fds.take(self.state.listener).map(Into::into)
     }
 
     /// What is left after the listener: the driver, the containers that can be understood, and where their descriptors are.
-    pub fn apart(self) -> (HandedDriver, Vec<HandedMember>, Inheritance) {
+    pub fn apart(self) -> (HandedDriver, Vec<HandedMember>, InheritedFds) {
         let understood = |value| match serde_json::from_value(value) {
             Ok(member) => Some(member),
             Err(error) => {
@@ -255,8 +255,8 @@ impl Heir {
                 None
             }
         };
-        let members = self.estate.members.into_iter().filter_map(understood).collect();
-        (self.estate.driver, members, self.inheritance)
+        let members = self.state.members.into_iter().filter_map(understood).collect();
+        (self.state.driver, members, self.fds)
     }
 }
 

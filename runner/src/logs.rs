@@ -153,7 +153,47 @@ struct State {
     last: Option<Owner>,
     /// Several ran at once since nobody did.
     shared: bool,
-    tail: VecDeque<u8>,
+    tail: Tail,
+}
+
+/// The last lines of one call, with those of the start before it where it is the first. What others wrote is none of its caller's business, nor
+/// what may have been another's: lines that come while several run are nobody's here.
+#[derive(Debug, Default)]
+struct Tail {
+    bytes: VecDeque<u8>,
+    /// Whose they are; of the start alone before the first call.
+    of: Option<CallId>,
+    /// Calls that have begun.
+    begun: u64,
+}
+
+impl Tail {
+    /// A call begins, beside others or alone.
+    fn begin(&mut self, call: CallId, alone: bool) {
+        if self.begun > 0 {
+            self.bytes.clear();
+        }
+        self.begun += 1;
+        if alone {
+            self.of = Some(call);
+        }
+    }
+
+    fn add(&mut self, text: &[u8], owner: Option<CallId>) {
+        match (self.of, owner) {
+            (None, None) => {}
+            (Some(_), None) => return,
+            (of, owner) if of == owner => {}
+            (_, owner) => {
+                self.bytes.clear();
+                self.of = owner;
+            }
+        }
+        self.bytes.extend(text);
+        self.bytes.push_back(b'\n');
+        let excess = self.bytes.len().saturating_sub(MAX_LOG_TAIL);
+        self.bytes.drain(..excess);
+    }
 }
 
 impl ContainerLog {
@@ -176,8 +216,10 @@ impl ContainerLog {
     /// the lines that were written before it, since they come by another pipe.
     pub fn begin(&self, call: CallId) {
         let mut state = self.state();
-        state.shared |= !state.calls.is_empty();
+        let alone = state.calls.is_empty();
+        state.shared |= !alone;
         state.last = None;
+        state.tail.begin(call, alone);
         state.calls.push(Owner { call, spot: None });
     }
 
@@ -209,9 +251,14 @@ impl ContainerLog {
         self.push(Source::Platform, text.into(), Some(owner.unwrap_or(Owner { call, spot: None })));
     }
 
-    /// The last lines.
-    pub fn tail(&self) -> String {
-        let bytes: Vec<u8> = self.state().tail.iter().copied().collect();
+    /// The last lines of a call, as far as they are certainly its; without one those of a start, as long as there was one call at most.
+    pub fn tail(&self, call: Option<CallId>) -> String {
+        let tail = &self.state().tail;
+        let is_its = match call {
+            Some(_) => tail.of == call,
+            None => tail.begun <= 1,
+        };
+        let bytes: Vec<u8> = tail.bytes.iter().copied().filter(|_| is_its).collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -252,15 +299,13 @@ impl ContainerLog {
         }
         let owner = {
             let mut state = self.state();
-            state.tail.extend(text);
-            state.tail.push_back(b'\n');
-            let excess = state.tail.len().saturating_sub(MAX_LOG_TAIL);
-            state.tail.drain(..excess);
-            match state.calls.as_slice() {
+            let owner = match state.calls.as_slice() {
                 [] => state.last,
                 [one] => Some(*one),
                 _ => None,
-            }
+            };
+            state.tail.add(text, owner.map(|owner| owner.call));
+            owner
         };
         self.push(source, Bytes::copy_from_slice(text), owner);
     }
@@ -336,8 +381,34 @@ mod tests {
         assert_eq!(lengths, [3, 0, MAX_LINE, 1, 4]);
         assert_eq!(lines.iter().map(|l| l.sequence).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         assert!(lines.iter().all(|l| l.call == Some(call)));
-        assert!(log.tail().ends_with("x\nlast\n"));
-        assert!(log.tail().len() <= MAX_LOG_TAIL);
+        assert!(log.tail(Some(call)).ends_with("x\nlast\n"));
+        assert!(log.tail(Some(call)).len() <= MAX_LOG_TAIL);
+    }
+
+    #[tokio::test]
+    async fn an_error_has_the_lines_of_its_own_call() {
+        let name = FunctionName::parse("a/b").unwrap();
+        let log = ContainerLog::new(ContainerId::new(Incarnation(1), 1), Logs::default().ring(&name));
+        let (one, other) = (CallId::new(), CallId::new());
+        log.line(Source::Stderr, b"start");
+        assert_eq!(log.tail(None), "start\n");
+        log.begin(one);
+        log.line(Source::Stderr, b"one");
+        assert_eq!((log.tail(Some(one)), log.tail(Some(other))), ("start\none\n".to_owned(), String::new()));
+        log.end(one);
+        log.line(Source::Stderr, b"late");
+        assert_eq!(log.tail(Some(one)), "start\none\nlate\n");
+        log.begin(other);
+        assert_eq!((log.tail(Some(one)), log.tail(Some(other))), (String::new(), String::new()));
+        log.line(Source::Stderr, b"other");
+        assert_eq!(log.tail(Some(other)), "other\n");
+        // Of what is written while both run neither is told.
+        log.begin(one);
+        log.line(Source::Stderr, b"whose?");
+        assert_eq!((log.tail(Some(one)), log.tail(Some(other))), (String::new(), String::new()));
+        log.end(other);
+        log.line(Source::Stderr, b"one");
+        assert_eq!((log.tail(Some(one)), log.tail(Some(other))), ("one\n".to_owned(), String::new()));
     }
 
     #[tokio::test]

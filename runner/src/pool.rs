@@ -28,11 +28,11 @@
 mod drain;
 mod fetch;
 pub mod handover;
-mod keep;
-mod kept;
 mod launch;
 mod line;
 mod member;
+mod min_containers;
+mod monitor;
 mod pressure;
 mod rotate;
 mod version;
@@ -65,9 +65,9 @@ use crate::logs::Logs;
 use crate::metrics::Meters;
 use crate::observe::Observer;
 use crate::secrets::Secrets;
-use kept::Wishes;
 use line::Given;
 pub use line::{Acquired, Asker, Lease, Refused, Ticket};
+use min_containers::Targets;
 use version::{Version, count};
 
 /// Given to a function between the request to end and the end, where nothing speaks against it.
@@ -109,7 +109,7 @@ pub struct Pools {
 struct Inner {
     versions: HashMap<Digest, Version>,
     /// What balancers want to be kept ready.
-    wishes: Wishes,
+    targets: Targets,
     /// Versions with less than their minimum.
     short: BTreeSet<Digest>,
     launching: u32,

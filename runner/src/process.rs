@@ -25,7 +25,7 @@ use stoker_sandbox::handover::give_back_signals;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{CLOSING, Config, Runner};
-use crate::handover::{self, Departure, Heir};
+use crate::handover::{self, Departure, Inherited};
 use crate::metrics::Meters;
 use crate::observe::Observer;
 use crate::settings::{self, PROGRAM, Plan};
@@ -40,12 +40,12 @@ pub fn main() -> ExitCode {
         return code;
     }
     // Before anything is opened.
-    let heir = Heir::find();
+    let inherited = Inherited::find();
     server::main(
         &PROGRAM,
         Plan::new,
         |plan| plan.threads,
-        async |settings, plan, logs| run(settings, plan, logs, heir).await,
+        async |settings, plan, logs| run(settings, plan, logs, inherited).await,
     )
 }
 
@@ -61,16 +61,16 @@ async fn run(
     settings: &Settings,
     mut plan: Plan,
     logs: &Logs,
-    heir: Result<Option<Heir>, String>,
+    inherited: Result<Option<Inherited>, String>,
 ) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen().context("cannot listen for signals")?;
     let upgrades = signal(SignalKind::user_defined2()).context("cannot listen for signals")?;
-    let heir = heir.unwrap_or_else(|why| {
+    let inherited = inherited.unwrap_or_else(|why| {
         tracing::error!(why, "starting anew");
         None
     });
-    if let Some(heir) = heir.as_ref().filter(|_| plan.admin.port() == 0) {
-        plan.admin = heir.admin();
+    if let Some(inherited) = inherited.as_ref().filter(|_| plan.admin.port() == 0) {
+        plan.admin = inherited.admin();
     }
     for warning in &plan.warnings {
         tracing::warn!("{warning}");
@@ -106,7 +106,7 @@ async fn run(
     tracing::info!(admin = %admin.address(), "starting");
     let mut stop = std::pin::pin!(signals.stop_requested());
     let grace = Cell::new(plan.drain_grace);
-    let starting = start(Config { observer, ..plan.runner }, registry, heir, &seen.readiness);
+    let starting = start(Config { observer, ..plan.runner }, registry, inherited, &seen.readiness);
     let told = Told { stop: stop.as_mut(), upgrades, admin: admin.address(), grace: &grace };
     let (runner, end) = tokio::select! {
         served = serve(starting, told, &seen.readiness) => served?,
@@ -132,11 +132,11 @@ async fn run(
 async fn start(
     config: Config,
     registry: EtcdRegistry,
-    heir: Option<Heir>,
+    inherited: Option<Inherited>,
     readiness: &Readiness,
 ) -> anyhow::Result<Runner> {
-    let runner = match heir {
-        Some(heir) => Runner::take_up(config, Arc::new(registry), heir).await?,
+    let runner = match inherited {
+        Some(inherited) => Runner::take_up(config, Arc::new(registry), inherited).await?,
         None => Runner::start(config, Arc::new(registry)).await?,
     };
     let (name, address) = (runner.name(), runner.address());

@@ -19,14 +19,46 @@ const APART: Duration = Duration::from_millis(75);
 const SETTLED: Duration = Duration::from_millis(5);
 const BEAT: Duration = Duration::from_secs(5);
 
+/// What a runner says of itself that stays the same as long as it lives.
+struct Identity {
+    name: RunnerName,
+    incarnation: Incarnation,
+    address: String,
+    zone: String,
+    labels: BTreeMap<String, String>,
+}
+
+impl Identity {
+    /// The record of this moment.
+    fn record(&self, sequence: u64, pools: &Pools) -> Capacity {
+        let survey = pools.survey();
+        let total = pools.ledger.total();
+        if let Some(meters) = &pools.meters {
+            meters.look(&survey, total);
+        }
+        Capacity {
+            runner: self.name.clone(),
+            incarnation: self.incarnation,
+            address: self.address.clone(),
+            zone: self.zone.clone(),
+            labels: self.labels.clone(),
+            sequence,
+            state: if pools.drains() { RunnerState::Draining } else { RunnerState::Ready },
+            total,
+            free: survey.free,
+            reclaimable: survey.reclaimable,
+            in_flight: survey.in_flight,
+            waiting: survey.waiting,
+            functions: survey.functions,
+        }
+    }
+}
+
 /// Makes the record.
 pub struct Report {
-    pub name: RunnerName,
-    pub incarnation: Incarnation,
-    pub address: String,
-    pub zone: String,
-    pub labels: BTreeMap<String, String>,
+    who: Identity,
     pools: Arc<Pools>,
+    /// Of the last record that was made.
     sequence: AtomicU64,
     latest: watch::Sender<Arc<Capacity>>,
 }
@@ -40,55 +72,19 @@ impl Report {
         labels: BTreeMap<String, String>,
         pools: Arc<Pools>,
     ) -> Arc<Self> {
-        let mut report = Self {
-            name,
-            incarnation,
-            address,
-            zone,
-            labels,
-            pools,
-            sequence: AtomicU64::new(0),
-            latest: watch::Sender::new(Arc::new(Capacity {
-                runner: RunnerName::new("x").expect("x is a name"),
-                incarnation,
-                address: String::new(),
-                zone: String::new(),
-                labels: BTreeMap::new(),
-                sequence: 0,
-                state: RunnerState::Ready,
-                total: Default::default(),
-                free: Default::default(),
-                reclaimable: Default::default(),
-                in_flight: 0,
-                waiting: 0,
-                functions: BTreeMap::new(),
-            })),
-        };
-        report.latest = watch::Sender::new(Arc::new(report.now()));
-        Arc::new(report)
+        let who = Identity { name, incarnation, address, zone, labels };
+        let first = who.record(1, &pools);
+        let latest = watch::Sender::new(Arc::new(first));
+        Arc::new(Self { who, pools, sequence: AtomicU64::new(1), latest })
+    }
+
+    pub fn name(&self) -> &RunnerName {
+        &self.who.name
     }
 
     /// The record of this moment.
     pub fn now(&self) -> Capacity {
-        let survey = self.pools.survey();
-        if let Some(meters) = &self.pools.meters {
-            meters.look(&survey, self.pools.ledger.total());
-        }
-        Capacity {
-            runner: self.name.clone(),
-            incarnation: self.incarnation,
-            address: self.address.clone(),
-            zone: self.zone.clone(),
-            labels: self.labels.clone(),
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            state: if self.pools.drains() { RunnerState::Draining } else { RunnerState::Ready },
-            total: self.pools.ledger.total(),
-            free: survey.free,
-            reclaimable: survey.reclaimable,
-            in_flight: survey.in_flight,
-            waiting: survey.waiting,
-            functions: survey.functions,
-        }
+        self.who.record(self.sequence.fetch_add(1, Ordering::Relaxed) + 1, &self.pools)
     }
 
     /// The record as it is published.

@@ -155,7 +155,7 @@ async fn send_logs(
 ) {
     let (kept, mut coming) = shared.logs.ring(name).read();
     let wanted = |line: &Line| call.is_none() || line.call == call;
-    let runner = shared.report.name.as_str();
+    let runner = shared.report.name().as_str();
     for lines in kept.chunks(LINES) {
         let lines: Vec<_> = lines.iter().filter(|l| wanted(l)).map(|l| to_line(l, runner)).collect();
         if !lines.is_empty() && out.send(Ok(wire::StreamLogsResponse { lines, dropped: 0 })).await.is_err() {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
+use stoker_core::cidr::Cidr;
 use stoker_core::units::{format_cpu, format_size};
 use stoker_core::{Resources, RunnerName};
 use stoker_registry::etcd;
-use stoker_runtime::config::kind::{ADDRESS, COUNT, CPU, DURATION, MAP, PATH, SERVER, SIZE, TEXT, TRUTH};
+use stoker_runtime::config::kind::{
+    ADDRESS, ADDRESSES, CIDRS, COUNT, CPU, DURATION, MAP, PATH, SERVER, SIZE, TEXT, TRUTH,
+};
 use stoker_runtime::config::{Key, Kind, Maybe, Mistake, Mistakes, Program, Settings, registries};
 use stoker_runtime::server::{self, Etcd};
 use stoker_runtime::tls::{self, Asks, Tls, exposed, open_to_others};
@@ -101,24 +103,16 @@ static ALLOW_HOST_NETWORK: Key<bool> = Key::new(
     "false",
     "Functions with `network: host` run here: they reach all that this host does, its loopback among it",
 );
-static EGRESS_DENY: Key<Vec<egress::Range>> = Key::new(
+static EGRESS_DENY: Key<Vec<Cidr>> = Key::new(
     "egress_deny",
-    Kind::one("CIDR,…", several),
+    CIDRS,
     "",
     "Blocks of addresses that functions with `network: egress` may not reach, beside this host and cloud metadata",
 );
-static EGRESS_ALLOW: Key<Vec<egress::Range>> = Key::new(
-    "egress_allow",
-    Kind::one("CIDR,…", several),
-    "",
-    "What of egress_deny they may reach all the same",
-);
-static EGRESS_RESOLVERS: Key<Vec<IpAddr>> = Key::new(
-    "egress_resolvers",
-    Kind::one("IP,…", several),
-    "",
-    "Name servers for them; by itself those of this host",
-);
+static EGRESS_ALLOW: Key<Vec<Cidr>> =
+    Key::new("egress_allow", CIDRS, "", "What of egress_deny they may reach all the same");
+static EGRESS_RESOLVERS: Key<Vec<IpAddr>> =
+    Key::new("egress_resolvers", ADDRESSES, "", "Name servers for them; by itself those of this host");
 static STATE: Key<PathBuf> = Key::found(
     "state",
     PATH,
@@ -338,12 +332,6 @@ impl Plan {
             warnings,
         })
     }
-}
-
-/// Values with commas between them.
-fn several<T: FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Vec<T>, String> {
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    parts.map(|part| part.parse().map_err(|error| format!("`{part}`: {error}"))).collect()
 }
 
 fn images(settings: &Settings, state: &std::path::Path) -> stoker_image::Config {

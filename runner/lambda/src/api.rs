@@ -99,6 +99,8 @@ async fn connected(stream: impl AsyncRead + AsyncWrite + AsFd + Unpin, shared: A
     _ = hyper::server::conn::http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .max_header_size(MAX_HEAD)
+        // As AWS writes them: scripts look for names as they read them in its manual.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

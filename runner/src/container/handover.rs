@@ -16,7 +16,7 @@ use stoker_core::ContainerId;
 use stoker_core::function::FunctionSpec;
 use stoker_format::{Codec, quiet};
 use stoker_sandbox::Driver;
-use stoker_sandbox::handover::{Bequest, HandedSandbox, Inheritance, Kept};
+use stoker_sandbox::handover::{FdNumber, HandedSandbox, InheritedFds, PassedFds};
 
 use super::channel::Pipes;
 use super::lambda::handover::HandedApi;
@@ -38,17 +38,17 @@ pub struct HandedContainer {
     sandbox: HandedSandbox,
     /// Without it, as of a release that had none, they are taken to be others now.
     secrets: Option<Print>,
-    stdin: Option<Kept>,
-    stdout: Option<Kept>,
-    stderr: Option<Kept>,
+    stdin: Option<FdNumber>,
+    stdout: Option<FdNumber>,
+    stderr: Option<FdNumber>,
     pipes: Option<HandedPipes>,
     lambda: Option<HandedApi>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct HandedPipes {
-    stdin: Kept,
-    stdout: Kept,
+    stdin: FdNumber,
+    stdout: FdNumber,
     awake: bool,
 }
 
@@ -57,14 +57,14 @@ impl Container {
     ///
     /// # Errors
     /// Why it cannot be handed over.
-    pub async fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedContainer, String> {
+    pub async fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedContainer, String> {
         let frozen = *self.gate.lock().await;
         let lambda = match &self.lambda {
-            Some(asking) => Some(asking.hand_over(bequest).await?),
+            Some(asking) => Some(asking.hand_over(passed).await?),
             None => None,
         };
-        let sandbox = self.sandbox.hand_over(bequest).map_err(|error| error.to_string())?;
-        let mut keep = |descriptor: &OwnedFd| bequest.keep(descriptor).map_err(|error| error.to_string());
+        let sandbox = self.sandbox.hand_over(passed).map_err(|error| error.to_string())?;
+        let mut keep = |descriptor: &OwnedFd| passed.keep(descriptor).map_err(|error| error.to_string());
         let stdin = self.stdin.as_ref().map(&mut keep).transpose()?;
         let (mut stdout, mut stderr) = (None, None);
         for (source, pipe) in self.outputs().iter() {
@@ -80,8 +80,8 @@ impl Container {
                     return Err("it says what nobody asked for".to_owned());
                 }
                 Some(HandedPipes {
-                    stdin: bequest.keep(pipes.stdin.as_fd()).map_err(|error| error.to_string())?,
-                    stdout: bequest.keep(pipes.stdout.as_fd()).map_err(|error| error.to_string())?,
+                    stdin: passed.keep(pipes.stdin.as_fd()).map_err(|error| error.to_string())?,
+                    stdout: passed.keep(pipes.stdout.as_fd()).map_err(|error| error.to_string())?,
                     awake: pipes.awake,
                 })
             }
@@ -111,11 +111,11 @@ impl Container {
         driver: &dyn Driver,
         images: &Images,
         logs: &Logs,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Self, String> {
         let HandedContainer { id, spec, frozen, root, secrets, stdin, stdout, stderr, pipes, .. } = handed;
         let (sandbox, lambda) = (handed.sandbox, handed.lambda);
-        let sandbox = driver.take_up(sandbox, inheritance).map_err(|error| error.to_string())?;
+        let sandbox = driver.take_up(sandbox, inherited).map_err(|error| error.to_string())?;
         let id = ContainerId::parse(&id).ok_or("its id is none")?;
         let image = match root {
             None => None,
@@ -124,8 +124,8 @@ impl Container {
                 None => return Err("its image is not as it was".to_owned()),
             },
         };
-        let mut take = |kept: Option<Kept>| {
-            let taken = kept.map(|kept| inheritance.take(kept)).transpose();
+        let mut take = |kept: Option<FdNumber>| {
+            let taken = kept.map(|kept| inherited.take(kept)).transpose();
             taken.map_err(|error| error.to_string())
         };
         let (stdin, stdout, stderr) = (take(stdin)?, take(stdout)?, take(stderr)?);
@@ -165,7 +165,7 @@ impl Container {
             }
         }
         if let Some(api) = lambda {
-            container.lambda = Some(container.take_up_api(api, inheritance).await?);
+            container.lambda = Some(container.take_up_api(api, inherited).await?);
         }
         container.look().await;
         Ok(container)

@@ -212,7 +212,7 @@ impl Container {
                 false
             }
             Err(Unready::Launch(error)) => {
-                tracing::info!(container = %self.id, ?error, "a function could not be started again");
+                tracing::info!(container = %self.id, %error, "a function could not be started again");
                 false
             }
         }
@@ -397,7 +397,7 @@ impl Container {
         }
         self.sandbox.stop(Duration::ZERO).await;
         self.said_all().await;
-        LaunchError::Function(error.log_tail(self.log.tail()))
+        LaunchError::Function(error.log_tail(self.log.tail(None)))
     }
 
     fn about(&self, plan: &Plan, again: bool) -> About {

@@ -276,7 +276,7 @@ impl Container {
         }
         self.stop(Duration::ZERO).await;
         self.said_all().await;
-        LaunchError::Function(error.log_tail(self.log.tail()))
+        LaunchError::Function(error.log_tail(self.log.tail(None)))
     }
 }
 

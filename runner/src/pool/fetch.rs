@@ -65,7 +65,7 @@ impl Pools {
                 if let (Some(meters), Some(blame)) = (&self.meters, error.blame()) {
                     meters.launch_failed(blame.as_str());
                 }
-                tracing::info!(?error, "an image cannot be had");
+                tracing::info!(function = %spec.name, %error, "an image cannot be had");
                 inner.without_image(digest, &error, &mut actions);
             }
         }

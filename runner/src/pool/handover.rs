@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use stoker_sandbox::handover::Bequest;
+use stoker_sandbox::handover::PassedFds;
 
 use super::Pools;
 use super::member::Member;
@@ -45,10 +45,10 @@ struct Idle {
 impl Pools {
     /// Gives away what is idle. To be called when no call is inside any more; nothing can be launched from then on, and what is not idle is
     /// left to end with this program.
-    pub async fn hand_over(&self, bequest: &mut Bequest) -> Leaving {
+    pub async fn hand_over(&self, passed: &mut PassedFds) -> Leaving {
         let mut leaving = Leaving::default();
         for Idle { container, since, fresh, run, cold } in self.take_idle() {
-            match container.hand_over(bequest).await {
+            match container.hand_over(passed).await {
                 Ok(handed) => {
                     let idle = since.elapsed();
                     leaving.members.push(HandedMember { container: handed, idle, fresh, run, cold });

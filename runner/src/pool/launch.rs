@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use stoker_core::error::Blame;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{ContainerId, Resources};
 use stoker_policy::eviction::{Idle, Need, victims};
@@ -290,9 +291,12 @@ impl Pools {
     }
 
     fn failed(self: &Arc<Self>, digest: Digest, seq: u64, error: LaunchError) {
-        tracing::info!(?error, "a container could not be launched");
         let mut actions = Vec::new();
         let mut inner = self.inner();
+        if let Some(version) = inner.versions.get(&digest) {
+            let blame = error.blame().map(Blame::as_str);
+            tracing::info!(function = %version.spec.name, blame, %error, "a container could not be launched");
+        }
         inner.launching -= 1;
         inner.moved(&digest);
         let told = inner.versions.get_mut(&digest).and_then(|version| version.fail(seq));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stoker_core::call::Cold;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, Refusal, Warmth};
-use stoker_policy::launch::{Admission, Full, House, Hungry, admit, turn, width};
+use stoker_policy::launch::{Admission, Full, RunnerLoad, WaitingFunction, admit, turn, width};
 use stoker_policy::waiting::may_claim;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -234,7 +234,7 @@ impl Pools {
         let (waiting, launching) = (inner.waiting, inner.launching);
         let (running, mean) = (inner.versions.values().map(|v| v.busy).sum(), inner.run.get());
         let full = waiting > 0 || self.ledger.free().cpu_millis < spec.ask().cpu_millis;
-        let house = House {
+        let load = RunnerLoad {
             width: width(&total, &spec.ask()),
             cap: self.cap(spec),
             waiting,
@@ -243,7 +243,7 @@ impl Pools {
             room: self.room(inner, &digest, spec) && (version.may_grow() || version.going() > 0),
         };
         let stuck = version.gave_up == Some(version.progress(inner.moves));
-        let (detail, expected) = match admit(&version.facts(version.waiters.len()), &house, remaining) {
+        let (detail, expected) = match admit(&version.facts(version.waiters.len()), &load, remaining) {
             Admission::Wait(expected) if stuck => {
                 let detail = "others waited in vain, and nothing has changed since";
                 let retry_after = Some(expected.clamp(*RETRY.start(), *RETRY.end()));
@@ -320,11 +320,11 @@ impl Pools {
     /// Serves whoever waits, with what there is; if nobody does, fills up what is short.
     pub(super) fn pump(self: &Arc<Self>, inner: &mut Inner, actions: &mut Vec<Action>) {
         if inner.waiting > 0 {
-            let mut hungry: Vec<(Hungry, Digest)> =
-                inner.versions.iter().filter_map(|(d, v)| Some((v.hungry()?, *d))).collect();
-            hungry.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
+            let mut waiting: Vec<(WaitingFunction, Digest)> =
+                inner.versions.iter().filter_map(|(d, v)| Some((v.as_waiting()?, *d))).collect();
+            waiting.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
             let mut held = false;
-            for (_, digest) in hungry {
+            for (_, digest) in waiting {
                 held |= self.serve(inner, digest, held, actions);
             }
         }

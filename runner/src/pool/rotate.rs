@@ -61,7 +61,7 @@ impl Pools {
             match self.secrets.resolve(&spec).await {
                 Ok(secrets) => self.rotate(digest, &secrets),
                 Err(error) => {
-                    tracing::warn!(function = %spec.name, ?error, "its containers keep the secrets that they have");
+                    tracing::warn!(function = %spec.name, %error, "its containers keep the secrets that they have");
                 }
             }
         }

@@ -544,8 +544,8 @@ proptest! {
             // Two balancers want some of them to be kept, one of them not for long.
             let kept = specs()[3].clone();
             for (balancer, containers, holds) in [(1, 2, 3_600_000), (2, 3, 1)] {
-                let wishes = vec![(kept.digest(), kept.clone(), containers)];
-                pools.keep(balancer, wishes, Duration::from_millis(holds));
+                let targets = vec![(kept.digest(), kept.clone(), containers)];
+                pools.keep(balancer, targets, Duration::from_millis(holds));
             }
             let tasks: Vec<_> =
                 callers.into_iter().map(|caller| tokio::spawn(run(pools.clone(), state.clone(), caller))).collect();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stoker_core::Warmth;
 use stoker_core::function::FunctionSpec;
 use stoker_policy::eviction::{Frequency, Idle};
-use stoker_policy::launch::{Facts, Hungry, Mean};
+use stoker_policy::launch::{Facts, Mean, WaitingFunction};
 use stoker_policy::prewarm::Arrivals;
 use stoker_policy::waiting::next_in_turn;
 
@@ -123,9 +123,9 @@ impl Version {
     }
 
     /// How it stands beside others whose calls wait; `None` if none of its own does.
-    pub fn hungry(&self) -> Option<Hungry> {
+    pub fn as_waiting(&self) -> Option<WaitingFunction> {
         let first = self.waiters.front()?;
-        Some(Hungry { since: first.since, held: self.busy + self.launching, overdue: first.overdue })
+        Some(WaitingFunction { since: first.since, held: self.busy + self.launching, overdue: first.overdue })
     }
 
     /// Who of the line is served next: its balancers take turns.

@@ -265,12 +265,9 @@ impl Call<'_> {
             LaunchError::Platform(detail) => self.refuse(Refusal::LaunchFailed, detail, None).await,
             LaunchError::Impossible(detail) => self.refuse(Refusal::TooLarge, detail, None).await,
             LaunchError::Full { retry_after } => {
-                let detail = "no memory, CPU or slot came free in the time that was expected".to_owned();
-                self.refuse(Refusal::Full, detail, Some(retry_after)).await
+                self.refuse(Refusal::Full, error.to_string(), Some(retry_after)).await
             }
-            LaunchError::Stopping => {
-                self.refuse(Refusal::Draining, "the runner is stopping".to_owned(), None).await
-            }
+            LaunchError::Stopping => self.refuse(Refusal::Draining, error.to_string(), None).await,
         }
     }
 

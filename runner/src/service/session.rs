@@ -248,16 +248,16 @@ impl Session {
         if keep.kept.len() > MAX_KEPT {
             return Err(invalid("it names too many functions"));
         }
-        let mut wishes = Vec::with_capacity(keep.kept.len());
+        let mut targets = Vec::with_capacity(keep.kept.len());
         for kept in keep.kept {
             let digest = Digest::from_slice(&kept.digest).ok_or_else(|| invalid("a digest is 32 bytes"))?;
             let defined = self.defined.get(&digest).ok_or_else(|| invalid("a function was not defined"))?;
             if let Ok((spec, _)) = defined {
-                wishes.push((digest, spec.clone(), kept.containers));
+                targets.push((digest, spec.clone(), kept.containers));
             }
         }
         let holds = keep.holds.map(convert::duration).unwrap_or_default().min(KEPT_FOR);
-        self.shared.pools.keep(self.balancer, wishes, holds);
+        self.shared.pools.keep(self.balancer, targets, holds);
         Ok(())
     }
 

@@ -262,6 +262,10 @@ async fn a_call_can_be_followed() {
     let unsampled = session.call(&python(""), "trace", b"").await;
     let told_so = String::from_utf8(unsampled.body).unwrap();
     assert!(told_so.starts_with(&session.trace[..36]) && told_so.ends_with("-00"), "{told_so}");
+    // Processes of one call each, which end as they should, whoever sees it first.
+    for _ in 0..10 {
+        assert_eq!(session.call(&shell("echo -n $TRACEPARENT"), "", b"").await.code(), "OK");
+    }
 
     // Gauges are as new as the record that every session gets.
     session.until("it is quiet", |c| c.in_flight == 0 && c.waiting == 0).await;
@@ -270,10 +274,10 @@ async fn a_call_can_be_followed() {
     for line in [
         "stoker_runner_calls_total{function=\"test/python\",code=\"OK\"} 3",
         "stoker_runner_calls_total{function=\"test/python\",code=\"FUNCTION_CRASHED\"} 1",
-        "stoker_runner_calls_total{function=\"test/shell\",code=\"OK\"} 1",
+        "stoker_runner_calls_total{function=\"test/shell\",code=\"OK\"} 11",
         "stoker_runner_cold_starts_total{function=\"test/shell\",cause=\"first\"} 1",
         "stoker_runner_execution_seconds_count{function=\"test/python\"} 4",
-        "stoker_runner_execution_seconds_count{function=\"test/shell\"} 1",
+        "stoker_runner_execution_seconds_count{function=\"test/shell\"} 11",
         "stoker_runner_launches_total{purpose=\"call\"}",
         "stoker_runner_launch_seconds_count{phase=\"create\"}",
         "stoker_runner_launch_seconds_count{phase=\"init\"}",
@@ -289,7 +293,7 @@ async fn a_call_can_be_followed() {
         "stoker_runner_calls_waiting 0",
         "stoker_runner_wait_seconds_count",
         "stoker_runner_containers_ended_total{why=\"evicted\"} 0",
-        "stoker_runner_containers_ended_total{why=\"broken\"}",
+        "stoker_runner_containers_ended_total{why=\"broken\"} 1\n",
         "stoker_etcd_interrupted{part=\"registration\"} 0",
         "stoker_runner_freezes_total",
         "stoker_runner_thaws_total",

@@ -121,8 +121,8 @@ impl Drop for Fifo {
     }
 }
 
-/// Waits until the log of this call has all that belongs there, each line with its id.
-async fn writes(fleet: &Fleet, function: &FunctionSpec, call: &str) {
+/// Waits until the log of this call has all that belongs there, each line with its id. Gives the last.
+async fn writes(fleet: &Fleet, function: &FunctionSpec, call: &str, said: &[&str]) -> String {
     let request = StreamLogsRequest {
         function: function.name.to_string(),
         call_id: call.to_owned(),
@@ -131,17 +131,22 @@ async fn writes(fleet: &Fleet, function: &FunctionSpec, call: &str) {
     };
     let mut log = fleet.clients.fleet().stream_logs(request).await.unwrap().into_inner();
     let mut missing: Vec<_> =
-        ["START RequestId: ", "printed ", "complained ", "END RequestId: ", "REPORT RequestId: "].into();
+        ["START RequestId: ", "END RequestId: ", "REPORT RequestId: "].iter().chain(said).copied().collect();
+    let mut report = String::new();
     within("all lines of a call", async {
         while !missing.is_empty() {
             for line in log.message().await.unwrap().expect("the log goes on").lines {
                 let text = String::from_utf8_lossy(&line.text).into_owned();
                 assert_eq!(line.call_id, call, "{text}");
                 missing.retain(|part| !text.contains(&format!("{part}{call}")));
+                if text.starts_with("REPORT") {
+                    report = text;
+                }
             }
         }
     })
     .await;
+    report
 }
 
 /// Everything that does not depend on the language.
@@ -155,6 +160,7 @@ async fn a_handler_is_at_home(sandbox: Choice) {
     let fleet = fleet(sandbox, [main.clone(), brief.clone(), absent]).await;
 
     // One container serves calls through every door.
+    let mut ids = Vec::new();
     for (calls, door) in (1..).zip(Door::ALL) {
         // Plain processes see the host's /tmp, which is no place for tests.
         let event = if sandbox == Choice::Process { "{}" } else { r#"{"do":"tmp"}"# };
@@ -169,6 +175,12 @@ async fn a_handler_is_at_home(sandbox: Choice) {
         let id = &answer.call_id;
         let trace = format!("Root=1-{}-{};Parent={};Sampled=0", &id[..8], &id[8..], &id[16..]);
         assert_eq!(report["trace"], trace);
+        ids.push(answer.call_id);
+    }
+    // How long it took to come up is told of the call that waited for it.
+    for (call, waited) in ids.iter().zip([true, false]) {
+        let report = writes(&fleet, &main, call, &[]).await;
+        assert_eq!(report.contains(" MB\tInit Duration: "), waited, "{report}");
     }
 
     // What it is told.
@@ -217,7 +229,7 @@ async fn a_handler_is_at_home(sandbox: Choice) {
 
     // What it writes is the call's.
     let answer = ask(&fleet, "main", json!({ "do": "log" })).await.unwrap();
-    writes(&fleet, &main, &answer.call_id).await;
+    writes(&fleet, &main, &answer.call_id, &["printed ", "complained "]).await;
 
     // Payloads of every size that is allowed, both ways, and no other.
     let nothing = ask(&fleet, "main", json!({ "do": "nothing" })).await.unwrap();

@@ -19,7 +19,7 @@ def handler(event, context):
     logging.info("a record")
     print("a line")
     if "raise" in event:
-        raise KeyError("lost")
+        raise KeyError("lost" * event["raise"])
     if "lambda" in event:
         return lambda: 1
     if "odd" in event:
@@ -131,6 +131,10 @@ async fn a_handler_in_python() {
         "time": true, "identity": null});
     assert_eq!(said, wanted);
     assert_eq!(failure(&fleet, "good", &json!({"raise": 1})).await, ("KeyError".into(), "'lost'".into()));
+    // An error has a limit of its own, and its handler goes on.
+    let (kind, text) = failure(&fleet, "good", &json!({"raise": 1 << 20})).await;
+    assert_eq!(kind, "Function.ResponseSizeTooLarge");
+    assert!(text.ends_with("Error: The function's error has more than 1048576 bytes"), "{text}");
     let (kind, text) = failure(&fleet, "good", &json!({"lambda": 1})).await;
     assert_eq!(kind, "Runtime.MarshalError");
     assert!(text.contains("function is not JSON serializable"), "{text}");

@@ -140,11 +140,8 @@ pub(super) async fn error(
     let (failure, done) = match failure(headers, body).await {
         Ok(failure) => (failure, Ok(())),
         Err(problem @ Problem::TooLarge(_)) => {
-            let text = fault::body(
-                "Function.ResponseSizeTooLarge",
-                id,
-                "The error that the function reported is too large",
-            );
+            let message = format!("The function's error has more than {MAX_ERROR} bytes");
+            let text = fault::body("Function.ResponseSizeTooLarge", id, &message);
             (Failure::new("Function.ResponseSizeTooLarge", text.into()), Err(problem))
         }
         Err(problem) => (cut_off(id), Err(problem)),

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use stoker_lambda::machine::State;
-use stoker_lambda::{Failure, Invocation, MAX_PAYLOAD, Refused, Said};
+use stoker_lambda::{Failure, Invocation, MAX_ERROR, MAX_PAYLOAD, Refused, Said};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{Runtime, all, api, failed, head, invocation};
@@ -28,18 +28,20 @@ async fn an_invocation_goes_out_and_its_answer_comes_back() {
     let answer = api.invoke(whole).unwrap();
     let got = runtime.next().await;
     assert_eq!((got.status, got.text()), (200, r#"{"x":1}"#));
+    // In the spelling of AWS's manual, which some look for.
     let expected = [
-        ("lambda-runtime-aws-request-id", "id-1"),
-        ("lambda-runtime-deadline-ms", "1234"),
-        ("lambda-runtime-invoked-function-arn", "arn:aws:lambda:us-east-1:012345678912:function:f"),
-        ("lambda-runtime-trace-id", "Root=1-5;Parent=2;Sampled=1"),
-        ("lambda-runtime-client-context", r#"{"custom":{"foo":"bär"}}"#),
-        ("lambda-runtime-cognito-identity", r#"{"cognitoIdentityId":"a"}"#),
-        ("lambda-runtime-aws-tenant-id", "blue"),
-        ("content-type", "application/json"),
+        ("Lambda-Runtime-Aws-Request-Id", "id-1"),
+        ("Lambda-Runtime-Deadline-Ms", "1234"),
+        ("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:012345678912:function:f"),
+        ("Lambda-Runtime-Trace-Id", "Root=1-5;Parent=2;Sampled=1"),
+        ("Lambda-Runtime-Client-Context", r#"{"custom":{"foo":"bär"}}"#),
+        ("Lambda-Runtime-Cognito-Identity", r#"{"cognitoIdentityId":"a"}"#),
+        ("Lambda-Runtime-Aws-Tenant-Id", "blue"),
+        ("Content-Type", "application/json"),
     ];
     for (name, value) in expected {
-        assert_eq!(got.header(name), Some(value), "{name}");
+        let line = format!("{name}: {value}");
+        assert!(got.head.lines().any(|said| said == line), "{line} in {}", got.head);
     }
     let done = runtime.answer("id-1", b"[1]").await;
     assert_eq!((done.status, done.text()), (202, "{\"status\":\"OK\"}\n"));
@@ -256,6 +258,23 @@ async fn an_answer_that_is_too_large_is_refused_to_both_sides() {
         );
         assert!(!failure.broken);
         runtime.fail(&id, &[], b"{}").await.is(403, "InvalidStateTransition");
+    }
+    // An error has a limit of its own.
+    for (n, size) in [(4, MAX_ERROR), (5, MAX_ERROR + 1)] {
+        let id = format!("id-{n}");
+        let answer = api.invoke(invocation(&id)).unwrap();
+        runtime.next().await;
+        let reply = runtime.fail(&id, &[], &vec![b'x'; size]).await;
+        let failure = failed(all(answer).await);
+        if size <= MAX_ERROR {
+            assert_eq!((reply.status, failure.payload.len()), (202, size));
+            continue;
+        }
+        reply.is(413, "RequestEntityTooLarge");
+        assert!(reply.text().contains("(1048576 bytes)"), "{reply:?}");
+        let text = String::from_utf8(failure.payload.to_vec()).unwrap();
+        assert!(text.contains("The function's error has more than 1048576 bytes"), "{text}");
+        assert!(failure.kind == "Function.ResponseSizeTooLarge" && !failure.broken, "{failure:?}");
     }
     let too_large = Invocation { payload: vec![0; MAX_PAYLOAD + 1].into(), ..invocation("x") };
     assert_eq!(api.invoke(too_large).unwrap_err(), Refused::TooLarge);

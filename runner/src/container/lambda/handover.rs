@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stoker_lambda::{Asks, Handed, Kind, Known, RuntimeApi};
-use stoker_sandbox::handover::{Bequest, Inheritance, Kept};
+use stoker_sandbox::handover::{FdNumber, InheritedFds, PassedFds};
 
 use super::{Asking, Plan, keys};
 use crate::container::{Container, RETURN};
@@ -20,8 +20,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// Its API as it is handed over.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HandedApi {
-    listener: Kept,
-    connections: Vec<(Kept, Option<Asks>)>,
+    listener: FdNumber,
+    connections: Vec<(FdNumber, Option<Asks>)>,
     known: Known,
     /// It was there before a call came.
     provisioned: bool,
@@ -33,7 +33,7 @@ impl Asking {
     ///
     /// # Errors
     /// Why it cannot be handed over.
-    pub(in crate::container) async fn hand_over(&self, bequest: &mut Bequest) -> Result<HandedApi, String> {
+    pub(in crate::container) async fn hand_over(&self, passed: &mut PassedFds) -> Result<HandedApi, String> {
         let Plan { kind, extensions, no_extensions, .. } = &self.plan;
         if !extensions.is_empty() {
             return Err("it has extensions that are processes of their own".to_owned());
@@ -45,7 +45,7 @@ impl Asking {
         // Whatever comes of it, the API says why.
         _ = tokio::time::timeout(RETURN, api.idle()).await;
         let Handed { listener, connections, known } = api.hand_over()?;
-        let mut keep = |descriptor| bequest.keep(descriptor).map_err(|error| error.to_string());
+        let mut keep = |descriptor| passed.keep(descriptor).map_err(|error| error.to_string());
         let listener = keep(listener)?;
         let connections = connections.into_iter().map(|(socket, asks)| Ok((keep(socket)?, asks)));
         let connections = connections.collect::<Result<_, String>>()?;
@@ -62,10 +62,10 @@ impl Container {
     pub(in crate::container) async fn take_up_api(
         &self,
         handed: HandedApi,
-        inheritance: &mut Inheritance,
+        inherited: &mut InheritedFds,
     ) -> Result<Asking, String> {
         let HandedApi { listener, connections, known, provisioned, no_extensions } = handed;
-        let mut take = |kept| inheritance.take(kept).map_err(|error| error.to_string());
+        let mut take = |kept| inherited.take(kept).map_err(|error| error.to_string());
         let listener = take(listener)?;
         let connections = connections.into_iter().map(|(kept, asks)| Ok((take(kept)?, asks)));
         let connections = connections.collect::<Result<_, String>>()?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use stoker_core::call::WINDOW;
-use stoker_core::{Code, Error};
+use stoker_core::{CallId, Code, Error};
 use stoker_format::After;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use stoker_sandbox::ExitCause;
@@ -55,7 +55,7 @@ pub async fn by_socket(
     let mut input = BytesMut::new();
     let (read, write) = stream.split();
     let end = talk.run(answer, &mut load, &mut input, read, write).await?;
-    let (result, after) = settle(container, answer, end).await;
+    let (result, after) = settle(talk.offer.id, container, answer, end).await;
     let keep = match after {
         After::Reuse => Some(Kept::Connection(stream)),
         After::Reconnect => Some(Kept::Nothing),
@@ -91,7 +91,7 @@ pub async fn by_pipes(
         }
     }
     pipes.awake = true;
-    let (result, after) = settle(container, answer, end).await;
+    let (result, after) = settle(talk.offer.id, container, answer, end).await;
     // There is no other way in than this one.
     let keep = (after == After::Reuse).then_some(Kept::Pipes(pipes));
     Ok(Turn::Ended(Ended { result, keep }))
@@ -119,7 +119,7 @@ pub async fn by_process(
     let mut input = BytesMut::new();
     let result = match talk.run(answer, &mut load, &mut input, stdout, stdin).await? {
         End::Answered(_) => judge(talk.strand, talk.offer, container).await,
-        end => settle(container, answer, end).await.0,
+        end => settle(talk.offer.id, container, answer, end).await.0,
     };
     Ok(Turn::Ended(Ended { result, keep: None }))
 }
@@ -136,24 +136,31 @@ async fn begin(talk: &Talk<'_>, container: &Container) -> Result<(), Lost> {
 }
 
 /// The end of a conversation, with what the container knows about it.
-async fn settle(container: &Container, answer: &Answer, end: End) -> (Result<(), Error>, After) {
+async fn settle(
+    call: CallId,
+    container: &Container,
+    answer: &Answer,
+    end: End,
+) -> (Result<(), Error>, After) {
     match end {
         End::Answered(after) => (Ok(()), after),
-        End::Failed { error, after } => (Err(explain(container, error, after, answer.closed).await), after),
+        End::Failed { error, after } => {
+            (Err(explain(call, container, error, after, answer.closed).await), after)
+        }
     }
 }
 
 /// Adds what the container knows. A channel that was closed early usually means that the process ended, which says more.
-async fn explain(container: &Container, error: Error, after: After, closed: bool) -> Error {
+async fn explain(call: CallId, container: &Container, error: Error, after: After, closed: bool) -> Error {
     match error.code {
         Code::FunctionInvalidResponse if closed && after == After::Destroy => {
             match container.exit_soon().await {
-                Some(exit) => container.exited(exit, Phase::Call).await.may_have_started(),
-                None => error.log_tail(container.log.tail()),
+                Some(exit) => container.exited(exit, Phase::Call(call)).await.may_have_started(),
+                None => error.log_tail(container.log.tail(Some(call))),
             }
         }
         Code::FunctionInvalidResponse | Code::FunctionFailed | Code::FunctionTimeout => {
-            error.log_tail(container.log.tail())
+            error.log_tail(container.log.tail(Some(call)))
         }
         _ => error,
     }
@@ -179,16 +186,16 @@ async fn judge(strand: &Strand, offer: &Offer, container: &Container) -> Result<
                 true => Error::new(Code::DeadlineExceeded, "the caller's deadline passed before the function ended"),
                 false => Error::new(Code::FunctionTimeout, "the function closed its STDOUT but did not end in time"),
             };
-            return Err(error.may_have_started().log_tail(container.log.tail()));
+            return Err(error.may_have_started().log_tail(container.log.tail(Some(offer.id))));
         }
     };
     match exit.cause {
         ExitCause::Code(0) if !exit.out_of_memory => Ok(()),
         ExitCause::Code(code) if !exit.out_of_memory => {
-            let exited = container.exited(exit, Phase::Call).await;
+            let exited = container.exited(exit, Phase::Call(offer.id)).await;
             let text = format!("the function exited with status {code}");
             Err(Error::new(Code::FunctionFailed, text).may_have_started().log_tail(exited.log_tail))
         }
-        _ => Err(container.exited(exit, Phase::Call).await.may_have_started()),
+        _ => Err(container.exited(exit, Phase::Call(offer.id)).await.may_have_started()),
     }
 }

@@ -12,7 +12,7 @@ use stoker_core::ids::CallId;
 use stoker_core::{Code, Error};
 use stoker_lambda::{Bandwidth, Direct, Invocation, MAX_PAYLOAD, Over, Refused, function_url, is_request_id};
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
-use stoker_runtime::telemetry::to_amazon;
+use stoker_runtime::telemetry::to_xray;
 
 use self::follow::{Follow, Heard};
 use self::outcome::{refusal, report_line, used};
@@ -84,7 +84,7 @@ impl Invoke<'_> {
         self.tell(container, &id, took, heard.result.as_ref().err()).await;
         heard.result = heard.result.map_err(|error| {
             let error = match error.code {
-                Code::FunctionTimeout => error.log_tail(container.log.tail()),
+                Code::FunctionTimeout => error.log_tail(container.log.tail(Some(self.offer.id))),
                 _ => error,
             };
             lambda::complete(error, &id, self.offer.spec.timeout())
@@ -140,7 +140,12 @@ impl Invoke<'_> {
             self.note(container, line.to_owned());
         }
         self.note(container, format!("END RequestId: {id}"));
-        self.note(container, report_line(id, self.offer, took, container, error));
+        self.note(container, report_line(id, self.offer, took, self.init(container), container, error));
+    }
+
+    /// How long the container took to initialise, where that was for this call.
+    fn init(&self, container: &Container) -> Option<Duration> {
+        self.cold.then_some(container.launched.init)
     }
 
     fn note(&self, container: &Container, line: String) {
@@ -158,7 +163,7 @@ impl Invoke<'_> {
             timeout: error.is_some_and(|error| error.code == Code::FunctionTimeout),
             duration: took,
             memory_used: used(container),
-            init: self.cold.then_some(container.launched.init),
+            init: self.init(container),
             throttled: heard.throttled,
         }
     }
@@ -295,7 +300,7 @@ impl Invoke<'_> {
 /// The trace as the function is told of it. Where nobody makes one there is one all the same, by the call's own name and not recorded: so it is on
 /// AWS, and handlers read their variable without a look whether it is there.
 fn told_trace(trace: &TraceContext, said: Option<&str>, id: &CallId) -> String {
-    let told = to_amazon(trace, said);
+    let told = to_xray(trace, said);
     if !told.is_empty() {
         return told;
     }

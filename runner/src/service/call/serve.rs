@@ -76,14 +76,14 @@ impl Call<'_> {
             Unfit::Noise(what) if fresh && (cold || blamed) => {
                 let text = format!("the function wrote before it was called: {what}");
                 let error = Error::new(Code::FunctionInitFailed, text);
-                Some(LaunchError::Function(error.log_tail(container.log.tail())))
+                Some(LaunchError::Function(error.log_tail(container.log.tail(None))))
             }
             Unfit::Closed(what) if fresh && (cold || blamed) => Some(match container.exit_soon().await {
                 Some(exit) => container.ended_early(exit).await,
                 None => {
                     let text = format!("the function closed its {what} before it was called");
                     let error = Error::new(Code::FunctionInitFailed, text);
-                    LaunchError::Function(error.log_tail(container.log.tail()))
+                    LaunchError::Function(error.log_tail(container.log.tail(None)))
                 }
             }),
             Unfit::Noise(_) | Unfit::Closed(_) => None,

@@ -218,7 +218,7 @@ impl<'a> Follow<'a> {
     async fn unsaid(&self) -> Error {
         match self.exit {
             Some(exit) => {
-                let error = self.container.exited(exit, Phase::Call).await.may_have_started();
+                let error = self.container.exited(exit, Phase::Call(self.offer.id)).await.may_have_started();
                 error.report(lambda::exited(exit))
             }
             None => Error::new(Code::Internal, "the Runtime API went away").may_have_started(),

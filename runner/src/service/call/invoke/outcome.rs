@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stoker_core::error::Report;
 use stoker_core::{Code, Error};
-use stoker_lambda::{Failure, MAX_PAYLOAD, Refused};
+use stoker_lambda::{Failure, Refused};
 
 use super::Offer;
 use crate::container::{Container, lambda};
@@ -61,25 +61,25 @@ pub(super) fn failed(failure: Failure) -> Error {
             format!("the function's runtime broke its contract: {told}"),
         ),
         (false, "Function.ResponseSizeTooLarge") => {
-            let text =
-                format!("the function's answer is larger than {MAX_PAYLOAD} bytes and was not streamed");
-            Error::new(Code::ResponseTooLarge, text)
+            Error::new(Code::ResponseTooLarge, format!("the function said too much at once: {told}"))
         }
         (false, _) => Error::new(Code::FunctionFailed, format!("the function failed: {told}")),
     };
     error.may_have_started().report(lambda::report(failure))
 }
 
-/// The most memory that is known of it, in MiB.
+/// The most memory that is known of it, in MiB, begun ones included.
 pub(super) fn used(container: &Container) -> u64 {
-    container.used().map_or(0, |used| used.memory_peak >> 20)
+    container.used().map_or(0, |used| used.memory_peak.div_ceil(1 << 20))
 }
 
-/// What AWS's log says of an invocation at its end. `took`: from when the function was asked.
+/// What AWS's log says of an invocation at its end. `took`: from when the function was asked; `init`: how long its container took to initialise,
+/// where it was the first.
 pub(super) fn report_line(
     id: &str,
     offer: &Offer,
     took: Duration,
+    init: Option<Duration>,
     container: &Container,
     error: Option<&Error>,
 ) -> String {
@@ -91,6 +91,9 @@ pub(super) fn report_line(
         took.as_nanos().div_ceil(1_000_000),
         offer.spec.memory >> 20,
     );
+    if let Some(init) = init {
+        line.push_str(&format!("\tInit Duration: {:.2} ms", ms(init)));
+    }
     match error.map(|error| error.code) {
         None | Some(Code::FunctionFailed) => {}
         Some(Code::FunctionTimeout) => line.push_str("\tStatus: timeout"),

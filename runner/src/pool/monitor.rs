@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stoker_core::function::Digest;
+use stoker_sandbox::ExitCause;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -60,32 +61,37 @@ impl Pools {
         woken: Arc<Notify>,
         over: CancellationToken,
     ) {
-        let mut keeper = Keeper::new(self, digest, seq, container);
+        let mut monitor = Monitor::new(self, digest, seq, container);
         loop {
-            let Some(idle) = keeper.idle() else { return };
-            let due = keeper.due(idle);
+            let Some(idle) = monitor.idle() else { return };
+            let due = monitor.due(idle);
             tokio::select! {
                 () = over.cancelled() => return,
-                exit = keeper.container.wait(), if !keeper.fallen => {
-                    keeper.fallen = keeper.has_a_call_that_sees_to_it();
-                    if keeper.fallen {
+                exit = monitor.container.wait(), if !monitor.fallen => {
+                    monitor.fallen = monitor.has_a_call_that_sees_to_it();
+                    if monitor.fallen {
                         continue;
                     }
                     // Not one whose end somebody saw to: a drain, or its place was wanted.
-                    if keeper.pools.fell(digest, seq, |member| member.state != State::Stopping) {
-                        tracing::info!(container = %keeper.container.id, ?exit, "a container ended by itself");
+                    if monitor.pools.fell(digest, seq, |member| member.state != State::Stopping) {
+                        let container = &monitor.container.id;
+                        match (exit.cause, monitor.container.spec.is_hot()) {
+                            // As a process does that has one call.
+                            (ExitCause::Code(0), false) => tracing::debug!(%container, "a container is done"),
+                            _ => tracing::info!(%container, ?exit, "a container ended by itself"),
+                        }
                     }
                     return;
                 }
-                () = keeper.says_something() => {
-                    keeper.close_eye();
+                () = monitor.says_something() => {
+                    monitor.close_eye();
                     continue;
                 }
-                () = keeper.until(due, &woken) => {}
+                () = monitor.until(due, &woken) => {}
             }
-            keeper.look(due).await;
+            monitor.look(due).await;
             if let Some(due) = due.filter(|due| due.at <= Instant::now())
-                && keeper.carry_out(due).await
+                && monitor.carry_out(due).await
             {
                 return;
             }
@@ -94,7 +100,7 @@ impl Pools {
 }
 
 /// What the task beside a container knows from one turn to the next.
-struct Keeper {
+struct Monitor {
     pools: Arc<Pools>,
     digest: Digest,
     seq: u64,
@@ -113,7 +119,7 @@ struct Keeper {
     fallen: bool,
 }
 
-impl Keeper {
+impl Monitor {
     fn new(pools: Arc<Pools>, digest: Digest, seq: u64, container: Arc<Container>) -> Self {
         let is_hot = container.spec.is_hot();
         // One that was handed over may stand still already.
@@ -280,14 +286,19 @@ impl Pools {
     /// the next would go the same way.
     fn fell(self: &Arc<Self>, digest: Digest, seq: u64, when: impl FnOnce(&Member) -> bool) -> bool {
         let mut inner = self.inner();
+        let mut why = Ended::Broken;
         if let Some(version) = inner.versions.get_mut(&digest) {
             let unused = |m: &Member| m.serves() && m.fresh && m.calls == 0;
             if version.members.get(&seq).is_some_and(unused) {
                 version.fails();
             }
+            // A process of one call ends with it, whether we see that before or after the call's own end.
+            if !version.spec.is_hot() && version.members.get(&seq).is_some_and(|m| !m.fresh) {
+                why = Ended::Once;
+            }
         }
         drop(inner);
-        self.end(digest, seq, (Duration::ZERO, Ended::Broken), |member, _| when(member))
+        self.end(digest, seq, (Duration::ZERO, why), |member, _| when(member))
     }
 
     /// Ends a container if it is as `when` says, told also whether its function has more than it shall have.
