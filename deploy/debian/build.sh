@@ -49,7 +49,8 @@ for shell in bash zsh fish; do
 done
 install -D -m 644 "$deploy/../LICENSE" "$root/usr/share/doc/stoker/copyright"
 install -D -m 644 "$deploy/../CHANGELOG.md" "$root/usr/share/doc/stoker/CHANGELOG.md"
-cp -R "$deploy/../examples" "$root/usr/share/doc/stoker/examples"
+install -m 644 "$deploy/../README.md" "$root/usr/share/doc/stoker/README.md"
+cp -R "$deploy/../examples" "$deploy/../docs" "$root/usr/share/doc/stoker/"
 chmod -R u=rwX,go=rX "$root/usr/share/doc/stoker"
 
 # The C library that the programs ask for at least.

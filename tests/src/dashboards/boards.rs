@@ -3,6 +3,9 @@
 
 mod causes;
 
+use stoker_core::error::{Blame, Code};
+use stoker_core::machine::Listed as _;
+use stoker_proto::status;
 use stoker_runtime::telemetry::names;
 
 use self::causes::{cold_starts, errors, later, placement};
@@ -22,6 +25,13 @@ pub fn all() -> [Board; 7] {
 
 fn lines(title: &'static str, description: &'static str, unit: Unit) -> Panel {
     Panel::new(title, description, Look::Lines, unit)
+}
+
+/// Calls that failed by this fault, by whatever they asked for: those of functions that nobody knows are of no function.
+fn failed(calls: &str, blame: Blame) -> String {
+    let codes = Code::ALL.iter().filter(|code| code.blame() == blame);
+    let reasons: Vec<_> = codes.map(|code| status::row(*code).reason).collect();
+    rate(calls, &[], &format!("code=~\"{}\"", reasons.join("|")))
 }
 
 fn stacked(title: &'static str, description: &'static str, unit: Unit) -> Panel {
@@ -56,7 +66,7 @@ const STREAMS: &str = "{service_namespace=\"stoker\"}";
 fn fleet() -> Board {
     let calls = "stoker_lb_calls";
     let ok = rate(calls, &[], "code=\"OK\"");
-    let platform = rate("stoker_lb_function_calls", &[], "outcome=\"platform\"");
+    let platform = failed(calls, Blame::Platform);
     let used = |total: String, free: String| format!("1 - {free} / {total}");
     Board {
         uid: "stoker-fleet",
@@ -108,7 +118,7 @@ fn fleet() -> Board {
                         "Of all calls. What should be nothing.",
                         Unit::Share,
                     )
-                    .ask(share_or_none(&platform, &rate("stoker_lb_function_calls", &[], "")), "platform"),
+                    .ask(share_or_none(&platform, &rate(calls, &[], "")), "platform"),
                     stacked("Calls a second, by door", "How they come in.", Unit::PerSecond)
                         .ask(rate(calls, &["door"], ""), "{{door}}"),
                     lines("Calls inside", "In the balancers, those that wait included.", Unit::Count)

@@ -115,6 +115,8 @@ fn a_package_is_installed_upgraded_removed_and_purged() {
         "etc/stoker/runner.yaml",
         "usr/share/bash-completion/completions/stoker",
         "usr/share/doc/stoker/copyright",
+        "usr/share/doc/stoker/README.md",
+        "usr/share/doc/stoker/docs/access.md",
     ] {
         assert!(installed.iter().any(|path| path == file), "{file}: {installed:#?}");
     }

@@ -2,28 +2,30 @@
 //! with a copy of what the repository has for its readers, the built programs under `target/release`. Where a page stands on something, comments
 //! that no reader sees say so ([`Note`]).
 //!
-//! Each page has a machine of its own, as far as it can see: its network has nothing but loopback, so that pages use the ports that they name, and its `/tmp`,
-//! `/etc`, `/usr/local` and processes are nobody else's. That takes root.
+//! Each page has a machine of its own, as far as it can see: its network has nothing but loopback, so that pages use the ports that they name, and its
+//! `/tmp`, `/etc`, `/usr/local` and processes are nobody else's. One that speaks of `systemctl` has a whole root of its own, and is run by a service of
+//! systemd. That takes root.
 //!
-//! Building is left out (`cargo build`, `cargo install`): what was built is there. What cannot be run here says why, and is listed in docs/README.md.
+//! Building is left out (`cargo build`, `cargo install`): what was built is there. `pip` and `npm` find what `scripts/test` has fetched for them; without
+//! it, pages that install something are left out, which is said. What cannot be run here says why, and is listed in docs/README.md.
 
 use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use stoker_tests::program;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::Command;
 
+use crate::machine::{Machine, places, quoted};
 use crate::page::{Note, Page, Step, pages, root};
 
 /// A page that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(150);
 
 /// Programs that pages speak of: a line that begins with one is a command.
-const PROGRAMS: [&str; 16] = [
+const PROGRAMS: [&str; 20] = [
     "stoker",
     "stoker-lb",
     "stoker-runner",
@@ -37,6 +39,10 @@ const PROGRAMS: [&str; 16] = [
     "etcdctl",
     "install",
     "apt-get",
+    "aws",
+    "jq",
+    "npm",
+    "pip",
     "dpkg",
     "scripts/test",
     "benches/run",
@@ -144,13 +150,9 @@ fn script(page: &Page) -> String {
     script
 }
 
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
-/// Puts what readers have into a directory.
-fn furnish(directory: &Path) {
-    for name in ["examples", "deploy", "docs"] {
+/// Puts what readers have into a directory, with the programs as they are shipped where that is asked for.
+fn furnish(directory: &Path, shipped: bool) {
+    for name in ["examples", "deploy", "docs", "proto", "LICENSE", "README.md", "CHANGELOG.md"] {
         let copied = std::process::Command::new("cp")
             .arg("-r")
             .arg(root().join(name))
@@ -161,7 +163,27 @@ fn furnish(directory: &Path) {
     }
     // Functions are started by users that are nobody.
     std::fs::create_dir(directory.join("target")).unwrap();
-    symlink(program("stoker").parent().unwrap(), directory.join("target/release")).unwrap();
+    let built = program("stoker").parent().unwrap().to_owned();
+    symlink(&built, directory.join("target/release")).unwrap();
+    if shipped {
+        // It has no debug information, which is nine tenths of what tests are built with.
+        let into = directory.join("target/dist");
+        std::fs::create_dir(&into).unwrap();
+        for name in ["stoker", "stoker-lb", "stoker-runner"] {
+            let mut strip = std::process::Command::new("strip");
+            let stripped = strip.arg("-o").arg(into.join(name)).arg(built.join(name)).status();
+            assert!(stripped.unwrap().success(), "strip {name}");
+        }
+    }
+}
+
+/// What `scripts/test` has fetched for one of the two that install.
+fn packages(of: &str) -> PathBuf {
+    let kits = match std::env::var_os("STOKER_TEST_KITS") {
+        Some(directory) => directory.into(),
+        None => program("probe").parent().unwrap().parent().unwrap().join("test-kits"),
+    };
+    kits.join(of)
 }
 
 async fn follow(name: &str) {
@@ -170,47 +192,32 @@ async fn follow(name: &str) {
         return;
     }
     let page = pages().into_iter().find(|page| page.name == name).unwrap();
+    let script = script(&page);
+    let (python, node) = (packages("pages-python"), packages("pages-node"));
+    for (installs, from) in [("pip install", &python), ("npm install", &node)] {
+        if script.contains(installs) && !from.join("version").exists() {
+            println!("left out: what `{installs}` needs is not in {}: run scripts/test", from.display());
+            return;
+        }
+    }
     let directory = tempfile::tempdir().unwrap();
     let work = directory.path().join("work");
     std::fs::create_dir(&work).unwrap();
-    furnish(&work);
-    std::fs::write(work.join(".page"), script(&page)).unwrap();
-    // What the page runs may lie below the directory that it has of its own.
-    let hidden = [root(), program("stoker").parent().unwrap().to_owned()];
-    let hidden = hidden.iter().enumerate().filter(|(_, path)| path.starts_with("/tmp"));
-    let (keep, show): (String, String) = hidden
-        .map(|(at, path)| {
-            let (kept, path) = (format!("/mnt/kept-{at}"), quoted(&path.to_string_lossy()));
-            let keep = format!("mkdir {kept} && mount --bind {path} {kept}\n");
-            (keep, format!("mkdir -p {path} && mount --bind {kept} {path}\n"))
-        })
-        .unzip();
-    // Its own machine. What is laid over the machine's directories lies in memory and goes with it.
-    let outer = format!(
-        r#"
-set -e
-mount --make-rprivate /
-mount -t tmpfs -o size=64m,mode=755 page /mnt
-for part in etc usr/local; do
-  mkdir -p "/mnt/$part/new" "/mnt/$part/work"
-  mount -t overlay -o "lowerdir=/$part,upperdir=/mnt/$part/new,workdir=/mnt/$part/work" page "/$part"
-done
-echo '127.0.0.1 localhost lb.example runner-1 runner.example fleet.example' >/etc/hosts
-mkdir -p /srv/stoker && mount --bind {work} /srv/stoker
-{keep}mount -t tmpfs -o size=512m,mode=1777 page /tmp
-{show}cd /srv/stoker
-exec bash .page
-"#,
-        work = quoted(&work.to_string_lossy())
-    );
-    let path = std::env::var("PATH").unwrap();
-    let mut child = Command::new("unshare")
-        .args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", &outer])
-        .env("PATH", format!("{}:{path}", program("stoker").parent().unwrap().display()))
-        .env("HOME", "/tmp")
-        .env("NO_COLOR", "1")
-        .env_remove("TMPDIR")
-        .env_remove("STOKER_SERVER")
+    furnish(&work, script.contains("target/dist"));
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    let variables = [
+        ("PIP_NO_INDEX", "1".to_owned()),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_owned()),
+        ("PIP_FIND_LINKS", text(python.join("wheels"))),
+        ("npm_config_offline", "true".to_owned()),
+        ("npm_config_audit", "false".to_owned()),
+        ("npm_config_logs_max", "0".to_owned()),
+        ("npm_config_cache", text(node.join("npm"))),
+    ];
+    let Some(machine) = Machine::new(&work, &script, &variables) else { return };
+    let [repository, programs] = places();
+    let mut child = machine
+        .command(&[repository, programs, python, node])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -234,6 +241,7 @@ exec bash .page
         child.wait().await.unwrap()
     })
     .await;
+    said.extend(machine.said().lines().map(str::to_owned));
     // From the block on that it ended in; what follows is the end of what it left running.
     let last = said.iter().rposition(|line: &String| line.starts_with("=== ")).unwrap_or(0);
     let last = said[last..].iter().take(80).map(String::as_str).collect::<Vec<_>>().join("\n");
@@ -263,6 +271,11 @@ followed! {
     functions => "docs/functions.md",
     access => "docs/access.md",
     later => "docs/async.md",
+    lambda => "docs/lambda.md",
+    grpc => "docs/grpc.md",
+    autoscaling => "docs/autoscaling.md",
+    fdk_python => "examples/fdk-python/README.md",
+    fdk_node => "examples/fdk-node/README.md",
     migrating_from_fn => "docs/migrating-from-fn.md",
     migrating_from_lambda => "docs/migrating-from-lambda.md",
     simulator => "docs/simulator.md",

@@ -3,10 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
-mod clients;
 mod commands;
 mod errors;
 mod links;
+mod machine;
 mod map;
 mod page;
 mod reference;

@@ -1,10 +1,11 @@
 //! The dashboards that look for causes: of cold starts, of where calls go, of errors, of calls for later.
 
+use stoker_core::error::Blame;
 use stoker_runtime::telemetry::names;
 
 use super::super::query::{max, quantile, rate, share, share_or_none, sum, top};
 use super::super::{Board, Panel, Row, Unit};
-use super::{FUNCTION, STREAMS, lines, logs, percentiles, stacked, traces};
+use super::{FUNCTION, STREAMS, failed, lines, logs, percentiles, stacked, traces};
 
 pub fn cold_starts() -> Board {
     let cold = "stoker_runner_cold_starts";
@@ -146,9 +147,7 @@ pub fn placement() -> Board {
 
 pub fn errors() -> Board {
     let calls = "stoker_lb_function_calls";
-    let failed = |outcome: &str| rate(calls, &[], &format!("outcome=\"{outcome}\""));
-    let all = rate(calls, &[], "");
-    let of = |outcome: &str| share_or_none(&failed(outcome), &all);
+    let of = |blame| share_or_none(&failed("stoker_lb_calls", blame), &rate("stoker_lb_calls", &[], ""));
     Board {
         uid: "stoker-errors",
         title: "Stoker / Errors",
@@ -159,9 +158,9 @@ pub fn errors() -> Board {
                 title: "Calls",
                 panels: vec![
                     lines("Errors, by whose fault", "Of all calls.", Unit::Share)
-                        .ask(of("caller"), "caller")
-                        .ask(of("function"), "function")
-                        .ask(of("platform"), "platform"),
+                        .ask(of(Blame::Caller), "caller")
+                        .ask(of(Blame::Function), "function")
+                        .ask(of(Blame::Platform), "platform"),
                     stacked("Errors a second, by reason", "As balancers answered.", Unit::PerSecond)
                         .ask_maybe(rate("stoker_lb_calls", &["code"], "code!=\"OK\""), "{{code}}"),
                     Panel::new(
