@@ -17,7 +17,7 @@
 //! **Expected.** A function that is called in a rhythm slower than its idle timeout has a container launched just before its next call,
 //! where there is room for that without evicting anyone ([`stoker_policy::prewarm`]).
 //!
-//! **Minimum.** Balancers say how many of a function's `min_containers` this runner shall keep ([`kept`]), ready or busy (for `default`:
+//! **Minimum.** Balancers say how many of a function's `min_containers` this runner shall keep ([`min_containers`]), ready or busy (for `default`:
 //! prepared). They are launched when nobody waits and there is room without evicting anyone; one that ends is replaced; where a launch
 //! failed it is tried again later, or by the next call. Their idle timeout does not end them. They are evicted only for a call, and only
 //! when everything else that is idle would not make room for it; they come back when there is room again.
