@@ -112,7 +112,7 @@ fn ports_for_others_take_tls_and_an_access_file() {
     let half =
         text(&start(&["--tls-certificate", "/nowhere/x.pem", "--access", "/nowhere/access.yaml"]).stderr);
     assert!(half.contains("`tls.certificate`: has no key: give `tls.key` too"), "{half}");
-    assert!(half.contains("`access`: /nowhere/access.yaml: No such file"), "{half}");
+    assert!(half.contains("`access`: /nowhere/access.yaml: cannot be read: No such file"), "{half}");
     let alone = ["--tls-certificate", "/nowhere/x.pem", "--tls-key", "/nowhere/x.key"];
     assert!(text(&start(&alone).stderr).contains("give `tls.ca` too"));
 }
