@@ -67,7 +67,8 @@ const HEAD: Duration = Duration::from_secs(30);
 const TELLING: Duration = Duration::from_secs(2);
 
 /// By HTTP/1 nobody can be told that a request which is on its way to us was not taken: its client finds the connection closed, and cannot know. So a
-/// connection that rests when all are to end is kept for so long, and who asks meanwhile is told by the answer that it is the last one.
+/// connection that rests when all are to end is kept for so long, and who asks meanwhile is told by the answer that it is the last one. Who was let in by
+/// the system and has not come to us yet has as long.
 const PARTING: Duration = Duration::from_millis(500);
 
 /// What a client sends after we closed breaks the connection under what it has not read yet. So it may read for so long, and what it sends is thrown away.
@@ -103,20 +104,23 @@ pub async fn serve<F, S, B>(
         tracing::warn!(%error, "who takes nothing of an answer cannot be given up");
     }
     let mut connections = tls::Incoming::new(listener, tls, protocol).counting(port.handshakes());
-    let over = stops.calm.clone();
-    let over = async move {
-        over.cancelled().await;
-        // Who came before is known in the next turn of the runtime, and in a turn timers come last.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    let parted = async {
+        stops.calm.cancelled().await;
+        tokio::time::sleep(PARTING).await;
     };
-    let mut over = std::pin::pin!(over);
+    let mut parted = std::pin::pin!(parted);
     loop {
+        let ends = stops.calm.is_cancelled();
+        // Those that the system has let in are served: their requests may be here.
+        if ends && !connections.is_expecting() {
+            return;
+        }
         let accepted = tokio::select! {
             biased;
             () = stops.now.cancelled() => return,
-            // Those that the system has let in are served: their requests may be here.
+            () = parted.as_mut() => return,
+            () = stops.calm.cancelled(), if !ends => continue,
             accepted = connections.next() => accepted,
-            () = over.as_mut() => return,
         };
         // A port has no last connection.
         let Some(accepted) = accepted else { return };

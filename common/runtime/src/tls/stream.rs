@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use futures_util::future::{AbortHandle, Aborted, abortable};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::Connected;
@@ -163,6 +164,14 @@ impl Incoming {
     #[must_use]
     pub fn counting(self, failed: Counter) -> Self {
         Self { failed, ..self }
+    }
+
+    /// Whether somebody whom the system has let in has not come out of this yet: in the queue of the port, or in a handshake.
+    #[must_use]
+    pub fn is_expecting(&self) -> bool {
+        let mut port = [PollFd::new(&self.listener, PollFlags::IN)];
+        !self.ends.is_empty()
+            || rustix::event::poll(&mut port, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 

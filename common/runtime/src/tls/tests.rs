@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use futures_util::StreamExt as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
@@ -215,8 +216,6 @@ fn files_that_cannot_be_used_are_named_and_a_key_is_not_quoted() {
 
 #[tokio::test]
 async fn a_handshake_that_stands_still_holds_up_nobody() {
-    use futures_util::StreamExt as _;
-
     let fleet = Signer::new("fleet");
     let balancer = Tls::load(fleet.sign("b", &["one.example"]), Asks::Anybody).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -237,4 +236,17 @@ async fn a_handshake_that_stands_still_holds_up_nobody() {
         end = gone.read(&mut byte) => assert_eq!(end.unwrap(), 0),
         _ = incoming.next() => panic!("nobody else is done"),
     }
+}
+
+/// A port that is to end knows by this whether somebody stands in its queue of whom nobody has heard yet.
+#[tokio::test]
+async fn who_was_let_in_by_the_system_is_expected() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut incoming = Incoming::new(listener, None, Speaks::Both);
+    assert!(!incoming.is_expecting());
+    let _client = std::net::TcpStream::connect(address).unwrap();
+    assert!(incoming.is_expecting());
+    incoming.next().await.unwrap().unwrap();
+    assert!(!incoming.is_expecting());
 }
