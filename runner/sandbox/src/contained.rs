@@ -112,6 +112,9 @@ pub struct Started {
     pub door: Door,
     pub plan: Plan,
     pub end: End,
+    /// It has a network of its own whose loopback interface its engine may have left down: nothing in the specification of runtimes
+    /// says that they set it up, and youki does not.
+    pub lacks_loopback: bool,
 }
 
 /// Resolves when the init has ended. Of use until it comes through its door: from then on it tells its end by itself.

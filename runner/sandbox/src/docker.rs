@@ -27,7 +27,6 @@ use stoker_core::text::escape;
 use self::api::{Api, Content, refusal};
 use self::config::Parts;
 use self::held::Held;
-use crate::cell::Cell;
 use crate::cgroup::{Base, Leaf};
 use crate::contained::client::Client;
 use crate::contained::driver::{self, Left, platform};
@@ -36,6 +35,7 @@ use crate::contained::view::View;
 use crate::contained::{self, Door, End, Ended, Former, Guest, Handed, Holder, Program, Started, Users};
 use crate::egress::{self, Gate};
 use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
+use crate::init_sandbox::InitSandbox;
 use crate::state::State;
 use crate::wire::Plan;
 use crate::{Description, Driver, Error, ExitCause, Network, Root, Sandbox, Spec, native, private, spawner};
@@ -277,7 +277,7 @@ impl Engine {
         format!("stoker-{}-", life(&self.state))
     }
 
-    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<InitSandbox, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let out = spec.network == Network::Egress;
         let grows = spec.writable_root && matches!(spec.root, Root::Directory(_));
@@ -328,7 +328,7 @@ impl Engine {
         }
         let path = format!("/containers/{}/start", held.name);
         self.api.call(Method::POST, &path, Content::Nothing).await?;
-        Ok(Started { door, plan, end: self.end(&held.name) })
+        Ok(Started { door, plan, end: self.end(&held.name), lacks_loopback: false })
     }
 
     /// What the daemon says of the end of a container's init.

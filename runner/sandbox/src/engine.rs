@@ -1,4 +1,4 @@
-//! What both drivers of this crate share: a spawner, cgroups, blanks made ahead, and the way from [`Spec`] to a [`Cell`].
+//! What both drivers of this crate share: a spawner, cgroups, blanks made ahead, and the way from [`Spec`] to a [`InitSandbox`].
 //!
 //! A **blank** is an init that waits for its plan: cloned, in its cgroups, with its network namespace. None of that
 //! depends on the function, and it is the slow half of a creation, so a few are kept ready.
@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use self::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
+use self::holdings::{Holdings, HostDirectory, Own, OwnedLeaf, Slot};
 use self::upgrade::Former;
-use crate::cell::{Cell, Making, too_little_memory};
 use crate::cgroup::{Base, Controller, Leaf, Limits};
 use crate::channel::Channel;
 use crate::egress::Policy;
 use crate::init::mounts::OPT;
+use crate::init_sandbox::{InitSandbox, Making, too_little_memory};
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
@@ -87,7 +87,7 @@ pub struct Engine {
 struct Blank {
     control: Channel,
     init: Init,
-    leaf: CellLeaf,
+    leaf: OwnedLeaf,
 }
 
 impl Blank {
@@ -220,10 +220,10 @@ impl Engine {
             };
             receiver.await.map_err(gone)?
         };
-        within(LIMIT, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+        within(LIMIT, made).await.map(|sandbox| Box::new(sandbox) as Box<dyn Sandbox>)
     }
 
-    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<InitSandbox, Error> {
         let network = match (spec.network, &self.flavour.egress) {
             (Network::None, _) if self.flavour.isolate => NetworkPlan::Own,
             (Network::Egress, Some(policy)) => NetworkPlan::Tunnel { six: policy.six },
@@ -307,12 +307,12 @@ impl Engine {
         let Blank { control, init, leaf } = blank;
         let Init { pidfd, orphaned, parent } = init;
         let holdings = Holdings { slot, directory };
-        let grip = Arc::new(Own::new(self, leaf, holdings, orphaned, parent));
+        let backing = Arc::new(Own::new(self, leaf, holdings, orphaned, parent));
         let owner = match identity {
             Identity::Mapped { user, .. } | Identity::Plain(user) => Some(User { uid: user, gid: user }),
             Identity::Inside | Identity::Renamed | Identity::Same => None,
         };
-        Cell::build(Making { plan, inside, shared, control, pidfd, grip, owner }).await
+        InitSandbox::build(Making { plan, inside, shared, control, pidfd, backing, owner }).await
     }
 
     /// Clones an init and lets it do what does not depend on the function.
@@ -322,13 +322,13 @@ impl Engine {
             move |source: std::io::Error| Error::Platform { step, source }
         };
         let leaf = if self.base == Base::default() {
-            CellLeaf::new(None)
+            OwnedLeaf::new(None)
         } else {
             let name = self.next_leaf.fetch_add(1, Ordering::Relaxed).to_string();
             let engine = Arc::clone(self);
             // `mkdir` in a busy cgroup hierarchy takes up to 20 ms: not on the thread that serves calls. What is made
             // though nobody waits for it any more is removed by being dropped.
-            let made = tokio::task::spawn_blocking(move || engine.leaf(&name).map(Some).map(CellLeaf::new));
+            let made = tokio::task::spawn_blocking(move || engine.leaf(&name).map(Some).map(OwnedLeaf::new));
             made.await.map_err(std::io::Error::other).flatten().map_err(fail("make the sandbox's cgroups"))?
         };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -472,7 +472,12 @@ pub fn check(spec: &Spec) -> Result<(), Error> {
     }
     if let Some(user) = spec.user.filter(|user| user.uid == u32::MAX || user.gid == u32::MAX) {
         // The number that means "nobody in particular" to the kernel.
-        return Err(Error::Function(format!("{}:{} cannot be a user and a group", user.uid, user.gid)));
+        return Err(Error::Function(format!(
+            "{}:{} cannot be a user and a group: {} is the number of nobody",
+            user.uid,
+            user.gid,
+            u32::MAX
+        )));
     }
     if !(1..=64).contains(&spec.stop_signal) {
         return Err(Error::Function(format!("{} is not the number of a signal", spec.stop_signal)));

@@ -18,8 +18,8 @@ use rustix::io::FdFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::cell::Held;
 use crate::cgroup::Base;
+use crate::init_sandbox::Held;
 use crate::{User, contained, state, supervisor, sys};
 
 /// What spawner and inits understand. They live on as the program that they were started from, so whoever takes them up must speak as

@@ -18,12 +18,12 @@ pub mod process;
 pub mod select;
 pub mod spawner;
 
-mod cell;
 mod cgroup;
 mod channel;
 mod contained;
 mod engine;
 mod init;
+mod init_sandbox;
 mod private;
 mod state;
 mod supervisor;

@@ -6,8 +6,8 @@
 //! and watched as in a native sandbox; freezing and counting go to the cgroup directly, without the runtime.
 //!
 //! A function is the user of the host's that its image names, else one that nobody else is, without a user namespace. Needs root, and a runtime that shares the host's
-//! kernel: sockets and pipes are handed into the container. Runtimes that put a container into a machine of its own (gVisor's runsc,
-//! Kata) take neither.
+//! kernel: sockets and pipes are handed into the container, and some out of it. Runtimes that give a container a kernel of its own (gVisor's runsc,
+//! Kata) do not have that.
 
 mod bundle;
 mod config;
@@ -22,7 +22,6 @@ use async_trait::async_trait;
 
 use self::bundle::Bundle;
 use self::runtime::{Command, Record};
-use crate::cell::Cell;
 use crate::cgroup::{self, Base};
 use crate::contained::client::{Client, InitEnd};
 use crate::contained::driver::{self, Left, platform};
@@ -31,6 +30,7 @@ use crate::contained::{
 };
 use crate::egress::{self, Gate};
 use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
+use crate::init_sandbox::InitSandbox;
 use crate::state::State;
 use crate::{Description, Driver, Error, ExitCause, Network, Sandbox, Spec, native, spawner, users};
 
@@ -189,10 +189,15 @@ fn find(asked: Option<&Path>) -> Result<PathBuf, Error> {
         let candidates = directories.iter().map(|directory| Path::new(directory).join(name));
         candidates.into_iter().find(|path| path.is_file())
     };
+    let missing =
+        |asked: &Path| Error::Unsupported(format!("the OCI runtime {} is not there", asked.display()));
     match asked {
-        Some(path) if path.is_absolute() && path.is_file() => Ok(path.to_path_buf()),
-        Some(asked) => look(asked)
-            .ok_or_else(|| Error::Unsupported(format!("the OCI runtime {} is not there", asked.display()))),
+        // A path, as a shell has it.
+        Some(asked) if asked.components().nth(1).is_some() => match std::path::absolute(asked) {
+            Ok(path) if path.is_file() => Ok(path),
+            _ => Err(missing(asked)),
+        },
+        Some(asked) => look(asked).ok_or_else(|| missing(asked)),
         None => RUNTIMES.iter().find_map(|name| look(Path::new(name))).ok_or_else(|| {
             Error::Unsupported(format!("no OCI runtime is installed: looked for {}", RUNTIMES.join(", ")))
         }),
@@ -280,7 +285,7 @@ impl Engine {
         }
     }
 
-    async fn build(self: &Arc<Self>, spec: Spec) -> Result<Cell, Error> {
+    async fn build(self: &Arc<Self>, spec: Spec) -> Result<InitSandbox, Error> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let out = spec.network == Network::Egress;
         let bundle = Arc::new(self.bundle(number, self.users.take(spec.user)));
@@ -300,6 +305,7 @@ impl Engine {
     /// Has the runtime start a container whose init comes to the door.
     async fn launch(self: &Arc<Self>, bundle: &Arc<Bundle>, spec: Spec) -> Result<Started, Error> {
         let plan = contained::plan(&spec, &bundle.guest, &self.gate);
+        let lacks_loopback = spec.network != Network::Host;
         let door = Door::open(&bundle.door).map_err(platform("open a door for the container"))?;
         let (maker, whole) = (Arc::clone(bundle), plan.clone());
         // Files and directories: not on the thread that serves calls.
@@ -312,7 +318,7 @@ impl Engine {
         let arguments = words.into_iter().chain([bundle.name.as_str()]).map(str::to_owned).collect();
         let command = Command { arguments, output: bundle.output(), layers };
         match self.client.start_container(command, pid_file).await? {
-            (0, end) => Ok(Started { door, plan, end: self.end(bundle, end) }),
+            (0, end) => Ok(Started { door, plan, end: self.end(bundle, end), lacks_loopback }),
             (status, _) => {
                 let words = bundle.last_words().await;
                 let source = io::Error::other(match words.is_empty() {

@@ -7,7 +7,6 @@
 mod kit;
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -20,8 +19,8 @@ use stoker_sandbox::select::{self, Choice};
 use stoker_sandbox::{Driver, Error, ExitCause, Network, Spec, spawner};
 
 use kit::{
-    LIMIT, ORDINARY, State, alive, cgroups, command, for_everybody, guest, signal, spec, started, until,
-    we_are_root,
+    LIMIT, ORDINARY, State, alive, cgroups, command, for_everybody, guest, pass_as_ordinary, signal, spec,
+    started, until, we_are_root,
 };
 
 async fn native(name: &str, state: &Path) -> Result<Native, Error> {
@@ -448,17 +447,7 @@ fn rootless() {
         return;
     }
     let state = State::new("rootless");
-    let (tests, guest) = for_everybody(&state);
-    let status = Command::new(tests)
-        .args(["--nocapture", "--test-threads", "1", "--skip", "rootless"])
-        .env("STOKER_TEST_GUEST", guest)
-        .env("HOME", "/nonexistent")
-        .current_dir("/")
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .status()
-        .unwrap();
-    assert!(status.success(), "as user {ORDINARY}: {status}");
+    pass_as_ordinary(&state, &["--test-threads", "1", "--skip", "rootless"], &[]);
 }
 
 /// The native suite again as root of a user namespace that knows nobody else, as in a container that an ordinary user has started.

@@ -21,7 +21,7 @@ use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::oci::{self, Oci};
 use stoker_sandbox::{Driver, Error, ExitCause, Network, Spec, egress};
 
-use kit::{ORDINARY, State, command, for_everybody, guest, we_are_root};
+use kit::{ORDINARY, State, command, for_everybody, guest, pass_as_ordinary, we_are_root};
 
 /// The world's addresses: beside the host, and further on, some of which the operator denies and some nobody may reach.
 const WORLD: [&str; 7] = [
@@ -325,14 +325,5 @@ fn no_device_is_a_precise_answer_to_an_ordinary_user() {
         return;
     }
     let state = State::new("no-device-rootless");
-    let (tests, guest) = for_everybody(&state);
-    let status = Command::new(tests)
-        .args(["--exact", "no_device_is_a_precise_answer", "--nocapture"])
-        .env("STOKER_TEST_GUEST", guest)
-        .current_dir("/")
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .status()
-        .unwrap();
-    assert!(status.success(), "{status}");
+    pass_as_ordinary(&state, &["--exact", "no_device_is_a_precise_answer"], &[]);
 }

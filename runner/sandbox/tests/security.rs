@@ -10,14 +10,13 @@ mod kit;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use stoker_sandbox::conformance::{Subject, escapes};
 use stoker_sandbox::native::{self, Native};
 use stoker_sandbox::oci::{self, Oci};
 use stoker_sandbox::{Driver, Spec};
 
-use kit::{ORDINARY, State, command, for_everybody, guest, spec, we_are_root};
+use kit::{ORDINARY, State, command, guest, pass_as_ordinary, spec, we_are_root};
 
 async fn attack(driver: &dyn Driver) {
     let report = escapes::run(Subject { driver, guest: &guest() }).await;
@@ -53,19 +52,8 @@ fn nothing_gets_out_of_an_ordinary_users_sandboxes() {
         println!("left out: already an ordinary user");
         return;
     }
-    use std::os::unix::process::CommandExt;
     let state = State::new("attack-rootless");
-    let (tests, guest) = for_everybody(&state);
-    let status = Command::new(tests)
-        .args(["--nocapture", "--exact", "nothing_gets_out_of_native"])
-        .env("STOKER_TEST_GUEST", guest)
-        .env("HOME", "/nonexistent")
-        .current_dir("/")
-        .uid(ORDINARY)
-        .gid(ORDINARY)
-        .status()
-        .unwrap();
-    assert!(status.success(), "as user {ORDINARY}: {status}");
+    pass_as_ordinary(&state, &["--exact", "nothing_gets_out_of_native"], &[]);
 }
 
 /// A directory that goes with the test.
@@ -81,18 +69,13 @@ impl Drop for Own {
 /// not see either; what it has in its own directory, it does.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_our_user_keeps_from_others_is_hidden() {
-    use std::os::unix::process::CommandExt;
     let state = State::new("hidden");
     if we_are_root() {
         let shown = Own(PathBuf::from(format!("/opt/stoker-test-{}", std::process::id())));
         std::fs::create_dir_all(&shown.0).unwrap();
         std::os::unix::fs::chown(&shown.0, Some(ORDINARY), Some(ORDINARY)).unwrap();
-        let (tests, guest) = for_everybody(&state);
-        let mut itself = Command::new(tests);
-        itself.args(["--nocapture", "--exact", "what_our_user_keeps_from_others_is_hidden"]);
-        itself.env("STOKER_TEST_GUEST", guest).env("STOKER_TEST_SHOWN", &shown.0);
-        let status = itself.current_dir("/").uid(ORDINARY).gid(ORDINARY).status().unwrap();
-        assert!(status.success(), "as user {ORDINARY}: {status}");
+        let itself = ["--exact", "what_our_user_keeps_from_others_is_hidden"];
+        pass_as_ordinary(&state, &itself, &[("STOKER_TEST_SHOWN", shown.0.as_os_str())]);
         return;
     }
     let Some(shown) = std::env::var_os("STOKER_TEST_SHOWN").map(PathBuf::from) else {

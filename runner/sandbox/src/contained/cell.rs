@@ -11,13 +11,13 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
 use super::{Handed, Holder, Started};
-use crate::cell::{Cell, Grip, Held, Making, TAKE_UP, too_little_memory};
 use crate::cgroup::Leaf;
 use crate::channel::died;
 use crate::egress::{Gate, Policy, Way};
 use crate::handover::{HandedSandbox, InheritedFds, PassedFds};
 use crate::init::tunnel;
-use crate::{Error, Network, User};
+use crate::init_sandbox::{Backing, Held, InitSandbox, Making, TAKE_UP, too_little_memory};
+use crate::{Error, Network, User, sys};
 
 /// Why nobody came in, or could stay.
 enum Absent {
@@ -37,11 +37,11 @@ impl From<io::Error> for Absent {
 /// # Errors
 /// As [`crate::Driver::create`] says.
 pub async fn receive(
-    Started { door, plan, end }: Started,
+    Started { door, plan, end, lacks_loopback }: Started,
     user: User,
     way: Option<Arc<Policy>>,
     holder: Arc<dyn Holder>,
-) -> Result<Cell, Error> {
+) -> Result<InitSandbox, Error> {
     let entered = async {
         let (control, pid, pidfd) = tokio::select! {
             // One that has come in tells its end itself.
@@ -53,10 +53,12 @@ pub async fn receive(
             }),
         };
         holder.entered(pid)?;
-        let way = match way {
-            Some(policy) => Some(Way::serve(tunnel(pid, policy.six).await?, policy)?),
-            None => None,
+        let six = way.as_ref().map(|policy| policy.six);
+        let tunnel = match lacks_loopback || six.is_some() {
+            true => furnish(pid, lacks_loopback, six).await?,
+            false => None,
         };
+        let way = tunnel.zip(way).map(|(tunnel, policy)| Way::serve(tunnel, policy)).transpose()?;
         let leaf = Leaf::of_process(pid)?;
         // While it lives its number is its own: what was found by it is its, and no other process's that may be killed with it.
         if !control.is_open() {
@@ -82,9 +84,10 @@ pub async fn receive(
             return Err(error);
         }
     };
-    let grip = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder });
+    let backing = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder });
     let inside = plan.shared.clone();
-    Cell::build(Making { plan, inside, shared: None, control, pidfd, grip, owner: Some(user) }).await
+    InitSandbox::build(Making { plan, inside, shared: None, control, pidfd, backing, owner: Some(user) })
+        .await
 }
 
 /// Takes up a container of the process's former program; `hold` finds the holder of what it has by its number.
@@ -96,7 +99,7 @@ pub fn take_up(
     gate: &Gate,
     hold: impl FnOnce(&Handed) -> Arc<dyn Holder>,
     inherited: &mut InheritedFds,
-) -> Result<Cell, Error> {
+) -> Result<InitSandbox, Error> {
     let fail = |source| Error::Platform { step: TAKE_UP.to_owned(), source };
     let Held { leaf, container, tunnel, .. } = std::mem::take(&mut sandbox.held);
     let (Some(leaf), Some(container)) = (leaf, container) else {
@@ -111,29 +114,39 @@ pub fn take_up(
         None => None,
     };
     let pidfd = inherited.take(sandbox.init).map_err(fail)?;
-    let grip = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder: hold(&container) });
-    Cell::take_up(sandbox, grip, pidfd, inherited)
+    let backing = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder: hold(&container) });
+    InitSandbox::take_up(sandbox, backing, pidfd, inherited)
 }
 
-/// Makes a tunnel in the network of a process, from outside of it, and gives the other end.
-async fn tunnel(of: Pid, six: bool) -> io::Result<OwnedFd> {
+/// Sets up what the network of a process lacks, from outside of it: its loopback interface, and a tunnel where it has a way out (`six`: with the
+/// sixth version of the protocol), whose other end this gives.
+async fn furnish(of: Pid, loopback: bool, six: Option<bool>) -> io::Result<Option<OwnedFd>> {
     let (give, made) = oneshot::channel();
     // On a thread of its own, which ends in that network.
-    std::thread::Builder::new().name("stoker-tunnel".to_owned()).spawn(move || {
+    std::thread::Builder::new().name("stoker-network".to_owned()).spawn(move || {
         let make = || {
-            let network = File::open(format!("/proc/{}/ns/net", of.as_raw_nonzero()))?;
-            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+            enter_network(of)?;
+            if loopback {
+                sys::interface_up(c"lo")?;
+            }
+            let Some(six) = six else { return Ok(None) };
             // Engines close it where there is nothing but the loopback interface.
             std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0").ok();
-            tunnel::make(six).map_err(|failure| {
+            tunnel::make(six).map(Some).map_err(|failure| {
                 let error = io::Error::from_raw_os_error(failure.errno);
                 io::Error::new(error.kind(), format!("{}: {error}", failure.step))
             })
         };
-        // Nobody there has given up: the tunnel goes.
+        // Where nobody is there, who waited has given up: the tunnel goes.
         give.send(make()).ok();
     })?;
     made.await.map_err(io::Error::other).flatten()
+}
+
+/// Moves this thread into the network of a process.
+fn enter_network(of: Pid) -> io::Result<()> {
+    let network = File::open(format!("/proc/{}/ns/net", of.as_raw_nonzero()))?;
+    Ok(move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 /// How a sandbox is held that an engine made.
@@ -145,7 +158,7 @@ struct Lent {
 }
 
 #[async_trait]
-impl Grip for Lent {
+impl Backing for Lent {
     fn leaf(&self) -> Option<Arc<Leaf>> {
         Some(Arc::clone(&self.leaf))
     }
@@ -181,5 +194,49 @@ impl Grip for Lent {
     async fn write_off(&self) {
         // Its processes are gone: what the engine still has to write off is no reason to wait.
         self.holder.remove().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// What somebody in the network of this process hears who connects to himself.
+    fn connects_to_itself(of: Pid) -> io::Result<()> {
+        let connect = move || {
+            enter_network(of)?;
+            let listener = TcpListener::bind("127.0.0.1:0")?;
+            TcpStream::connect(listener.local_addr()?).map(drop)
+        };
+        std::thread::spawn(connect).join().unwrap()
+    }
+
+    /// youki leaves it so.
+    #[tokio::test]
+    async fn a_loopback_interface_that_was_left_down_is_set_up() {
+        if !rustix::process::geteuid().is_root() {
+            println!("left out: only root makes networks here");
+            return;
+        }
+        let mut inside = Command::new("unshare")
+            .args(["--net", "cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Who answers has its network.
+        let mut stdin = inside.stdin.take().unwrap();
+        stdin.write_all(b"?").unwrap();
+        inside.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = Pid::from_child(&inside);
+        connects_to_itself(pid).unwrap_err();
+        furnish(pid, true, None).await.unwrap();
+        connects_to_itself(pid).unwrap();
+        drop(stdin);
+        assert!(inside.wait().unwrap().success());
     }
 }

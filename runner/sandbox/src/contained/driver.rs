@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use super::client::Client;
 use super::monitor::{self, Setup};
 use super::{ENTRY_LIMIT, Program};
-use crate::cell::Cell;
 use crate::cgroup::Base;
 use crate::egress::Gate;
 use crate::engine::{check, within};
 use crate::handover::{HandedDriver, HandedHolder, InheritedFds, PassedFds};
+use crate::init_sandbox::InitSandbox;
 use crate::state::State;
 use crate::{Error, Sandbox, Spec, spawner};
 
@@ -139,14 +139,14 @@ pub async fn create<F>(
     build: impl FnOnce(Spec) -> F,
 ) -> Result<Box<dyn Sandbox>, Error>
 where
-    F: Future<Output = Result<Cell, Error>> + Send + 'static,
+    F: Future<Output = Result<InitSandbox, Error>> + Send + 'static,
 {
     check(&spec)?;
     gate.check(spec.network)?;
     let made = tokio::spawn(build(spec));
     let gone = |error| platform("create the sandbox")(io::Error::other(error));
     let made = async { made.await.map_err(gone)?.map_err(blame) };
-    within(ENTRY_LIMIT * 2, made).await.map(|cell| Box::new(cell) as Box<dyn Sandbox>)
+    within(ENTRY_LIMIT * 2, made).await.map(|sandbox| Box::new(sandbox) as Box<dyn Sandbox>)
 }
 
 /// Engines say in words of their own that nothing can be started in so little memory; all of them name the limit.

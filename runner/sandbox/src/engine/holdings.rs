@@ -10,20 +10,20 @@ use rustix::process::{Signal, pidfd_send_signal};
 use tokio::sync::watch;
 
 use super::Engine;
-use crate::cell::{self, Grip};
 use crate::cgroup::Leaf;
 use crate::egress::Way;
 use crate::handover::PassedFds;
+use crate::init_sandbox::{self, Backing};
 use crate::spawner::client::Parent;
 use crate::{Error, Shared};
 
 /// A leaf that is removed when it is dropped, if not before.
-pub struct CellLeaf {
+pub struct OwnedLeaf {
     leaf: Option<Arc<Leaf>>,
     cleared: AtomicBool,
 }
 
-impl CellLeaf {
+impl OwnedLeaf {
     pub fn new(leaf: Option<Leaf>) -> Self {
         Self { leaf: leaf.map(Arc::new), cleared: AtomicBool::new(false) }
     }
@@ -49,7 +49,7 @@ fn clear(leaf: &Leaf) {
     }
 }
 
-impl Drop for CellLeaf {
+impl Drop for OwnedLeaf {
     fn drop(&mut self) {
         let Some(leaf) = self.leaf.take().filter(|_| !*self.cleared.get_mut()) else { return };
         let clear = move || {
@@ -117,14 +117,14 @@ pub struct Own {
 }
 
 struct Held {
-    leaf: Arc<CellLeaf>,
+    leaf: Arc<OwnedLeaf>,
     holdings: Holdings,
 }
 
 impl Own {
     pub fn new(
         engine: &Arc<Engine>,
-        leaf: CellLeaf,
+        leaf: OwnedLeaf,
         holdings: Holdings,
         orphaned: watch::Receiver<bool>,
         parent: Parent,
@@ -143,7 +143,7 @@ impl Own {
 }
 
 #[async_trait]
-impl Grip for Own {
+impl Backing for Own {
     fn leaf(&self) -> Option<Arc<Leaf>> {
         self.held().as_ref()?.leaf.get().cloned()
     }
@@ -158,8 +158,8 @@ impl Grip for Own {
         at_once
     }
 
-    fn hand_over(&self, passed: &mut PassedFds) -> Result<cell::Held, Error> {
-        let mut handed = cell::Held::default();
+    fn hand_over(&self, passed: &mut PassedFds) -> Result<init_sandbox::Held, Error> {
+        let mut handed = init_sandbox::Held::default();
         if let Some(way) = &*self.way() {
             handed.tunnel = Some(way.hand_over(passed)?);
         }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use super::holdings::{CellLeaf, Holdings, HostDirectory, Own, Slot};
+use super::holdings::{Holdings, HostDirectory, Own, OwnedLeaf, Slot};
 use super::{Engine, Flavour};
-use crate::cell::{Cell, Grip as _, Held, TAKE_UP};
 use crate::handover::{HandedDriver, HandedHolder, HandedSandbox, InheritedFds, PassedFds};
+use crate::init_sandbox::{Backing as _, Held, InitSandbox, TAKE_UP};
 use crate::spawner::Command;
 use crate::spawner::client::{Client, Init};
 use crate::state::State;
@@ -101,12 +101,12 @@ impl Engine {
         });
         let directory = directory.map(|[parent, path]| HostDirectory { parent, path, handle: None });
         let holdings = Holdings { slot, directory };
-        let grip = Arc::new(Own::new(self, CellLeaf::new(leaf), holdings, orphaned, parent));
+        let backing = Arc::new(Own::new(self, OwnedLeaf::new(leaf), holdings, orphaned, parent));
         if let Some(tunnel) = tunnel {
-            grip.tunnel(inherited.take(tunnel).map_err(platform(TAKE_UP))?)?;
+            backing.tunnel(inherited.take(tunnel).map_err(platform(TAKE_UP))?)?;
             self.blanks.lock().unwrap_or_else(PoisonError::into_inner).reaching_wanted = true;
         }
-        Ok(Box::new(Cell::take_up(sandbox, grip, pidfd, inherited)?))
+        Ok(Box::new(InitSandbox::take_up(sandbox, backing, pidfd, inherited)?))
     }
 
     /// Removes what the former program's sandboxes have left that were not taken up. Once.

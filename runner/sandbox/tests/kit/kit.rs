@@ -2,8 +2,10 @@
 
 mod left;
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -62,6 +64,16 @@ pub fn for_everybody(state: &State) -> (PathBuf, PathBuf) {
         to
     };
     (copy(std::env::current_exe().unwrap(), "tests"), copy(guest(), "stoker-spawner"))
+}
+
+/// Runs tests of this program, which `words` choose, once more as an ordinary user who has no home, with these variables besides; fails where one of them does.
+pub fn pass_as_ordinary(state: &State, words: &[&str], variables: &[(&str, &OsStr)]) {
+    let (tests, guest) = for_everybody(state);
+    let mut again = Command::new(tests);
+    again.arg("--nocapture").args(words);
+    again.env("STOKER_TEST_GUEST", guest).env("HOME", "/nonexistent").envs(variables.iter().copied());
+    let status = again.current_dir("/").uid(ORDINARY).gid(ORDINARY).status().unwrap();
+    assert!(status.success(), "as user {ORDINARY}: {status}");
 }
 
 pub fn we_are_root() -> bool {

@@ -413,7 +413,7 @@ fn core_size() -> u64 {
 
 fn terminal() -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    let (main, name) = super::terminal()?;
+    let (main, name) = super::files::terminal()?;
     let other = fs::File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name)?;
     for request in [libc::TIOCSTI, 0x541c] {
         let byte = b'x';

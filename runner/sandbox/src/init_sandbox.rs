@@ -1,10 +1,10 @@
-//! The runner's side of one sandbox, whatever holds it.
+//! The runner's side of one sandbox that an init of ours leads, whichever driver made it.
 //!
 //! A **keeper** task owns the end of it: it hears the init, notices the death of init or holder, kills when told to, and has
 //! removed what the sandbox held. Handles only send orders and read the result, so dropping one at any moment is safe and never
-//! waits. What differs between drivers is their [`Grip`].
+//! waits. What differs between drivers is their [`Backing`].
 
-mod grip;
+mod backing;
 mod inner;
 mod keeper;
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::grip::{Grip, Held};
+pub use self::backing::{Backing, Held};
 use self::inner::Inner;
 use crate::channel::{Channel, Ends, Parked, died};
 use crate::handover::{HandedSandbox, InheritedFds, PassedFds};
@@ -40,13 +40,13 @@ pub struct Making {
     pub control: Channel,
     /// The init's.
     pub pidfd: OwnedFd,
-    pub grip: Arc<dyn Grip>,
+    pub backing: Arc<dyn Backing>,
     /// Whom the function is to the host, where that is not our own user.
     pub owner: Option<User>,
 }
 
-/// A sandbox of any driver.
-pub struct Cell {
+/// A sandbox that an init of ours leads: of any driver but `process`.
+pub struct InitSandbox {
     id: String,
     shared: Option<Shared>,
     inner: Arc<Inner>,
@@ -64,25 +64,25 @@ pub fn too_little_memory() -> Error {
     Error::Function("its memory limit is too small for a process to be started in it".to_owned())
 }
 
-impl Cell {
+impl InitSandbox {
     /// Has an init make a sandbox that is parked just before its `exec`.
     ///
     /// # Errors
     /// As [`crate::Driver::create`] says. Nothing is left behind.
     pub async fn build(making: Making) -> Result<Self, Error> {
-        let Making { plan, inside, shared, control, pidfd, grip, owner } = making;
-        let inner = Inner::follow(control, pidfd, grip, owner, plan.stays)?;
-        // From here on, dropping the cell ends it.
-        let mut cell = Self { id: plan.id.clone(), shared, inner, parked: Mutex::default() };
-        let Err(error) = cell.fill(plan, inside).await else { return Ok(cell) };
+        let Making { plan, inside, shared, control, pidfd, backing, owner } = making;
+        let inner = Inner::follow(control, pidfd, backing, owner, plan.stays)?;
+        // From here on, dropping the sandbox ends it.
+        let mut sandbox = Self { id: plan.id.clone(), shared, inner, parked: Mutex::default() };
+        let Err(error) = sandbox.fill(plan, inside).await else { return Ok(sandbox) };
         if !matches!(error, Error::Platform { .. }) {
             return Err(error);
         }
         // Nothing of the function has run yet: what was killed for memory had not even enough to begin with. Who killed it says so, where
         // that was its init.
-        let told = tokio::time::timeout(LAST_WORD, cell.inner.command_ended()).await;
-        cell.inner.kill_now();
-        let exit = cell.inner.exited().await;
+        let told = tokio::time::timeout(LAST_WORD, sandbox.inner.command_ended()).await;
+        sandbox.inner.kill_now();
+        let exit = sandbox.inner.exited().await;
         let over = exit.out_of_memory || told.is_ok_and(|end| end.out_of_memory);
         Err(if over { too_little_memory() } else { error })
     }
@@ -101,7 +101,7 @@ impl Cell {
         let (mut report, mut handle) = answer().await?;
         if let Report::Tunnel = report {
             let tunnel = handle.take().ok_or_else(|| platform("open the way out")(died()))?;
-            inner.grip.tunnel(tunnel)?;
+            inner.backing.tunnel(tunnel)?;
             (report, handle) = answer().await?;
         }
         match report {
@@ -126,7 +126,7 @@ impl Cell {
     /// [`Error::Platform`] when a part of it was not left. Then it ends.
     pub fn take_up(
         handed: HandedSandbox,
-        grip: Arc<dyn Grip>,
+        backing: Arc<dyn Backing>,
         init: OwnedFd,
         inherited: &mut InheritedFds,
     ) -> Result<Self, Error> {
@@ -141,7 +141,7 @@ impl Cell {
             Ok((control, shared, parked))
         };
         let (control, shared, parked) = take().map_err(platform(TAKE_UP))?;
-        let inner = Inner::follow(control, init, grip, owner, stays)?;
+        let inner = Inner::follow(control, init, backing, owner, stays)?;
         inner.watched_before(watched);
         Ok(Self { id, shared, inner, parked: Mutex::new(parked) })
     }
@@ -155,7 +155,7 @@ impl Cell {
 }
 
 #[async_trait]
-impl Sandbox for Cell {
+impl Sandbox for InitSandbox {
     fn id(&self) -> &str {
         &self.id
     }
@@ -258,7 +258,7 @@ impl Sandbox for Cell {
 
     async fn reclaim(&self) -> Result<u64, Error> {
         let before = self.inner.usage().memory;
-        let leaf = self.inner.grip.leaf();
+        let leaf = self.inner.backing.leaf();
         // The kernel does it while we wait, page by page: not on the thread that serves calls.
         let done = tokio::task::spawn_blocking(move || match leaf {
             Some(leaf) => leaf.reclaim(),
@@ -286,7 +286,7 @@ impl Sandbox for Cell {
             let why = "something runs beside its command".to_owned();
             return Err(Error::Unsupported(why));
         }
-        let held = inner.grip.hand_over(passed)?;
+        let held = inner.backing.hand_over(passed)?;
         let keep = || {
             let shared = match &self.shared {
                 Some(Shared { directory, inside }) => Some((passed.keep(directory)?, inside.clone())),
@@ -309,7 +309,7 @@ impl Sandbox for Cell {
     }
 }
 
-impl Drop for Cell {
+impl Drop for InitSandbox {
     fn drop(&mut self) {
         if !self.inner.has_ended() {
             self.inner.kill_now();

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::{Grip, keeper, platform};
+use super::{Backing, keeper, platform};
 use crate::cgroup::{Freezer, Leaf};
 use crate::channel::{Channel, Ends, Parked};
 use crate::init::processes;
@@ -24,7 +24,7 @@ const FREEZER_POLL: Duration = Duration::from_millis(1);
 pub struct Inner {
     pub(super) control: Channel,
     pub(super) pidfd: AsyncFd<OwnedFd>,
-    pub(super) grip: Arc<dyn Grip>,
+    pub(super) backing: Arc<dyn Backing>,
     pub(super) owner: Option<User>,
     pub(super) stays: bool,
     pub(super) kill: Notify,
@@ -61,7 +61,7 @@ impl Inner {
     pub fn follow(
         control: Channel,
         init: OwnedFd,
-        grip: Arc<dyn Grip>,
+        backing: Arc<dyn Backing>,
         owner: Option<User>,
         stays: bool,
     ) -> Result<Arc<Self>, Error> {
@@ -71,7 +71,7 @@ impl Inner {
         let inner = Arc::new(Self {
             control,
             pidfd,
-            grip,
+            backing,
             owner,
             stays,
             kill: Notify::new(),
@@ -101,10 +101,10 @@ impl Inner {
 
     /// Kills everything in it, without waiting.
     pub fn kill_now(&self) {
-        if self.grip.lingers() {
+        if self.backing.lingers() {
             self.count();
         }
-        if !self.grip.kill(self.pidfd.get_ref().as_fd()) {
+        if !self.backing.kill(self.pidfd.get_ref().as_fd()) {
             self.kill.notify_one();
         }
     }
@@ -168,9 +168,9 @@ impl Inner {
             return Err(step()(ended()));
         }
         let done = async {
-            let freezer = self.grip.leaf().and_then(|leaf| leaf.freezer());
+            let freezer = self.backing.leaf().and_then(|leaf| leaf.freezer());
             let Some(freezer) = freezer.filter(|freezer| freezer.set(frozen).is_ok()) else {
-                if let Some(done) = self.grip.set_frozen(frozen).await {
+                if let Some(done) = self.backing.set_frozen(frozen).await {
                     return done;
                 }
                 let order = if frozen { Order::Stop } else { Order::Continue };
@@ -209,7 +209,7 @@ impl Inner {
 
     /// Reads what the cgroup has counted, while it can be read.
     pub fn count(&self) {
-        let Some(leaf) = self.grip.leaf() else { return };
+        let Some(leaf) = self.backing.leaf() else { return };
         let (now, kills) = (usage(&leaf), leaf.memory_kills());
         let mut counted = self.counted();
         if counted.usage.is_none() || now != Usage::default() {
@@ -286,7 +286,7 @@ impl Inner {
     pub fn usage(&self) -> Usage {
         let mut counted = self.counted();
         let ended = self.has_ended();
-        let now = self.grip.leaf().filter(|_| !ended).map(|leaf| usage(&leaf));
+        let now = self.backing.leaf().filter(|_| !ended).map(|leaf| usage(&leaf));
         let mut usage = now.or(counted.usage).unwrap_or_default();
         if usage.memory == 0 && !ended {
             // No cgroup counts it.

@@ -13,7 +13,7 @@ use crate::{Error, contained};
 
 /// How a driver holds a sandbox: its cgroup, and what there is to be removed.
 #[async_trait]
-pub trait Grip: Send + Sync {
+pub trait Backing: Send + Sync {
     /// Its cgroup, as long as that may be looked at.
     fn leaf(&self) -> Option<Arc<Leaf>>;
 

@@ -23,7 +23,7 @@ impl Heard {
             Report::Ended(end) => {
                 self.cause = inner.over(end);
                 // An engine removes the cgroup when the init ends, which waits for us to have looked.
-                if inner.grip.lingers() {
+                if inner.backing.lingers() {
                     inner.count();
                     // Its end takes what the function left with it; gone already is as good.
                     pidfd_send_signal(inner.pidfd.get_ref(), Signal::KILL).ok();
@@ -72,7 +72,7 @@ pub async fn keep(
                     heard = false;
                 }
             }
-            () = inner.grip.orphaned(), if !hunted => {
+            () = inner.backing.orphaned(), if !hunted => {
                 // Its init dies of its parent's death, but not while it is frozen.
                 hunted = true;
                 inner.kill_now();
@@ -87,11 +87,11 @@ pub async fn keep(
     drop(answer);
     // Before anything that takes time: a holder that goes later had no part in this end. What exited by itself did so, whatever
     // came after.
-    let lost = !matches!(said.cause, Some(ExitCause::Code(_))) && (said.lost || inner.grip.lost());
+    let lost = !matches!(said.cause, Some(ExitCause::Code(_))) && (said.lost || inner.backing.lost());
     // Reaps it where its death has made it our child; who cloned it does else.
     waitid(WaitId::PidFd(inner.pidfd.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok();
     inner.count();
-    inner.grip.clear().await;
+    inner.backing.clear().await;
     inner.companions_gone();
     let cause = match (lost, said.cause) {
         (true, _) => ExitCause::Lost,
@@ -101,5 +101,5 @@ pub async fn keep(
     let end = last.filter(|_| !lost).unwrap_or_else(|| inner.exit(cause));
     exit.send_replace(Some(end));
     inner.command.send_replace(Some(end));
-    inner.grip.write_off().await;
+    inner.backing.write_off().await;
 }
