@@ -28,7 +28,7 @@ use crate::logs::{ContainerLog, Source};
 use crate::observe::Seen;
 use crate::secrets::Print;
 use channel::{Channel, Eye, Pipes, Unfit};
-pub use launch::launch;
+pub use launch::Launcher;
 
 /// The end of a process is told later than the end of what it had open, by some drivers on a busy machine much later. A process
 /// that closed its channel and stays is rare: the error of its call may take this long.
@@ -53,6 +53,8 @@ pub enum LaunchError {
     Impossible(String),
     /// There is no room, and none has come for longer than was expected.
     Full { retry_after: Duration },
+    /// The call's image is not here, and its deadline is.
+    Late(String),
     /// The runner stops.
     Stopping,
 }
@@ -64,7 +66,7 @@ impl LaunchError {
             LaunchError::Function(error) => Some(error.blame()),
             LaunchError::Platform(_) => Some(Blame::Platform),
             LaunchError::Impossible(_) => Some(Blame::Function),
-            LaunchError::Full { .. } | LaunchError::Stopping => None,
+            LaunchError::Full { .. } | LaunchError::Late(_) | LaunchError::Stopping => None,
         }
     }
 }
@@ -73,7 +75,9 @@ impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LaunchError::Function(error) => write!(f, "{error}"),
-            LaunchError::Platform(why) | LaunchError::Impossible(why) => f.write_str(why),
+            LaunchError::Platform(why) | LaunchError::Impossible(why) | LaunchError::Late(why) => {
+                f.write_str(why)
+            }
             LaunchError::Full { .. } => {
                 f.write_str("no memory, CPU or slot came free in the time that was expected")
             }

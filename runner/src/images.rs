@@ -67,15 +67,7 @@ impl Images {
     /// # Errors
     /// As a launch.
     pub async fn prepare(&self, spec: &FunctionSpec) -> Result<Option<Image>, LaunchError> {
-        let source = match &spec.root {
-            Root::Host | Root::Rootfs(_) => return Ok(None),
-            Root::Image(image) => {
-                let credentials = Some(spec.credentials.clone()).filter(|name| !name.is_empty());
-                Source::Registry { image: image.clone(), credentials }
-            }
-            Root::Archive(path) => Source::Archive(path.clone()),
-            Root::OciLayout(path) => Source::OciLayout(path.clone()),
-        };
+        let Some(source) = source(spec) else { return Ok(None) };
         let prepared = match self.store().await {
             Ok(store) => store.prepare(&source).await,
             Err(error) => Err(error),
@@ -88,6 +80,13 @@ impl Images {
         })
     }
 
+    /// Which image a function waits for and how far that is, as the middle of a sentence.
+    pub fn so_far(&self, spec: &FunctionSpec) -> String {
+        let Some(source) = source(spec) else { return "its image".to_owned() };
+        let so_far = self.store.get().map(|store| store.so_far(&source)).unwrap_or_default();
+        format!("{source}{so_far}")
+    }
+
     /// A function's image as it was prepared before: with this root. `None` where that is not here any more, or another.
     pub async fn again(&self, spec: &FunctionSpec, root: &Path) -> Option<Image> {
         let store = self.store().await.ok()?;
@@ -98,6 +97,19 @@ impl Images {
         }
         self.prepare(spec).await.ok().flatten().filter(|image| image.root == root)
     }
+}
+
+/// Where a function's image comes from. `None` for a function without.
+fn source(spec: &FunctionSpec) -> Option<Source> {
+    Some(match &spec.root {
+        Root::Host | Root::Rootfs(_) => return None,
+        Root::Image(image) => {
+            let credentials = Some(spec.credentials.clone()).filter(|name| !name.is_empty());
+            Source::Registry { image: image.clone(), credentials }
+        }
+        Root::Archive(path) => Source::Archive(path.clone()),
+        Root::OciLayout(path) => Source::OciLayout(path.clone()),
+    })
 }
 
 /// What a function runs: its own word, else its image's.

@@ -50,21 +50,17 @@ use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, ContainerId, Incarnation, Resources, Warmth};
 use stoker_policy::launch::{Mean, cap};
 use stoker_runtime::gate::Gate;
-use stoker_sandbox::Driver;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::why::Ended;
-use crate::container::Container;
 use crate::container::state::{Event, State};
-use crate::images::Images;
+use crate::container::{Container, Launcher};
 use crate::ledger::Ledger;
-use crate::logs::Logs;
 use crate::metrics::Meters;
 use crate::observe::Observer;
-use crate::secrets::Secrets;
 use line::Given;
 pub use line::{Acquired, Asker, Lease, Refused, Ticket};
 use min_containers::Targets;
@@ -80,16 +76,13 @@ const REMEMBERED: usize = 4096;
 pub struct Pools {
     inner: Mutex<Inner>,
     pub ledger: Arc<Ledger>,
-    pub logs: Arc<Logs>,
     /// Every call is inside from its offer to its outcome. Closed, the runner drains for good.
     pub gate: Gate,
     /// An operator wants no calls here for now.
     cordoned: AtomicBool,
     pub meters: Option<Arc<Meters>>,
     observer: Observer,
-    driver: Arc<dyn Driver>,
-    pub images: Arc<Images>,
-    secrets: Secrets,
+    pub launcher: Launcher,
     incarnation: Incarnation,
     freeze_after: Duration,
     next: AtomicU64,
@@ -133,10 +126,7 @@ enum Action {
 impl Pools {
     pub fn new(
         ledger: Arc<Ledger>,
-        logs: Arc<Logs>,
-        driver: Arc<dyn Driver>,
-        images: Arc<Images>,
-        secrets: Secrets,
+        launcher: Launcher,
         incarnation: Incarnation,
         freeze_after: Duration,
         observer: Observer,
@@ -144,14 +134,11 @@ impl Pools {
         Arc::new(Self {
             inner: Mutex::default(),
             ledger,
-            logs,
             gate: Gate::default(),
             cordoned: AtomicBool::new(false),
             meters: observer.meters.clone(),
             observer,
-            driver,
-            images,
-            secrets,
+            launcher,
             incarnation,
             freeze_after,
             next: AtomicU64::new(1),

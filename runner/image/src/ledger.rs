@@ -337,6 +337,10 @@ impl Ledger {
         Some(LayerHold { ledger: Arc::clone(self), digest: *digest, facts: layer.facts.clone() })
     }
 
+    pub fn has_layer(&self, digest: &Digest) -> bool {
+        self.lock().layers.contains_key(digest)
+    }
+
     /// Puts a finished layer in its place. Blocking.
     pub fn add_layer(
         self: &Arc<Self>,

@@ -66,7 +66,9 @@ impl Publisher {
     /// See [`Error::fault`].
     pub async fn publish(&self, base: Option<&ImageRef>, tops: &[Top<'_>]) -> Result<ImageRef> {
         let late = || Err(Error::registry(format!("it took longer than {} s", LIMIT.as_secs())));
-        let published = tokio::time::timeout(LIMIT, self.put(base, tops)).await.unwrap_or_else(|_| late());
+        // It is large, and whoever asks for it is deep within a request already: behind a pointer it takes none of their stack.
+        let put = Box::pin(self.put(base, tops));
+        let published = tokio::time::timeout(LIMIT, put).await.unwrap_or_else(|_| late());
         published.map_err(|error| error.about(format_args!("the repository {}", self.name())))
     }
 

@@ -33,7 +33,7 @@ use crate::found::{Found, Place};
 use crate::limits;
 use auth::{Authorization, Scope};
 use credentials::Credential;
-use http::{Http, Origin, Trouble};
+use http::{Http, Origin, RequestError};
 pub(crate) use progress::Progress;
 pub(crate) use upload::Blob;
 
@@ -191,7 +191,7 @@ impl Session {
                     }
                 }
                 // What cannot be asked in this way may be asked in the other, and then says why not.
-                Err(Trouble::Final(_)) => break,
+                Err(RequestError::Final(_)) => break,
                 Err(trouble) => self.again(&mut waits, trouble).await?,
             }
         }
@@ -297,15 +297,17 @@ impl Session {
         sent: &mut u64,
         size: u64,
         to: &mpsc::Sender<Piece>,
-    ) -> std::result::Result<bool, Trouble> {
+    ) -> std::result::Result<bool, RequestError> {
         let range = (*sent > 0).then_some(*sent);
-        let answer =
-            self.ask(Method::GET, path, "application/octet-stream", range).await.map_err(Trouble::Final)?;
+        let answer = self
+            .ask(Method::GET, path, "application/octet-stream", range)
+            .await
+            .map_err(RequestError::Final)?;
         // Who does not know ranges starts again.
         let mut skip = match answer.status() {
             StatusCode::PARTIAL_CONTENT if starts_at(answer.headers(), *sent) => 0,
             StatusCode::PARTIAL_CONTENT => {
-                return Err(Trouble::Final(Error::registry(format!(
+                return Err(RequestError::Final(Error::registry(format!(
                     "{} gave another part of a layer than was asked for",
                     self.origin
                 ))));
@@ -314,7 +316,7 @@ impl Session {
         };
         let mut body = answer.into_body();
         let broken = |why: &dyn std::fmt::Display| {
-            Trouble::Passing(
+            RequestError::Passing(
                 Error::registry(format!("{} broke off in the middle of a layer: {why}", self.origin)),
                 None,
             )
@@ -337,7 +339,7 @@ impl Session {
             self.progress.came(data.len());
             if *sent > size {
                 let error = format!("{} gave more than the {size} bytes of a layer", self.origin);
-                return Err(Trouble::Final(Error::registry(error)));
+                return Err(RequestError::Final(Error::registry(error)));
             }
             if to.send(Piece::Data(data)).await.is_err() {
                 return Ok(false);
@@ -373,11 +375,11 @@ impl Session {
     async fn again(
         &self,
         waits: &mut (impl Iterator<Item = Duration> + Send),
-        trouble: Trouble,
+        trouble: RequestError,
     ) -> Result<()> {
         let (mut error, after) = match trouble {
-            Trouble::Final(error) => return Err(error),
-            Trouble::Passing(error, after) => (error, after),
+            RequestError::Final(error) => return Err(error),
+            RequestError::Passing(error, after) => (error, after),
         };
         let wait = waits.next().filter(|_| after.is_none_or(|after| after <= self.patience));
         let Some(wait) = wait else {
@@ -400,7 +402,7 @@ impl Session {
         path: &str,
         accept: &'static str,
         from: Option<u64>,
-    ) -> std::result::Result<::http::Response<Incoming>, Trouble> {
+    ) -> std::result::Result<::http::Response<Incoming>, RequestError> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         if let Some(from) = from
@@ -417,7 +419,7 @@ impl Session {
         &self,
         mut at: Origin,
         mut request: Request,
-    ) -> std::result::Result<(Origin, ::http::Response<Incoming>), Trouble> {
+    ) -> std::result::Result<(Origin, ::http::Response<Incoming>), RequestError> {
         let mut challenged = false;
         for _ in 0..=HOPS {
             let mut headers = request.headers.clone();
@@ -429,7 +431,8 @@ impl Session {
             }
             let http = &self.registry.http;
             let sent = http.send(&at, request.method.clone(), &request.path, headers, request.body.clone());
-            let answer = self.progress.awaiting(&at, sent).await?;
+            // Behind a pointer, as what holds it is awaited within as much again several times over.
+            let answer = self.progress.awaiting(&at, Box::pin(sent)).await?;
             match answer.status() {
                 status if status.is_success() => return Ok((at, answer)),
                 StatusCode::UNAUTHORIZED if at == self.origin && !challenged => {
@@ -446,14 +449,14 @@ impl Session {
                 _ => return Err(self.refused(&at, answer).await),
             }
         }
-        Err(Trouble::Final(Error::registry(format!("{} leads in a circle", self.origin))))
+        Err(RequestError::Final(Error::registry(format!("{} leads in a circle", self.origin))))
     }
 
     fn authorization(&self) -> Option<Authorization> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn refused(&self, at: &Origin, answer: ::http::Response<Incoming>) -> Trouble {
+    async fn refused(&self, at: &Origin, answer: ::http::Response<Incoming>) -> RequestError {
         let (status, after) = (answer.status(), after(&answer));
         // One that repeats what it was told is not repeated; nor are others, whose addresses may have secrets in them.
         let told = |text: &str| {
@@ -467,7 +470,7 @@ impl Session {
         let said = said.map(|said| format!(": it says {said}")).unwrap_or_default();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Trouble::Final(Error::denied(match &self.credential {
+                RequestError::Final(Error::denied(match &self.credential {
                     Some(credential) => {
                         format!(
                             "{at} does not take the credentials `{}` for it ({status}){said}",
@@ -479,23 +482,25 @@ impl Session {
                     ),
                 }))
             }
-            StatusCode::NOT_FOUND => Trouble::Final(Error::missing(format!("{at} does not have it{said}"))),
-            StatusCode::PAYLOAD_TOO_LARGE => Trouble::Final(Error::registry(format!(
+            StatusCode::NOT_FOUND => {
+                RequestError::Final(Error::missing(format!("{at} does not have it{said}")))
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => RequestError::Final(Error::registry(format!(
                 "{at}, or what stands before it, takes no request of that size ({status}){said}"
             ))),
             // What was begun is not known there any more, or is further than we are.
-            StatusCode::RANGE_NOT_SATISFIABLE => Trouble::Passing(
+            StatusCode::RANGE_NOT_SATISFIABLE => RequestError::Passing(
                 Error::registry(format!("{at} goes on at another place than we do ({status})")),
                 None,
             ),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Trouble::Passing(
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => RequestError::Passing(
                 Error::registry(format!("{at} takes no more requests now ({status}){said}")),
                 after,
             ),
             status if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED => {
-                Trouble::Passing(Error::registry(format!("{at} cannot answer ({status}){said}")), after)
+                RequestError::Passing(Error::registry(format!("{at} cannot answer ({status}){said}")), after)
             }
-            status => Trouble::Final(Error::registry(format!(
+            status => RequestError::Final(Error::registry(format!(
                 "{at} gave an answer that means nothing here ({status}){said}"
             ))),
         }

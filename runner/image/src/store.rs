@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
@@ -144,6 +144,8 @@ struct Inner {
     roots: SingleFlight<Digest, Arc<RootHold>>,
     layers: SingleFlight<Digest, Arc<LayerHold>>,
     ready: Mutex<HashMap<Key, Ready>>,
+    /// Images that are being fetched, and how far that is.
+    under_way: Mutex<HashMap<Source, Weak<Progress>>>,
     pull_turns: Semaphore,
     layer_turns: Semaphore,
 }
@@ -183,7 +185,10 @@ impl Store {
         let lock = lock
             .map_err(|error| Error::system(format_args!("{} cannot be used", directory.display()), error))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::store(format!("the image store {} belongs to another process", directory.display()))
+            Error::store(format!(
+                "the image store {} belongs to another process: give each runner a state directory of its own",
+                directory.display()
+            ))
         })?;
         let bench = Arc::new(Bench::open(directory.join("tmp"))?);
         let owners = owners(&bench)?;
@@ -202,6 +207,7 @@ impl Store {
                 roots: SingleFlight::default(),
                 layers: SingleFlight::default(),
                 ready: Mutex::default(),
+                under_way: Mutex::default(),
             }),
         })
     }
@@ -260,6 +266,17 @@ impl Store {
         ready.get(&Key::Document(digest)).is_some_and(|there| self.inner.ledger.has_root(&there.root))
     }
 
+    /// How the fetching of an image stands that is under way, as the end of a sentence: what holds it up, and how much of it has come.
+    /// Empty where nothing is known of it.
+    #[must_use]
+    pub fn so_far(&self, source: &Source) -> String {
+        let under_way = self.inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        match under_way.get(&source.without_credentials()).and_then(Weak::upgrade) {
+            Some(progress) => progress.so_far(),
+            None => String::new(),
+        }
+    }
+
     async fn key(&self, source: &Source) -> Result<Key> {
         let file = match source {
             Source::Registry { image, .. } => {
@@ -316,9 +333,11 @@ impl Inner {
         let (hold, settings) = match self.remembered(&key) {
             Some(there) => there,
             None => {
-                let turn = self.pull_turns.acquire().await.map_err(|_| Error::abandoned())?;
+                let progress = self.begin(source);
+                let others = format!("the {} images that are fetched at once", self.config.pulls.max(1));
+                let turn = progress.behind(others, self.pull_turns.acquire()).await;
+                let turn = turn.map_err(|_| Error::abandoned())?;
                 let limit = self.config.pull_timeout;
-                let progress = Arc::default();
                 let make = self.make(source, &key, &mut phases, &progress, &stop);
                 let made = tokio::time::timeout(limit, make).await;
                 drop(turn);
@@ -340,6 +359,15 @@ impl Inner {
         });
         ready.insert(key, Ready { root, config: Arc::clone(&config) });
         Ok(Arc::new(Built { hold, config, phases }))
+    }
+
+    /// From here on it can be asked how far the fetching of this image is.
+    fn begin(&self, source: &Source) -> Arc<Progress> {
+        let progress = Arc::<Progress>::default();
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|_, progress| progress.strong_count() > 0);
+        under_way.insert(source.without_credentials(), Arc::downgrade(&progress));
+        progress
     }
 
     /// What an earlier process fetched.
@@ -381,16 +409,18 @@ impl Inner {
                 image.digest().and_then(Digest::parse).ok_or_else(|| Error::image("it has no digest"))?;
             let found = session.find(digest).await?;
             let name = origin(source);
-            return Ok((found, From { name, session: Some(Arc::new(session)), _room: None }));
+            let (session, progress) = (Some(Arc::new(session)), Arc::clone(progress));
+            return Ok((found, From { name, session, progress, _room: None }));
         }
         let (inner, source, mut room) = (Arc::clone(self), source.clone(), self.ledger.reservation());
+        let progress = Arc::clone(progress);
         blocking(move || {
             let found = match &source {
                 Source::OciLayout(path) => local::layout(path),
                 Source::Archive(path) => local::archive(path, &inner.bench, &inner.config.limits, &mut room),
                 Source::Registry { .. } => Err(Error::store("a registry is no file")),
             }?;
-            Ok((found, From { name: origin(&source), session: None, _room: Some(room) }))
+            Ok((found, From { name: origin(&source), session: None, progress, _room: Some(room) }))
         })
         .await
     }
@@ -427,6 +457,8 @@ impl Inner {
         phases: &mut Phases,
         stop: &CancellationToken,
     ) -> Result<Arc<RootHold>> {
+        let missing = found.layers.iter().filter(|layer| !self.ledger.has_layer(&layer.content));
+        from.progress.expects(missing.map(|layer| layer.size).fold(0, u64::saturating_add));
         let began = Instant::now();
         let layers = try_join_all(found.layers.iter().map(|layer| self.layer(layer, from))).await?;
         phases.fetch = began.elapsed();
@@ -463,7 +495,8 @@ impl Inner {
             .layers
             .join(layer.content, &from.name, |stop| {
                 let (inner, layer, session) = (Arc::clone(self), layer.clone(), from.session.clone());
-                async move { inner.make_layer(&layer, session, stop).await.map(Arc::new) }
+                let progress = Arc::clone(&from.progress);
+                async move { inner.make_layer(&layer, session, progress, stop).await.map(Arc::new) }
             })
             .await
             .map_err(|error| match error.fault {
@@ -479,6 +512,7 @@ impl Inner {
         self: &Arc<Self>,
         layer: &Layer,
         session: Option<Arc<Session>>,
+        progress: Arc<Progress>,
         stop: CancellationToken,
     ) -> Result<LayerHold> {
         let _turn = self.layer_turns.acquire().await.map_err(|_| Error::abandoned())?;
@@ -512,7 +546,7 @@ impl Inner {
             let mut file = open_file(&path)?;
             file.seek(SeekFrom::Start(offset))
                 .map_err(|error| Error::system("an archive cannot be read", error))?;
-            inner.unpack(&work, Stoppable { inner: file.take(work.size), stop })
+            inner.unpack(&work, Stoppable { inner: file.take(work.size), progress, stop })
         })
         .await
     }
@@ -597,6 +631,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 /// A source that ends when nobody wants it any more.
 struct Stoppable<R> {
     inner: R,
+    progress: Arc<Progress>,
     stop: CancellationToken,
 }
 
@@ -605,7 +640,7 @@ impl<R: Read> Read for Stoppable<R> {
         if self.stop.is_cancelled() {
             return Err(through_io(Error::abandoned()));
         }
-        self.inner.read(buffer)
+        self.inner.read(buffer).inspect(|read| self.progress.came(*read))
     }
 }
 
@@ -636,6 +671,7 @@ impl Read for Pieces {
 struct From {
     name: String,
     session: Option<Arc<Session>>,
+    progress: Arc<Progress>,
     /// An archive had to be decompressed.
     _room: Option<Reservation>,
 }
@@ -652,6 +688,16 @@ fn origin(source: &Source) -> String {
             )
         }
         Source::Archive(path) | Source::OciLayout(path) => path.display().to_string(),
+    }
+}
+
+impl Source {
+    /// What is fetched, whoever asks for it.
+    fn without_credentials(&self) -> Self {
+        match self {
+            Self::Registry { image, .. } => Self::Registry { image: image.clone(), credentials: None },
+            Self::Archive(_) | Self::OciLayout(_) => self.clone(),
+        }
     }
 }
 

@@ -21,9 +21,9 @@ use super::channel::Unfit;
 /// The name that `FN_LISTENER` gives.
 pub const NAME: &str = "lsnr.sock";
 
-/// Bytes of a request that may lie between the runner and the function: a call's window, so that what a balancer may send
-/// never waits for this socket. The kernel gives twice this for its bookkeeping, at most `net.core.wmem_max`.
-const ON_THE_WAY: usize = stoker_core::call::WINDOW as usize;
+/// Bytes of a request that may lie between the runner and the function: half of a call's window, two pieces, while the other half comes. The kernel gives twice this for
+/// its bookkeeping, at most `net.core.wmem_max`.
+const ON_THE_WAY: usize = stoker_core::call::WINDOW as usize / 2;
 
 /// Watches the directory from before the function starts.
 pub struct Watch {

@@ -38,79 +38,96 @@ const OPEN_FILES: u32 = 4096;
 /// Where http-stream functions find the directory of their socket.
 const SHARED: &str = "/tmp/iofs";
 
-/// Starts a container of a function, `ahead` of any call that needs it, and returns it with its first connection, where its format has them. `stop` gives it up
-/// while the function makes itself ready; nothing of it is left then.
-pub async fn launch(
-    driver: &dyn Driver,
-    images: &Images,
-    secrets: &Secrets,
-    logs: &Logs,
-    id: ContainerId,
-    spec: Arc<FunctionSpec>,
-    ahead: bool,
-    stop: &CancellationToken,
-) -> Result<(Container, Option<UnixStream>), LaunchError> {
-    let began = Instant::now();
-    if spec.root.is_image() && !driver.describe().isolates {
-        let name = driver.describe().name;
-        return Err(LaunchError::Impossible(format!(
-            "a function with an image needs a sandbox, and `{name}` is none"
-        )));
-    }
-    let image = tokio::select! {
-        image = images.prepare(&spec) => image?,
-        () = stop.cancelled() => return Err(LaunchError::Stopping),
-    };
-    let found = if image.is_some() { began.elapsed() } else { Duration::ZERO };
-    let secrets = secrets.resolve(&spec).await?;
-    let print = (!secrets.is_empty()).then(|| Print::of(&id, &secrets));
-    let mut sandbox = sandbox_spec(&id, &spec, image.as_ref(), secrets, driver.describe())?;
-    let lambda = match spec.format {
-        Format::Lambda => Some(super::lambda::Plan::new(&mut sandbox, &spec, ahead).await?),
-        _ => None,
-    };
-    let sandbox = driver.create(sandbox).await.map_err(launch_error)?;
-    let log = ContainerLog::new(id.clone(), logs.ring(&spec.name));
-    let none = Duration::ZERO;
-    let mut container = Container {
-        seen: Seen::new(&id, &spec, driver.describe().name),
-        id,
-        codec: Codec::new(&spec),
-        spec,
-        log,
-        launched: Launched { began, image: found, create: began.elapsed() - found, start: none, init: none },
-        sandbox: sandbox.into(),
-        secrets: print,
-        still: AtomicBool::new(false),
-        gate: tokio::sync::Mutex::new(false),
-        used: Mutex::default(),
-        lambda: None,
-        pipes: Mutex::default(),
-        image,
-        stdin: None,
-        outputs: Mutex::default(),
-    };
-    if stop.is_cancelled() {
-        container.stop(Duration::ZERO).await;
-        return Err(LaunchError::Stopping);
-    }
-    let connection = match (container.spec.format, lambda) {
-        _ if !container.spec.is_hot() => return Ok((container, None)),
-        (Format::HttpStream, _) => Some(container.listen(stop).await?),
-        (_, Some(plan)) => {
-            if let Err(error) = container.ask(plan, stop).await {
-                container.stop(Duration::ZERO).await;
-                return Err(error);
+/// What containers are launched with.
+pub struct Launcher {
+    pub driver: Arc<dyn Driver>,
+    pub images: Arc<Images>,
+    pub secrets: Secrets,
+    pub logs: Arc<Logs>,
+}
+
+impl Launcher {
+    /// Starts a container of a function, `ahead` of any call that needs it, and returns it with its first connection, where its format has them. `stop`
+    /// gives it up while the function makes itself ready; nothing of it is left then.
+    ///
+    /// # Errors
+    /// Whose fault it is that there is none: the function's, or the platform's.
+    pub async fn launch(
+        &self,
+        id: ContainerId,
+        spec: Arc<FunctionSpec>,
+        ahead: bool,
+        stop: &CancellationToken,
+    ) -> Result<(Container, Option<UnixStream>), LaunchError> {
+        let Self { driver, images, secrets, logs } = self;
+        let began = Instant::now();
+        if spec.root.is_image() && !driver.describe().isolates {
+            let name = driver.describe().name;
+            return Err(LaunchError::Impossible(format!(
+                "a function with an image needs a sandbox, and `{name}` is none"
+            )));
+        }
+        let image = tokio::select! {
+            image = images.prepare(&spec) => image?,
+            () = stop.cancelled() => return Err(LaunchError::Stopping),
+        };
+        let found = if image.is_some() { began.elapsed() } else { Duration::ZERO };
+        let secrets = secrets.resolve(&spec).await?;
+        let print = (!secrets.is_empty()).then(|| Print::of(&id, &secrets));
+        let mut sandbox = sandbox_spec(&id, &spec, image.as_ref(), secrets, driver.describe())?;
+        let lambda = match spec.format {
+            Format::Lambda => Some(super::lambda::Plan::new(&mut sandbox, &spec, ahead).await?),
+            _ => None,
+        };
+        let sandbox = driver.create(sandbox).await.map_err(launch_error)?;
+        let log = ContainerLog::new(id.clone(), logs.ring(&spec.name));
+        let none = Duration::ZERO;
+        let mut container = Container {
+            seen: Seen::new(&id, &spec, driver.describe().name),
+            id,
+            codec: Codec::new(&spec),
+            spec,
+            log,
+            launched: Launched {
+                began,
+                image: found,
+                create: began.elapsed() - found,
+                start: none,
+                init: none,
+            },
+            sandbox: sandbox.into(),
+            secrets: print,
+            still: AtomicBool::new(false),
+            gate: tokio::sync::Mutex::new(false),
+            used: Mutex::default(),
+            lambda: None,
+            pipes: Mutex::default(),
+            image,
+            stdin: None,
+            outputs: Mutex::default(),
+        };
+        if stop.is_cancelled() {
+            container.stop(Duration::ZERO).await;
+            return Err(LaunchError::Stopping);
+        }
+        let connection = match (container.spec.format, lambda) {
+            _ if !container.spec.is_hot() => return Ok((container, None)),
+            (Format::HttpStream, _) => Some(container.listen(stop).await?),
+            (_, Some(plan)) => {
+                if let Err(error) = container.ask(plan, stop).await {
+                    container.stop(Duration::ZERO).await;
+                    return Err(error);
+                }
+                None
             }
-            None
-        }
-        _ => {
-            container.greet(stop).await?;
-            None
-        }
-    };
-    container.look().await;
-    Ok((container, connection))
+            _ => {
+                container.greet(stop).await?;
+                None
+            }
+        };
+        container.look().await;
+        Ok((container, connection))
+    }
 }
 
 impl Container {

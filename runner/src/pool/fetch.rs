@@ -34,9 +34,9 @@ impl Pools {
             Picture::Coming => true,
             // What containers of it use is here.
             Picture::Unknown if version.members.values().any(|m| m.container.is_some()) => false,
-            Picture::Unknown if self.images.has(&version.spec) => false,
+            Picture::Unknown if self.launcher.images.has(&version.spec) => false,
             // Its launch says that images are nothing for it.
-            Picture::Unknown if !self.driver.describe().isolates => false,
+            Picture::Unknown if !self.launcher.driver.describe().isolates => false,
             Picture::Unknown => {
                 version.picture = Picture::Coming;
                 actions.push(Action::Fetch { digest, spec: version.spec.clone() });
@@ -48,7 +48,7 @@ impl Pools {
     pub(super) async fn fetch(self: Arc<Self>, digest: Digest, spec: Arc<FunctionSpec>) {
         let begun = Instant::now();
         let came = tokio::select! {
-            came = self.images.prepare(&spec) => came,
+            came = self.launcher.images.prepare(&spec) => came,
             () = self.stop.cancelled() => Err(LaunchError::Stopping),
         };
         let mut actions = Vec::new();
@@ -74,6 +74,18 @@ impl Pools {
         drop(inner);
         self.act(actions);
         self.changed.notify_one();
+    }
+
+    /// What is told to a call of a version whose deadline comes before its image.
+    pub(super) fn lacks_image(&self, digest: &Digest) -> Option<LaunchError> {
+        let inner = self.inner();
+        let version = inner.versions.get(digest)?;
+        let spec = matches!(version.picture, Picture::Coming).then(|| version.spec.clone())?;
+        drop(inner);
+        let image = self.launcher.images.so_far(&spec);
+        Some(LaunchError::Late(format!(
+            "the deadline passed while it waited for {image}; it is fetched all the same, for later calls"
+        )))
     }
 
     /// What was fetched for a launch that begins now.

@@ -18,7 +18,7 @@ use super::version::Version;
 use super::why::{Ended, cold};
 use super::{Action, EVICT_GRACE, Inner, Pools};
 use crate::container::state::{Event, State};
-use crate::container::{self, Container, LaunchError};
+use crate::container::{Container, LaunchError};
 
 impl Pools {
     /// Whether a container could be started now, after evictions, or in the place of one that goes.
@@ -48,14 +48,18 @@ impl Pools {
             };
             let cap = self.cap(&version.spec);
             let allowed = !held && !inner.stopping && inner.launching < cap && version.may_grow();
-            if !allowed || decide(&version.facts(last)) == Decision::Wait {
+            let decision = decide(&version.facts(last));
+            let beside = decision == Decision::LaunchBeside;
+            // Where others wait, room is theirs.
+            let alone = inner.waiting == super::count(version.waiters.len()) && !version.failing;
+            if !allowed || decision == Decision::Wait || (beside && !alone) {
                 return false;
             }
             let overdue = version.overdue();
             if self.fetches(inner, digest, actions) {
                 return false;
             }
-            if !self.begin(inner, digest, true, actions) {
+            if !self.begin(inner, digest, !beside, actions) {
                 return overdue;
             }
         }
@@ -128,12 +132,12 @@ impl Pools {
         self.act(actions);
     }
 
-    /// Starts a launch if there is room; else makes some, if it may.
+    /// Starts a launch if there is room; else makes some, where it is `needed` by one who waits: that one is told if it fails.
     fn begin(
         self: &Arc<Self>,
         inner: &mut Inner,
         digest: Digest,
-        evict: bool,
+        needed: bool,
         actions: &mut Vec<Action>,
     ) -> bool {
         let Some(version) = inner.versions.get_mut(&digest) else { return false };
@@ -141,17 +145,18 @@ impl Pools {
         let ask = spec.ask();
         let Some(working) = self.ledger.take(ask.working()) else { return false };
         let Some(standing) = self.ledger.take(ask.standing()) else {
-            if evict {
+            if needed {
                 self.make_room(inner, digest, ask.standing(), actions);
             }
             return false;
         };
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let id = ContainerId::new(self.incarnation, seq);
-        let cause = version.waiters.iter_mut().find(|w| !w.caused).map(|w| {
+        let cause = version.waiters.iter_mut().find(|w| needed && !w.caused).map(|w| {
             w.caused = true;
             w.id
         });
+        version.standing = Instant::now();
         let why = cold(version);
         version.members.insert(seq, Member::new(standing, Some(working), cause, why));
         version.launching += 1;
@@ -200,18 +205,7 @@ impl Pools {
         }
         let fetched = self.fetched(&digest);
         let (begun, told) = (Instant::now(), spec.clone());
-        match container::launch(
-            &*self.driver,
-            &self.images,
-            &self.secrets,
-            &self.logs,
-            id,
-            spec,
-            ahead,
-            &self.stop,
-        )
-        .await
-        {
+        match self.launcher.launch(id, spec, ahead, &self.stop).await {
             Ok((mut container, connection)) => {
                 // The next launch has its image here, and is what decisions are about.
                 let took = begun.elapsed().saturating_sub(container.launched.image);

@@ -1,5 +1,6 @@
 //! Calls that ask for a container, those that wait for one in the line, and those that have one.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,6 +21,10 @@ use crate::container::{Container, LaunchError};
 const RETRY: std::ops::RangeInclusive<Duration> = Duration::from_millis(5)..=Duration::from_secs(5);
 /// Nothing has to move for at least this long before a call goes elsewhere: to be moved costs little, but more than a short call.
 const STANDSTILL: Duration = Duration::from_millis(500);
+
+/// Who waits for an image is told so this long before the deadline, or a tenth of the time that it has where that is less: a word that comes
+/// with the deadline finds nobody. What comes in that time would hardly be launched in it.
+const LAST_WORD: Duration = Duration::from_millis(50);
 
 /// What a waiting call gets.
 pub type Given = Result<Lease, LaunchError>;
@@ -86,16 +91,28 @@ pub struct Ticket {
     pub(super) receive: oneshot::Receiver<Given>,
     pub(super) patience: Duration,
     pub(super) expected: Duration,
+    /// When it is too late for a launch whose image is not here yet.
+    pub(super) last_word: Instant,
 }
 
 impl Ticket {
-    /// Until there is a container, the launch that this call caused failed, or nothing has moved for so long that another runner
-    /// is the better place.
+    /// Until there is a container, the launch that this call caused failed, nothing has moved for so long that another runner
+    /// is the better place, or the deadline is near and its image is not here.
     pub async fn wait(mut self) -> Given {
         let mut pause = self.patience;
+        let mut last_word = pin!(tokio::time::sleep_until(self.last_word.into()));
+        let mut told = false;
         loop {
             tokio::select! {
+                biased;
                 received = &mut self.receive => return received.unwrap_or(Err(LaunchError::Stopping)),
+                () = &mut last_word, if !told => {
+                    told = true;
+                    match self.pools.lacks_image(&self.digest) {
+                        Some(late) => return Err(late),
+                        None => continue,
+                    }
+                }
                 () = tokio::time::sleep(pause) => {}
             }
             // What it may have been given meanwhile is received above.
@@ -194,14 +211,15 @@ impl Pools {
         let since = Instant::now();
         let (caused, overdue, seen) = (false, false, None);
         let balancer = asker.balancer;
-        version.waiters.push_back(Waiter { id, balancer, since, caused, overdue, seen, call, give });
+        version.queue(Waiter { id, balancer, since, caused, overdue, seen, call, give });
         let patience = version.patience();
         inner.waiting += 1;
         self.pump(&mut inner, &mut actions);
         drop(inner);
         self.act(actions);
         self.changed.notify_one();
-        let ticket = Ticket { pools: self.clone(), digest, id, receive, patience, expected };
+        let last_word = since + remaining.saturating_sub(LAST_WORD.min(remaining / 10));
+        let ticket = Ticket { pools: self.clone(), digest, id, receive, patience, expected, last_word };
         Acquired::Wait { ticket, expected }
     }
 

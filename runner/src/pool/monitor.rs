@@ -129,7 +129,7 @@ impl Monitor {
             member.filter(|member| member.state == State::Frozen).map(|member| member.since)
         };
         Self {
-            freezes: pools.driver.describe().freezes && is_hot,
+            freezes: pools.launcher.driver.describe().freezes && is_hot,
             watches: is_hot && container.spec.format.reads_stdio(),
             timeout: container.spec.idle_timeout(),
             frozen_since,

@@ -27,7 +27,7 @@ struct User {
 impl Pools {
     /// From now on no container stays for long with secrets that were replaced. Ends with the runner.
     pub fn watch_secrets(self: &Arc<Self>) {
-        if let Some(watch) = self.secrets.watch() {
+        if let Some(watch) = self.launcher.secrets.watch() {
             self.tasks.spawn(self.clone().follow_secrets(watch));
         }
     }
@@ -58,7 +58,7 @@ impl Pools {
             if !new && !watch.concerns(changed, &spec) {
                 continue;
             }
-            match self.secrets.resolve(&spec).await {
+            match self.launcher.secrets.resolve(&spec).await {
                 Ok(secrets) => self.rotate(digest, &secrets),
                 Err(error) => {
                     tracing::warn!(function = %spec.name, %error, "its containers keep the secrets that they have");

@@ -6,16 +6,20 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
 use stoker_core::Refusal;
 use stoker_core::function::{Format, FunctionName};
 use stoker_runtime::reload::Changed;
-use stoker_sandbox::{Description, Error, Exit, ExitCause, Sandbox, Shared, Spec, Stdio, Usage};
+use stoker_sandbox::{Description, Driver, Error, Exit, ExitCause, Sandbox, Shared, Spec, Stdio, Usage};
 use tokio::sync::watch;
 
 use super::*;
+use crate::images::Images;
+use crate::logs::Logs;
+use crate::secrets::Secrets;
 
 /// Longer than any run takes; a call that waits this long was forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(30);
@@ -251,7 +255,13 @@ fn pools_with(
     let life = Incarnation(7);
     (
         ledger.clone(),
-        Pools::new(ledger, logs, Arc::new(driver), images, secrets, life, freeze, Observer::default()),
+        Pools::new(
+            ledger,
+            Launcher { driver: Arc::new(driver), images, secrets, logs },
+            life,
+            freeze,
+            Observer::default(),
+        ),
     )
 }
 
@@ -445,6 +455,54 @@ async fn calls_wait_for_the_place_of_one_that_goes() {
         lease.finish(true, None);
     }
     pools.stop_all().await;
+}
+
+/// Each of its calls is served long before a container would have started, and yet somebody always waits: one container at a time, where there is
+/// room at nobody's cost.
+#[tokio::test]
+async fn a_line_that_does_not_end_gets_a_container() {
+    for (slots, expected) in [(2, 1), (3, 2)] {
+        let total = Resources { memory: u64::from(slots) * (64 << 20), cpu_millis: 4000, slots };
+        let (_, pools) = pools_of(puppets(0), total, Duration::from_secs(60));
+        let [line, .., other] = specs().map(|spec| {
+            Arc::new(FunctionSpec {
+                concurrency: 1,
+                max_containers: 8,
+                idle_timeout_ms: 3_600_000,
+                ..(*spec).clone()
+            })
+        });
+        let acquire = |spec: &Arc<FunctionSpec>| {
+            let asker = Asker { balancer: 1, ..Asker::default() };
+            match pools.acquire(spec.digest(), spec, CallId::new(), asker, Duration::from_secs(3600)) {
+                Acquired::Wait { ticket, .. } => ticket,
+                Acquired::Now(_) => panic!("all are busy"),
+                Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
+            }
+        };
+        let there = |spec: &FunctionSpec| pools.inner().versions[&spec.digest()].members.len();
+        // One that could be evicted.
+        acquire(&other).wait().await.unwrap_or_else(|_| panic!("it starts")).finish(true, None);
+        let busy = acquire(&line).wait().await.unwrap_or_else(|_| panic!("it starts"));
+        {
+            let mut inner = pools.inner();
+            let version = inner.versions.get_mut(&line.digest()).unwrap();
+            (version.cold, version.run) = Default::default();
+            version.cold.add(Duration::from_secs(10));
+            version.run.add(Duration::from_millis(1));
+        }
+        let mut tickets = vec![acquire(&line), acquire(&line)];
+        assert_eq!(there(&line), 1, "it has just begun");
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(31)).unwrap();
+        pools.inner().versions.get_mut(&line.digest()).unwrap().standing = long_ago;
+        for _ in 0..2 {
+            tickets.push(acquire(&line));
+            assert_eq!((there(&line), there(&other)), (expected, 1), "{slots} slots");
+        }
+        drop(tickets);
+        busy.finish(true, None);
+        pools.stop_all().await;
+    }
 }
 
 /// Calls in a rhythm slower than the idle timeout find a container after a few beats, though each had gone before the next call came.

@@ -29,6 +29,8 @@ pub struct Version {
     pub ready: Vec<u64>,
     pub launching: u32,
     pub waiters: VecDeque<Waiter>,
+    /// Since when somebody has always been in the line, or its last launch in that time; of the last line, where nobody is.
+    pub standing: Instant,
     /// The balancer whose call was served last out of the line.
     pub served: u64,
     /// Calls that run.
@@ -63,6 +65,7 @@ impl Version {
             ready: Vec::new(),
             launching: 0,
             waiters: VecDeque::new(),
+            standing: Instant::now(),
             served: 0,
             busy: 0,
             kept: 0,
@@ -109,6 +112,14 @@ impl Version {
         Warmth { idle, busy: self.busy, waiting: count(self.waiters.len()) }
     }
 
+    /// Joins the end of the line.
+    pub fn queue(&mut self, waiter: Waiter) {
+        if self.waiters.is_empty() {
+            self.standing = waiter.since;
+        }
+        self.waiters.push_back(waiter);
+    }
+
     /// For a call behind `waiting` others.
     pub fn facts(&self, waiting: usize) -> Facts {
         let serving = count(self.members.values().filter(|m| m.serves()).count());
@@ -118,6 +129,10 @@ impl Version {
             launching: self.launching.saturating_mul(self.per_container()),
             mean_call: self.run.get(),
             cold: self.cold.get(),
+            standing: match self.waiters.is_empty() {
+                true => Duration::ZERO,
+                false => self.standing.elapsed(),
+            },
             overdue: self.overdue(),
         }
     }

@@ -10,7 +10,7 @@ use stoker_core::text::escape;
 
 use super::Progress;
 use super::credentials::{Credential, Secret};
-use super::http::{self, Http, Origin, Trouble};
+use super::http::{self, Http, Origin, RequestError};
 use crate::error::Error;
 
 /// Bytes of a token server's answer.
@@ -31,19 +31,19 @@ impl Authorization {
         value.split_once(' ').is_some_and(|(_, secret)| !secret.is_empty() && text.contains(secret))
     }
 
-    fn new(text: &str) -> Result<Self, Trouble> {
+    fn new(text: &str) -> Result<Self, RequestError> {
         let mut value = HeaderValue::from_str(text).map_err(|_| {
-            Trouble::Final(Error::registry("a token or password has characters that cannot be sent"))
+            RequestError::Final(Error::registry("a token or password has characters that cannot be sent"))
         })?;
         value.set_sensitive(true);
         Ok(Self(value))
     }
 
-    fn basic(user: &str, password: &str) -> Result<Self, Trouble> {
+    fn basic(user: &str, password: &str) -> Result<Self, RequestError> {
         Self::new(&format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}"))))
     }
 
-    fn bearer(token: &str) -> Result<Self, Trouble> {
+    fn bearer(token: &str) -> Result<Self, RequestError> {
         Self::new(&format!("Bearer {token}"))
     }
 }
@@ -78,7 +78,7 @@ pub(super) async fn answer(
     scope: &Scope,
     credential: Option<&Credential>,
     progress: &Progress,
-) -> Result<Authorization, Trouble> {
+) -> Result<Authorization, RequestError> {
     let challenges: Vec<Challenge> = asked
         .get_all(WWW_AUTHENTICATE)
         .iter()
@@ -96,16 +96,20 @@ pub(super) async fn answer(
         (Some(_), Some(Credential { secret: Secret::Password { user, password }, .. })) => {
             Authorization::basic(user, password)
         }
-        (Some(_), Some(credential)) => Err(Trouble::Final(Error::image(format!(
+        (Some(_), Some(credential)) => Err(RequestError::Final(Error::image(format!(
             "{origin} wants a user and a password, and the credentials `{}` are a token",
             credential.name
         )))),
-        (Some(_), None) => Err(Trouble::Final(Error::denied(format!(
+        (Some(_), None) => Err(RequestError::Final(Error::denied(format!(
             "{origin} wants a user and a password: name `credentials`"
         )))),
-        (None, _) => Err(Trouble::Final(Error::registry(format!(
-            "{origin} wants to know who we are, in a way that is not known here"
-        )))),
+        (None, _) => {
+            let asked: Vec<_> = challenges.iter().map(|challenge| &*challenge.scheme).collect();
+            Err(RequestError::Final(Error::registry(format!(
+                "{origin} wants to know who we are, and neither by Basic nor by Bearer, which are known here (it names: {})",
+                if asked.is_empty() { "nothing".to_owned() } else { asked.join(", ") }
+            ))))
+        }
     }
 }
 
@@ -116,9 +120,9 @@ async fn token(
     scope: &Scope,
     credential: Option<&Credential>,
     progress: &Progress,
-) -> Result<Authorization, Trouble> {
+) -> Result<Authorization, RequestError> {
     let nowhere =
-        || Trouble::Final(Error::registry(format!("{origin} names no token server that can be asked")));
+        || RequestError::Final(Error::registry(format!("{origin} names no token server that can be asked")));
     let realm = challenge.parameter("realm").ok_or_else(nowhere)?;
     // By the rules of redirections: a password does not leave TLS.
     let realm = HeaderValue::from_str(realm).map_err(|_| nowhere())?;
@@ -156,7 +160,7 @@ async fn token(
         | StatusCode::FORBIDDEN
         | StatusCode::BAD_REQUEST
         | StatusCode::NOT_FOUND => {
-            return Err(Trouble::Final(Error::denied(match credential {
+            return Err(RequestError::Final(Error::denied(match credential {
                 Some(credential) => {
                     format!("{server} does not take the credentials `{}` ({status})", credential.name)
                 }
@@ -166,7 +170,7 @@ async fn token(
         status => {
             let error =
                 Error::registry(format!("{server}, which gives tokens for {origin}, cannot ({status})"));
-            return Err(Trouble::Passing(error, super::after(&answer)));
+            return Err(RequestError::Passing(error, super::after(&answer)));
         }
     }
     #[derive(Deserialize)]
@@ -178,7 +182,7 @@ async fn token(
     let given =
         serde_json::from_slice::<Given>(&bytes).ok().and_then(|given| given.token.or(given.access_token));
     let given = given.filter(|token| !token.is_empty()).ok_or_else(|| {
-        Trouble::Final(Error::registry(format!("{server}, which gives tokens for {origin}, gave none")))
+        RequestError::Final(Error::registry(format!("{server}, which gives tokens for {origin}, gave none")))
     })?;
     Authorization::bearer(&given)
 }

@@ -27,7 +27,7 @@ const IDLE: usize = 8;
 const AGENT: &str = concat!("stoker/", env!("CARGO_PKG_VERSION"));
 
 /// What went wrong, and whether it may go away by itself.
-pub(super) enum Trouble {
+pub(super) enum RequestError {
     Final(Error),
     /// And how long to wait, where that was said.
     Passing(Error, Option<Duration>),
@@ -96,13 +96,13 @@ impl Http {
     }
 
     /// Reads an address that a registry gave. Without TLS only where that is allowed.
-    fn absolute(&self, text: &str) -> std::result::Result<(Origin, String), Trouble> {
-        let bad = || Trouble::Final(Error::registry("a registry leads to an address that is none"));
+    fn absolute(&self, text: &str) -> std::result::Result<(Origin, String), RequestError> {
+        let bad = || RequestError::Final(Error::registry("a registry leads to an address that is none"));
         let uri: Uri = text.parse().map_err(|_| bad())?;
         let origin = origin(&uri).ok_or_else(bad)?;
         let listed = |host: &String| *host == origin.authority() || *host == origin.host;
         if !origin.tls && !origin.is_loopback() && !self.without_tls.iter().any(listed) {
-            return Err(Trouble::Final(Error::registry(format!(
+            return Err(RequestError::Final(Error::registry(format!(
                 "a registry leads to {origin} without TLS, and that host is not one that may be asked so"
             ))));
         }
@@ -115,15 +115,15 @@ impl Http {
         &self,
         from: &Origin,
         location: Option<&HeaderValue>,
-    ) -> std::result::Result<(Origin, String), Trouble> {
-        let bad = || Trouble::Final(Error::registry(format!("{from} leads to an address that is none")));
+    ) -> std::result::Result<(Origin, String), RequestError> {
+        let bad = || RequestError::Final(Error::registry(format!("{from} leads to an address that is none")));
         let location = location.and_then(|value| value.to_str().ok()).ok_or_else(bad)?;
         if location.starts_with('/') && !location.starts_with("//") {
             return Ok((from.clone(), location.to_owned()));
         }
         let (to, path) = self.absolute(location)?;
         if from.tls && !to.tls {
-            return Err(Trouble::Final(Error::registry(format!("{from} leads to {to} without TLS"))));
+            return Err(RequestError::Final(Error::registry(format!("{from} leads to {to} without TLS"))));
         }
         Ok((to, path))
     }
@@ -136,15 +136,16 @@ impl Http {
         path: &str,
         headers: HeaderMap,
         body: Bytes,
-    ) -> std::result::Result<Response<Incoming>, Trouble> {
-        let bad =
-            |_| Trouble::Final(Error::registry(format!("{to} leads to an address that cannot be asked")));
+    ) -> std::result::Result<Response<Incoming>, RequestError> {
+        let bad = |_| {
+            RequestError::Final(Error::registry(format!("{to} leads to an address that cannot be asked")))
+        };
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(bad)?;
         *request.headers_mut() = headers;
         let host = HeaderValue::from_str(&to.authority())
-            .map_err(|_| Trouble::Final(Error::registry("a registry's name cannot be sent")))?;
+            .map_err(|_| RequestError::Final(Error::registry("a registry's name cannot be sent")))?;
         request.headers_mut().insert(HOST, host);
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(AGENT));
 
@@ -158,7 +159,7 @@ impl Http {
         let mut connection = self.connect(to).await?;
         match within(to, connection.send_request(request)).await? {
             Ok(answer) => Ok(self.keep(to, connection, answer)),
-            Err(error) => Err(Trouble::Passing(
+            Err(error) => Err(RequestError::Passing(
                 Error::registry(format!("{to} broke off before it had answered: {}", why(&error))),
                 None,
             )),
@@ -192,9 +193,10 @@ impl Http {
         answer
     }
 
-    async fn connect(&self, to: &Origin) -> std::result::Result<SendRequest<Full<Bytes>>, Trouble> {
-        let unreachable =
-            |why: String| Trouble::Passing(Error::registry(format!("{to} cannot be reached: {why}")), None);
+    async fn connect(&self, to: &Origin) -> std::result::Result<SendRequest<Full<Bytes>>, RequestError> {
+        let unreachable = |why: String| {
+            RequestError::Passing(Error::registry(format!("{to} cannot be reached: {why}")), None)
+        };
         let connect = async {
             let stream = TcpStream::connect((to.host.as_str(), to.port))
                 .await
@@ -210,12 +212,12 @@ impl Http {
 }
 
 /// The task ends with its connection: when the other side closes it, or when nobody has it any more and no answer is being read.
-async fn handshake<S>(to: &Origin, stream: S) -> std::result::Result<SendRequest<Full<Bytes>>, Trouble>
+async fn handshake<S>(to: &Origin, stream: S) -> std::result::Result<SendRequest<Full<Bytes>>, RequestError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (send, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| {
-        Trouble::Passing(Error::registry(format!("{to} speaks no HTTP: {}", why(&error))), None)
+        RequestError::Passing(Error::registry(format!("{to} speaks no HTTP: {}", why(&error))), None)
     })?;
     let name = to.clone();
     tokio::spawn(async move {
@@ -226,16 +228,19 @@ where
     Ok(send)
 }
 
-async fn within<T>(to: &Origin, answer: impl Future<Output = T>) -> std::result::Result<T, Trouble> {
+async fn within<T>(to: &Origin, answer: impl Future<Output = T>) -> std::result::Result<T, RequestError> {
     tokio::time::timeout(ANSWER, answer).await.map_err(|_| {
-        Trouble::Passing(Error::registry(format!("{to} did not answer within {} s", ANSWER.as_secs())), None)
+        RequestError::Passing(
+            Error::registry(format!("{to} did not answer within {} s", ANSWER.as_secs())),
+            None,
+        )
     })
 }
 
 /// An answer of at most so many bytes.
-pub(super) async fn whole(mut body: Incoming, most: u64) -> std::result::Result<Bytes, Trouble> {
+pub(super) async fn whole(mut body: Incoming, most: u64) -> std::result::Result<Bytes, RequestError> {
     let passing = |why: String| {
-        Trouble::Passing(Error::registry(format!("the registry broke off its answer: {why}")), None)
+        RequestError::Passing(Error::registry(format!("the registry broke off its answer: {why}")), None)
     };
     let mut bytes = BytesMut::new();
     loop {
@@ -246,7 +251,7 @@ pub(super) async fn whole(mut body: Incoming, most: u64) -> std::result::Result<
                 let frame = frame.map_err(|error| passing(why(&error)))?;
                 if let Ok(data) = frame.into_data() {
                     if (bytes.len() + data.len()) as u64 > most {
-                        return Err(Trouble::Final(Error::registry(format!(
+                        return Err(RequestError::Final(Error::registry(format!(
                             "the registry's answer is longer than {most} bytes"
                         ))));
                     }
@@ -293,7 +298,7 @@ mod tls {
     use tokio::net::TcpStream;
     use tokio_rustls::TlsConnector;
 
-    use super::{Origin, Trouble, handshake};
+    use super::{Origin, RequestError, handshake};
     use crate::error::{Error, Result};
 
     pub struct Tls(TlsConnector);
@@ -327,20 +332,20 @@ mod tls {
             &self,
             to: &Origin,
             stream: TcpStream,
-        ) -> std::result::Result<SendRequest<Full<Bytes>>, Trouble> {
+        ) -> std::result::Result<SendRequest<Full<Bytes>>, RequestError> {
             let name = ServerName::try_from(to.host.clone()).map_err(|_| {
-                Trouble::Final(Error::image(format!("{to} is no name that a certificate can have")))
+                RequestError::Final(Error::image(format!("{to} is no name that a certificate can have")))
             })?;
             let stream = self.0.connect(name, stream).await.map_err(|error| {
                 match error.get_ref().and_then(|cause| cause.downcast_ref()) {
-                    Some(rustls::Error::InvalidMessage(_)) => Trouble::Final(Error::registry(format!(
+                    Some(rustls::Error::InvalidMessage(_)) => RequestError::Final(Error::registry(format!(
                         "{to} does not speak TLS: where it is to be asked without, the operator lists it in `registry_without_tls`"
                     ))),
                     // What TLS itself objects to, it will object to again.
                     Some(cause) => {
-                        Trouble::Final(Error::registry(format!("{to} cannot be trusted: {cause}")))
+                        RequestError::Final(Error::registry(format!("{to} cannot be trusted: {cause}")))
                     }
-                    None => Trouble::Passing(Error::registry(format!("{to} cannot be reached: {error}")), None),
+                    None => RequestError::Passing(Error::registry(format!("{to} cannot be reached: {error}")), None),
                 }
             })?;
             handshake(to, stream).await
@@ -367,7 +372,7 @@ mod tests {
             Ok((origin, path)) => {
                 Ok(format!("{}{origin}{path}", if origin.tls { "https://" } else { "http://" }))
             }
-            Err(Trouble::Final(error) | Trouble::Passing(error, _)) => Err(error.message),
+            Err(RequestError::Final(error) | RequestError::Passing(error, _)) => Err(error.message),
         }
     }
 

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::join;
 use tokio::sync::mpsc;
 
-use super::{Origin, Piece, Request, Session, Trouble, backoff, http};
+use super::{Origin, Piece, Request, RequestError, Session, backoff, http};
 use crate::digest::Digest;
 use crate::document;
 use crate::error::{Error, Fault, Result};
@@ -101,7 +101,7 @@ impl Session {
         }
     }
 
-    async fn upload(&self, blob: &Blob<'_>, digest: Digest) -> std::result::Result<(), Trouble> {
+    async fn upload(&self, blob: &Blob<'_>, digest: Digest) -> std::result::Result<(), RequestError> {
         let from = match blob {
             Blob::In { session, .. } if session.origin == self.origin => Some(session.repository.as_str()),
             _ => None,
@@ -110,7 +110,7 @@ impl Session {
         let (to, pieces) = mpsc::channel(1);
         let (read, written) = join(blob.read(to), self.write(upload, pieces, digest)).await;
         // Who wrote no further let the reader stop without an error; a reader that failed is why there was no more to write.
-        read.map_err(Trouble::Final)?;
+        read.map_err(RequestError::Final)?;
         written
     }
 
@@ -119,7 +119,7 @@ impl Session {
         &self,
         digest: Digest,
         from: Option<&str>,
-    ) -> std::result::Result<Option<Upload>, Trouble> {
+    ) -> std::result::Result<Option<Upload>, RequestError> {
         let asked = from.map(|from| format!("?mount={digest}&from={from}")).unwrap_or_default();
         let headers = HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static("0"))]);
         let path = format!("/v2/{}/blobs/uploads/{asked}", self.repository);
@@ -138,14 +138,17 @@ impl Session {
         mut upload: Upload,
         mut pieces: mpsc::Receiver<Piece>,
         digest: Digest,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> std::result::Result<(), RequestError> {
         let mut part = BytesMut::new();
         loop {
             match pieces.recv().await {
                 Some(Piece::Data(data)) => part.extend_from_slice(&data),
                 Some(Piece::End) => break,
                 None => {
-                    return Err(Trouble::Passing(Error::registry("a layer was cut off on its way"), None));
+                    return Err(RequestError::Passing(
+                        Error::registry("a layer was cut off on its way"),
+                        None,
+                    ));
                 }
             }
             while part.len() > PART {
@@ -159,7 +162,7 @@ impl Session {
         Ok(())
     }
 
-    async fn part(&self, upload: Upload, bytes: Bytes) -> std::result::Result<Upload, Trouble> {
+    async fn part(&self, upload: Upload, bytes: Bytes) -> std::result::Result<Upload, RequestError> {
         let sent = upload.sent + bytes.len() as u64;
         let (at, answer) = self.send_part(Method::PATCH, upload, bytes).await?;
         let (at, path) = self.registry.http.follow(&at, answer.headers().get(LOCATION))?;
@@ -172,7 +175,7 @@ impl Session {
         method: Method,
         upload: Upload,
         body: Bytes,
-    ) -> std::result::Result<(Origin, ::http::Response<hyper::body::Incoming>), Trouble> {
+    ) -> std::result::Result<(Origin, ::http::Response<hyper::body::Incoming>), RequestError> {
         let mut headers = HeaderMap::from_iter([
             (ACCEPT, HeaderValue::from_static("*/*")),
             (CONTENT_TYPE, BYTES),
@@ -185,8 +188,8 @@ impl Session {
         let request = Request { method, path: upload.path, headers, body };
         self.request(upload.at, request).await.map_err(|trouble| match trouble {
             // It has forgotten what was begun.
-            Trouble::Final(error) if error.fault == Fault::Missing => {
-                Trouble::Passing(Error::registry(format!("{} forgot an upload", self.origin)), None)
+            RequestError::Final(error) if error.fault == Fault::Missing => {
+                RequestError::Passing(Error::registry(format!("{} forgot an upload", self.origin)), None)
             }
             trouble => trouble,
         })
