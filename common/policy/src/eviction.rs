@@ -65,7 +65,8 @@ pub struct Need {
     pub count: usize,
 }
 
-/// What keeping it is worth.
+/// What keeping it is worth. Of the frequency it is the root: what happened often of late says with less and less certainty that it will happen
+/// again, and one busy function would keep its last spare container before the only one of many rare functions.
 #[must_use]
 pub fn worth(c: &Idle) -> f64 {
     let size = c.size.max(1) as f64 / f64::from(1 << 20);

@@ -6,17 +6,22 @@ use std::time::{Duration, Instant};
 
 use stoker_core::resources::{Ask, Resources};
 
-/// What a function takes before anything was measured: only for what is told to others, never a reason not to launch.
+/// What a function takes before anything was measured: only for what is told to others, never a reason not to launch. An interpreter with its
+/// libraries starts in about the first, and most functions that wait for a store of some kind answer within the second.
 const GUESS_COLD: Duration = Duration::from_millis(200);
 const GUESS_CALL: Duration = Duration::from_millis(50);
 
-/// A wait as short as this is worth no refusal, which costs a round trip and another's attention.
+/// A wait as short as this is worth no refusal: a round trip to the next runner (0.6 ms, and as much on its way back), and there another line to look at.
 const SHORT: Duration = Duration::from_millis(5);
 
 /// Calls of a function that may wait for twice as long as others: enough to get its turn, whatever others have waiting. In the
 /// model a fleet at load 0.8 whose launches take CPU needs them: without them its calls are offered three times each, and the 99th
 /// percentile of what is added to them is 10 s instead of 0.6.
 const CLAIMS: u32 = 2;
+
+/// A line that stands for so many launches without a break is worth a container where there is room for one: who calls again at once pays
+/// the wait at every call, however short it is, and a launch is paid once. Each launch gives the line as long again to show what it needs.
+const LASTING: u32 = 3;
 
 /// What a runner knows of a function when none of its containers is free.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -31,6 +36,8 @@ pub struct Facts {
     pub mean_call: Duration,
     /// Expected time from launch to ready; zero if unknown.
     pub cold: Duration,
+    /// How long there was always somebody in the line, or since the last launch that was made in that time.
+    pub standing: Duration,
     /// The first in line has waited longer than a launch takes: the estimates were too hopeful.
     pub overdue: bool,
 }
@@ -42,6 +49,8 @@ pub enum Decision {
     Wait,
     /// Launch. The call still takes whichever comes first.
     Launch,
+    /// Launch where there is room, at nobody's cost: this call is served soon, and so were those before it, yet the line never ends.
+    LaunchBeside,
 }
 
 /// Expected time until one of the ready containers is free for one more call, those not counted that launches will serve.
@@ -60,10 +69,20 @@ pub fn decide(facts: &Facts) -> Decision {
         return Decision::Wait;
     }
     match expected_wait(facts) {
-        Some(wait) if wait < facts.cold && !facts.overdue => Decision::Wait,
+        Some(wait) if wait < facts.cold && !facts.overdue => {
+            let lasts = facts.launching == 0 && facts.standing > facts.cold * LASTING;
+            if lasts { Decision::LaunchBeside } else { Decision::Wait }
+        }
         _ => Decision::Launch,
     }
 }
+
+/// Launches may have one in so many of a runner's slots, and of its cores: three quarters are left to the calls that run, which hold what all others wait for.
+const PART: u32 = 4;
+
+/// Launches that may run at once however small the runner is: a function that takes long to come up must not hold up all others (in the model one
+/// alone ends in the same storm).
+const LEAST_LAUNCHES: u32 = 2;
 
 /// Launches that a core can have under way. A start that computes needs one for itself; most wait for a disk or a network for
 /// some of their time.
@@ -71,13 +90,12 @@ const PER_CORE: u32 = 4;
 
 /// How many launches may run at once on a runner of this size, seen by a function that would like one more: a quarter of the
 /// containers, and no more than would take a quarter of the CPU if all were like its own. More of them starve the calls that run,
-/// which then hold what others wait for, and the fleet collapses into retries. Never fewer than two: a function that takes long to
-/// come up must not hold up all others (in the model one alone ends in the same storm).
+/// which then hold what others wait for, and the fleet collapses into retries. Never fewer than [`LEAST_LAUNCHES`].
 #[must_use]
 pub fn cap(total: &Resources, ask: &Ask) -> u32 {
     let cores = total.cpu_millis.div_ceil(1000).saturating_mul(PER_CORE);
-    let cpu = (total.cpu_millis / 4).checked_div(ask.cpu_millis).unwrap_or(u32::MAX);
-    total.slots.div_ceil(4).min(cores).min(cpu).max(2)
+    let cpu = (total.cpu_millis / PART).checked_div(ask.cpu_millis).unwrap_or(u32::MAX);
+    total.slots.div_ceil(PART).min(cores).min(cpu).max(LEAST_LAUNCHES)
 }
 
 /// How many calls of a function that asks for `ask` could run at once on a runner of this size.
@@ -86,11 +104,16 @@ pub fn width(total: &Resources, ask: &Ask) -> u32 {
     total.slots.min(total.cpu_millis.checked_div(ask.cpu_millis).unwrap_or(u32::MAX)).max(1)
 }
 
+/// Calls that may wait on a runner for each that can run there, and however few can. The last of four times as many waits for four calls, which is
+/// half a launch of 500 ms where they take 60: longer lines would hold none but calls that wait longer than is worth it. A small runner must not
+/// refuse what a handful of clients send at once.
+const LINE: (u32, u32) = (4, 16);
+
 /// How many calls may wait on a runner on which so many can run at once. Those beyond are better off in the balancer's queue,
 /// which can place them anywhere.
 #[must_use]
 pub fn line(width: u32) -> u32 {
-    width.saturating_mul(4).max(16)
+    width.saturating_mul(LINE.0).max(LINE.1)
 }
 
 /// How long one that joins waits for CPU, where others have it all: `waiting` calls ahead of it, and `running` ones that take
@@ -194,6 +217,9 @@ impl WaitingFunction {
     }
 }
 
+/// What a value that is new counts in a [`Mean`].
+const NEW: f64 = 0.2;
+
 /// A mean that forgets: each value counts for a fifth of what is known by then, so that a handful of calls after a change of load
 /// are enough to see it and one odd call is not.
 #[derive(Debug, Default, Clone, Copy)]
@@ -203,7 +229,7 @@ impl Mean {
     /// Observed once more.
     pub fn add(&mut self, value: Duration) {
         let value = value.as_secs_f64();
-        self.0 = Some(self.0.map_or(value, |old| old * 0.8 + value * 0.2));
+        self.0 = Some(self.0.map_or(value, |old| old * (1.0 - NEW) + value * NEW));
     }
 
     /// Zero if nothing was observed.
@@ -228,6 +254,16 @@ mod tests {
         assert_eq!(decide(&Facts { cold: 4 * MS, ..facts }), Decision::Launch);
         assert_eq!(decide(&Facts { overdue: true, ..facts }), Decision::Launch);
         assert_eq!(decide(&Facts { overdue: true, launching: 1, ..facts }), Decision::Wait);
+    }
+
+    #[test]
+    fn a_line_that_does_not_end_is_worth_one_launch_at_a_time() {
+        let facts = Facts { serving: 1, waiting: 15, mean_call: MS, cold: 50 * MS, ..Facts::default() };
+        assert_eq!(decide(&Facts { standing: 150 * MS, ..facts }), Decision::Wait);
+        assert_eq!(decide(&Facts { standing: 151 * MS, ..facts }), Decision::LaunchBeside);
+        assert_eq!(decide(&Facts { standing: 151 * MS, launching: 1, ..facts }), Decision::Wait);
+        // Where the wait alone is worth it, room is made for it.
+        assert_eq!(decide(&Facts { standing: 151 * MS, waiting: 50, ..facts }), Decision::Launch);
     }
 
     #[test]

@@ -28,22 +28,31 @@ pub const MAX_TRIES: usize = 8;
 /// without being busy with nothing else. All at once cost Fn two seconds without an answer.
 pub const RAMP: Duration = Duration::from_secs(30);
 
+/// Memory of a runner of weight 1. Only the ratios of weights count, so any would do: with this one a weight is about the number of usual containers.
+const UNIT: u64 = 128 << 20;
+
+/// The weight of a runner that has hardly any memory, or names none: it is there, and stands behind all others.
+const LEAST_WEIGHT: f64 = 0.01;
+
+/// The part of its functions that a runner has in its first moment: one in fifty is enough to show that it works, and too few to keep it busy with launches.
+const FIRST_PART: f64 = 0.02;
+
 /// Whether a runner may be asked at all for a function that needs `ask`.
 #[must_use]
 pub fn eligible(capacity: &Capacity, ask: &Ask) -> bool {
     capacity.state == RunnerState::Ready && capacity.total.could_hold(ask)
 }
 
-/// A runner's weight by its size: its memory in units of 128 MiB.
+/// A runner's weight by its size: its memory, which is what a fleet's containers run out of first.
 #[must_use]
 pub fn weight(total: &Resources) -> f64 {
-    (total.memory as f64 / f64::from(128 << 20)).max(0.01)
+    (total.memory as f64 / UNIT as f64).max(LEAST_WEIGHT)
 }
 
 /// The part of its functions that a runner of this age gets: never none, since nothing else would show that it works.
 #[must_use]
 pub fn ramp(age: Duration) -> f64 {
-    (age.as_secs_f64() / RAMP.as_secs_f64()).clamp(0.02, 1.0)
+    (age.as_secs_f64() / RAMP.as_secs_f64()).clamp(FIRST_PART, 1.0)
 }
 
 /// Where a function stands among those that a young runner gets one after the other, from 0 to 1. The same on every balancer, and

@@ -14,13 +14,17 @@ const REMEMBERED: usize = 8;
 /// Pauses without which there is no rhythm: two may be alike by chance.
 const ENOUGH: usize = 3;
 
+/// So many of so many pauses are alike in a rhythm: of eight, one missed beat and one extra call are forgiven, and calls that people make do not get
+/// so far by chance.
+const MOST: (usize, usize) = (3, 4);
+
 /// Calls closer together than this are one event: a timer that calls ten times at once.
 const TOGETHER: Duration = Duration::from_secs(1);
 
 /// How far pauses of one rhythm lie apart from their median: a tenth, and not less than what a busy timer strays.
 const ALIKE: (f64, Duration) = (0.1, Duration::from_secs(1));
 
-/// A container is launched this much before it has to be there, beside the time of a launch: launches take longer at times.
+/// A container is launched so many times a launch's mean before it has to be there: launches take longer than their mean at times, hardly ever twice as long.
 const AHEAD: f64 = 2.0;
 
 /// When calls of a function came.
@@ -72,8 +76,7 @@ impl Arrivals {
         let stray = median.mul_f64(ALIKE.0).max(ALIKE.1);
         let alike = |pause: &&Duration| pause.abs_diff(median) <= stray;
         let like = pauses.iter().filter(alike);
-        // Three of four.
-        if like.clone().count() * 4 < count * 3 {
+        if like.clone().count() * MOST.1 < count * MOST.0 {
             return None;
         }
         let (soonest, latest) = (like.clone().min()?, like.max()?);

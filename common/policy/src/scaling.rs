@@ -13,16 +13,20 @@ use stoker_core::resources::Resources;
 /// for each other (anchors: added latency grows steeply between a load of 0.6 and 0.8).
 pub const TARGET: f64 = 0.7;
 
-/// Work that waits should be gone in this time: capacity is wanted for as much of it as that takes.
+/// Work that waits should be gone in this time: capacity is wanted for as much of it as that takes. Shorter, and a burst of quick calls would ask for
+/// machines that come when it is over; longer, and callers with a patience of ten seconds would give up first.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// How fast what was seen is believed: soon when it grows, since calls wait meanwhile; slowly when it falls, since a machine that
-/// goes takes its warm containers along.
+/// How fast what was seen is believed: soon when it grows, since calls wait meanwhile (within five looks, so that one odd second is none); slowly
+/// when it falls, since a machine that goes takes its warm containers along, and the next burst may be a minute away.
 const UP: Duration = Duration::from_secs(5);
 const DOWN: Duration = Duration::from_secs(60);
 
-/// A zone without a runner is remembered for this long: work that waits may want one there.
+/// A zone without a runner is remembered for this long: work that waits may want one there. A day, for zones that are empty every night.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
+/// In runners: less than this is what is left of a smoothed value, and no reason for a machine.
+const NOTHING: f64 = 0.01;
 
 /// The runners of one zone that take calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -123,8 +127,7 @@ impl Scaler {
                     runners: zone.runners,
                     used: smooth.used,
                     unserved: smooth.unserved,
-                    // What is left of a smoothed value is no reason for a machine.
-                    desired: (desired - 0.01).ceil().max(0.0) as u32,
+                    desired: (desired - NOTHING).ceil().max(0.0) as u32,
                 },
             );
         }

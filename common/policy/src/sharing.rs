@@ -1,8 +1,9 @@
 //! How balancers divide the places of a function of which only so many calls may run at once.
 //!
-//! Each says how many its calls want. If that is no more than there are, each has what it wants. Else each may have as many as any other, and who wants
-//! fewer has those. What does not divide evenly are odd places, of which each balancer has one at a time at most: they go to the lowest tickets, and who had one
-//! for a [turn](TURN) takes a new ticket, behind all others. So whoever wants a place has one within a turn for each balancer, and the longest call that is inside.
+//! Each says how many its calls want. If that is no more than there are, each has what it wants. Else each may have as many as any other, and who
+//! wants fewer has those. What does not divide evenly are odd places, of which each balancer has one at a time at most: they go to the lowest
+//! tickets, and who had one for a [turn](TURN) takes a new ticket, behind all others. So whoever wants a place has one within a turn for each
+//! balancer, and the longest call that is inside.
 //!
 //! All reckon from the same claims and come to the same. Where they have not heard of each other yet they come to different ones for
 //! a moment, and the registry sees to it that all together never hold more than there is.

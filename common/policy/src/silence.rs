@@ -15,7 +15,8 @@ const TIMEOUTS: u32 = 15;
 /// What Linux adds to the round trip at least. On a link with a round trip of next to nothing the bound is fifteen of these.
 const LEAST_SLACK: Duration = Duration::from_millis(200);
 
-/// Silence is counted in steps of this length, so a bound is so many of them, and an even number, so that there is a middle.
+/// Silence is counted in steps of this length, so a bound is so many of them, and an even number, so that there is a middle. Four timers a second
+/// cost a link nothing, and the shortest bound is noticed within a twelfth of itself.
 pub const STEP: Duration = Duration::from_millis(250);
 
 /// A runner that stands still is noticed after this on a good link, which is far below a lease and far above any pause of one that lives.

@@ -203,7 +203,9 @@ async fn fleet(registry: &dyn Registry) {
     other.incarnation = Incarnation(one.incarnation.0.wrapping_add(1));
     other.address = "http://127.0.0.1:2".into();
     let refused = registry.register(other).await.map(|_| ());
-    assert!(matches!(refused, Err(Error::RunnerNameTaken(_))), "{refused:?}");
+    // Who has it, and where.
+    let Err(Error::RunnerNameTaken { name, address }) = refused else { panic!("{refused:?}") };
+    assert_eq!((name, address), (one.runner.clone(), one.address.clone()));
 
     let mut changed = one.clone();
     changed.sequence = 1;

@@ -159,13 +159,15 @@ impl EtcdRegistry {
 
 fn check_endpoint(endpoint: &str, scheme: &str) -> Result<(), String> {
     if endpoint.contains('@') {
-        return Err("an endpoint has a user in it: there is a setting for that".to_owned());
+        return Err("an endpoint has a user in it: name the user by `etcd_user`".to_owned());
     }
     let is_not = |why: String| format!("`{endpoint}` is not an endpoint: {why}");
     let uri: tonic::transport::Uri = endpoint.parse().map_err(|e| is_not(format!("{e}")))?;
     match (uri.scheme_str(), uri.host()) {
         (Some(found), Some(_)) if found == scheme => Ok(()),
-        (Some("https"), Some(_)) => Err(is_not("https needs the certificate of etcd's authority".to_owned())),
+        (Some("https"), Some(_)) => {
+            Err(is_not("https needs the certificate of etcd's authority (`etcd_ca`)".to_owned()))
+        }
         _ => Err(is_not(format!("write {scheme}://host:port"))),
     }
 }

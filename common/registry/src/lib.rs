@@ -115,9 +115,11 @@ pub enum Error {
     /// An app cannot be written so.
     #[error(transparent)]
     App(#[from] apps::Refusal),
-    /// A runner of this name is registered, and it is alive.
-    #[error("a runner named {0} is registered already: give this one another name")]
-    RunnerNameTaken(RunnerName),
+    /// A runner of this name is registered at another address, and it is alive: its lease is renewed.
+    #[error(
+        "a runner named {name} is registered already, at {address}, and is alive: stop that one, or give this one another name"
+    )]
+    RunnerNameTaken { name: RunnerName, address: String },
     /// More at once than the store takes.
     #[error("{attempt}: {reason}: this is more than fits into one change, make it in several")]
     TooLarge { attempt: String, reason: String },
@@ -137,9 +139,10 @@ impl From<&Error> for stoker_core::Error {
     fn from(error: &Error) -> Self {
         let code = match error {
             Error::Refused(refusal) if refusal.is_missing() => Code::NotFound,
-            Error::TriggerTaken { .. } | Error::RunnerNameTaken(_) | Error::Refused(_) | Error::App(_) => {
-                Code::InvalidRequest
-            }
+            Error::TriggerTaken { .. }
+            | Error::RunnerNameTaken { .. }
+            | Error::Refused(_)
+            | Error::App(_) => Code::InvalidRequest,
             Error::TooLarge { .. } => Code::RequestTooLarge,
             Error::Unavailable { .. } => Code::Unavailable,
             Error::Store { .. } | Error::Config(_) => Code::Internal,

@@ -143,16 +143,17 @@ fn write(path: &Path, functions: &Functions, apps: &Apps) -> io::Result<()> {
 impl Registry for MemoryRegistry {
     async fn register(&self, record: Capacity) -> Result<Box<dyn Registration>, Error> {
         let (name, incarnation) = (record.runner.clone(), record.incarnation);
-        let mut taken = false;
+        let mut taken = None;
         self.fleet.send_if_modified(|fleet| {
-            taken = fleet.runners.get(&name).is_some_and(|r| r.address != record.address);
-            if !taken {
+            let other = fleet.runners.get(&name).filter(|other| other.address != record.address);
+            taken = other.map(|other| other.address.clone());
+            if taken.is_none() {
                 Arc::make_mut(fleet).runners.insert(name.clone(), Arc::new(record));
             }
-            !taken
+            taken.is_none()
         });
-        if taken {
-            return Err(Error::RunnerNameTaken(name));
+        if let Some(address) = taken {
+            return Err(Error::RunnerNameTaken { name, address });
         }
         Ok(Box::new(MemoryRegistration { fleet: self.fleet.clone(), name, incarnation }))
     }

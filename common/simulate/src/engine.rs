@@ -42,6 +42,9 @@ const PAUSES: (Micros, Micros) = (10_000, 320_000);
 /// Offers a call on average beyond which a run is a storm, and ends: nothing is learned from its rest.
 const STORM: u64 = 60;
 
+/// Calls that may have been offered without having ended, and are no sign of a storm: as many as the fleet has cores, and however few it has.
+const BEGUN: u64 = 5_000;
+
 /// What a run does with every runner.
 pub struct Rules {
     origin: Instant,
@@ -192,9 +195,10 @@ impl Run<'_> {
         if let Some(first) = self.trace.calls.first().filter(|_| callers == 0) {
             self.at(first.at, Event::Arrive);
         }
+        let begun = BEGUN.max(self.scenario.cores() as u64);
         while let Some(Reverse(Entry { at, event, .. })) = self.events.pop() {
             let over = self.next == self.trace.calls.len() && self.free.len() == self.calls.len();
-            if over || self.meter.tries > STORM * (self.meter.ended + 5_000) {
+            if over || self.meter.tries > STORM * (self.meter.ended + begun) {
                 self.meter.stormed = !over;
                 return;
             }

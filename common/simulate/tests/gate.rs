@@ -4,7 +4,7 @@
 use stoker_core::resources::Resources;
 use stoker_simulate::trace::synthetic::{Again, Cloud, Steady};
 use stoker_simulate::trace::{SECOND, Trace};
-use stoker_simulate::{Change, Kind, Placer, Report, Scenario, run};
+use stoker_simulate::{Change, Kind, MOST_RUNNERS, Placer, Report, Scenario, run};
 
 const SEEDS: [u64; 3] = [1, 2, 3];
 
@@ -151,4 +151,16 @@ fn the_same_seed_gives_the_same_bytes() {
     };
     assert_eq!(text(1), text(1));
     assert_ne!(text(1), text(2));
+}
+
+/// Each is refused by some before it waits, and none can have ended yet: that many have begun is no storm.
+#[test]
+fn many_calls_at_once_on_a_large_fleet_are_no_storm() {
+    let mut scenario = Scenario { balancers: 1, ..Scenario::default() };
+    scenario.runners[0].count = MOST_RUNNERS;
+    let work = 0.6 * scenario.cores();
+    let trace = Steady { work, calls: 40_000, functions: 40, ..Steady::default() }.trace();
+    let report = run(&scenario, &trace);
+    let said = (report.stormed, report.lost, report.tries);
+    assert!(!report.stormed && report.lost == 0 && report.tries <= 9.0, "{said:?}");
 }

@@ -9,7 +9,8 @@ use super::hints::Hint;
 use super::{Board, Peer, Place, Seat, Taken, Wanted, holds};
 use crate::placement::{MAX_TRIES, ramp, score, share, weight};
 
-/// With this many warm runners or more the call is spread over them; below, the best ranked is used so that warmth gathers.
+/// With this many warm runners or more the call is spread over them; below, the best ranked is used so that warmth gathers and the other may cool
+/// down. Of three the best ranked alone would be asked by all balancers at once.
 const SPREAD_FROM: usize = 3;
 
 /// Longer lists of warm runners are sampled instead of read: so many draws, each of which finds one that is still warm with a good

@@ -15,13 +15,14 @@ pub struct Rate {
     last: Instant,
 }
 
-/// Length of one observation.
+/// Length of one observation: so many calls end in it on a busy fleet that it is a mean, and a change of the load is seen within a second.
 const SAMPLE: Duration = Duration::from_millis(500);
 
-/// What was seen counts half after this long as evidence.
+/// What was seen counts half after this long as evidence: ten observations, so that a pause of a few seconds does not make us forget what the fleet can do.
 const MEMORY: Duration = Duration::from_secs(5);
 
-/// A rate is the ground of a refusal only when so many calls made it: fewer may have been an odd lot.
+/// A rate is the ground of a refusal only when so many calls made it: fewer may have been an odd lot. A count of twenty is off by a quarter at most
+/// times, which is well within [`DOUBT`].
 const EVIDENCE: f64 = 20.0;
 
 /// Nor where fewer than these are ahead: they may be gone at a stroke. With so many, and at half of the rate that would do, one in
@@ -35,8 +36,12 @@ const DOUBT: f64 = 2.0;
 /// The longest wait that is told, in seconds: beyond it nobody needs to know.
 const MOST_WAIT: f64 = 86_400.0;
 
-/// Shortest and longest retry time that we name.
+/// Shortest and longest retry time that we name. Sooner than the first a caller would find the same calls running; and by the second a fleet may have
+/// grown, or have been emptied by callers who gave up, which no rate of before foretells.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+
+/// The retry time where nothing has been observed: a fleet that has just started launches its first containers in about that.
+const UNKNOWN: Duration = Duration::from_secs(1);
 
 impl Rate {
     /// Nothing observed yet.
@@ -90,7 +95,7 @@ impl Rate {
     pub fn retry_after(&self, ahead: usize, now: Instant) -> Duration {
         let rate = self.per_second(now);
         if rate <= 0.0 {
-            return Duration::from_secs(1);
+            return UNKNOWN;
         }
         Duration::from_secs_f64(((ahead + 1) as f64 / rate).min(RETRY.1.as_secs_f64())).max(RETRY.0)
     }

@@ -270,6 +270,8 @@ fn random() -> u64 {
 pub struct Outage {
     figures: Arc<Figures>,
     part: Part,
+    /// Whom it is about: as the setting has it.
+    endpoints: String,
     what: String,
     since: Option<Instant>,
 }
@@ -277,7 +279,8 @@ pub struct Outage {
 impl Outage {
     /// Of a part of what goes on by this way.
     pub fn new(link: &Link, part: Part, what: impl Into<String>) -> Self {
-        Self { figures: link.figures.clone(), part, what: what.into(), since: None }
+        let (figures, endpoints) = (link.figures.clone(), link.endpoints.join(", "));
+        Self { figures, part, endpoints, what: what.into(), since: None }
     }
 
     pub fn goes_on(&mut self, trouble: &dyn fmt::Display) {
@@ -286,7 +289,12 @@ impl Outage {
             Some(_) => tracing::debug!(%trouble, "{} is still interrupted", self.what),
             None => {
                 self.since = Some(Instant::now());
-                tracing::warn!(%trouble, "{} is interrupted; it goes on when etcd answers", self.what);
+                tracing::warn!(
+                    %trouble,
+                    etcd = self.endpoints,
+                    "{} is interrupted; it goes on when etcd answers",
+                    self.what
+                );
             }
         }
     }

@@ -59,7 +59,10 @@ impl EtcdRegistration {
         };
         let held = match keeper.first().await {
             Ok(held) => Some(held),
-            Err(Unheld::Taken(_)) => return Err(Error::RunnerNameTaken(name)),
+            Err(Unheld::Taken(row)) => {
+                let address = keeper.address_of(&row);
+                return Err(Error::RunnerNameTaken { name, address });
+            }
             Err(Unheld::Trouble(trouble)) => {
                 keeper.outage.goes_on(&trouble);
                 None
@@ -211,13 +214,20 @@ impl Keeper {
         if self.rival.replace(row.lease()) == Some(row.lease()) {
             return;
         }
-        let name = self.latest.borrow().runner.clone();
-        let address =
-            record::runner(name.as_str(), row.value()).map(|theirs| theirs.address).unwrap_or_default();
+        let (name, address) = (self.latest.borrow().runner.clone(), self.address_of(row));
         tracing::error!(
             %name, address,
             "another runner is registered under this name: stop one of the two, or give it another name; balancers that start anew know that one alone"
         );
+    }
+
+    /// Where the runner is whose record stands under our name.
+    fn address_of(&self, row: &KeyValue) -> String {
+        let ours = self.latest.borrow();
+        match record::runner(ours.runner.as_str(), row.value()) {
+            Ok(theirs) => theirs.address,
+            Err(_) => "an address that cannot be read".to_owned(),
+        }
     }
 
     /// Looks who has the key, and makes it ours if nobody else has.

@@ -54,6 +54,8 @@ pub enum Start {
     Ahead,
     /// It was launched to be there whether or not anybody calls, and this is its first call.
     Kept,
+    /// It was launched for a line that did not end, though each call in it was served soon, and this is its first call.
+    Beside,
     /// It was launched for calls, and this is its first.
     Cold,
 }
@@ -95,6 +97,8 @@ struct Pool {
     busy: u32,
     launching: u32,
     waiters: VecDeque<Waiter>,
+    /// Since when somebody has always been in the line, or its last launch in that time.
+    standing: Micros,
     /// The balancer whose call was served last out of the line.
     served: u64,
     /// How many each balancer wants to be kept here.
@@ -127,13 +131,15 @@ impl Pool {
         self.standing().saturating_sub(self.minimum())
     }
 
-    fn facts(&self, waiting: usize) -> Facts {
+    fn facts(&self, waiting: usize, now: Micros) -> Facts {
+        let standing = if self.waiters.is_empty() { 0 } else { now - self.standing };
         Facts {
             waiting: waiting as u32,
             serving: self.idle.len() as u32 + self.busy,
             launching: self.launching,
             mean_call: self.run.get(),
             cold: self.cold.get(),
+            standing: Duration::from_micros(standing),
             overdue: self.waiters.front().is_some_and(|waiter| waiter.overdue),
         }
     }
@@ -277,7 +283,7 @@ impl Node {
         let expected = match rules.runner_policy {
             RunnerPolicy::Plain if room && self.launching < load.cap => Duration::ZERO,
             RunnerPolicy::Plain => return Acquired::Refused { closed: false },
-            RunnerPolicy::Stoker => match admit(&pool.facts(pool.waiters.len()), &load, remaining) {
+            RunnerPolicy::Stoker => match admit(&pool.facts(pool.waiters.len(), now), &load, remaining) {
                 Admission::Wait(_) if pool.gave_up == Some(self.moves) => {
                     return Acquired::Refused { closed: false };
                 }
@@ -298,6 +304,7 @@ impl Node {
         let expected = expected.as_micros() as Micros;
         if pool.waiters.is_empty() {
             self.waiting_functions.push(function);
+            pool.standing = now;
         }
         let balancer = asker.balancer;
         pool.waiters.push_back(Waiter { call, balancer, since: now, expected, overdue: false, seen: None });
@@ -315,6 +322,7 @@ impl Node {
             busy: 0,
             launching: 0,
             waiters: VecDeque::new(),
+            standing: 0,
             served: 0,
             wanted: Vec::new(),
             frequency: Frequency::new(now),
@@ -459,6 +467,7 @@ impl Node {
         self.launching += 1;
         if let Some(pool) = self.pools.get_mut(&function) {
             pool.launching += 1;
+            pool.standing = now;
         }
         self.acts.push(Act::Launch { function, start });
         true

@@ -115,16 +115,19 @@ impl Node {
             let Some(last) = pool.waiters.len().checked_sub(1).filter(|_| pool.idle.is_empty()) else {
                 return false;
             };
-            let facts = pool.facts(last);
-            let wanted = match rules.runner_policy {
-                RunnerPolicy::Stoker => decide(&facts) == Decision::Launch,
-                RunnerPolicy::Plain => facts.launching <= facts.waiting,
+            let facts = pool.facts(last, now);
+            let alone = self.waiting as usize == pool.waiters.len();
+            let start = match (rules.runner_policy, decide(&facts)) {
+                (RunnerPolicy::Stoker, Decision::Wait) => None,
+                (RunnerPolicy::Stoker, Decision::Launch) => Some(Start::Cold),
+                (RunnerPolicy::Stoker, Decision::LaunchBeside) => alone.then_some(Start::Beside),
+                (RunnerPolicy::Plain, _) => (facts.launching <= facts.waiting).then_some(Start::Cold),
             };
-            if held || self.launching >= cap(&self.size, &pool.ask) || !wanted {
+            let Some(start) = start.filter(|_| !held && self.launching < cap(&self.size, &pool.ask)) else {
                 return false;
-            }
+            };
             let overdue = facts.overdue;
-            if !self.begin(function, Start::Cold, now, rules) {
+            if !self.begin(function, start, now, rules) {
                 return overdue;
             }
         }
