@@ -1,11 +1,12 @@
 //! Calls for later: taken in at the doors, kept by a [`Queue`], made by whichever balancer has room.
 //!
 //! The doors' half is here: a call is checked like any other and is accepted once the queue has it on disk. [`worker`] takes calls
-//! that are due and makes them beside the synchronous ones, [`attempt`] makes one and says what becomes of it, [`schedule`] submits what
+//! that are due and makes them beside the synchronous ones: so many at once of one function as its [`window`] says, and of all as the [`background`] limit
+//! says while callers wait. [`attempt`] makes one and says what becomes of it, [`letters`] what follows from its end, [`schedule`] submits what
 //! functions want by the clock. A balancer keeps nothing of a call that another could not take over.
 
 mod attempt;
-mod beside;
+mod background;
 mod letters;
 mod schedule;
 mod window;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
-use stoker_core::call::CHUNK;
+use stoker_core::call::PIECE;
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::function::FunctionSpec;
 use stoker_core::ids::CallId;
@@ -31,7 +32,7 @@ use stoker_runtime::metrics::{Counter, Metrics};
 pub use self::worker::start;
 use crate::call::Input;
 use crate::directory::Known;
-use crate::front::Door;
+use crate::front::Front;
 use crate::metrics::{LATER_ATTEMPTS, LATER_ENDED, LATER_OLDEST, LATER_QUEUED, LATER_RUNNING, LATER_SUBMITS};
 use crate::observe::Watch;
 
@@ -170,7 +171,7 @@ impl Later {
     /// Keeps a call. Once this returns it will be made. `id` becomes its id, unless its key is known.
     pub async fn submit(
         &self,
-        door: &Door,
+        front: &Front,
         id: CallId,
         submit: Submit,
         watch: &mut Watch,
@@ -180,8 +181,8 @@ impl Later {
         let spec = &function.spec;
         watch.function(&function);
         // Both are given back when the call is kept: what it costs later is not its caller's any more.
-        let share = door.guard.enter(watch.caller(), spec.name.app())?;
-        let admitted = door.admission.enter()?.sharing(share);
+        let share = front.guard.enter(watch.caller(), spec.name.app())?;
+        let admitted = front.admission.enter(watch.caller())?.sharing(share);
         if let Some(meter) = admitted.meter() {
             input.count(meter);
         }
@@ -207,7 +208,7 @@ impl Later {
         // Of two submits with one key neither may have the body of the other.
         let own = !key.is_empty();
         let name = if own { Call::new_body_name(&id) } else { id.clone() };
-        let body = keep(queue, &name, input, MAX_BODY.min(door.dispatch.most(spec))).await?;
+        let body = keep(queue, &name, input, MAX_BODY.min(front.dispatch.most(spec))).await?;
         let now = now_ms();
         let mut sending = watch.sends(spec.name.as_str(), &id);
         let trace = sending.context();
@@ -256,7 +257,7 @@ impl Later {
         Ok(Accepted { id, repeated })
     }
 
-    fn known(&self, door: &Door, watch: &Watch, id: &str, kept: Option<Kept>) -> Result<Kept, Error> {
+    fn known(&self, front: &Front, watch: &Watch, id: &str, kept: Option<Kept>) -> Result<Kept, Error> {
         let none = || {
             let text = format!(
                 "there is no call `{id}`: it never was for later, or its result is not kept any more"
@@ -265,36 +266,36 @@ impl Later {
         };
         let kept = kept.ok_or_else(none)?;
         let app = kept.call.function.split('/').next().unwrap_or_default();
-        door.guard.allow(watch.caller(), stoker_runtime::auth::Permission::Invoke, app)?;
+        front.guard.allow(watch.caller(), stoker_runtime::auth::Permission::Invoke, app)?;
         Ok(kept)
     }
 
     /// A call.
-    pub async fn get(&self, door: &Door, watch: &Watch, id: &str) -> Result<Kept, Error> {
+    pub async fn get(&self, front: &Front, watch: &Watch, id: &str) -> Result<Kept, Error> {
         let id = parsed(id)?;
         let kept = self.queue()?.get(&id).await.map_err(|error| Error::from(&error))?;
-        self.known(door, watch, &id, kept)
+        self.known(front, watch, &id, kept)
     }
 
     /// A call, once it has ended.
-    pub async fn wait(&self, door: &Door, watch: &Watch, id: &str) -> Result<Kept, Error> {
+    pub async fn wait(&self, front: &Front, watch: &Watch, id: &str) -> Result<Kept, Error> {
         let id = parsed(id)?;
         // First whether it is one that may be waited for.
-        self.get(door, watch, &id).await?;
+        self.get(front, watch, &id).await?;
         let kept = tokio::select! {
             kept = self.queue()?.wait(&id) => kept.map_err(|error| Error::from(&error))?,
-            () = door.stopping.cancelled() => return Err(crate::front::stopping()),
+            () = front.stopping.cancelled() => return Err(crate::front::stopping()),
         };
-        self.known(door, watch, &id, kept)
+        self.known(front, watch, &id, kept)
     }
 
     /// Cancels a call that has not ended.
-    pub async fn cancel(&self, door: &Door, watch: &Watch, id: &str) -> Result<Kept, Error> {
+    pub async fn cancel(&self, front: &Front, watch: &Watch, id: &str) -> Result<Kept, Error> {
         let id = parsed(id)?;
-        let before = self.get(door, watch, &id).await?;
+        let before = self.get(front, watch, &id).await?;
         let keep = now_ms().saturating_add(CANCELLED_KEPT.as_millis() as u64);
         let kept = self.queue()?.cancel(&id, keep).await.map_err(|error| Error::from(&error))?;
-        let kept = self.known(door, watch, &id, kept)?;
+        let kept = self.known(front, watch, &id, kept)?;
         if !before.progress.is().is_end() && kept.progress.is() == stoker_queue::State::Cancelled {
             self.counts.cancelled.add_one();
         }
@@ -302,12 +303,12 @@ impl Later {
     }
 
     /// Has a call wait again that was given up; whether that was done.
-    pub async fn redrive(&self, door: &Door, watch: &Watch, id: &str) -> Result<(Kept, bool), Error> {
+    pub async fn redrive(&self, front: &Front, watch: &Watch, id: &str) -> Result<(Kept, bool), Error> {
         let id = parsed(id)?;
-        self.get(door, watch, &id).await?;
+        self.get(front, watch, &id).await?;
         let done = self.queue()?.redrive(&id).await.map_err(|error| Error::from(&error))?;
         let redriven = done.as_ref().is_some_and(|(_, redriven)| *redriven);
-        let kept = self.known(door, watch, &id, done.map(|(kept, _)| kept))?;
+        let kept = self.known(front, watch, &id, done.map(|(kept, _)| kept))?;
         if redriven {
             self.counts.redriven.add_one();
         }
@@ -405,9 +406,9 @@ async fn input(queue: &Arc<dyn Queue>, call: &Call) -> Result<Input, Error> {
 
 /// In pieces of the size in which bodies travel.
 fn split(mut body: Bytes) -> Vec<Bytes> {
-    let mut pieces = Vec::with_capacity(body.len() / CHUNK + 1);
-    while body.len() > CHUNK {
-        pieces.push(body.split_to(CHUNK));
+    let mut pieces = Vec::with_capacity(body.len() / PIECE + 1);
+    while body.len() > PIECE {
+        pieces.push(body.split_to(PIECE));
     }
     pieces.push(body);
     pieces

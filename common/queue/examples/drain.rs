@@ -2,15 +2,15 @@
 //!
 //! `cargo run --release -p stoker-queue --features nats --example drain -- DIR|nats://HOST:4222 [CALLS] [AT_ONCE]`
 //!
-//! Submits as many calls with that many submitters, then takes, ends and forgets all of them, as a balancer does with a function that
-//! needs no time. Prints rates, the time from a submit to its start when nothing else is there, and memory.
+//! Submits as many calls with that many submitters, then takes and ends all of them, as a balancer does with a function that needs no time, and lists
+//! a hundred of what is kept in each state. Prints rates, the time from a submit to its start when nothing else is there, memory, and what a list took.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use stoker_queue::conformance::{call, done, next};
-use stoker_queue::{DiskQueue, Queue, disk};
+use stoker_queue::{DiskQueue, Filter, Queue, State, disk};
 
 type Failed = Box<dyn std::error::Error>;
 
@@ -80,7 +80,33 @@ async fn main() -> Result<(), Failed> {
     }
     rate("drained", ended, began.elapsed());
     println!("memory: at most {most} MiB while it drained; {failed} submits were refused");
+    for _ in 0..10 {
+        let made = call("bench/cancelled", &body);
+        queue.submit(made.clone()).await?;
+        queue.cancel(&made.id, made.due_ms + 3_600_000).await?;
+    }
+    let states = [State::Queued, State::Running, State::Done, State::Dead, State::Cancelled].map(Some);
+    for state in [None].into_iter().chain(states) {
+        lists(&*queue, state).await?;
+    }
     queue.stop().await;
+    Ok(())
+}
+
+/// A hundred of them, or all that there are.
+async fn lists(queue: &dyn Queue, state: Option<State>) -> Result<(), Failed> {
+    let mut filter = Filter { state, limit: 100, ..Filter::default() };
+    let (began, mut pages, mut listed) = (Instant::now(), 0, 0);
+    loop {
+        let page = queue.list(filter.clone()).await?;
+        (pages, listed) = (pages + 1, listed + page.calls.len());
+        match page.next {
+            Some(next) if listed < filter.limit => filter.after = next,
+            _ => break,
+        }
+    }
+    let which = state.map_or_else(|| "any state".to_owned(), |state| format!("{state:?}"));
+    println!("list, {which}: {listed} calls on {pages} pages in {:.1?}", began.elapsed());
     Ok(())
 }
 

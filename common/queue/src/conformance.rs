@@ -92,6 +92,7 @@ pub async fn run(queue: Arc<dyn Queue>, lease: Duration) {
     order_and_limits(&*queue).await;
     again(&*queue).await;
     cancelling(&*queue).await;
+    states(&*queue).await;
     follows(&*queue).await;
     redriving(&*queue).await;
     bodies(&*queue).await;
@@ -238,6 +239,43 @@ async fn cancelling(queue: &dyn Queue) {
     assert_eq!(kept.progress.is(), State::Done, "the end stays the end");
 }
 
+/// A call in every state, and one that waits after an attempt: each is listed where it belongs.
+async fn states(queue: &dyn Queue) {
+    let far = now_ms() + 3_600_000;
+    let waits = Call { due_ms: far, ..call("state/a", "waits") };
+    queue.submit(waits.clone()).await.expect("it is new");
+    let begin = async |body| {
+        queue.submit(call("state/a", body)).await.expect("it is new");
+        next(queue, "state/a").await
+    };
+    let again = begin("waits again").await;
+    queue.again(&again.ticket, put_back(&again, far)).await.expect("it is held");
+    let succeeds = begin("is done").await;
+    queue.finish(&succeeds.ticket, done(&succeeds, "")).await.expect("it is held");
+    let fails = begin("is given up").await;
+    queue.finish(&fails.ticket, dies(&fails)).await.expect("it is held");
+    let cancelled = begin("is cancelled").await;
+    queue.cancel(&cancelled.call.id, far).await.expect("the queue answers").expect("it is there");
+    let runs = begin("runs").await;
+    let all =
+        [&waits.id, &again.call.id, &runs.call.id, &succeeds.call.id, &fails.call.id, &cancelled.call.id];
+    for (state, ids) in [
+        (Some(State::Queued), &all[..2]),
+        (Some(State::Running), &all[2..3]),
+        (Some(State::Done), &all[3..4]),
+        (Some(State::Dead), &all[4..5]),
+        (Some(State::Cancelled), &all[5..]),
+        (None, &all[..]),
+    ] {
+        let mut ids: Vec<_> = ids.iter().map(|id| (*id).clone()).collect();
+        ids.sort();
+        assert_eq!(listed(queue, "state/a", state).await, ids, "{state:?}");
+    }
+    for id in &all[..3] {
+        queue.cancel(id, now_ms()).await.expect("the queue answers").expect("it is there");
+    }
+}
+
 async fn follows(queue: &dyn Queue) {
     queue.submit(call("follow/a", "x")).await.expect("it is new");
     let taken = next(queue, "follow/a").await;
@@ -290,14 +328,21 @@ async fn redriving(queue: &dyn Queue) {
     assert!(queue.take("redrive/a", 10).await.expect("the queue answers").is_empty());
 }
 
-/// Ids of the calls of a function, or of all where it is empty, that are listed as given up: page after page, sorted.
+/// Ids of the calls of a function, or of all where it is empty, that are listed as given up: sorted.
 pub async fn dead(queue: &dyn Queue, function: &str) -> Vec<String> {
-    let mut filter =
-        Filter { function: function.to_owned(), state: Some(State::Dead), limit: 2, after: String::new() };
+    listed(queue, function, Some(State::Dead)).await
+}
+
+/// Ids of the calls of a function, or of all where it is empty, that are listed in a state, or in any: page after page, sorted.
+pub async fn listed(queue: &dyn Queue, function: &str, state: Option<State>) -> Vec<String> {
+    let mut filter = Filter { function: function.to_owned(), state, limit: 2, after: String::new() };
     let mut ids = Vec::new();
     loop {
         let page = queue.list(filter.clone()).await.expect("the queue answers");
-        assert!(page.calls.iter().all(|kept| kept.progress.is() == State::Dead), "{page:?}");
+        assert!(
+            page.calls.iter().all(|kept| state.is_none_or(|state| kept.progress.is() == state)),
+            "{page:?}"
+        );
         ids.extend(page.calls.into_iter().map(|kept| kept.call.id));
         match page.next {
             Some(next) => filter.after = next,

@@ -219,7 +219,7 @@ impl Queue for DiskQueue {
     }
 
     async fn list(&self, filter: Filter) -> Result<Page, Error> {
-        self.read(move |reader| reader.list(&filter)).await
+        self.read(move |reader| reader.list(filter)).await
     }
 
     fn lanes(&self) -> Vec<String> {

@@ -142,6 +142,9 @@ pub struct Filter {
 /// A list ends with the call with which it has so many bytes: each may tell of a hundred failures, and a page has to fit into a message.
 const PAGE_BYTES: usize = 2 << 20;
 
+/// And with the one that is the last of so many that were looked at for it, where few of them are asked for: whoever asks for the next goes on there.
+pub const LOOKED: usize = 5000;
+
 /// Part of a list.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Page {
@@ -152,25 +155,38 @@ pub struct Page {
 }
 
 /// A page that is being filled.
-#[derive(Default)]
 struct Filling {
+    filter: Filter,
     page: Page,
     bytes: usize,
-    /// Where the last of its calls stands.
+    /// Calls that were looked at, and where the last of them stands.
+    looked: usize,
     last: String,
 }
 
 impl Filling {
-    /// Adds one that stands there. Whether it found a place; else the page is complete.
-    fn add(&mut self, mut kept: Kept, at: impl FnOnce() -> String, limit: usize) -> bool {
-        if self.page.calls.len() >= limit || self.bytes >= PAGE_BYTES {
+    fn new(filter: Filter) -> Self {
+        Self { filter, page: Page::default(), bytes: 0, looked: 0, last: String::new() }
+    }
+
+    /// Looks at the next one, which stands there, or stood there and is gone. Whether to go on; else the page is complete.
+    fn look(&mut self, kept: Option<Kept>, at: String) -> bool {
+        let Filter { function, state, limit, .. } = &self.filter;
+        let asked_for = kept.filter(|kept| {
+            (function.is_empty() || kept.call.function == *function)
+                && state.is_none_or(|state| state == kept.progress.is())
+        });
+        let full = self.page.calls.len() >= *limit || self.bytes >= PAGE_BYTES;
+        if self.looked == LOOKED || full && asked_for.is_some() {
             self.page.next = Some(std::mem::take(&mut self.last));
             return false;
         }
-        kept.answer = None;
-        self.last = at();
-        self.bytes += prost::Message::encoded_len(&kept);
-        self.page.calls.push(kept);
+        (self.looked, self.last) = (self.looked + 1, at);
+        if let Some(mut kept) = asked_for {
+            kept.answer = None;
+            self.bytes += prost::Message::encoded_len(&kept);
+            self.page.calls.push(kept);
+        }
         true
     }
 }
@@ -263,7 +279,8 @@ pub trait Queue: Send + Sync + 'static {
     /// The queue's.
     async fn wait(&self, id: &str) -> Result<Option<Kept>, Error>;
 
-    /// Calls, the newest first. Page after page tells once of each that was there when the first was asked for and still is.
+    /// Calls, the newest first. Page after page tells once of each that was there when the first was asked for and still is. One page looks at
+    /// [`LOOKED`] calls at most: it may have fewer than were asked for, or none, and be followed by another.
     ///
     /// # Errors
     /// The queue's; also where `after` is nothing that a list said.
@@ -286,4 +303,34 @@ pub trait Queue: Send + Sync + 'static {
 
     /// Ends its tasks. What is asked of it afterwards fails.
     async fn stop(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(function: &str) -> Kept {
+        let call = Call { id: function.to_owned(), function: function.to_owned(), ..Call::default() };
+        Kept { progress: Progress::new(&call), call, answer: None }
+    }
+
+    #[test]
+    fn a_page_ends_when_it_is_full_or_has_looked_at_enough() {
+        let filter = Filter { function: "a/b".into(), limit: 2, ..Filter::default() };
+        let mut filling = Filling::new(filter.clone());
+        for (at, function) in ["a/b", "a/c", "a/b", "a/c"].into_iter().enumerate() {
+            assert!(filling.look(Some(kept(function)), at.to_string()));
+        }
+        assert!(filling.look(None, "4".into()), "it is gone");
+        assert!(!filling.look(Some(kept("a/b")), "5".into()), "the third");
+        // What was looked at is not looked at again.
+        assert_eq!((filling.page.calls.len(), filling.page.next.as_deref()), (2, Some("4")));
+
+        let mut filling = Filling::new(filter);
+        for at in 0..LOOKED {
+            assert!(filling.look(Some(kept("a/c")), at.to_string()));
+        }
+        assert!(!filling.look(Some(kept("a/b")), LOOKED.to_string()));
+        assert_eq!((filling.page.calls.len(), filling.page.next), (0, Some((LOOKED - 1).to_string())));
+    }
 }

@@ -5,7 +5,7 @@
 //! - A table of keys and values holds how far each call is, from its first start on, and its result after its end. It changes by
 //!   compare and swap: whoever lost a call to another cannot say how it ended.
 //! - A store of objects holds large bodies.
-//! - A stream says what is not kept any more, and when ([`forget`]), and one which calls were given up ([`dead`]).
+//! - A stream says what is not kept any more, and when ([`forget`]), and two which calls were given up and which cancelled ([`index`]).
 //!
 //! Each function has a consumer of its own, so that none is behind another. Of every function without anything to take, one request
 //! waits at the server ([`lane`]); nothing is asked over and over. A call of which the server tells again is made again only if whoever held it is gone
@@ -14,9 +14,9 @@
 
 mod bodies;
 mod calls;
-mod dead;
 mod forget;
 mod holders;
+mod index;
 mod lane;
 mod listings;
 mod setup;
@@ -386,16 +386,10 @@ impl Queue for NatsQueue {
         let behind = ids.behind(place);
         let calls = (0..behind.len()).map(|at| async move { inner.get(store, &behind[at]).await });
         let mut calls = pin!(futures_util::stream::iter(calls).buffered(LOOKS));
-        let mut filling = Filling::default();
-        while let Some(found) = calls.next().await {
-            let Some(kept) = found? else { continue };
-            if !filter.function.is_empty() && kept.call.function != filter.function
-                || filter.state.is_some_and(|state| state != kept.progress.is())
-            {
-                continue;
-            }
-            let id = kept.call.id.clone();
-            if !filling.add(kept, || ids.place(&id), filter.limit) {
+        let mut filling = Filling::new(filter);
+        for id in behind {
+            let Some(found) = calls.next().await else { break };
+            if !filling.look(found?, ids.place(id)) {
                 break;
             }
         }

@@ -92,6 +92,9 @@ pub struct Attempt {
     /// Who makes it, where there may be several: as they know each other.
     #[prost(string, tag = "6")]
     pub holder: String,
+    /// Of the function; 0 where none is known to have run it.
+    #[prost(uint64, tag = "7")]
+    pub revision: u64,
 }
 
 /// How far a call is.
@@ -125,6 +128,9 @@ pub struct Progress {
     /// Of its attempts so many were made before that, and do not count any more.
     #[prost(uint32, tag = "11")]
     pub spent: u32,
+    /// Why it could not be started when that was tried last, in a sentence; empty where nothing stood in its way.
+    #[prost(string, tag = "12")]
+    pub refusal: String,
 }
 
 /// Attempts that a call which is made again keeps of those before.

@@ -46,14 +46,14 @@ pub enum Start {
     Unknown,
 }
 
-/// How an attempt ended, and on which runner.
+/// How an attempt ended, and where it was made.
 enum Outcome {
     Succeeded {
         answer: Answer,
-        runner: String,
+        place: Place,
         took: Duration,
     },
-    Failed(Error, String),
+    Failed(Error, Place),
     /// It surely did not start.
     NotStarted(Error),
     /// It can never succeed.
@@ -64,6 +64,15 @@ enum Outcome {
     Lost,
 }
 
+/// Where an attempt was made, as far as that is known.
+#[derive(Default)]
+struct Place {
+    /// The one that ran it, or was asked last.
+    runner: String,
+    /// Of the function.
+    revision: u64,
+}
+
 /// Makes one attempt. Whatever comes of it is with the queue when this returns, or the call is not ours any more.
 pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
     let function = taken.call.function.clone();
@@ -72,9 +81,9 @@ pub async fn run(maker: &Maker, taken: Taken, cancel: Cancel) -> Feedback {
     }
     let attempt = async {
         let keeps = keep(maker, &taken.ticket);
-        let made = maker.door.dispatch.fleet.panics.catch(make(maker, &taken));
+        let made = maker.front.dispatch.fleet.panics.catch(make(maker, &taken));
         tokio::select! {
-            made = made => made.unwrap_or_else(|panic| (Outcome::Failed(panic, String::new()), None)),
+            made = made => made.unwrap_or_else(|panic| (Outcome::Failed(panic, Place::default()), None)),
             () = cancel.token.cancelled() => (Outcome::Lost, None),
             () = keeps => (Outcome::Lost, None),
             () = maker.stops.now.cancelled() => (Outcome::CutOff, None),
@@ -127,7 +136,7 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
         true => call.function.clone(),
         false => format!("{}:{}", call.function, call.qualifier),
     };
-    let function = match maker.door.find(&name) {
+    let function = match maker.front.find(&name) {
         Ok(function) => function,
         Err(error) if error.code == Code::NotFound => return (Outcome::Hopeless(error), None),
         Err(error) => return (Outcome::NotStarted(error), None),
@@ -150,24 +159,24 @@ async fn make(maker: &Maker, taken: &Taken) -> (Outcome, Option<Spec>) {
     let trace = TraceContext { parent: call.trace_parent.clone(), state: call.trace_state.clone() };
     let clock = call.origin == "schedule";
     let attempt = Attempt { function: &call.function, number: before + 1, clock };
-    let mut watch = maker.door.observer.attempt(id, &attempt, &trace);
+    let mut watch = maker.front.observer.attempt(id, &attempt, &trace);
     watch.by(Caller::platform());
     let answered = answer(maker, call, id, function, young, &mut watch).await;
-    let asked = watch.runner();
+    let (asked, revision) = (watch.runner(), watch.revision().unwrap_or_default());
     watch.end(answered.as_ref().map(|_| ()));
     let outcome = match answered {
-        Ok((answer, runner, took)) => Outcome::Succeeded { answer, runner, took },
+        Ok((answer, runner, took)) => Outcome::Succeeded { answer, place: Place { runner, revision }, took },
         // What a stop of the balancer does to it is no failure of its own.
         Err(error) if maker.stops.now.is_cancelled() && error.blame() == Blame::Platform => Outcome::CutOff,
-        Err(error) => sort(error, asked),
+        Err(error) => sort(error, Place { runner: asked, revision }),
     };
     (outcome, spec)
 }
 
-/// What an error means for the call, of which this runner was asked last.
-fn sort(error: Error, runner: String) -> Outcome {
+/// What an error means for the call.
+fn sort(error: Error, place: Place) -> Outcome {
     if error.may_have_started || error.blame() == Blame::Function && error.code != Code::ResourcesImpossible {
-        return Outcome::Failed(error, runner);
+        return Outcome::Failed(error, place);
     }
     match error.code {
         Code::InvalidRequest | Code::NotFound | Code::RequestTooLarge | Code::HeadersTooLarge => {
@@ -186,7 +195,12 @@ fn last_start(policy: &Policy, call: &Call, progress: &Progress) -> u64 {
 fn too_old(policy: &Policy, call: &Call, progress: &Progress, now: u64) -> Option<Error> {
     (now > last_start(policy, call, progress)).then(|| {
         let age = format_duration(Duration::from_millis(policy.max_age_ms));
-        Error::new(Code::DeadlineExceeded, format!("it has been due for longer than its max_age, {age}"))
+        let mut text = format!("it has been due for longer than its max_age, {age}");
+        if !progress.refusal.is_empty() {
+            text.push_str("; last of all ");
+            text.push_str(&progress.refusal);
+        }
+        Error::new(Code::DeadlineExceeded, text)
     })
 }
 
@@ -202,10 +216,10 @@ async fn answer(
     let input = input(&maker.queue, call).await?;
     let _inside = maker.enter();
     let began = Instant::now();
-    let mut admitted = maker.door.admit(id, function, head, None, watch)?;
+    let mut admitted = maker.front.admit(id, function, head, None, watch)?;
     // Nor is it started behind its age because it waited for room until then.
     admitted.patience = Some(young);
-    let mut answer = maker.door.dispatch.call(admitted, input, watch).await?;
+    let mut answer = maker.front.dispatch.call(admitted, input, watch).await?;
     let mut end = answer.end;
     let mut body = BytesMut::from(answer.first.as_ref());
     let mut length = answer.first.len() as u64;
@@ -257,9 +271,9 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
     let policy = spec.map_or(&default, |spec| &spec.later);
     match outcome {
         Outcome::Lost => {}
-        Outcome::Succeeded { answer, runner, .. } => {
+        Outcome::Succeeded { answer, place, .. } => {
             maker.counts.succeeded.add_one();
-            let mut progress = closed(progress, None, runner, false);
+            let mut progress = closed(progress, None, place, false);
             progress.set_state(State::Done);
             progress.ended_ms = now_ms();
             progress.keep_until_ms = spec.map_or(0, |spec| keep_until(spec, &call, Duration::ZERO));
@@ -268,10 +282,10 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
                 maker.counts.done.add_one();
             }
         }
-        Outcome::Failed(error, runner) => {
+        Outcome::Failed(error, place) => {
             maker.counts.failed.add_one();
             let made = progress.counted();
-            let mut progress = closed(progress, Some(&error), runner, false);
+            let mut progress = closed(progress, Some(&error), place, false);
             let due = now_ms().saturating_add(policy.backoff(made + 1, seed(&call)).as_millis() as u64);
             let late = too_old(policy, &call, &progress, due);
             if made >= policy.max_attempts || late.is_some() {
@@ -289,10 +303,9 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
             let step = progress.waits.min(16) as usize - 1;
             let wait = Backoff::new(FIRST_WAIT, LONGEST_WAIT, seed(&call)).nth(step).unwrap_or(LONGEST_WAIT);
             let due = now_ms().saturating_add(wait.as_millis() as u64);
+            progress.refusal = noted(&error).message;
             if let Some(over) = too_old(policy, &call, &progress, now_ms()) {
-                let text = format!("{}; last of all {}", over.message, error.message);
-                let error = Error::new(over.code, text);
-                return give_up(maker, call, progress, &ticket, error, spec).await;
+                return give_up(maker, call, progress, &ticket, over, spec).await;
             }
             progress.set_state(State::Queued);
             progress.due_ms = due;
@@ -305,7 +318,7 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
             give_up(maker, call, progress, &ticket, error, spec).await;
         }
         Outcome::CutOff => {
-            let mut progress = closed(progress, None, String::new(), true);
+            let mut progress = closed(progress, None, Place::default(), true);
             progress.set_state(State::Queued);
             progress.due_ms = now_ms();
             again(maker, &ticket, progress).await;
@@ -314,10 +327,11 @@ async fn settle(maker: &Maker, taken: Taken, outcome: Outcome, spec: Option<&Fun
 }
 
 /// The attempt is over.
-fn closed(mut progress: Progress, error: Option<&Error>, runner: String, interrupted: bool) -> Progress {
+fn closed(mut progress: Progress, error: Option<&Error>, place: Place, interrupted: bool) -> Progress {
+    progress.refusal.clear();
     if let Some(open) = progress.attempts.last_mut() {
         open.ended_ms = now_ms();
-        open.runner = runner;
+        (open.runner, open.revision) = (place.runner, place.revision);
         open.interrupted = interrupted;
         open.error = error.map(noted);
     }
@@ -448,7 +462,7 @@ mod tests {
         ] {
             let error = Error::new(code, "");
             let error = if started { error.may_have_started() } else { error };
-            assert_eq!(kind(sort(error, String::new())), expected, "{code:?}");
+            assert_eq!(kind(sort(error, Place::default())), expected, "{code:?}");
         }
     }
 
@@ -459,7 +473,12 @@ mod tests {
         let mut progress = Progress::new(&call);
         assert!(too_old(&policy, &call, &progress, 1_005_000).is_none());
         let over = too_old(&policy, &call, &progress, 1_005_001);
-        assert!(over.is_some_and(|error| error.message.contains("5s")));
+        assert!(over.is_some_and(|error| error.message.ends_with("max_age, 5s")));
+        progress.refusal = "no runner has 1TiB".into();
+        let over = too_old(&policy, &call, &progress, 1_005_001);
+        assert!(
+            over.is_some_and(|error| error.message.ends_with("max_age, 5s; last of all no runner has 1TiB"))
+        );
         progress.redrive(2_000_000, 1);
         assert!(too_old(&policy, &call, &progress, 2_005_000).is_none());
     }

@@ -221,7 +221,7 @@ fn attempts(progress: &Progress) -> Value {
     let of = |attempt: &stoker_queue::Attempt| {
         json!({
             "started_ms": attempt.started_ms, "ended_ms": attempt.ended_ms, "runner": attempt.runner,
-            "interrupted": attempt.interrupted, "error": attempt.error.as_ref().map(error_of),
+            "revision": attempt.revision, "interrupted": attempt.interrupted, "error": attempt.error.as_ref().map(error_of),
         })
     };
     progress.attempts.iter().map(of).collect()

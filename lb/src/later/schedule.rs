@@ -16,7 +16,7 @@ use stoker_proto::v1;
 use stoker_queue::{Call, Queue, derived_id};
 use tokio_util::sync::CancellationToken;
 
-use crate::front::Door;
+use crate::front::Front;
 
 /// A balancer that starts makes up for what came so shortly before: perhaps it was the only one.
 const LOOK_BACK: Duration = Duration::from_secs(60);
@@ -28,15 +28,15 @@ const LOOK: Duration = Duration::from_secs(30);
 type Next = BTreeMap<(String, String, String), u64>;
 
 /// Submits what is due until `stop`.
-pub async fn run(door: Arc<Door>, queue: Arc<dyn Queue>, stop: CancellationToken) {
+pub async fn run(front: Arc<Front>, queue: Arc<dyn Queue>, stop: CancellationToken) {
     tokio::select! {
         () = stop.cancelled() => {}
-        () = submit(&door, &*queue) => {}
+        () = submit(&front, &*queue) => {}
     }
 }
 
-async fn submit(door: &Door, queue: &dyn Queue) {
-    let mut functions = door.registry.functions();
+async fn submit(front: &Front, queue: &dyn Queue) {
+    let mut functions = front.registry.functions();
     // Fails only when the registry is gone with its process.
     functions.wait_for(|functions| functions.known).await.ok();
     let mut next = Next::new();

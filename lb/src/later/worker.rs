@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attempt::{self, Feedback};
-use super::beside::Beside;
+use super::background::BackgroundLimit;
 use super::window::Window;
 use super::{Counts, schedule};
-use crate::front::Door;
+use crate::front::Front;
 use crate::serve::Stops;
 
 /// Calls for later at once, over all functions.
@@ -38,11 +38,11 @@ const TAKES: usize = 32;
 const MEASURE: Duration = Duration::from_secs(5);
 
 /// Starts what makes calls for later, where there is a queue. All of it ends with `stops`, as tasks of `tasks`.
-pub fn start(door: &Arc<Door>, tasks: &TaskTracker, stops: &Stops) {
-    let Some(queue) = &door.later.queue else { return };
-    let counts = door.later.counts.clone();
+pub fn start(front: &Arc<Front>, tasks: &TaskTracker, stops: &Stops) {
+    let Some(queue) = &front.later.queue else { return };
+    let counts = front.later.counts.clone();
     let maker = Maker {
-        door: door.clone(),
+        front: front.clone(),
         queue: queue.clone(),
         counts,
         tasks: tasks.clone(),
@@ -50,14 +50,14 @@ pub fn start(door: &Arc<Door>, tasks: &TaskTracker, stops: &Stops) {
         inside: Arc::default(),
     };
     tasks.spawn(maker.clone().run());
-    tasks.spawn(schedule::run(door.clone(), queue.clone(), stops.calm.clone()));
+    tasks.spawn(schedule::run(front.clone(), queue.clone(), stops.calm.clone()));
     tasks.spawn(measure(maker));
 }
 
 /// What making calls needs.
 #[derive(Clone)]
 pub struct Maker {
-    pub door: Arc<Door>,
+    pub front: Arc<Front>,
     pub queue: Arc<dyn Queue>,
     pub counts: Counts,
     pub tasks: TaskTracker,
@@ -103,12 +103,12 @@ struct Lanes {
     running: usize,
     /// Where the next round begins.
     turn: usize,
-    beside: Beside,
+    background: BackgroundLimit,
 }
 
 impl Default for Lanes {
     fn default() -> Self {
-        Self { all: HashMap::new(), running: 0, turn: 0, beside: Beside::new(MOST / 4) }
+        Self { all: HashMap::new(), running: 0, turn: 0, background: BackgroundLimit::new(MOST / 4) }
     }
 }
 
@@ -120,11 +120,11 @@ impl Maker {
     }
 
     async fn run(self) {
-        let mut known = self.door.dispatch.fleet.known();
+        let mut known = self.front.dispatch.fleet.known();
         let ready = async {
             // Both senders live as long as the process.
             known.wait_for(|known| *known).await.ok();
-            self.door.directory.read().await;
+            self.front.directory.read().await;
         };
         tokio::select! {
             () = self.stops.calm.cancelled() => return,
@@ -137,8 +137,8 @@ impl Maker {
     async fn make(&self) {
         let (tell, mut ended) = mpsc::channel::<Feedback>(MOST + BEYOND);
         let mut news = self.queue.news();
-        let mut waiting = self.door.dispatch.fleet.queue.length();
-        let mut fleet = self.door.dispatch.fleet.changes();
+        let mut waiting = self.front.dispatch.fleet.queue.length();
+        let mut fleet = self.front.dispatch.fleet.changes();
         let cancels = Cancels::default();
         let listening = cancels.clone().listen(self.queue.cancelled());
         let mut listening = std::pin::pin!(listening);
@@ -149,7 +149,7 @@ impl Maker {
             waiting.mark_unchanged();
             fleet.mark_unchanged();
             let (mut pause, mut quiet) = (None, None);
-            if *waiting.borrow() == 0 && !self.door.dispatch.fleet.runners().is_empty() {
+            if *waiting.borrow() == 0 && !self.front.dispatch.fleet.runners().is_empty() {
                 match self.fill(&mut lanes, &cancels, &tell).await {
                     Ok(taken) => {
                         failures = Backoff::new(Duration::from_millis(100), Duration::from_secs(5), 0);
@@ -157,7 +157,7 @@ impl Maker {
                             // Others may have something by now.
                             continue;
                         }
-                        quiet = lanes.beside.until();
+                        quiet = lanes.background.until();
                     }
                     Err(error) => {
                         pause = failures.next();
@@ -194,8 +194,8 @@ impl Maker {
     ) -> Result<usize, stoker_queue::Error> {
         let due = self.queue.lanes();
         // Calls that somebody waits for come first.
-        let callers = self.door.admission.inside().saturating_sub(self.inside.load(Ordering::Relaxed));
-        let most = lanes.beside.most(callers, Instant::now()).unwrap_or(MOST);
+        let callers = self.front.admission.inside().saturating_sub(self.inside.load(Ordering::Relaxed));
+        let most = lanes.background.most(callers, Instant::now()).unwrap_or(MOST);
         let wanted = lanes.share(&due, most);
         let mut taken = 0;
         for part in wanted.chunks(TAKES) {
@@ -272,7 +272,7 @@ impl Lanes {
             attempt::Start::Made { waited, cold, way } => {
                 lane.window.started(waited, cold);
                 if !cold {
-                    self.beside.made(way);
+                    self.background.made(way);
                 }
             }
             attempt::Start::NoRoom => lane.window.refused(),

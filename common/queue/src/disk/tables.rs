@@ -436,30 +436,28 @@ impl Reader {
         Ok(kept.then_some(Kept { call, progress, answer }))
     }
 
-    pub fn list(&self, filter: &Filter) -> Result<Page, Error> {
+    pub fn list(&self, filter: Filter) -> Result<Page, Error> {
         let now = stoker_core::moment::now_ms();
         let from = if filter.state == Some(State::Dead) { DEAD } else { MADE };
         let made = self.read.open_table(from).map_err(broken)?;
         let progress = self.read.open_table(PROGRESS).map_err(broken)?;
-        let (ms, id) = match filter.after.is_empty() {
-            true => (u64::MAX, LAST),
-            false => position(&filter.after).ok_or_else(crate::no_position)?,
+        let rows = match filter.after.is_empty() {
+            true => made.range(..(u64::MAX, LAST)),
+            false => made.range(..position(&filter.after).ok_or_else(crate::no_position)?),
         };
-        let mut filling = Filling::default();
-        for row in made.range(..(ms, id)).map_err(broken)?.rev() {
+        let calls = self.read.open_table(CALLS).map_err(broken)?;
+        let mut filling = Filling::new(filter);
+        for row in rows.map_err(broken)?.rev() {
             let (key, _) = row.map_err(broken)?;
             let (ms, id) = key.value();
-            let Some(call) = self.call(id)? else { continue };
-            if !filter.function.is_empty() && filter.function != call.function {
-                continue;
-            }
-            let progress: Option<Progress> = find(&progress, id)?;
-            let progress = progress.unwrap_or_else(|| Progress::new(&call));
-            if progress.is_over(now) || filter.state.is_some_and(|state| state != progress.is()) {
-                continue;
-            }
-            let kept = Kept { call, progress, answer: None };
-            if !filling.add(kept, || format!("{ms:x}.{id}"), filter.limit) {
+            let kept = find::<Call>(&calls, id)?
+                .map(|call| {
+                    let found = find(&progress, id)?;
+                    Ok(Kept { progress: found.unwrap_or_else(|| Progress::new(&call)), call, answer: None })
+                })
+                .transpose()?;
+            let kept = kept.filter(|kept| !kept.progress.is_over(now));
+            if !filling.look(kept, format!("{ms:x}.{id}")) {
                 break;
             }
         }

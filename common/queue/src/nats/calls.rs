@@ -188,9 +188,7 @@ impl Inner {
         let (progress, answer) = (end.progress, end.answer);
         let ended = progress.clone();
         let dead = progress.is() == State::Dead;
-        if dead {
-            self.note_dead(&store, &self.function_of(ticket)?, &ticket.id, ended.ended_ms).await?;
-        }
+        store.note(&self.function_of(ticket)?, &ticket.id, &ended).await?;
         // Its message goes, and with it the body, without which it could not be made again.
         let message = if dead { self.message(&store, &ticket.id).await? } else { None };
         let body = message.map(|message| read::<Call>(message.payload)).transpose()?.map(|call| call.body);
@@ -285,6 +283,7 @@ impl Inner {
             }
             let ran = kept.progress.is() == State::Running;
             kept.progress.cancel(now_ms(), keep_until_ms);
+            store.note(&kept.call.function, id, &kept.progress).await?;
             let value = Bytes::from(kept.encode_to_vec());
             let raced = match revision {
                 None => match store.progress.create(id, value).await {
@@ -354,7 +353,7 @@ impl Inner {
         kept.call = without_body(&call);
         // Who has begun it meanwhile has written so.
         store.progress.update(id, kept.encode_to_vec().into(), revision).await.ok();
-        self.strike_dead(store, &dead).await;
+        store.strike(&dead).await;
         Ok(self.get(store, id).await?.map(|kept| (kept, first)))
     }
 

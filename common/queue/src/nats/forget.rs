@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::setup::Store;
 use super::{FAREWELL, Inner, away};
 use crate::Error;
-use crate::record::{Call, Kept, State};
+use crate::record::{Call, Kept};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -172,9 +172,7 @@ impl Inner {
         }
         let record = format!("{}{id}", table.prefix);
         table.stream.purge().filter(record).sequence(revision + 1).await.map_err(away)?;
-        if kept.progress.is() == State::Dead {
-            self.strike_dead(store, kept).await;
-        }
+        store.strike(kept).await;
         Ok(())
     }
 }

@@ -1,12 +1,12 @@
-//! Lists that are read in pages. The server has no order of ours, so that all ids are asked for before the first page can be told (of calls that were given
-//! up only theirs): they are kept for the next pages, which would else cost as much each.
+//! Lists that are read in pages. The server has no order of ours, so that before the first page can be told the ids of all calls are asked for that may be
+//! among them: of the indexes, of what waits or runs, of what has begun. They are kept for the next pages, which would else cost as much each.
 //! A page that nothing is kept for any more, or that another balancer is asked for, is read anew.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::Stream;
 use futures_util::TryStreamExt as _;
 
 use super::setup::Store;
@@ -36,11 +36,11 @@ struct Listing {
 
 /// Which calls a list may tell of.
 #[derive(Debug, Clone, PartialEq)]
-struct Of {
+pub struct Of {
     /// Empty: of all.
-    function: String,
-    /// Only what was given up.
-    dead: bool,
+    pub function: String,
+    /// Nothing: of any.
+    pub state: Option<State>,
 }
 
 /// One list: ids of calls, the newest first as far as they tell times.
@@ -125,32 +125,47 @@ impl Listings {
 
 /// The ids of all calls that this filter may let through: those of the list that this place is of, if it is kept, or as they are now.
 pub async fn ids(inner: &Inner, store: &Store, filter: &Filter, place: Place<'_>) -> Result<Ids, Error> {
-    let dead = filter.state == Some(State::Dead) && store.dead_filled.load(Ordering::Acquire);
-    let of = Of { function: filter.function.clone(), dead };
+    let of = Of { function: filter.function.clone(), state: filter.state };
     if let Some(kept) = inner.listings().find(place.of, &of) {
         return Ok(kept);
     }
-    let ids = match dead {
-        true => inner.dead_ids(store, &of.function).await?,
-        false => all(inner, store, &of.function).await?,
-    };
     // Most ids begin with their time.
-    let mut ids: Vec<_> = ids.into_iter().collect();
+    let mut ids: Vec<_> = now(inner, store, &of).await?.into_iter().collect();
     ids.sort_unstable_by(|a, b| b.cmp(a));
     Ok(Ids { name: uuid::Uuid::now_v7().as_simple().to_string(), of, ids: ids.into() })
 }
 
-/// Of all that wait of a function, or of all functions where it is empty, and of everything that was ever begun.
-async fn all(inner: &Inner, store: &Store, function: &str) -> Result<HashSet<Box<str>>, Error> {
-    let mut ids = HashSet::new();
-    let subjects = inner.subject(function, "*");
-    let mut open = store.calls.info_with_subjects(subjects).await.map_err(away)?;
-    while let Some((subject, _)) = open.try_next().await.map_err(away)? {
-        ids.extend(subject.rsplit('.').next().map(Box::from));
+/// All of these that there are, and perhaps others.
+pub async fn now(inner: &Inner, store: &Store, of: &Of) -> Result<HashSet<Box<str>>, Error> {
+    let open = async || ids_in(&store.calls, inner.subject(&of.function, "*")).await;
+    let begun = async || ids_in(&store.progress.stream, format!("{}*", store.progress.prefix)).await;
+    let index = of.state.and_then(|state| store.index(state)).filter(|index| index.is_filled());
+    if let Some(index) = index {
+        return index.ids(&of.function).await;
     }
-    let mut keys = store.progress.keys().await.map_err(away)?;
-    while let Some(id) = keys.try_next().await.map_err(away)? {
-        ids.insert(id.into_boxed_str());
+    match of.state {
+        Some(State::Queued) => open().await,
+        // First what has not ended: what begins meanwhile is not missed.
+        Some(State::Running) => {
+            let (mut running, begun) = (open().await?, begun().await?);
+            running.retain(|id| begun.contains(id));
+            Ok(running)
+        }
+        Some(State::Done | State::Dead | State::Cancelled) => begun().await,
+        None => {
+            let mut all = open().await?;
+            all.extend(begun().await?);
+            Ok(all)
+        }
+    }
+}
+
+/// The ids with which the subjects of a stream end that are like this one.
+pub async fn ids_in(stream: &Stream, subjects: String) -> Result<HashSet<Box<str>>, Error> {
+    let mut ids = HashSet::new();
+    let mut found = stream.info_with_subjects(subjects).await.map_err(away)?;
+    while let Some((subject, _)) = found.try_next().await.map_err(away)? {
+        ids.extend(subject.rsplit('.').next().map(Box::from));
     }
     Ok(ids)
 }
@@ -160,7 +175,7 @@ mod tests {
     use super::*;
 
     fn of(function: &str) -> Of {
-        Of { function: function.to_owned(), dead: false }
+        Of { function: function.to_owned(), state: None }
     }
 
     fn list(name: &str) -> Ids {
@@ -178,7 +193,10 @@ mod tests {
         let found = kept.find(place.of, &of("a/f")).expect("it is kept");
         assert_eq!(found.behind(place), &["b", "a"].map(Box::from));
         assert!(kept.find(place.of, &of("a/g")).is_none(), "another function's");
-        assert!(kept.find(place.of, &Of { dead: true, ..of("a/f") }).is_none(), "those that were given up");
+        assert!(
+            kept.find(place.of, &Of { state: Some(State::Dead), ..of("a/f") }).is_none(),
+            "those that were given up"
+        );
         // By a balancer that does not keep it, and from one that keeps none.
         assert_eq!(list("second").behind(place).len(), 2);
         assert_eq!(list("second").behind(Place::read("bb").unwrap()), &["b", "a"].map(Box::from));

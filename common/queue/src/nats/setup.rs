@@ -1,7 +1,7 @@
 //! The way to NATS, and what must be there: made once the server answers, found again by every other balancer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::PullConsumer;
@@ -14,12 +14,13 @@ use stoker_core::backoff::Backoff;
 use stoker_core::later::MAX_AGE_MS;
 use tokio::sync::watch;
 
+use super::index::{INDEXED, Index};
 use super::lane::Lane;
-use super::{Config, Inner, away, dead};
+use super::{Config, Inner, away, index};
 use crate::Error;
 
 /// What is known of calls goes after this without a change: longer than any delay and any age together.
-const KEPT: Duration = Duration::from_millis(2 * MAX_AGE_MS + 24 * 3_600_000);
+pub const KEPT: Duration = Duration::from_millis(2 * MAX_AGE_MS + 24 * 3_600_000);
 
 /// Within this the server knows messages again by their ids.
 const DUPLICATES: Duration = Duration::from_secs(120);
@@ -37,9 +38,7 @@ pub struct Store {
     pub progress: kv::Store,
     pub bodies: ObjectStore,
     pub over: Stream,
-    pub dead: Stream,
-    /// Whether all that were given up are noted in it.
-    pub dead_filled: AtomicBool,
+    pub indexes: Vec<Index>,
 }
 
 /// Begins to connect, and goes on for ever. `connected` ticks with every connection. Each is to the next of the servers, from one that is
@@ -95,7 +94,7 @@ async fn follow(inner: &Arc<Inner>, ready: watch::Sender<Option<Arc<Store>>>) {
             }
         }
     };
-    inner.tasks.spawn(dead::run(inner.clone(), store.clone()));
+    inner.tasks.spawn(index::run(inner.clone(), store.clone()));
     loop {
         match listen(inner, &store, &ready).await {
             Ok(()) => tracing::warn!("NATS ended what we listen to"),
@@ -241,20 +240,11 @@ async fn make(config: &Config, client: Client) -> Result<Store, Error> {
         })
         .await
         .map_err(away)?;
-    let dead = jetstream
-        .get_or_create_stream(stream::Config {
-            name: format!("{prefix}-dead"),
-            description: Some("Which calls for later were given up".to_owned()),
-            subjects: vec![format!("{prefix}.dead.*.*.*")],
-            max_messages_per_subject: 1,
-            max_age: KEPT,
-            storage: StorageType::File,
-            num_replicas,
-            ..stream::Config::default()
-        })
-        .await
-        .map_err(away)?;
-    Ok(Store { jetstream, calls, progress, bodies, over, dead, dead_filled: AtomicBool::new(false) })
+    let mut indexes = Vec::new();
+    for (state, name) in INDEXED {
+        indexes.push(Index::open(config, &jetstream, state, name).await?);
+    }
+    Ok(Store { jetstream, calls, progress, bodies, over, indexes })
 }
 
 /// The name of a function's consumer.

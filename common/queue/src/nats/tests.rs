@@ -1,7 +1,7 @@
 use stoker_core::error::Code;
 
 use super::*;
-use crate::conformance::{self, call, dead, done, give_up, next};
+use crate::conformance::{self, call, dead, done, give_up, listed, next};
 use crate::testing::Nats;
 use crate::{Follow, State};
 
@@ -254,35 +254,56 @@ async fn a_server_that_does_not_answer_is_left_for_the_next() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_is_found_without_a_look_at_all_others() {
+async fn what_was_given_up_or_cancelled_is_found_without_a_look_at_all_others() {
     let Some(nats) = Nats::start().await else { return };
     let queue = NatsQueue::open(config(&nats)).await.unwrap();
     let store = queue.0.store().await.unwrap();
     let filled = async |store: &Store| {
-        while !store.dead_filled.load(Ordering::Acquire) {
+        while !store.indexes.iter().all(index::Index::is_filled) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the index is filled");
+    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the indexes are filled");
+    let noted = async |store: &Store, state: State, function: &str| {
+        store.index(state).expect("it has an index").ids(function).await.unwrap().len()
+    };
     let (gone, kept) = (call("a/b", "gone"), call("a/b", "kept"));
     give_up(&queue, &[gone.clone(), kept.clone()]).await;
     let done_too = call("a/b", "done");
     queue.submit(done_too).await.unwrap();
     let taken = next(&queue, "a/b").await;
     queue.finish(&taken.ticket, done(&taken, "")).await.unwrap();
-    assert_eq!(queue.0.dead_ids(&store, "").await.unwrap().len(), 2, "what is done is not in it");
+    let cancelled = call("a/c", "cancelled");
+    queue.submit(cancelled.clone()).await.unwrap();
+    queue.cancel(&cancelled.id, now_ms() + 600_000).await.unwrap();
+    assert_eq!(noted(&store, State::Dead, "").await, 2, "what is done is not in it");
+    assert_eq!(noted(&store, State::Cancelled, "").await, 1, "and has no index");
+    let ids =
+        async |state| listings::now(&queue.0, &store, &listings::Of { function: String::new(), state }).await;
+    let waits = Call { due_ms: now_ms() + 600_000, ..call("a/d", "waits") };
+    queue.submit(waits).await.unwrap();
+    queue.submit(call("a/e", "runs")).await.unwrap();
+    let runs = next(&queue, "a/e").await;
+    for (state, looks) in
+        [(Some(State::Running), 1), (Some(State::Queued), 2), (Some(State::Done), 5), (None, 6)]
+    {
+        assert_eq!(ids(state).await.unwrap().len(), looks, "{state:?}");
+    }
+    queue.finish(&runs.ticket, done(&runs, "")).await.unwrap();
     // What is forgotten is struck out.
     let (entry, revision) = queue.0.entry(&store, &gone.id).await.unwrap().unwrap();
     queue.0.forget_entry(&store, &entry, revision).await.unwrap();
-    assert_eq!(queue.0.dead_ids(&store, "a/b").await.unwrap().len(), 1);
+    assert_eq!(noted(&store, State::Dead, "a/b").await, 1);
     // The note of another end is not.
     let mut before = queue.get(&kept.id).await.unwrap().unwrap();
     before.progress.ended_ms -= 1;
-    queue.0.strike_dead(&store, &before).await;
+    store.strike(&before).await;
     assert_eq!(dead(&queue, "a/b").await, std::slice::from_ref(&kept.id));
     queue.stop().await;
     // A release before noted nothing.
-    store.jetstream.delete_stream("stoker-dead").await.unwrap();
+    for (_, name) in index::INDEXED {
+        store.jetstream.delete_stream(format!("stoker-{name}")).await.unwrap();
+    }
     let queue = NatsQueue::open(config(&nats)).await.unwrap();
     let store = queue.0.store().await.unwrap();
     assert_eq!(
@@ -290,8 +311,11 @@ async fn what_was_given_up_is_found_without_a_look_at_all_others() {
         std::slice::from_ref(&kept.id),
         "found whether it is filled yet or not"
     );
-    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the index is filled");
-    assert_eq!(queue.0.dead_ids(&store, "").await.unwrap().len(), 1);
+    tokio::time::timeout(Duration::from_secs(60), filled(&store)).await.expect("the indexes are filled");
+    for state in [State::Dead, State::Cancelled] {
+        assert_eq!(noted(&store, state, "").await, 1, "{state:?}");
+    }
     assert_eq!(dead(&queue, "").await, [kept.id]);
+    assert_eq!(listed(&queue, "", Some(State::Cancelled)).await, [cancelled.id]);
     queue.stop().await;
 }

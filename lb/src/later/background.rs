@@ -2,7 +2,8 @@
 //!
 //! What a call spends on its way, outside its function, is longer where processors and runners have more to do than they can do at once. While
 //! somebody waits for answers, the calls that are made for later measure it on themselves: as long as it is what it is with little of them,
-//! there may be more, and as soon as it is not there are fewer. Now and then one at a time is made, to learn what little costs by now. So a fleet that idles is used, and one that is busy is left to those who wait.
+//! there may be more, and as soon as it is not there are fewer. Now and then one at a time is made, to learn what little costs by now. So a fleet that
+//! idles is used, and one that is busy is left to those who wait.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ const ALONE: usize = 4;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Beside {
+pub struct BackgroundLimit {
     size: f64,
     most: usize,
     /// It never was too long yet: until then the number doubles from round to round.
@@ -46,7 +47,7 @@ struct Alone {
     size: f64,
 }
 
-impl Beside {
+impl BackgroundLimit {
     pub fn new(most: usize) -> Self {
         let (heard, least) = (Vec::new(), f64::INFINITY);
         Self { size: 1.0, most, young: true, least, heard, rounds: 0, alone: None, until: None }
@@ -114,13 +115,19 @@ mod tests {
     use super::*;
 
     /// A fleet that carries `room` calls without delay, with `others` of those who wait in it.
-    fn run(beside: &mut Beside, now: &mut Instant, room: usize, others: usize, calls: usize) -> usize {
+    fn run(
+        limit: &mut BackgroundLimit,
+        now: &mut Instant,
+        room: usize,
+        others: usize,
+        calls: usize,
+    ) -> usize {
         let mut sum = 0;
         for _ in 0..calls {
             *now += Duration::from_millis(1);
-            let size = beside.most(others, *now).expect("somebody waits");
+            let size = limit.most(others, *now).expect("somebody waits");
             let load = (size + others) as f64 / room as f64;
-            beside.made(Duration::from_micros(200).mul_f64(load.max(1.0)));
+            limit.made(Duration::from_micros(200).mul_f64(load.max(1.0)));
             sum += size;
         }
         sum / calls
@@ -128,30 +135,30 @@ mod tests {
 
     #[test]
     fn a_fleet_that_idles_is_used_and_one_that_is_busy_is_left_alone() {
-        let (mut beside, mut now) = (Beside::new(64), Instant::now());
-        assert_eq!(beside.most(0, now), None, "nobody waits");
-        run(&mut beside, &mut now, 1000, 4, 400);
-        assert_eq!(run(&mut beside, &mut now, 1000, 4, 100), 64);
-        let mut beside = Beside::new(64);
-        run(&mut beside, &mut now, 24, 4, 1000);
-        let few = run(&mut beside, &mut now, 24, 4, 3000);
+        let (mut limit, mut now) = (BackgroundLimit::new(64), Instant::now());
+        assert_eq!(limit.most(0, now), None, "nobody waits");
+        run(&mut limit, &mut now, 1000, 4, 400);
+        assert_eq!(run(&mut limit, &mut now, 1000, 4, 100), 64);
+        let mut limit = BackgroundLimit::new(64);
+        run(&mut limit, &mut now, 24, 4, 1000);
+        let few = run(&mut limit, &mut now, 24, 4, 3000);
         assert!((12..=36).contains(&few), "some twenty more fit: {few}");
         // More come who wait: what was too much no more is too much again.
-        run(&mut beside, &mut now, 24, 22, 200);
-        let fewer = run(&mut beside, &mut now, 24, 22, 500);
+        run(&mut limit, &mut now, 24, 22, 200);
+        let fewer = run(&mut limit, &mut now, 24, 22, 500);
         assert!(fewer <= few / 2, "{fewer} after {few}");
     }
 
     #[test]
     fn callers_are_remembered_between_two_calls_and_forgotten_after_a_while() {
-        let (mut beside, now) = (Beside::new(8), Instant::now());
-        assert_eq!(beside.most(1, now), Some(1));
-        assert_eq!(beside.most(0, now + Duration::from_millis(900)), Some(1));
+        let (mut limit, now) = (BackgroundLimit::new(8), Instant::now());
+        assert_eq!(limit.most(1, now), Some(1));
+        assert_eq!(limit.most(0, now + Duration::from_millis(900)), Some(1));
         for _ in 0..100 {
-            beside.made(Duration::from_micros(100));
+            limit.made(Duration::from_micros(100));
         }
-        assert_eq!(beside.most(0, now + Duration::from_millis(950)), Some(8));
-        assert_eq!(beside.most(0, now + Duration::from_millis(1000)), None);
-        assert_eq!(beside.most(1, now + Duration::from_secs(9)), Some(1), "it begins anew");
+        assert_eq!(limit.most(0, now + Duration::from_millis(950)), Some(8));
+        assert_eq!(limit.most(0, now + Duration::from_millis(1000)), None);
+        assert_eq!(limit.most(1, now + Duration::from_secs(9)), Some(1), "it begins anew");
     }
 }
