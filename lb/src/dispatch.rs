@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use stoker_core::FunctionSpec;
-use stoker_core::call::CHUNK;
 use stoker_core::error::{Code, Error, Refusal, Retry};
 use stoker_policy::waiting::Full;
 use stoker_policy::{placement, waiting};
@@ -331,7 +330,7 @@ async fn upload(
     first: usize,
     trailers: Option<Trailers>,
 ) {
-    let mut sent = first as u64;
+    let (mut sent, longest) = (first as u64, upload.longest_piece());
     loop {
         let next = tokio::select! {
             // The end of the call first: a piece that nobody wants any more is not worth reading.
@@ -349,7 +348,7 @@ async fn upload(
             Some(Ok(mut piece)) => {
                 while !piece.is_empty() {
                     let Some(credit) = upload.credit().await else { return };
-                    let part = piece.split_to(piece.len().min(CHUNK).min(credit));
+                    let part = piece.split_to(piece.len().min(longest).min(credit));
                     upload.send(part);
                 }
             }

@@ -9,7 +9,7 @@ pub mod status;
 
 use std::net::SocketAddr;
 
-use stoker_core::call::WINDOW;
+use stoker_core::call::{LEAST_WINDOW, WINDOW};
 use stoker_core::error::MAX_REPORT;
 
 /// Services and messages for clients and operators.
@@ -45,11 +45,17 @@ pub mod runner {
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 /// The newest version of the session protocol that this build speaks. Since 2 `Draining` is answered by `Settled`, a runner's last word is
-/// `Closing`, and runners know the number of a function's version.
-pub const SESSION_VERSION: u32 = 2;
+/// `Closing`, and runners know the number of a function's version. Since 3 [windows](window) are larger.
+pub const SESSION_VERSION: u32 = 3;
 
 /// The oldest.
 pub const OLDEST_SESSION_VERSION: u32 = 1;
+
+/// Bytes of an answer that a runner may send before the balancer has given credit, by the version that both speak.
+#[must_use]
+pub const fn window(version: u32) -> u32 {
+    if version < 3 { LEAST_WINDOW } else { WINDOW }
+}
 
 /// Most functions that a balancer defines on one session; a runner may end one that defines more.
 pub const MAX_DEFINED: usize = 65_536;

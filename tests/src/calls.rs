@@ -392,23 +392,34 @@ impl Clients {
         headers: &[(String, String)],
         body: impl Into<Bytes>,
     ) -> Page {
-        let request = async {
-            let stream = TcpStream::connect(self.http).await.unwrap();
-            let (mut send, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-            let connection = tokio::spawn(connection);
-            let mut request = http::Request::builder().method(method).uri(path).header("host", "stoker.test");
-            for (name, value) in headers {
-                request = request.header(name, value);
-            }
-            let request = request.body(Full::new(body.into())).unwrap();
-            let (parts, body) = send.send_request(request).await.unwrap().into_parts();
-            let body = body.collect().await.expect("the body is whole").to_bytes();
-            connection.abort();
-            Page { status: parts.status.as_u16(), headers: parts.headers, body }
-        };
-        within(&format!("{method} {path}"), request).await
+        page_at(self.http, method, path, headers, body).await
     }
+}
+
+/// A request to whatever listens there.
+pub async fn page_at(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(String, String)],
+    body: impl Into<Bytes>,
+) -> Page {
+    let request = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut send, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut request = http::Request::builder().method(method).uri(path).header("host", "stoker.test");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(body.into())).unwrap();
+        let (parts, body) = send.send_request(request).await.unwrap().into_parts();
+        let body = body.collect().await.expect("the body is whole").to_bytes();
+        connection.abort();
+        Page { status: parts.status.as_u16(), headers: parts.headers, body }
+    };
+    within(&format!("{method} {path}"), request).await
 }
 
 /// What is left of a streamed call.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::try_join_all;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
-use stoker_core::call::{CHUNK, Taken};
+use stoker_core::call::{CHUNK, Taken, WINDOW, longest_piece};
 use stoker_core::machine::Listed as _;
 use stoker_core::{Code, Error};
 use stoker_proto::v1;
@@ -36,12 +36,14 @@ struct Caller {
     taken: Taken,
     /// Bytes of the body that are sent.
     sent: usize,
+    /// Most bytes of one piece of it, once the first credit has told.
+    longest: Option<usize>,
 }
 
 impl Caller {
     /// With this call, of whose body `sent` bytes go with its start.
     fn begins(call: u64, sent: usize) -> Self {
-        Self { call, began: Instant::now(), bytes: 0, taken: Taken::default(), sent }
+        Self { call, began: Instant::now(), bytes: 0, taken: Taken::default(), sent, longest: None }
     }
 }
 
@@ -90,6 +92,7 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
             head: Some(v1::RequestHead::default()),
             body: first.clone(),
             complete: caller.sent == load.body.len(),
+            window: WINDOW,
             ..Default::default()
         })
     };
@@ -149,9 +152,10 @@ pub async fn session(connection: Connection, load: &Load) -> Result<(), Failure>
                 }
             }
             Some(Receive::Credit(credit)) => {
+                let longest = *caller.longest.get_or_insert(longest_piece(credit.bytes));
                 let end = load.body.len().min(caller.sent + credit.bytes as usize);
                 while caller.sent < end {
-                    let piece = load.body.slice(caller.sent..end.min(caller.sent + CHUNK));
+                    let piece = load.body.slice(caller.sent..end.min(caller.sent + longest));
                     caller.sent += piece.len();
                     let last = caller.sent == load.body.len();
                     outbox.send(caller.call, Send::Body(v1::SessionBody { data: piece, last }))?;
@@ -328,10 +332,10 @@ impl Target {
                         "start a fleet with `stoker up`, or name another with --http or STOKER_HTTP",
                     )
                 };
+                let tls = client::tls(url, Speaks::Http1)?;
                 let (host, port) = client::place(url);
                 let stream = net::connect(host, port).await.map_err(|error| away(&error))?;
-                let stream =
-                    client::secured(url, stream, Speaks::Http1).await.map_err(|error| away(&error))?;
+                let stream = client::secured(tls, url, stream).await.map_err(|error| away(&error))?;
                 handshake(stream).await.map_err(|error| away(&error))
             }
             Place::Socket(path) => {

@@ -4,15 +4,29 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// Most bytes of one piece of a body on any wire; also the most that an offer carries ahead of the start.
+/// Most bytes of a body that the first frame of a call carries, ahead of its start; also the longest piece for who has not said that it takes longer ones.
 pub const CHUNK: usize = 64 * 1024;
 
-/// Credit that a receiver of a body gives at first, in bytes: one call holds no more than this in any one place.
-pub const WINDOW: u32 = 256 * 1024;
+/// Credit that a receiver of a body gives at first if nothing else was agreed, in bytes.
+pub const LEAST_WINDOW: u32 = 256 * 1024;
 
-/// A receiver gives credit anew when it has taken so much. Half of a window is enough for a sender to go on with meanwhile, and each time is a frame, a
-/// write and perhaps somebody woken.
-pub const REFILL: u32 = WINDOW / 2;
+/// Credit that we give at first where the other side knows of it, in bytes: one call holds no more than this in any one place. Four pieces, so that its end cuts
+/// none in two.
+pub const WINDOW: u32 = 4 * PIECE as u32;
+
+/// The longest piece within a [`WINDOW`]. Each costs a frame, two or three system calls a hop and perhaps somebody woken, so it is long; and with what is around it, it
+/// fits into two segments of TCP on one machine, which has 65,483 bytes for each: a third with the last few bytes would be another way through all of it.
+pub const PIECE: usize = 127 * 1024;
+
+/// The longest piece that may be sent to who gives such a window at first: a quarter of it.
+#[must_use]
+pub const fn longest_piece(window: u32) -> usize {
+    if window >= WINDOW { PIECE } else { CHUNK }
+}
+
+/// A receiver gives credit anew when it has taken so much: two pieces of either length. Half of a window is enough for a sender to go on with meanwhile, and each time
+/// is a frame, a write and perhaps somebody woken.
+pub const REFILL: u32 = LEAST_WINDOW / 2;
 
 /// What the receiver of a body took of it and has given no credit for yet, in bytes.
 #[derive(Debug, Default)]

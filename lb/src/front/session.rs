@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
 use hyper::body::Incoming;
-use stoker_core::call::{CHUNK, Taken, WINDOW};
+use stoker_core::call::{CHUNK, LEAST_WINDOW, PIECE, Taken, WINDOW, longest_piece};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_core::ids::CallId;
 use stoker_proto::frames::Decoded;
@@ -26,13 +26,13 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
-use super::Door;
+use super::Front;
 use super::grpc::{misread, refused};
 use super::http::fields;
 use crate::auth::Caller;
 use crate::call::{Input, Trailers};
 use crate::link::outbox::{Outbox, Outgoing, outbox};
-use crate::observe::{Door as Way, Watch};
+use crate::observe::{Door, Watch};
 
 /// Frames of the client.
 type Requests = Decoded<Incoming, v1::SessionRequest>;
@@ -54,16 +54,16 @@ impl Stream for Frames {
 }
 
 /// Serves a session.
-pub fn open(door: Arc<Door>, caller: Caller, stream: Requests) -> Frames {
+pub fn open(front: Arc<Front>, caller: Caller, stream: Requests) -> Frames {
     let (out, outgoing) = outbox();
     let gone = CancellationToken::new();
     let frames = Frames { outgoing, _gone: gone.clone().drop_guard() };
-    let tasks = door.dispatch.tasks.clone();
-    let open = door.observer.session();
+    let tasks = front.dispatch.tasks.clone();
+    let open = front.observer.session();
     tasks.spawn(async move {
         let _open = open;
         let done = tokio::select! {
-            done = door.dispatch.fleet.panics.call(run(&door, &caller, stream, &out)) => done,
+            done = front.dispatch.fleet.panics.call(run(&front, &caller, stream, &out)) => done,
             () = gone.cancelled() => Ok(()),
         };
         if let Err(error) = done {
@@ -159,15 +159,15 @@ fn send(out: &Sender, call: u64, frame: Out) {
     out.push(Ok(v1::SessionResponse { call, frame: Some(frame) }));
 }
 
-async fn run(door: &Door, caller: &Caller, stream: Requests, out: &Sender) -> Result<(), Error> {
+async fn run(front: &Front, caller: &Caller, stream: Requests, out: &Sender) -> Result<(), Error> {
     let mut running = HashMap::new();
-    let ended = read(door, caller, stream, out, &mut running).await;
+    let ended = read(front, caller, stream, out, &mut running).await;
     // Calls that end with their session have no outcome of their own, which would say it.
     ended.map_err(|error| if running.is_empty() { error } else { error.may_have_started() })
 }
 
 async fn read(
-    door: &Door,
+    front: &Front,
     caller: &Caller,
     mut stream: Requests,
     out: &Sender,
@@ -194,7 +194,7 @@ async fn read(
         tokio::select! {
             Some(number) = calls.next(), if !calls.is_empty() => { running.remove(&number); }
             // New calls are refused from here on, and those that run go on.
-            () = door.stopping.cancelled(), if !stopping => stopping = true,
+            () = front.stopping.cancelled(), if !stopping => stopping = true,
             message = message, if open => match message {
                 Ok(Some(v1::SessionRequest { call, frame: Some(In::Start(start)) })) => {
                     if running.contains_key(&call) {
@@ -207,8 +207,8 @@ async fn read(
                         )));
                     }
                     let entry = Running { shared: Arc::default(), complete: start.complete };
-                    entry.shared.lock().credit = WINDOW.into();
-                    calls.push(one(door, caller, call, start, entry.shared.clone(), out));
+                    entry.shared.lock().credit = given_at_first(&start).into();
+                    calls.push(one(front, caller, call, start, entry.shared.clone(), out));
                     running.insert(call, entry);
                 }
                 // A call that has just ended may still be spoken of: what the client sent before it knew is dropped.
@@ -252,9 +252,9 @@ impl Running {
                     return Err(format!("body: the body of call {number} was complete"));
                 }
                 let len = body.data.len() as u64;
-                if body.data.len() > CHUNK || len > flow.granted {
+                if body.data.len() > PIECE || len > flow.granted {
                     return Err(format!(
-                        "body: a piece of {len} bytes of call {number} is over its credit or {CHUNK}"
+                        "body: a piece of {len} bytes of call {number} is over its credit or {PIECE}"
                     ));
                 }
                 flow.granted -= len;
@@ -297,7 +297,7 @@ impl Running {
 
 /// One call from its start to its one `finished`.
 async fn one(
-    door: &Door,
+    front: &Front,
     caller: &Caller,
     number: u64,
     mut start: v1::SessionStart,
@@ -306,11 +306,11 @@ async fn one(
 ) -> u64 {
     let id = CallId::new();
     let trace = super::carried(std::mem::take(&mut start.traceparent), std::mem::take(&mut start.tracestate));
-    let mut watch = door.observer.grpc(Way::Session, id, &trace);
+    let mut watch = front.observer.grpc(Door::Session, id, &trace);
     watch.by(caller.clone());
     let outcome = {
-        let call = pin!(follow(door, number, id, start, &shared, out, &mut watch));
-        let mut call = pin!(door.dispatch.fleet.panics.call(call));
+        let call = pin!(follow(front, number, id, start, &shared, out, &mut watch));
+        let mut call = pin!(front.dispatch.fleet.panics.call(call));
         poll_fn(|cx| {
             let mut flow = shared.lock();
             if flow.cancelled {
@@ -335,7 +335,7 @@ async fn one(
 }
 
 async fn follow(
-    door: &Door,
+    front: &Front,
     number: u64,
     id: CallId,
     start: v1::SessionStart,
@@ -343,21 +343,22 @@ async fn follow(
     out: &Sender,
     watch: &mut Watch,
 ) -> Result<v1::SessionFinished, Error> {
-    if door.stopping.is_cancelled() {
+    if front.stopping.is_cancelled() {
         // Other doors end with their connections, which take what was under way when they were told to close.
         return Err(super::stopping());
     }
-    let function = door.named(&start.function)?;
+    let function = front.named(&start.function)?;
+    let longest = longest_piece(given_at_first(&start));
     let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
     let followed = fields::is_followed(function.spec.format);
-    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
+    let call = front.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let until: Instant = call.deadline.0.into();
     let mut input = Input::begun(start.body, None);
     if !start.complete {
         input.rest = Some(Box::pin(Uploaded { number, shared: shared.clone(), out: out.clone() }));
         input.trailers = followed.then(|| shared.lock().behind.get_or_insert_default().clone());
     }
-    let answer = door.dispatch.call(call, input, watch).await?;
+    let answer = front.dispatch.call(call, input, watch).await?;
     let Some(mut rest) = answer.rest else {
         return Ok(v1::SessionFinished {
             head: Some(answer.head),
@@ -372,7 +373,7 @@ async fn follow(
     let mut piece = answer.first;
     loop {
         while !piece.is_empty() {
-            let patience = Instant::now() + door.send_timeout;
+            let patience = Instant::now() + front.send_timeout;
             let credit = tokio::time::timeout_at(until.min(patience), credit(shared)).await;
             let credit = credit.map_err(|_| match until <= patience {
                 true => left(
@@ -383,11 +384,11 @@ async fn follow(
                     Code::Cancelled,
                     format!(
                         "the client took no more of the answer for {:?} (`send_timeout`)",
-                        door.send_timeout
+                        front.send_timeout
                     ),
                 ),
             })?;
-            let part = piece.split_to(piece.len().min(CHUNK).min(credit));
+            let part = piece.split_to(piece.len().min(longest).min(credit));
             shared.lock().credit -= part.len() as u64;
             send(out, number, Out::Body(v1::SessionBody { data: part, last: false }));
         }
@@ -403,6 +404,11 @@ async fn follow(
         trailers: end.trailers,
         ..v1::SessionFinished::default()
     })
+}
+
+/// Bytes of the answer that the client takes before it gives credit.
+fn given_at_first(start: &v1::SessionStart) -> u32 {
+    if start.window == 0 { LEAST_WINDOW } else { start.window.min(WINDOW) }
 }
 
 /// The end of an answer that its client left.

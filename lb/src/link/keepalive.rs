@@ -13,7 +13,7 @@ use stoker_policy::silence::{RoundTrip, STEP};
 use stoker_proto::runner::v1 as wire;
 use tokio::time::Instant;
 
-use crate::fleet::Lane;
+use crate::fleet::Link;
 
 /// A link is asked every so many steps, if the question before is answered, and when nothing has come for as many.
 const PERIOD: u32 = 2;
@@ -37,16 +37,16 @@ struct Question {
 /// Returns when nothing has come for longer than this link may be silent, although it was asked for, and says how long that was. Never where the runner's
 /// release knows no such question. `greeting` is the time that its first answer took: all that is known of the way until a question is answered, and then
 /// forgotten, since a runner that was frozen meanwhile greets as late as if it were far away.
-pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
+pub async fn silence(link: &Link, greeting: Duration) -> Duration {
     let (mut way, mut asked_before) = (RoundTrip::first(greeting), false);
-    let (mut heard, mut number) = (lane.heard(), 0);
+    let (mut heard, mut number) = (link.heard(), 0);
     let mut question: Option<Question> = None;
     let (mut silent, mut since) = (0, 0);
     loop {
         let on_time = in_time(STEP).await;
         if let Some(open) = &mut question {
             open.slept |= !on_time;
-            if let Some((_, came)) = lane.ponged().filter(|(number, _)| *number == open.number) {
+            if let Some((_, came)) = link.ponged().filter(|(number, _)| *number == open.number) {
                 if !open.slept {
                     let took = came.saturating_duration_since(open.asked);
                     match std::mem::replace(&mut asked_before, true) {
@@ -58,7 +58,7 @@ pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
             }
         }
         since += 1;
-        let (now, bound) = (lane.heard(), way.bound());
+        let (now, bound) = (link.heard(), way.bound());
         let again = match heard == now {
             true => {
                 silent += u32::from(on_time);
@@ -80,7 +80,7 @@ pub async fn silence(lane: &Lane, greeting: Duration) -> Duration {
         if again {
             (number, since) = (number + 1, 0);
             let ping = wire::engage_request::Frame::Ping(wire::Ping { number });
-            match lane.session.load().as_ref().is_some_and(|session| session.ask(ping)) {
+            match link.session.load().as_ref().is_some_and(|session| session.ask(ping)) {
                 true => {
                     question = Some(Question { number, asked: Instant::now(), slept: false, passed: false });
                 }
@@ -112,23 +112,23 @@ mod tests {
     /// A link to a runner that answers its first questions, each after `way`, and after how long it was given up.
     async fn given_up_after(version: u32, way: Duration, answers: u64) -> Option<Duration> {
         let (out, mut outgoing) = outbox();
-        let lane = Lane::default();
-        lane.session.store(Some(Session::new(out, version, 100)));
+        let link = Link::default();
+        link.session.store(Some(Session::new(out, version, 100)));
         let began = Instant::now();
         let runner = async {
             while let Some(frame) = outgoing.next().await {
                 match frame.frame {
                     Some(wire::engage_request::Frame::Ping(ping)) if ping.number <= answers => {
                         tokio::time::sleep(way).await;
-                        lane.hear();
-                        lane.pong(ping.number);
+                        link.hear();
+                        link.pong(ping.number);
                     }
                     _ => {}
                 }
             }
         };
         tokio::select! {
-            said = silence(&lane, way) => {
+            said = silence(&link, way) => {
                 assert!(began.elapsed() >= said);
                 Some(began.elapsed())
             }
@@ -169,21 +169,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_greeted_late_and_answers_at_once_is_near() {
         let (out, mut outgoing) = outbox();
-        let lane = Lane::default();
-        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let link = Link::default();
+        link.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
         let runner = async {
             while let Some(frame) = outgoing.next().await {
                 if let Some(wire::engage_request::Frame::Ping(ping)) = frame.frame
                     && ping.number <= 2
                 {
                     tokio::time::sleep(GOOD).await;
-                    lane.hear();
-                    lane.pong(ping.number);
+                    link.hear();
+                    link.pong(ping.number);
                 }
             }
         };
         tokio::select! {
-            said = silence(&lane, Duration::from_secs(4)) => assert_eq!(said, LEAST),
+            said = silence(&link, Duration::from_secs(4)) => assert_eq!(said, LEAST),
             () = runner => unreachable!("the link is never closed"),
         }
     }
@@ -191,8 +191,8 @@ mod tests {
     /// The bound of a link that was quick when it began and takes `way` since, when it falls silent after a minute.
     async fn moves(way: Duration) -> Duration {
         let (out, mut outgoing) = outbox();
-        let lane = Lane::default();
-        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let link = Link::default();
+        link.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
         let began = Instant::now();
         let runner = async {
             while let Some(frame) = outgoing.next().await {
@@ -200,13 +200,13 @@ mod tests {
                     && began.elapsed() < Duration::from_secs(60)
                 {
                     tokio::time::sleep(way).await;
-                    lane.hear();
-                    lane.pong(ping.number);
+                    link.hear();
+                    link.pong(ping.number);
                 }
             }
         };
         tokio::select! {
-            said = silence(&lane, GOOD) => said,
+            said = silence(&link, GOOD) => said,
             () = runner => unreachable!("the link is never closed"),
         }
     }
@@ -215,18 +215,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_busy_link_is_asked_too() {
         let (out, mut outgoing) = outbox();
-        let lane = Lane::default();
-        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let link = Link::default();
+        link.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
         let busy_for = Duration::from_secs(60);
         let began = Instant::now();
         let runner = async {
             let mut beat = tokio::time::interval(Duration::from_millis(10));
             while began.elapsed() < busy_for {
                 tokio::select! {
-                    _ = beat.tick() => lane.hear(),
+                    _ = beat.tick() => link.hear(),
                     Some(frame) = outgoing.next() => {
                         if let Some(wire::engage_request::Frame::Ping(ping)) = frame.frame {
-                            lane.pong(ping.number);
+                            link.pong(ping.number);
                         }
                     }
                 }
@@ -234,7 +234,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            said = silence(&lane, Duration::from_secs(2)) => assert_eq!(said, LEAST, "and not what the greeting took"),
+            said = silence(&link, Duration::from_secs(2)) => assert_eq!(said, LEAST, "and not what the greeting took"),
             () = runner => {}
         }
         assert!(began.elapsed() < busy_for + LEAST + 2 * STEP);
@@ -243,11 +243,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_slept_says_nothing_of_others() {
         let (out, _outgoing) = outbox();
-        let lane = Arc::new(Lane::default());
-        lane.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
+        let link = Arc::new(Link::default());
+        link.session.store(Some(Session::new(out, SESSION_VERSION, 100)));
         let watch = tokio::spawn({
-            let lane = lane.clone();
-            async move { silence(&lane, GOOD).await }
+            let link = link.clone();
+            async move { silence(&link, GOOD).await }
         });
         // The clock runs, and nobody here does: what came meanwhile has not been read.
         for _ in 0..20 {

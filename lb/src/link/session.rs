@@ -128,7 +128,7 @@ impl Session {
         in_flight: InFlight,
     ) -> Option<LinkCall> {
         let function = self.told(&call.function);
-        let inbox = Arc::new(Inbox::new());
+        let inbox = Arc::new(Inbox::new(stoker_proto::window(self.version)));
         let mut table = self.table();
         // Under the lock: numbers grow in the order of the frames, a definition precedes its first use, and no offer follows `Settled`.
         if table.closed || table.drains || !self.define(&mut table, function) {

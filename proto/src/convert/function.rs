@@ -32,14 +32,7 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             format!("`{}/{}` is not a name: app and name are 1 to 255 of [a-zA-Z0-9_-]", f.app, f.name),
         );
     }
-    let mut secrets = BTreeMap::new();
-    for (key, name) in f.secrets {
-        match SecretName::parse(&name) {
-            Ok(name) => _ = secrets.insert(key, name),
-            // Without the text: it may be the secret itself.
-            Err(why) => bad("env", format!("{key:?}: {why}")),
-        }
-    }
+    let secrets = secrets(f.secrets, &mut bad);
     let format = Format::parse(if f.format.is_empty() { "default" } else { &f.format });
     if format.is_none() {
         bad(
@@ -47,34 +40,11 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
             format!("`{}` is not a format: write {}", f.format, words(Format::ALL, Format::as_str)),
         );
     }
-    let options = f.format_options.unwrap_or_default();
-    let events =
-        CloudEvents::parse(if options.cloudevents.is_empty() { "0.1" } else { &options.cloudevents });
-    if events.is_none() {
-        let versions = words(CloudEvents::ALL, CloudEvents::as_str);
-        bad("format_options", format!("cloudevents is {:?}: write {versions}", options.cloudevents));
-    }
-    let roots: Vec<_> =
-        [("rootfs", f.rootfs), ("image", f.image), ("archive", f.archive), ("oci-layout", f.oci_layout)]
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .collect();
-    if let [(first, _), (second, _), ..] = &roots[..] {
-        bad(second, format!("cannot stand beside {first}: a function has one root"));
-    }
-    let root = match roots.into_iter().next() {
-        None => Root::Host,
-        Some(("image", text)) => match ImageRef::parse(&text) {
-            Ok(image) => Root::Image(image),
-            Err(problem) => {
-                bad("image", problem);
-                Root::Host
-            }
-        },
-        Some(("archive", path)) => Root::Archive(path.into()),
-        Some(("oci-layout", path)) => Root::OciLayout(path.into()),
-        Some((_, path)) => Root::Rootfs(path.into()),
-    };
+    let format_options = format_options(f.format_options.unwrap_or_default(), &mut bad);
+    let root = root(
+        [("rootfs", f.rootfs), ("image", f.image), ("archive", f.archive), ("oci-layout", f.oci_layout)],
+        &mut bad,
+    );
     let network = Network::parse(if f.network.is_empty() { "none" } else { &f.network });
     if network.is_none() {
         bad("network", format!("`{}` is not a network: write none, egress or host", f.network));
@@ -102,19 +72,7 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
         writable_root: f.writable_root,
         command: f.command,
         format: format.unwrap_or_default(),
-        format_options: FormatOptions {
-            cloudevents: events.unwrap_or_default(),
-            cloudevents_by_content_type: options.cloudevents_by_content_type,
-            base64_bodies: options.base64_bodies,
-            cold: options.cold,
-            open_function_variables: options.open_function_variables,
-            handler: options.handler,
-            stream_rate: options.stream_rate,
-            stream_burst: options.stream_burst,
-            snap_start: options.snap_start,
-            version: options.version,
-            opt: options.opt.into(),
-        },
+        format_options,
         memory: if f.memory == 0 { limits::DEFAULT_MEMORY } else { f.memory },
         cpu_millis: f.cpu_millis,
         timeout_ms,
@@ -138,6 +96,64 @@ pub fn function(f: v1::Function) -> Result<FunctionSpec, Vec<Problem>> {
         problems.extend(more);
     }
     if problems.is_empty() { Ok(spec) } else { Err(problems) }
+}
+
+/// The secrets of a function by the variables that have them.
+fn secrets(
+    named: impl IntoIterator<Item = (String, String)>,
+    bad: &mut impl FnMut(&'static str, String),
+) -> BTreeMap<String, SecretName> {
+    let mut secrets = BTreeMap::new();
+    for (key, name) in named {
+        match SecretName::parse(&name) {
+            Ok(name) => _ = secrets.insert(key, name),
+            // Without the text: it may be the secret itself.
+            Err(why) => bad("env", format!("{key:?}: {why}")),
+        }
+    }
+    secrets
+}
+
+fn format_options(o: v1::FormatOptions, bad: &mut impl FnMut(&'static str, String)) -> FormatOptions {
+    let events = CloudEvents::parse(if o.cloudevents.is_empty() { "0.1" } else { &o.cloudevents });
+    if events.is_none() {
+        let versions = words(CloudEvents::ALL, CloudEvents::as_str);
+        bad("format_options", format!("cloudevents is {:?}: write {versions}", o.cloudevents));
+    }
+    FormatOptions {
+        cloudevents: events.unwrap_or_default(),
+        cloudevents_by_content_type: o.cloudevents_by_content_type,
+        base64_bodies: o.base64_bodies,
+        cold: o.cold,
+        open_function_variables: o.open_function_variables,
+        handler: o.handler,
+        stream_rate: o.stream_rate,
+        stream_burst: o.stream_burst,
+        snap_start: o.snap_start,
+        version: o.version,
+        opt: o.opt.into(),
+    }
+}
+
+/// The one root that a function has, of those that can be said; without one it is the host's.
+fn root(said: [(&'static str, String); 4], bad: &mut impl FnMut(&'static str, String)) -> Root {
+    let roots: Vec<_> = said.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+    if let [(first, _), (second, _), ..] = &roots[..] {
+        bad(second, format!("cannot stand beside {first}: a function has one root"));
+    }
+    match roots.into_iter().next() {
+        None => Root::Host,
+        Some(("image", text)) => match ImageRef::parse(&text) {
+            Ok(image) => Root::Image(image),
+            Err(problem) => {
+                bad("image", problem);
+                Root::Host
+            }
+        },
+        Some(("archive", path)) => Root::Archive(path.into()),
+        Some(("oci-layout", path)) => Root::OciLayout(path.into()),
+        Some((_, path)) => Root::Rootfs(path.into()),
+    }
 }
 
 /// `a, b or c`.

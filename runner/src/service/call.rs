@@ -100,7 +100,12 @@ impl Call<'_> {
         }
         let remaining = offer.deadline.remaining();
         if remaining.is_zero() {
-            return Box::pin(self.refuse(Refusal::Expired, "the deadline has passed".to_owned(), None)).await;
+            return Box::pin(self.refuse(
+                Refusal::Expired,
+                "the deadline had passed when it came".to_owned(),
+                None,
+            ))
+            .await;
         }
         let mut timings = Timings::default();
         // Containers that turn out to be spoiled go, and the call takes another: nothing of it has reached one.
@@ -267,6 +272,7 @@ impl Call<'_> {
             LaunchError::Full { retry_after } => {
                 self.refuse(Refusal::Full, error.to_string(), Some(retry_after)).await
             }
+            LaunchError::Late(detail) => self.refuse(Refusal::Expired, detail, None).await,
             LaunchError::Stopping => self.refuse(Refusal::Draining, error.to_string(), None).await,
         }
     }

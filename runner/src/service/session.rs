@@ -84,6 +84,8 @@ struct Session {
     newest: Option<u64>,
     /// Who is at the other end; the same on all its sessions.
     balancer: u64,
+    /// Bytes of each answer that may be on their way there.
+    window: u32,
     /// Whether it may bring a call still.
     place: Option<Place>,
     /// How often it was told that the runner drains, and whether that holds.
@@ -100,6 +102,7 @@ pub async fn run(shared: Arc<Shared>, mut frames: Frames, out: Outbox) {
         defined: HashMap::new(),
         newest: None,
         balancer: 0,
+        window: 0,
         place: None,
         drainings: 0,
         drains: false,
@@ -209,6 +212,7 @@ impl Session {
             software: super::SOFTWARE.to_owned(),
         };
         self.place = Some(self.shared.open.enter(version >= 2));
+        self.window = stoker_proto::window(version);
         let sent = self.out.send(frame(engage_response::Frame::Welcome(Box::new(welcome)))).await;
         sent.map_err(|_| Status::cancelled("the balancer left"))?;
         // One of an earlier release has only its name.
@@ -324,7 +328,8 @@ impl Session {
         }
         self.newest = Some(number);
         let strand =
-            Arc::new(Strand::new(number, self.out.clone(), offer.body, offer.complete, offer.length));
+            Strand::new(number, self.window, self.out.clone(), offer.body, offer.complete, offer.length);
+        let strand = Arc::new(strand);
         let (spec, revision) = match defined {
             Ok(understood) => understood,
             Err(why) => {

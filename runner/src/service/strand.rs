@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use stoker_core::call::{CHUNK, Headers, WINDOW};
+use stoker_core::call::{Headers, PIECE, longest_piece};
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1::{self as wire, engage_response::Frame};
 use tokio::sync::{Notify, mpsc};
@@ -19,6 +19,8 @@ pub type Outbox = mpsc::Sender<Result<wire::EngageResponse, Status>>;
 /// One call on one session.
 pub struct Strand {
     pub number: u64,
+    /// Bytes of the answer that may be on their way.
+    window: u32,
     out: Outbox,
     inner: Mutex<Inner>,
     body: Notify,
@@ -55,7 +57,15 @@ pub enum Word {
 pub struct Lost;
 
 impl Strand {
-    pub fn new(number: u64, out: Outbox, first: Bytes, complete: bool, length: Option<u64>) -> Self {
+    /// On a session with such a window for answers; with the first piece of the body, whether that is all, and the length of the whole.
+    pub fn new(
+        number: u64,
+        window: u32,
+        out: Outbox,
+        first: Bytes,
+        complete: bool,
+        length: Option<u64>,
+    ) -> Self {
         let missing = length.map(|length| length.saturating_sub(first.len() as u64));
         let mut body = Pieces::default();
         body.push(first);
@@ -66,13 +76,14 @@ impl Strand {
             missing,
             trailers: Headers::default(),
             may_receive: 0,
-            may_send: u64::from(WINDOW),
+            may_send: u64::from(window),
             cancelled: None,
             stands_since: None,
             stood: Duration::ZERO,
         };
         Self {
             number,
+            window,
             out,
             inner: Mutex::new(inner),
             body: Notify::new(),
@@ -104,8 +115,8 @@ impl Strand {
     }
 
     pub fn receive(&self, data: Bytes, last: bool, trailers: Headers) -> Result<(), String> {
-        if data.len() > CHUNK {
-            return Err(format!("a piece of {} bytes, at most {CHUNK} are allowed", data.len()));
+        if data.len() > PIECE {
+            return Err(format!("a piece of {} bytes, at most {PIECE} are allowed", data.len()));
         }
         let mut inner = self.inner();
         if inner.state == State::Closed {
@@ -140,8 +151,8 @@ impl Strand {
         }
         inner.step(Event::Credit)?;
         inner.may_send += u64::from(bytes);
-        if inner.may_send > u64::from(WINDOW) {
-            return Err(format!("credit for more than the {WINDOW} bytes of a window"));
+        if inner.may_send > u64::from(self.window) {
+            return Err(format!("credit for more than the {} bytes of a window", self.window));
         }
         drop(inner);
         self.credit.notify_one();
@@ -150,13 +161,18 @@ impl Strand {
 
     // === what the call's task asks and says ===
 
+    /// Most bytes of one piece of the answer.
+    pub fn longest_piece(&self) -> usize {
+        longest_piece(self.window)
+    }
+
     /// The next piece of the body, and whether it is the last; waits until there is some, or the end of it.
     pub async fn next_body(&self) -> (Bytes, bool) {
         loop {
             {
                 let mut inner = self.inner();
                 if !inner.body.is_empty() || inner.last {
-                    let piece = inner.body.take(CHUNK);
+                    let piece = inner.body.take(PIECE);
                     return (piece, inner.last && inner.body.is_empty());
                 }
             }
@@ -282,11 +298,12 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stoker_core::call::LEAST_WINDOW;
 
     #[tokio::test]
     async fn bodies_need_credit() {
         let (out, mut sent) = mpsc::channel(4);
-        let strand = Strand::new(7, out, Bytes::from_static(b"first"), false, None);
+        let strand = Strand::new(7, LEAST_WINDOW, out, Bytes::from_static(b"first"), false, None);
         assert!(
             strand
                 .receive(Bytes::from_static(b"x"), false, Headers::default())
@@ -308,7 +325,7 @@ mod tests {
     async fn a_body_is_as_long_as_was_said() {
         for (pieces, good) in [(&[3, 2][..], true), (&[3, 1], false), (&[3, 3], false), (&[5, 0], true)] {
             let (out, _sent) = mpsc::channel(4);
-            let strand = Strand::new(7, out, Bytes::from_static(b"first"), false, Some(10));
+            let strand = Strand::new(7, LEAST_WINDOW, out, Bytes::from_static(b"first"), false, Some(10));
             strand.step(Event::Begin);
             strand.allow(100).await.unwrap();
             let said = pieces.iter().enumerate().try_for_each(|(n, length)| {

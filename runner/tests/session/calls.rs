@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stoker_core::call::CHUNK;
+use stoker_core::call::longest_piece;
 use stoker_proto::runner::v1::{self as wire, engage_request as req, engage_response as res};
 use stoker_proto::{convert, v1};
 use stoker_sandbox::select::Choice;
@@ -190,22 +190,30 @@ async fn a_length_that_is_known_is_told() {
         assert_eq!(String::from_utf8_lossy(&answer.body), told, "{answer:?}");
     }
 
-    let call = session.offer(&spec, "give", b"1000000", true, AMPLE).await;
-    let (mut got, mut said) = (0, None);
-    let finished = loop {
-        match session.frame().await {
-            res::Frame::Ready(_) => session.start(call).await,
-            res::Frame::Head(head) => said = head.length,
-            res::Frame::Body(body) => {
-                assert!(got % CHUNK + body.data.len() <= CHUNK, "{} bytes behind {got}", body.data.len());
-                got += body.data.len();
-                session.credit(call, body.data.len()).await;
+    for version in [stoker_proto::OLDEST_SESSION_VERSION, stoker_proto::SESSION_VERSION] {
+        let longest = longest_piece(stoker_proto::window(version));
+        let mut session = kit::Session::open_as(fleet.client().await, version).await;
+        let call = session.offer(&spec, "give", b"1000000", true, AMPLE).await;
+        let (mut got, mut said) = (0, None);
+        let finished = loop {
+            match session.frame().await {
+                res::Frame::Ready(_) => session.start(call).await,
+                res::Frame::Head(head) => said = head.length,
+                res::Frame::Body(body) => {
+                    assert!(
+                        got % longest + body.data.len() <= longest,
+                        "{} bytes behind {got}",
+                        body.data.len()
+                    );
+                    got += body.data.len();
+                    session.credit(call, body.data.len()).await;
+                }
+                res::Frame::Finished(finished) => break finished,
+                _ => {}
             }
-            res::Frame::Finished(finished) => break finished,
-            _ => {}
-        }
-    };
-    assert_eq!((said, got + finished.body.len()), (Some(1_000_000), 1_000_000), "{finished:?}");
+        };
+        assert_eq!((said, got + finished.body.len()), (Some(1_000_000), 1_000_000), "{finished:?}");
+    }
 
     // What was said holds.
     let call = session.offer_of_length(&spec, "length", b"first", false, AMPLE, Some(10)).await;

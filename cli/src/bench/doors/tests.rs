@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use futures_util::Stream;
-use stoker_core::call::WINDOW;
+use stoker_core::call::{LEAST_WINDOW, PIECE};
 use stoker_proto::v1::call_service_server::{CallService, CallServiceServer};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 use crate::args::{Cli, Command};
 
-struct Echo;
+/// Gives so much credit at first, and then as much again for each piece.
+struct Echo {
+    window: u32,
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + std::marker::Send>>;
 
@@ -80,6 +83,7 @@ impl CallService for Echo {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let window = self.window;
         let mut requests = request.into_inner();
         let (answers, receiver) = mpsc::channel(16);
         // Ends with the client's stream.
@@ -93,7 +97,7 @@ impl CallService for Echo {
                         start.complete
                     }
                     Send::Body(piece) => {
-                        assert!(piece.data.len() <= CHUNK, "a piece is too long");
+                        assert!(piece.data.len() <= longest_piece(window), "a piece is too long");
                         let body = open.get_mut(&call).expect("a body belongs to a call");
                         body.extend_from_slice(&piece.data);
                         piece.last
@@ -107,7 +111,7 @@ impl CallService for Echo {
                     let body = open.remove(&call).expect("it was there").into();
                     Receive::Finished(Box::new(v1::SessionFinished { body, ..Default::default() }))
                 } else {
-                    Receive::Credit(v1::SessionCredit { bytes: WINDOW })
+                    Receive::Credit(v1::SessionCredit { bytes: window })
                 };
                 if answers.send(Ok(v1::SessionResponse { call, frame: Some(frame) })).await.is_err() {
                     return;
@@ -118,10 +122,10 @@ impl CallService for Echo {
     }
 }
 
-async fn balancer() -> String {
+async fn balancer(window: u32) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = CallServiceServer::new(Echo).max_decoding_message_size(8 << 20);
+    let service = CallServiceServer::new(Echo { window }).max_decoding_message_size(8 << 20);
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
     // Ends with the test's runtime.
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
@@ -145,17 +149,20 @@ fn all_came_back(load: &Load) {
 
 #[tokio::test]
 async fn a_session_carries_small_and_large_bodies() {
-    let server = balancer().await;
-    for size in [0, 1024, CHUNK, CHUNK + 1, 200_000] {
-        let load = load(7, size, 0);
-        session(Connection::open(&server).await.ok().unwrap(), &load).await.unwrap();
-        all_came_back(&load);
+    // The first as a balancer of an earlier release does, which takes no longer pieces.
+    for window in [LEAST_WINDOW, WINDOW] {
+        let server = balancer(window).await;
+        for size in [0, 1024, CHUNK, CHUNK + 1, CHUNK + PIECE, 300_000] {
+            let load = load(7, size, 0);
+            session(Connection::open(&server).await.ok().unwrap(), &load).await.unwrap();
+            all_came_back(&load);
+        }
     }
 }
 
 #[tokio::test]
 async fn unary_calls_come_back() {
-    let server = balancer().await;
+    let server = balancer(WINDOW).await;
     let load = load(3, 100_000, 0);
     invoke(Connection::open(&server).await.ok().unwrap(), &load).await.unwrap();
     all_came_back(&load);
@@ -163,7 +170,7 @@ async fn unary_calls_come_back() {
 
 #[tokio::test]
 async fn callers_that_rest_come_back_too() {
-    let server = balancer().await;
+    let server = balancer(WINDOW).await;
     let resting = load(5, 10, 20);
     session(Connection::open(&server).await.ok().unwrap(), &resting).await.unwrap();
     all_came_back(&resting);

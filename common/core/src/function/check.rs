@@ -18,132 +18,155 @@ pub struct Problem {
     pub text: String,
 }
 
+/// What was found so far.
+#[derive(Default)]
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn wrong(&mut self, field: &'static str, text: impl Into<String>) {
+        self.0.push(Problem { field, text: text.into() });
+    }
+
+    fn all(&mut self, field: &'static str, texts: impl IntoIterator<Item = String>) {
+        texts.into_iter().for_each(|text| self.wrong(field, text));
+    }
+
+    fn range<T: PartialOrd + Copy>(
+        &mut self,
+        field: &'static str,
+        value: T,
+        allowed: &RangeInclusive<T>,
+        show: impl Fn(T) -> String,
+    ) {
+        if !allowed.contains(&value) {
+            let [least, most] = [*allowed.start(), *allowed.end()].map(&show);
+            self.wrong(field, format!("{} is not between {least} and {most}", show(value)));
+        }
+    }
+}
+
 impl FunctionSpec {
     /// Everything that is wrong with it, each with the field's name. Every door checks with this.
     ///
     /// # Errors
     /// All problems, in the order of the fields.
     pub fn check(&self) -> Result<(), Vec<Problem>> {
-        let mut problems = Vec::new();
-        let mut wrong = |field: &'static str, text: String| problems.push(Problem { field, text });
+        let mut problems = Problems::default();
+        self.check_root(&mut problems);
+        self.check_command(&mut problems);
+        problems.all("format_options", self.format_options.problems(self.format));
+        if self.root != Root::Host && !self.format_options.opt.as_os_str().is_empty() {
+            problems.wrong("format_options", "opt: a function with files of its own has its `/opt` in them");
+        }
+        self.check_numbers(&mut problems);
+        self.check_environment(&mut problems);
+        self.check_ways_in(&mut problems);
+        problems.all("async", self.later.problems(&self.name));
+        if self.schedules.len() > MAX_SCHEDULES {
+            problems.wrong("schedules", format!("has more than {MAX_SCHEDULES} entries"));
+        }
+        problems.all("schedules", self.schedules.iter().filter_map(Schedule::problem));
+        if problems.0.is_empty() { Ok(()) } else { Err(problems.0) }
+    }
+
+    fn check_root(&self, problems: &mut Problems) {
         match &self.root {
-            Root::Rootfs(path) if !path.is_absolute() => wrong("rootfs", not_absolute(path)),
-            Root::Archive(path) if !path.is_absolute() => wrong("archive", not_absolute(path)),
-            Root::OciLayout(path) if !path.is_absolute() => wrong("oci-layout", not_absolute(path)),
+            Root::Rootfs(path) if !path.is_absolute() => problems.wrong("rootfs", not_absolute(path)),
+            Root::Archive(path) if !path.is_absolute() => problems.wrong("archive", not_absolute(path)),
+            Root::OciLayout(path) if !path.is_absolute() => problems.wrong("oci-layout", not_absolute(path)),
             _ => {}
         }
-        if !self.credentials.is_empty() {
-            if !is_name(&self.credentials) {
-                wrong(
-                    "credentials",
-                    format!("{:?} is not a name: write 1 to 255 of a-z, A-Z, 0-9, - and _", self.credentials),
-                );
-            }
-            if !matches!(self.root, Root::Image(_)) {
-                wrong("credentials", "belongs to `image`: nothing else is fetched from a registry".into());
-            }
+        if self.credentials.is_empty() {
+            return;
         }
+        if !is_name(&self.credentials) {
+            let text =
+                format!("{:?} is not a name: write 1 to 255 of a-z, A-Z, 0-9, - and _", self.credentials);
+            problems.wrong("credentials", text);
+        }
+        if !matches!(self.root, Root::Image(_)) {
+            problems.wrong("credentials", "belongs to `image`: nothing else is fetched from a registry");
+        }
+    }
+
+    /// The command and where it runs. An image has its own.
+    fn check_command(&self, problems: &mut Problems) {
         let own = |empty: bool| empty && self.root.is_image();
         if self.command.first().is_none_or(String::is_empty) && !own(self.command.is_empty()) {
-            wrong(
-                "command",
-                "is missing: write the program and its arguments, like [\"python3\", \"func.py\"]".into(),
-            );
+            let text = "is missing: write the program and its arguments, like [\"python3\", \"func.py\"]";
+            problems.wrong("command", text);
         }
         let bytes: usize = self.command.iter().map(String::len).sum();
         if self.command.len() > limits::COMMAND || bytes > limits::COMMAND_BYTES {
-            wrong(
-                "command",
-                format!("has more than {} parts or {} bytes", limits::COMMAND, limits::COMMAND_BYTES),
-            );
+            let text = format!("has more than {} parts or {} bytes", limits::COMMAND, limits::COMMAND_BYTES);
+            problems.wrong("command", text);
         }
         if self.command.iter().any(|part| part.contains('\0')) {
-            wrong("command", "has a NUL character".into());
+            problems.wrong("command", "has a NUL character");
         }
         let workdir = self.workdir.as_os_str();
         if !(self.workdir.is_absolute() || own(workdir.is_empty())) || workdir.len() > 4096 {
-            wrong("workdir", not_absolute(&self.workdir));
+            problems.wrong("workdir", not_absolute(&self.workdir));
         }
-        for problem in self.format_options.problems(self.format) {
-            wrong("format_options", problem);
-        }
-        if self.root != Root::Host && !self.format_options.opt.as_os_str().is_empty() {
-            wrong("format_options", "opt: a function with files of its own has its `/opt` in them".into());
-        }
-        range(&mut wrong, "memory", self.memory, &limits::MEMORY, format_size);
-        range(&mut wrong, "cpu", self.cpu_millis, &limits::CPU_MILLIS, format_cpu);
+    }
+
+    fn check_numbers(&self, problems: &mut Problems) {
+        problems.range("memory", self.memory, &limits::MEMORY, format_size);
+        problems.range("cpu", self.cpu_millis, &limits::CPU_MILLIS, format_cpu);
         let time = |ms| format_duration(Duration::from_millis(ms));
-        range(&mut wrong, "timeout", self.timeout_ms, &limits::TIMEOUT_MS, time);
-        range(&mut wrong, "init_timeout", self.init_timeout_ms, &limits::INIT_TIMEOUT_MS, time);
-        range(&mut wrong, "idle_timeout", self.idle_timeout_ms, &limits::IDLE_TIMEOUT_MS, time);
-        range(&mut wrong, "concurrency", self.concurrency, &limits::CONCURRENCY, |n| n.to_string());
+        problems.range("timeout", self.timeout_ms, &limits::TIMEOUT_MS, time);
+        problems.range("init_timeout", self.init_timeout_ms, &limits::INIT_TIMEOUT_MS, time);
+        problems.range("idle_timeout", self.idle_timeout_ms, &limits::IDLE_TIMEOUT_MS, time);
+        let count = |count: u32| count.to_string();
+        problems.range("concurrency", self.concurrency, &limits::CONCURRENCY, count);
         if self.concurrency > 1 && !matches!(self.format, Format::HttpStream | Format::Lambda) {
-            wrong("concurrency", format!("format {} takes one call at a time", self.format.as_str()));
+            let text = format!("format {} takes one call at a time", self.format.as_str());
+            problems.wrong("concurrency", text);
         }
-        range(&mut wrong, "max_containers", self.max_containers, &limits::MAX_CONTAINERS, |n| n.to_string());
-        range(&mut wrong, "min_containers", self.min_containers, &limits::MIN_CONTAINERS, |n| n.to_string());
-        let bytes: usize = self.env.iter().map(|(k, v)| k.len() + v.len() + 2).sum();
+        problems.range("max_containers", self.max_containers, &limits::MAX_CONTAINERS, count);
+        problems.range("min_containers", self.min_containers, &limits::MIN_CONTAINERS, count);
+    }
+
+    fn check_environment(&self, problems: &mut Problems) {
+        let bytes: usize = self.env.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
         if self.env.len() + self.secrets.len() > limits::ENV || bytes > limits::ENV_BYTES {
-            wrong("env", format!("has more than {} variables or {} bytes", limits::ENV, limits::ENV_BYTES));
+            let text = format!("has more than {} variables or {} bytes", limits::ENV, limits::ENV_BYTES);
+            problems.wrong("env", text);
         }
+        let no_variable = |key: &str| format!("{key:?} cannot be an environment variable");
         for (key, value) in &self.env {
             if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-                wrong("env", format!("{key:?} cannot be an environment variable"));
+                problems.wrong("env", no_variable(key));
             }
         }
         for key in self.secrets.keys() {
             if key.is_empty() || key.contains(['=', '\0']) || key.len() > 1024 {
-                wrong("env", format!("{key:?} cannot be an environment variable"));
+                problems.wrong("env", no_variable(key));
             }
             if self.env.contains_key(key) {
-                wrong("env", format!("{key:?} is a text and a secret: write one of them"));
+                problems.wrong("env", format!("{key:?} is a text and a secret: write one of them"));
             }
         }
+    }
+
+    /// How calls come in besides the function's name, and how much of them.
+    fn check_ways_in(&self, problems: &mut Problems) {
         if self.triggers.len() > limits::TRIGGERS {
-            wrong("triggers", format!("has more than {} entries", limits::TRIGGERS));
+            problems.wrong("triggers", format!("has more than {} entries", limits::TRIGGERS));
         } else {
-            for problem in Trigger::all_problems(&self.triggers) {
-                wrong("triggers", problem);
-            }
+            problems.all("triggers", Trigger::all_problems(&self.triggers));
         }
-        for problem in self.cors.iter().flat_map(Cors::problems) {
-            wrong("cors", problem);
-        }
+        problems.all("cors", self.cors.iter().flat_map(Cors::problems));
         for (field, bytes) in [("max_request", self.max_request), ("max_response", self.max_response)] {
             if bytes > limits::BODY {
-                wrong(field, format!("is more than {}", format_size(limits::BODY)));
+                problems.wrong(field, format!("is more than {}", format_size(limits::BODY)));
             }
         }
-        for problem in self.later.problems(&self.name) {
-            wrong("async", problem);
-        }
-        if self.schedules.len() > MAX_SCHEDULES {
-            wrong("schedules", format!("has more than {MAX_SCHEDULES} entries"));
-        }
-        for problem in self.schedules.iter().filter_map(Schedule::problem) {
-            wrong("schedules", problem);
-        }
-        if problems.is_empty() { Ok(()) } else { Err(problems) }
     }
 }
 
 pub(super) fn not_absolute(path: &Path) -> String {
     format!("`{}` is not an absolute path", path.display())
-}
-
-fn range<T: PartialOrd + Copy>(
-    wrong: &mut impl FnMut(&'static str, String),
-    field: &'static str,
-    value: T,
-    allowed: &RangeInclusive<T>,
-    show: impl Fn(T) -> String,
-) {
-    if !allowed.contains(&value) {
-        wrong(
-            field,
-            format!("{} is not between {} and {}", show(value), show(*allowed.start()), show(*allowed.end())),
-        );
-    }
 }
 
 #[cfg(test)]

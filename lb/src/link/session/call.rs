@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use stoker_core::call::{Deadline, Taken};
+use stoker_core::call::{Deadline, Taken, longest_piece};
 use stoker_core::error::Error;
 use stoker_core::machine::Machine as _;
 use stoker_proto::runner::v1 as wire;
@@ -188,7 +188,12 @@ impl Upload {
         .await;
     }
 
-    /// Sends a piece, at most [`CHUNK`](stoker_core::call::CHUNK) bytes and within the credit.
+    /// Most bytes of one piece.
+    pub fn longest_piece(&self) -> usize {
+        longest_piece(stoker_proto::window(self.part.session.version))
+    }
+
+    /// Sends a piece, no longer than the [longest](Self::longest_piece) and within the credit.
     pub fn send(&self, data: Bytes) {
         self.push(wire::Body { data, ..wire::Body::default() });
     }

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use stoker_core::call::{CHUNK, WINDOW};
+use stoker_core::call::PIECE;
 use stoker_core::error::{Error, Refusal};
 use stoker_proto::runner::v1 as wire;
 use stoker_proto::v1;
@@ -70,8 +70,8 @@ pub struct Slot {
 pub struct Inbox(Mutex<Slot>);
 
 impl Inbox {
-    /// Of a call that was offered.
-    pub fn new() -> Self {
+    /// Of a call that was offered, and of whose answer so many bytes may come.
+    pub fn new(window: u32) -> Self {
         Self(Mutex::new(Slot {
             state: CallState::Offered,
             events: VecDeque::new(),
@@ -79,7 +79,7 @@ impl Inbox {
             writer: None,
             guard: None,
             upload: 0,
-            window: WINDOW.into(),
+            window: window.into(),
             abandoned: false,
             cancelled: false,
         }))
@@ -111,8 +111,8 @@ impl Slot {
 
     /// A piece of the answer, within its size and the credit.
     pub fn take(&mut self, len: usize) -> Result<(), String> {
-        if len > CHUNK {
-            return Err(format!("a piece of {len} bytes, at most {CHUNK} are allowed"));
+        if len > PIECE {
+            return Err(format!("a piece of {len} bytes, at most {PIECE} are allowed"));
         }
         let left = self.window.checked_sub(len as u64);
         self.window =

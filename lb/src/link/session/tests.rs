@@ -1,13 +1,14 @@
 use super::*;
 use futures_util::{FutureExt as _, StreamExt as _};
 use proptest::prelude::*;
-use stoker_core::call::{CHUNK, Deadline, REFILL, WINDOW};
+use stoker_core::call::{CHUNK, Deadline, PIECE, REFILL, WINDOW, longest_piece};
 use stoker_core::function::{FunctionName, FunctionSpec};
 use stoker_core::ids::CallId;
 use stoker_proto::SESSION_VERSION;
 use wire::engage_response::Frame as F;
 
 use crate::admission::Admission;
+use crate::auth::Caller;
 use crate::link::outbox::outbox;
 
 fn call() -> Call {
@@ -19,7 +20,7 @@ fn call() -> Call {
         head: v1::RequestHead::default(),
         deadline: Deadline::after(Duration::from_secs(60)),
         patience: None,
-        admitted: Admission::new(1).enter().unwrap_or_else(|error| panic!("{error}")),
+        admitted: Admission::new(1).enter(&Caller::default()).unwrap_or_else(|error| panic!("{error}")),
     }
 }
 
@@ -210,22 +211,30 @@ fn a_loss_says_who_may_have_started() {
 
 #[test]
 fn an_answer_keeps_to_its_window() {
-    let (out, _outgoing) = outbox();
-    let session = Session::new(out, SESSION_VERSION, MAX_DEFINED);
-    let mut call = offered(&session);
-    let body = || {
-        F::Body(wire::Body { call: 1, data: Bytes::from(vec![0; CHUNK]), last: false, ..Default::default() })
-    };
-    assert!(session.receive(F::Head(wire::Head { call: 1, head: None, length: None })).is_ok());
-    for _ in 0..WINDOW as usize / CHUNK {
-        assert!(session.receive(body()).is_ok());
+    // A runner of an earlier release gives shorter pieces, and less of them.
+    for version in [2, SESSION_VERSION] {
+        let (out, _outgoing) = outbox();
+        let session = Session::new(out, version, MAX_DEFINED);
+        let mut call = offered(&session);
+        let window = stoker_proto::window(version);
+        let piece = longest_piece(window);
+        assert_eq!(call.upload().longest_piece(), piece);
+        let body = |length| {
+            F::Body(wire::Body { call: 1, data: vec![0; length].into(), last: false, ..Default::default() })
+        };
+        assert!(session.receive(F::Head(wire::Head { call: 1, head: None, length: None })).is_ok());
+        assert_eq!(window as usize % piece, 0, "no piece is cut in two");
+        for _ in 0..window as usize / piece {
+            assert!(session.receive(body(piece)).is_ok());
+        }
+        let due = (REFILL as usize).div_ceil(piece);
+        (0..due).for_each(|_| call.consumed(piece));
+        for _ in 0..due {
+            assert!(session.receive(body(piece)).is_ok(), "what was read was given back");
+        }
+        let violation = session.receive(body(1)).expect_err("over the window");
+        assert!(violation.0.contains("0 are allowed"), "{}", violation.0);
+        let violation = session.receive(body(PIECE + 1)).expect_err("too long");
+        assert!(violation.0.contains("at most 130048 are allowed"), "{}", violation.0);
     }
-    for _ in 0..REFILL as usize / CHUNK {
-        call.consumed(CHUNK);
-    }
-    for _ in 0..REFILL as usize / CHUNK {
-        assert!(session.receive(body()).is_ok(), "what was read was given back");
-    }
-    let violation = session.receive(body()).expect_err("over the window");
-    assert!(violation.0.contains("0 are allowed"), "{}", violation.0);
 }

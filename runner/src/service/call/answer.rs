@@ -71,7 +71,7 @@ impl Answer {
             strand.send(Frame::Head(wire::Head { call: strand.number, head, length: self.length })).await?;
         }
         while !self.body.is_empty() {
-            let some = strand.take_credit(self.body.front().min(CHUNK)).await;
+            let some = strand.take_credit(self.body.front().min(strand.longest_piece())).await;
             let data = self.body.take(some);
             strand
                 .send(Frame::Body(wire::Body {

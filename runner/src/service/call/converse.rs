@@ -279,6 +279,7 @@ impl Talk<'_> {
         let mut room = 8 * 1024;
         // Of a body whose length is known no read goes beyond the end of a piece, so that credit and windows, which are so many pieces, cut none in two.
         let (mut got, mut long) = (0, false);
+        let longest = self.strand.longest_piece();
         loop {
             loop {
                 let said = self.exchange().decode(input, eof);
@@ -291,14 +292,14 @@ impl Talk<'_> {
                         held_since = Some(Instant::now());
                         long = length.is_some_and(|length| length > CHUNK as u64);
                         if long {
-                            room = CHUNK;
+                            room = longest;
                             read.widen();
                         }
                     }
                     Some(Said::Body(piece)) => {
                         got += piece.len();
                         answer.body.push(piece);
-                        if answer.body.len() > CHUNK {
+                        if answer.body.len() > longest {
                             answer.flush(self.strand).await?;
                         }
                     }
@@ -316,7 +317,7 @@ impl Talk<'_> {
             }
             input.reserve(room);
             let spare = input.capacity() - input.len();
-            let most = if long { spare.min(CHUNK - got % CHUNK) } else { spare };
+            let most = if long { spare.min(longest - got % longest) } else { spare };
             let mut space = (&mut *input).limit(most);
             let pending = answer.head.is_some() || !answer.body.is_empty();
             let hold = answer.fits() || !pending;
@@ -342,9 +343,9 @@ impl Talk<'_> {
                     }
                 }
             };
-            if matches!(count, Ok(n) if n == spare) && room < CHUNK {
-                room *= 2;
-                if room == CHUNK {
+            if matches!(count, Ok(n) if n == spare) && room < longest {
+                room = longest.min(2 * room);
+                if room == longest {
                     read.widen();
                 }
             }
