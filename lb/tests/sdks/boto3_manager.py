@@ -136,12 +136,18 @@ config = client.put_function_event_invoke_config(FunctionName="made", **asked)
 assert asked.items() <= config.items() and config["FunctionArn"].endswith(":function:made:$LATEST"), config
 changed = client.update_function_event_invoke_config(FunctionName="made", MaximumRetryAttempts=0)
 assert {**asked, "MaximumRetryAttempts": 0}.items() <= changed.items(), changed
+named = only.replace("only", "b.only")
+for written in (only, named):
+    client.update_function_event_invoke_config(FunctionName="made", DestinationConfig={"OnFailure": {"Destination": written}})
+    seen = client.get_function_event_invoke_config(FunctionName="made")["DestinationConfig"]
+    assert seen["OnFailure"] == {"Destination": written}, "as it was written"
 listed = client.list_function_event_invoke_configs(FunctionName="made")["FunctionEventInvokeConfigs"]
 assert [one["MaximumRetryAttempts"] for one in listed] == [0], listed
 for wrong in [
     dict(MaximumEventAgeInSeconds=59),
     dict(DestinationConfig={"OnFailure": {"Destination": "arn:aws:sqs:us-east-1:012345678912:queue"}}),
     dict(DestinationConfig={"OnFailure": {"Destination": only + "-gone"}}),
+    dict(DestinationConfig={"OnFailure": {"Destination": only + ":1"}}),
     dict(DestinationConfig={"OnSuccess": {"Destination": only.replace("only", "made")}}),
 ]:
     try:
@@ -198,6 +204,11 @@ for wrong, said, asked in [
     ("InvalidParameterValueException", "Architectures", dict(made, FunctionName="x", Code={"ZipFile": first}, Architectures=["arm64", "x86_64"])),
     ("InvalidParameterValueException", "timeout", dict(made, FunctionName="x", Code={"ZipFile": first}, Timeout=100000)),
     ("InvalidParameterValueException", "Code.ZipFile", dict(made, FunctionName="x", Code={})),
+    ("InvalidParameterValueException", 'alias "v"', dict(made, FunctionName="x:v", Code={"ZipFile": first})),
+    (
+        "InvalidParameterValueException", "connection refused",
+        dict(FunctionName="x", Role="r", PackageType="Image", Code={"ImageUri": "registry.example/r0-away:1"}),
+    ),
     ("InvalidParameterValueException", "Handler", dict(FunctionName="x", Role="r", Runtime="python3.12", Code={"ZipFile": first})),
 ]:
     message = refused(wrong, client.create_function, **asked)

@@ -84,4 +84,18 @@ def bare(request):
 
 
 assert sent(b"1", bare)[0] == 403
+
+
+def otherwise(request):
+    request.headers.replace_header("Authorization", request.headers["Authorization"].replace("HMAC-SHA256", "ECDSA-P256-SHA256"))
+
+
+# No other scheme lets anybody in, and nobody learns which functions there are.
+for function in ("only", "nope"):
+    url = endpoint + f"/2015-03-31/functions/{function}/invocations"
+    assert sent(b"1", otherwise) == (403, "IncompleteSignatureException"), function
+try:
+    urllib.request.urlopen(url + "?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=00")
+except urllib.error.HTTPError as error:
+    assert error.code == 403 and b"not in its URL" in error.read(), error
 print("done")

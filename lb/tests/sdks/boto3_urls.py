@@ -61,6 +61,14 @@ def asks_who_is_there():
     assert called(public)[::2] == (200, b"hello")
     client.update_function_url_config(FunctionName="public.f", AuthType="AWS_IAM")
     assert called(public)[0] == 403
+    # Who shows a key that nobody has is told that where anybody may not, and is anybody where anybody may.
+    assert called(public, sign=("AKIDNOBODY", secret))[0] == 401
+    nobody = boto3.client(
+        "lambda", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="AKIDNOBODY", aws_secret_access_key=secret
+    )
+    refused("UnrecognizedClientException", nobody.invoke, FunctionName="only", Payload=b"1")
+    refused("UnrecognizedClientException", nobody.get_function, FunctionName="public.f")
+    assert nobody.invoke(FunctionName="public.f", Payload=b"1")["Payload"].read() == b"1"
     assert called(public, sign=(key, secret))[::2] == (200, b"hello")
     refused("AccessDeniedException", client.create_function_url_config, FunctionName="a.f", AuthType="NONE")
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -200,7 +200,10 @@ async fn reply(connection: &Connection, request: Request<Incoming>) -> Reply {
         return text(StatusCode::NOT_FOUND, "404 page not found\n");
     };
     if method != request.method() {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "");
+        let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "");
+        let allowed = HeaderValue::from_str(method.as_str()).expect("a method is ASCII");
+        reply.headers_mut().insert(http::header::ALLOW, allowed);
+        return reply;
     }
     connection.count(!matches!(asked, Asked::Extension(_)));
     let (head, mut body) = request.into_parts();
@@ -460,8 +463,11 @@ fn text(status: StatusCode, body: &'static str) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
     *reply.status_mut() = status;
     if !body.is_empty() {
-        let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
+        let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         reply.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    }
+    if status == StatusCode::NOT_FOUND {
+        reply.headers_mut().insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
     reply
 }
@@ -469,7 +475,7 @@ fn text(status: StatusCode, body: &'static str) -> Reply {
 fn json(status: StatusCode, body: String) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from(body)));
     *reply.status_mut() = status;
-    let kind = http::HeaderValue::from_static("application/json");
+    let kind = HeaderValue::from_static("application/json");
     reply.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     reply
 }

@@ -217,7 +217,8 @@ impl Extensions {
             ));
         }
         if self.all.iter().any(|extension| extension.name == name) {
-            return Err(Refusal::new("Extension.InvalidExtensionState", "State transition is not allowed"));
+            let text = "Extension with this name already registered";
+            return Err(Refusal::new("Extension.InvalidExtensionState", text));
         }
         if self.all.len() >= MOST {
             let text = format!("Extension limit ({MOST}) reached");
@@ -264,7 +265,12 @@ impl Extensions {
 
     /// It says that it cannot start, or go on.
     pub fn fails(&mut self, id: Option<&str>, event: Event, said: Option<&str>) -> Result<(), Refusal> {
-        let extension = self.known(id)?;
+        let extension = self.known(id).map_err(|refusal| match refusal.kind {
+            "Extension.UnknownExtensionIdentifier" => {
+                Refusal::new(refusal.kind, "Unknown Lambda-Extension-Identifier")
+            }
+            _ => refusal,
+        })?;
         let Some(said) = said else {
             let text = "Lambda-Extension-Function-Error-Type not found";
             return Err(Refusal::new("Extension.MissingHeader", text));
@@ -360,7 +366,7 @@ fn asked_for(body: &[u8]) -> Result<Vec<String>, Refusal> {
     match body.configuration_keys {
         None => Ok(body.events),
         Some(_) => {
-            Err(broken("configurationKeys are deprecated; please remove it from the request".to_owned()))
+            Err(broken("configurationKeys are deprecated; use environment variables instead".to_owned()))
         }
     }
 }
@@ -427,7 +433,8 @@ mod tests {
         }
         assert!(!all.settled(), "one that was started has not come");
         all.register("ext", br#"{"events":["INVOKE","SHUTDOWN"]}"#).unwrap();
-        assert_eq!(all.register("ext", b"{}").unwrap_err().kind, "Extension.InvalidExtensionState");
+        let text = "Extension with this name already registered";
+        assert_eq!(all.register("ext", b"{}"), Err(Refusal::new("Extension.InvalidExtensionState", text)));
         for n in 1..MOST {
             all.register(&format!("internal-{n}"), b"{}").unwrap();
         }

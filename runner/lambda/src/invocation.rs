@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use serde_json::json;
+use serde::Serialize;
 use stoker_core::moment::epoch_ms;
 use tokio::sync::mpsc;
 
@@ -192,18 +192,40 @@ pub fn is_request_id(id: &str) -> bool {
     (1..=256).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic() && !b"/?#%".contains(&b))
 }
 
-/// What extensions are told of an invocation.
+/// What extensions are told of an invocation, in AWS's order.
 pub(crate) fn invoke_event(invocation: &Invocation) -> Bytes {
-    let mut event = json!({
-        "eventType": "INVOKE",
-        "deadlineMs": invocation.deadline.map_or(0, epoch_ms),
-        "requestId": invocation.request_id,
-        "invokedFunctionArn": invocation.arn,
-    });
-    if !invocation.trace.is_empty() {
-        event["tracing"] = tracing(&invocation.trace);
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct InvokeEvent<'a> {
+        event_type: &'static str,
+        deadline_ms: u64,
+        request_id: &'a str,
+        invoked_function_arn: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tracing: Option<serde_json::Value>,
     }
-    event.to_string().into()
+    let event = InvokeEvent {
+        event_type: "INVOKE",
+        deadline_ms: invocation.deadline.map_or(0, epoch_ms),
+        request_id: &invocation.request_id,
+        invoked_function_arn: &invocation.arn,
+        tracing: (!invocation.trace.is_empty()).then(|| tracing(&invocation.trace)),
+    };
+    serde_json::to_vec(&event).expect("texts are JSON").into()
+}
+
+/// What extensions are told of the end, in AWS's order.
+pub(crate) fn shutdown_event(deadline: SystemTime, reason: &str) -> Bytes {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct ShutdownEvent<'a> {
+        event_type: &'static str,
+        deadline_ms: u64,
+        shutdown_reason: &'a str,
+    }
+    let event =
+        ShutdownEvent { event_type: "SHUTDOWN", deadline_ms: epoch_ms(deadline), shutdown_reason: reason };
+    serde_json::to_vec(&event).expect("texts are JSON").into()
 }
 
 pub(crate) fn headers_of(invocation: &Invocation) -> Result<HeaderMap, &'static str> {

@@ -29,7 +29,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -38,12 +37,11 @@ pub use direct::Direct;
 pub use extensions::MOST as MOST_EXTENSIONS;
 pub use handover::{Asks, Handed, Known};
 pub use invocation::{Answer, Failure, Invocation, Over, Refused, Said, is_request_id};
-use invocation::{headers_of, invoke_event};
+use invocation::{headers_of, invoke_event, shutdown_event};
 use machine::State;
 pub use restore::Credentials;
 pub use shape::Bandwidth;
 use shared::{Shared, Work};
-use stoker_core::moment::epoch_ms;
 use telemetry::{Connect, Telemetry};
 
 /// Bytes of a payload, in and out, where it is not streamed: AWS's 6 MiB and 100.
@@ -302,10 +300,7 @@ impl RuntimeApi {
     pub async fn shut_down(&self, reason: &str, within: Duration) {
         let deadline = SystemTime::now() + within;
         let all = async {
-            let event = json!({
-                "eventType": "SHUTDOWN", "deadlineMs": epoch_ms(deadline), "shutdownReason": reason
-            });
-            self.shared.lock().extensions.shut_down(&event.to_string().into());
+            self.shared.lock().extensions.shut_down(&shutdown_event(deadline, reason));
             self.shared.changed.notify_waiters();
             self.shared.until(|inner| inner.extensions.all_down().then_some(())).await;
         };

@@ -43,7 +43,7 @@ impl State {
             State::Running => "Running",
             State::InvocationResponse => "InvocationResponse",
             State::InvocationErrorResponse => "InvocationErrorResponse",
-            State::ResponseSent => "ResponseSent",
+            State::ResponseSent => "RuntimeResponseSentState",
             State::RestoreReady => "RestoreReady",
             State::Restoring => "Restoring",
             State::RestoreError => "RestoreError",

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests, though clippy does not see it in their helpers")]
 
+mod emulator;
 mod extensions;
 mod kits;
 mod layers;
@@ -48,7 +49,7 @@ fn kit(kit: &str, needs: &str, name: &str, handler: &str, command: &[&str]) -> O
         println!("left out: the kit {kit} is not in {}: run scripts/test", directory.display());
         return None;
     }
-    for file in ["kit.py", "kit.js", "kit_extension.py", "kit_init.py"] {
+    for file in ["kit.py", "kit.js", "kit_extension.py", "kit_init.py", "prober.py"] {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lambda").join(file);
         // Tests side by side write the same: each in one step. An ordinary user finds it there already.
         let beside = directory.join(format!(".{}-{file}", stoker_core::CallId::new()));

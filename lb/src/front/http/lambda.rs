@@ -18,6 +18,7 @@ mod layers;
 mod limits;
 mod policy;
 mod refused;
+mod routes;
 mod runtimes;
 mod signature;
 pub mod source;
@@ -35,9 +36,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
-use serde_json::Value;
 use stoker_core::cidr::Cidr;
-use stoker_core::error::Error;
+use stoker_core::error::{Code, Error};
 use stoker_core::ids::CallId;
 
 pub use self::code::CodePlace;
@@ -48,9 +48,8 @@ use self::refused::Refused;
 pub use self::runtimes::Runtimes;
 use self::target::{Target, split};
 pub use self::urls::Config as UrlConfig;
-use super::control::base;
 use super::unread::RequestBody;
-use super::{AnswerBody, CALL_ID, Door, decoded, header};
+use super::{AnswerBody, CALL_ID, Front, decoded, header};
 use crate::auth::{Caller, Permission};
 use crate::directory::{DEFAULT_APP, Named};
 use crate::observe::Watch;
@@ -133,24 +132,27 @@ fn arn(name: &str, qualifier: Option<&str>) -> String {
 }
 
 /// What is said to one who is not let in.
-pub fn failure(error: Error, id: CallId) -> Response<AnswerBody> {
+pub fn failure(mut error: Error, id: CallId) -> Response<AnswerBody> {
+    if error.code == Code::Unauthenticated {
+        error.message.push_str(signature::ASKED);
+    }
     Refused::from(error).response(id)
 }
 
 /// Serves one request.
 pub async fn serve(
-    door: Arc<Door>,
+    front: Arc<Front>,
     id: CallId,
     request: Request<RequestBody>,
     mut watch: Watch,
     secure: bool,
 ) -> Response<AnswerBody> {
-    if emulator::is_meant(&door, request.uri().path()) {
-        return emulator::serve(door, id, request, watch).await;
+    if emulator::is_meant(&front, request.uri().path()) {
+        return emulator::serve(front, id, request, watch).await;
     }
     let mut trail = Trail::default();
-    let handled = handle(&door, id, request, &mut watch, &mut trail, secure);
-    let handled = door.dispatch.fleet.panics.catch(handled).await;
+    let handled = handle(&front, id, request, &mut watch, &mut trail, secure);
+    let handled = front.dispatch.fleet.panics.catch(handled).await;
     let revision = watch.revision();
     let mut response = match handled.unwrap_or_else(|panicked| Err(panicked.into())) {
         Ok(mut response) => {
@@ -172,7 +174,7 @@ pub async fn serve(
 }
 
 async fn handle(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     request: Request<RequestBody>,
     watch: &mut Watch,
@@ -183,53 +185,59 @@ async fn handle(
     let path = parts.uri.path().to_owned();
     let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
     let intake = Intake::of(&parts.method, &segments);
-    let claim = claim(door, &parts, watch)?;
+    let claim = claim(front, &parts, watch)?;
     if claim.is_none() {
-        permitted(door, watch.caller(), &parts.method, &segments)?;
+        // It came as far as here because it could have been signed.
+        if !front.guard.is_open() && watch.caller().name().is_empty() {
+            return Err(signature::missing());
+        }
+        permitted(front, watch.caller(), &parts.method, &segments)?;
     }
     // In memory as a whole from here on: calls by their places, code by those of the store.
-    let place = matches!(intake, Intake::Call).then(|| door.admission.enter()).transpose()?;
+    let place = matches!(intake, Intake::Call).then(|| front.admission.enter(watch.caller())).transpose()?;
     let (most, time) = match intake {
         Intake::Code => (LARGEST_CODE, SLOWEST_CODE),
         Intake::Call | Intake::Other => (LARGEST_EVENT, SLOWEST),
     };
-    let _of_code = match (&intake, &door.lambda.code) {
+    let _of_code = match (&intake, &front.lambda.code) {
         (Intake::Code, Some(store)) => Some(store.place().await),
         _ => None,
     };
     let body = whole(body, most, time).await?;
     if let Some((claim, secret, identity)) = claim {
         claim.verify(secret.reveal(), &body)?;
-        let caller = door.guard.signed(watch.caller(), identity);
+        let caller = front.guard.signed(watch.caller(), identity);
         watch.by(caller);
-        permitted(door, watch.caller(), &parts.method, &segments)?;
+        permitted(front, watch.caller(), &parts.method, &segments)?;
     }
     if let Some(place) = place {
-        let target = |name: &str| Target::of(door, &parts, name);
+        let target = |name: &str| Target::of(front, &parts, name);
         return match (&parts.method, &segments[..]) {
             (&Method::POST, ["2015-03-31", "functions", name, "invocations"]) => {
                 let asked = Asked::new(target(name)?, &parts, None)?;
-                invoke::invoke(door, id, &parts, place, body, asked, watch, trail).await
+                invoke::invoke(front, id, &parts, place, body, asked, watch, trail).await
             }
             (&Method::POST, ["2014-11-13", "functions", name, "invoke-async"]) => {
                 let asked = Asked::new(target(name)?, &parts, Some("Event"))?;
-                invoke::invoke(door, id, &parts, place, body, asked, watch, trail).await
+                invoke::invoke(front, id, &parts, place, body, asked, watch, trail).await
             }
             (&Method::POST, ["2021-11-15", "functions", name, "response-streaming-invocations"]) => {
                 let asked = Asked::new(target(name)?, &parts, None)?;
-                invoke::invoke_streaming(door, id, &parts, place, body, asked, watch).await
+                invoke::invoke_streaming(front, id, &parts, place, body, asked, watch).await
             }
             _ => Err(not_here(&parts)),
         };
     }
-    let managed = managed(door, &parts, &segments, &body, watch.caller(), secure).await;
+    let request = routes::Request { front, parts: &parts, body: &body, caller: watch.caller(), secure };
+    // As large as the largest of all actions.
+    let answered = Box::pin(request.answer(&segments)).await;
     if parts.method != Method::GET {
         let on: Vec<_> =
             segments.get(2).map(|name| (*name).to_owned()).or_else(|| named(&body)).into_iter().collect();
-        let outcome = managed.as_ref().map(drop).map_err(|refused| &refused.error);
-        door.guard.note(watch.caller(), &format!("{} {path}", parts.method), &on, outcome);
+        let outcome = answered.as_ref().map(drop).map_err(|refused| &refused.error);
+        front.guard.note(watch.caller(), &format!("{} {path}", parts.method), &on, outcome);
     }
-    let (status, body) = managed?;
+    let (status, body) = answered?;
     Ok(plain(status, body.map_or_else(Bytes::new, |body| body.to_string().into()), id))
 }
 
@@ -246,130 +254,6 @@ fn named(body: &[u8]) -> Option<String> {
     Some(name.chars().take(LONGEST).collect())
 }
 
-/// Everything that is no call: its status, and its body if it has one.
-async fn managed(
-    door: &Door,
-    parts: &Parts,
-    segments: &[&str],
-    body: &[u8],
-    caller: &Caller,
-    secure: bool,
-) -> Result<(u16, Option<Value>), Refused> {
-    const V: &str = "2015-03-31";
-    const URL: &str = "2021-10-31";
-    const LAYERS: &str = "2018-10-31";
-    let base = || base(parts, secure);
-    let target = |name: &str| Target::of(door, parts, name);
-    let ok = |body: Value| Ok((200, Some(body)));
-    let done = Ok((204, None));
-    match (parts.method.as_str(), segments) {
-        ("GET", [V, "functions"]) => ok(functions::list(door, parts)?),
-        ("POST", [V, "functions"]) => Ok((201, Some(change::create(door, body, caller).await?))),
-        ("GET", [V, "functions", name]) => ok(functions::description(door, &target(name)?)?),
-        ("GET", [V, "functions", name, "configuration"]) => {
-            ok(functions::configuration(door, &target(name)?)?)
-        }
-        ("PUT", [V, "functions", name, "configuration"]) => {
-            ok(change::configuration(door, target(name)?, body, caller).await?)
-        }
-        ("PUT", [V, "functions", name, "code"]) => ok(change::code(door, target(name)?, body).await?),
-        ("DELETE", [V, "functions", name]) => versions::delete(door, target(name)?).await.and(done),
-        ("POST", [V, "functions", name, "versions"]) => {
-            Ok((201, Some(versions::publish(door, target(name)?, body).await?)))
-        }
-        ("GET", [V, "functions", name, "versions"]) => ok(versions::list(door, parts, &target(name)?)?),
-        ("POST", [V, "functions", name, "aliases"]) => {
-            Ok((201, Some(versions::create_alias(door, target(name)?, body).await?)))
-        }
-        ("GET", [V, "functions", name, "aliases"]) => ok(versions::aliases(door, parts, &target(name)?)?),
-        ("GET", [V, "functions", name, "aliases", alias]) => {
-            ok(versions::alias(door, &target(name)?, &decoded(alias)?)?)
-        }
-        ("PUT", [V, "functions", name, "aliases", alias]) => {
-            ok(versions::update_alias(door, target(name)?, &decoded(alias)?, body).await?)
-        }
-        ("DELETE", [V, "functions", name, "aliases", alias]) => {
-            versions::delete_alias(door, target(name)?, &decoded(alias)?).await.and(done)
-        }
-        ("PUT", ["2017-10-31", "functions", name, "concurrency"]) => {
-            ok(limits::reserve(door, target(name)?, body).await?)
-        }
-        ("DELETE", ["2017-10-31", "functions", name, "concurrency"]) => {
-            limits::unreserve(door, target(name)?).await.and(done)
-        }
-        ("GET", ["2019-09-30", "functions", name, "concurrency"]) => {
-            ok(limits::reserved(door, &target(name)?))
-        }
-        ("PUT", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
-            Ok((202, Some(limits::provision(door, target(name)?, body).await?)))
-        }
-        ("GET", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
-            ok(limits::provisioned(door, parts, target(name)?)?)
-        }
-        ("DELETE", ["2019-09-30", "functions", name, "provisioned-concurrency"]) => {
-            limits::unprovision(door, target(name)?).await.and(done)
-        }
-        ("PUT", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
-            ok(events::put(door, target(name)?, body, caller).await?)
-        }
-        ("POST", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
-            ok(events::update(door, target(name)?, body, caller).await?)
-        }
-        ("GET", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
-            ok(events::get(door, &target(name)?)?)
-        }
-        ("GET", ["2019-09-25", "functions", name, "event-invoke-config", "list"]) => {
-            ok(events::list(door, &target(name)?))
-        }
-        ("DELETE", ["2019-09-25", "functions", name, "event-invoke-config"]) => {
-            events::delete(door, target(name)?).await.and(done)
-        }
-        ("POST", [URL, "functions", name, "url"]) => {
-            Ok((201, Some(urls::create(door, target(name)?, &base(), body).await?)))
-        }
-        ("PUT", [URL, "functions", name, "url"]) => {
-            ok(urls::update(door, target(name)?, &base(), body).await?)
-        }
-        ("GET", [URL, "functions", name, "url"]) => ok(urls::get(door, target(name)?, &base())?),
-        ("DELETE", [URL, "functions", name, "url"]) => urls::delete(door, target(name)?).await.and(done),
-        ("GET", [URL, "functions", name, "urls"]) => ok(urls::list(door, parts, &target(name)?, &base())?),
-        ("GET", [LAYERS, "layers"]) => ok(layers::all(door, parts, caller).await?),
-        ("GET", [LAYERS, "layers", name, "versions"]) => {
-            ok(layers::versions(door, parts, &decoded(name)?, caller).await?)
-        }
-        ("POST", [LAYERS, "layers", name, "versions"]) => {
-            Ok((201, Some(layers::publish(door, &decoded(name)?, body, caller).await?)))
-        }
-        ("GET", [LAYERS, "layers", name, "versions", version]) => {
-            ok(layers::get(door, &decoded(name)?, version, caller).await?)
-        }
-        ("DELETE", [LAYERS, "layers", name, "versions", version]) => {
-            layers::delete(door, &decoded(name)?, version, caller).await.and(done)
-        }
-        (_, [LAYERS, "layers", name, "versions", version, "policy", ..]) => {
-            Err(layers::policy(door, &parts.method, &decoded(name)?, version, caller).await)
-        }
-        ("GET", [V, "functions", name, "policy"]) => ok(policy::get(door, &target(name)?)?),
-        ("POST", [V, "functions", name, "policy"]) => {
-            Ok((201, Some(policy::add(door, target(name)?, body).await?)))
-        }
-        ("DELETE", [V, "functions", name, "policy", sid]) => {
-            let seen = query(parts, "RevisionId");
-            policy::remove(door, target(name)?, &decoded(sid)?, seen.as_deref()).await.and(done)
-        }
-        ("GET", ["2017-03-31", "tags", name]) => ok(limits::tags(door, &target(name)?)),
-        ("POST", ["2017-03-31", "tags", name]) => limits::tag(door, target(name)?, body).await.and(done),
-        ("DELETE", ["2017-03-31", "tags", name]) => limits::untag(door, parts, target(name)?).await.and(done),
-        ("GET", ["2016-08-19", "account-settings"]) => ok(limits::account(door)),
-        _ => {
-            let looked =
-                if parts.method == Method::GET { absent::look(door, parts, segments)? } else { None };
-            let known = looked.map_or_else(|| absent::wish(door, parts, segments, body), |it| Ok(Some(it)));
-            known?.map_or_else(|| Err(not_here(parts)), ok)
-        }
-    }
-}
-
 fn not_here(parts: &Parts) -> Refused {
     let text = format!("{} {} is not in this version of Stoker", parts.method, parts.uri.path());
     Refused::unsupported(text)
@@ -378,13 +262,18 @@ fn not_here(parts: &Parts) -> Refused {
 /// Whose signature a request bears, where somebody must be let in; what it says of itself is right so far.
 type Signed = (signature::Claim, stoker_runtime::auth::Secret, Arc<stoker_runtime::auth::Identity>);
 
-fn claim(door: &Door, parts: &Parts, watch: &Watch) -> Result<Option<Signed>, Refused> {
-    if door.guard.is_open() || !signature::is_there(&parts.headers) {
+fn claim(front: &Front, parts: &Parts, watch: &mut Watch) -> Result<Option<Signed>, Refused> {
+    if front.guard.is_open() || !signature::is_there(&parts.headers) {
         return Ok(None);
     }
     let claim = signature::Claim::read(parts, SystemTime::now())?;
-    match door.guard.key(&claim.key) {
+    match front.guard.key(&claim.key) {
         Some((secret, identity)) => Ok(Some((claim, secret, identity))),
+        None if watch.caller().is_anybody() => {
+            let caller = front.guard.unproven(watch.caller());
+            watch.by(caller);
+            Ok(None)
+        }
         // Whoever is let in otherwise may sign with what it likes.
         None if !watch.caller().name().is_empty() => Ok(None),
         None => Err(signature::unknown()),
@@ -392,8 +281,8 @@ fn claim(door: &Door, parts: &Parts, watch: &Watch) -> Result<Option<Signed>, Re
 }
 
 /// Whether a request that is no call may be made; calls are asked where they are let in.
-fn permitted(door: &Door, caller: &Caller, method: &Method, segments: &[&str]) -> Result<(), Error> {
-    if door.guard.is_open() || matches!(Intake::of(method, segments), Intake::Call) {
+fn permitted(front: &Front, caller: &Caller, method: &Method, segments: &[&str]) -> Result<(), Error> {
+    if front.guard.is_open() || matches!(Intake::of(method, segments), Intake::Call) {
         return Ok(());
     }
     let permission = match *method {
@@ -409,16 +298,16 @@ fn permitted(door: &Door, caller: &Caller, method: &Method, segments: &[&str]) -
         return match *method {
             // What is created has its name in its body, and is asked about where that is read.
             Method::POST => Ok(()),
-            _ => door.guard.allow_fleet(caller, permission),
+            _ => front.guard.allow_fleet(caller, permission),
         };
     };
     let (name, _) = split(&name).map_err(|refused| refused.error)?;
-    door.guard.allow(caller, permission, &app(door, &name))
+    front.guard.allow(caller, permission, &app(front, &name))
 }
 
 /// The app of a function that is there, or would be created.
-fn app(door: &Door, name: &str) -> String {
-    match door.directory.find_called(name) {
+fn app(front: &Front, name: &str) -> String {
+    match front.directory.find_called(name) {
         Named::One(known) => known.spec.name.app().to_owned(),
         _ => name.split_once('.').map_or(DEFAULT_APP, |(app, _)| app).to_owned(),
     }

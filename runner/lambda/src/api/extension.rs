@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde_json::json;
+use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Problem, Reply, accepted, header, json, whole};
@@ -62,20 +62,33 @@ pub(super) async fn answer(
     }
 }
 
+/// What one that registers is told, in AWS's order.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Told<'a> {
+    function_name: &'a str,
+    function_version: &'a str,
+    handler: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
+}
+
 async fn register(shared: &Shared, headers: &HeaderMap, body: &mut Incoming) -> Result<Reply, Problem> {
     let name = header(headers, NAME).unwrap_or_default();
     let body = whole(body, MAX_ERROR).await?;
     let id = shared.lock().extensions.register(&name, &body)?;
     shared.changed.notify_waiters();
     let about = &shared.about;
-    let mut told = json!({
-        "functionName": about.function, "functionVersion": about.version, "handler": about.handler
-    });
     let features = header(headers, FEATURES).unwrap_or_default();
-    if features.split(',').any(|feature| feature.trim() == "accountId") {
-        told["accountId"] = json!(about.account);
-    }
-    let mut reply = json(StatusCode::OK, told.to_string());
+    let asked = features.split(',').any(|feature| feature.trim() == "accountId");
+    let told = Told {
+        function_name: &about.function,
+        function_version: &about.version,
+        handler: &about.handler,
+        account_id: asked.then_some(&*about.account),
+    };
+    let told = serde_json::to_string(&told).expect("texts are JSON");
+    let mut reply = json(StatusCode::OK, format!("{told}\n"));
     reply.headers_mut().insert(ID, HeaderValue::from_str(&id).expect("an identifier is ASCII"));
     Ok(reply)
 }

@@ -128,7 +128,7 @@ async fn answers_that_do_not_belong_are_refused() {
     let again = runtime.answer("id-1", b"2").await;
     again.is(403, "InvalidStateTransition");
     assert!(again.text().contains(
-        "State transition from ResponseSent to InvocationResponse failed for runtime. Error: State transition is not allowed"
+        "State transition from RuntimeResponseSentState to InvocationResponse failed for runtime. Error: State transition is not allowed"
     ));
     runtime.fail("id-1", &[], b"{}").await.is(403, "InvalidStateTransition");
     assert_eq!(all(first).await[1], Said::Piece("1".into()));
@@ -366,15 +366,16 @@ async fn paths_and_methods_that_do_not_exist() {
     ] {
         let reply = runtime.call("GET", path, &[], b"").await;
         assert_eq!((reply.status, reply.text()), (404, "404 page not found\n"), "{path}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
     }
-    for (method, path) in [
-        ("POST", "ping"),
-        ("POST", "runtime/invocation/next"),
-        ("GET", "runtime/init/error"),
-        ("PUT", "runtime/invocation/x/response"),
+    for (method, path, allowed) in [
+        ("POST", "ping", "GET"),
+        ("POST", "runtime/invocation/next", "GET"),
+        ("GET", "runtime/init/error", "POST"),
+        ("PUT", "runtime/invocation/x/response", "POST"),
     ] {
         let reply = runtime.call(method, &format!("/2018-06-01/{path}"), &[], b"").await;
-        assert_eq!((reply.status, reply.text()), (405, ""), "{path}");
+        assert_eq!((reply.status, reply.text(), reply.header("allow")), (405, "", Some(allowed)), "{path}");
     }
 }
 

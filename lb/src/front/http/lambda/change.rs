@@ -17,7 +17,7 @@ use super::layers::{self, Used};
 use super::{Refused, Target, arn, split};
 use crate::auth::{Caller, Permission};
 use crate::directory::DEFAULT_APP;
-use crate::front::Door;
+use crate::front::Front;
 
 /// What a function has on AWS where its maker says nothing.
 const TIMEOUT_MS: u64 = 3000;
@@ -58,11 +58,11 @@ pub fn no_code() -> Refused {
 
 /// Keeps notes with the newest revision of a function, or takes them away: that makes another, which runs the same.
 pub async fn keep_notes(
-    door: &Door,
+    front: &Front,
     name: &FunctionName,
     changes: Vec<(String, Option<String>)>,
 ) -> Result<(), Refused> {
-    let release = door.directory.functions().releases.get(name).cloned();
+    let release = front.directory.functions().releases.get(name).cloned();
     let release = release
         .ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(name.function(), None))))?;
     let newest = &release.newest;
@@ -74,7 +74,7 @@ pub async fn keep_notes(
         }
     }
     let (spec, expect) = (FunctionSpec::clone(&newest.spec), Expect::Newest(newest.number));
-    door.registry.apply(vec![Proposal { spec, notes: Some(notes), hold: false, expect }]).await?;
+    front.registry.apply(vec![Proposal { spec, notes: Some(notes), hold: false, expect }]).await?;
     Ok(())
 }
 
@@ -89,16 +89,22 @@ pub fn unchanged(revision: &Revision, body: &Map<String, Value>) -> Result<(), R
 }
 
 /// `CreateFunction`.
-pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, Refused> {
+pub async fn create(front: &Front, body: &[u8], caller: &Caller) -> Result<Value, Refused> {
     let mut fields = fields("CreateFunction", body)?;
     let name = fields.remove("FunctionName").unwrap_or_default();
     let (asked, qualifier) = split(text("FunctionName", &name)?)?;
     let (app, function) = asked.split_once('.').unwrap_or((DEFAULT_APP, &asked));
-    door.guard.allow(caller, Permission::Manage, app)?;
-    let name = FunctionName::new(app, function).filter(|_| qualifier.is_none()).ok_or_else(|| {
+    front.guard.allow(caller, Permission::Manage, app)?;
+    if let Some(qualifier) = qualifier {
+        let text = format!(
+            "FunctionName names the version or alias {qualifier:?}: a new function has none, leave it out"
+        );
+        return Err(Refused::parameter(text));
+    }
+    let name = FunctionName::new(app, function).ok_or_else(|| {
         Refused::parameter(format!("FunctionName {asked:?} is none: write letters, digits, - and _"))
     })?;
-    if door.directory.find(name.as_str()).is_some() {
+    if front.directory.find(name.as_str()).is_some() {
         return Err(Refused::conflict(format!("Function already exist: {function}")));
     }
     let mut draft = Draft::new(FunctionSpec::new(name.clone(), Vec::new(), PathBuf::new()));
@@ -115,7 +121,7 @@ pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, 
                     }
                 }
             }
-            "Layers" => draft.layers(&layers::wanted(door, caller, value).await?)?,
+            "Layers" => draft.layers(&layers::wanted(front, caller, value).await?)?,
             "PackageType" if !value.is_null() => text(key, value)?.clone_into(&mut package),
             "Tags" if !value.is_null() => {
                 tags = BTreeMap::deserialize(value)
@@ -142,66 +148,71 @@ pub async fn create(door: &Door, body: &[u8], caller: &Caller) -> Result<Value, 
     if image && (zips || !draft.spec.format_options.handler.is_empty()) {
         return Err(Refused::parameter("Runtime, Handler and Layers belong to a zip, not to an image"));
     }
-    draft.settle(door, None).await?;
-    let version = draft.apply(door, Expect::Nothing).await?;
+    draft.settle(front, None).await?;
+    let version = draft.apply(front, Expect::Nothing).await?;
     if !tags.is_empty() {
         let tag = Change::Tag { set: tags, unset: Vec::new() };
-        door.registry.change_function(&name, tag).await?;
+        front.registry.change_function(&name, tag).await?;
     }
-    sweep(door);
-    shown(door, &name, asked, version)
+    sweep(front);
+    shown(front, &name, asked, version)
 }
 
 /// A function as it is now, or the version of it that was made.
-fn shown(door: &Door, name: &FunctionName, asked: String, version: Option<String>) -> Result<Value, Refused> {
+fn shown(
+    front: &Front,
+    name: &FunctionName,
+    asked: String,
+    version: Option<String>,
+) -> Result<Value, Refused> {
     let known = match &version {
-        None => door.directory.find(name.as_str()),
-        Some(version) => door.directory.qualified(name, version),
+        None => front.directory.find(name.as_str()),
+        Some(version) => front.directory.qualified(name, version),
     };
     let known =
         known.ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(&asked, None))))?;
-    functions::configuration(door, &Target { name: asked, qualifier: version, known })
+    functions::configuration(front, &Target { name: asked, qualifier: version, known })
 }
 
 /// `UpdateFunctionConfiguration`.
 pub async fn configuration(
-    door: &Door,
+    front: &Front,
     target: Target,
     body: &[u8],
     caller: &Caller,
 ) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("UpdateFunctionConfiguration", body)?;
-    let revision = target.revision(door)?;
+    let revision = target.revision(front)?;
     unchanged(&revision, &fields)?;
     let mut draft = Draft::of(&revision);
     for (key, value) in &fields {
         match key.as_str() {
             "RevisionId" => {}
             "Layers" if value.is_null() => {}
-            "Layers" => draft.layers(&layers::wanted(door, caller, value).await?)?,
+            "Layers" => draft.layers(&layers::wanted(front, caller, value).await?)?,
             key if draft.configure(key, value)? => {}
             key => return Err(Refused::parameter(format!("{key} is not kept here: leave it out"))),
         }
     }
     let code_at = revision.notes.get(CODE_AT).cloned();
     match code_at {
-        Some(at) if draft.runs_otherwise(&revision) => draft.settle(door, Some(at)).await?,
+        Some(at) if draft.runs_otherwise(&revision) => draft.settle(front, Some(at)).await?,
         None if draft.notes.contains_key(notes::LAYERS) => {
             let text = "Layers belong to a function that came as a zip: this one has its files otherwise";
             return Err(Refused::parameter(text));
         }
         _ => {}
     }
-    draft.apply(door, Expect::Newest(revision.number)).await?;
-    shown(door, &target.known.spec.name, target.name, None)
+    draft.apply(front, Expect::Newest(revision.number)).await?;
+    shown(front, &target.known.spec.name, target.name, None)
 }
 
 /// `UpdateFunctionCode`.
-pub async fn code(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn code(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("UpdateFunctionCode", body)?;
-    let revision = target.revision(door)?;
+    let revision = target.revision(front)?;
     unchanged(&revision, &fields)?;
     let mut draft = Draft::of(&revision);
     for (key, value) in &fields {
@@ -220,21 +231,21 @@ pub async fn code(door: &Door, target: Target, body: &[u8]) -> Result<Value, Ref
         (false, _) => return Err(Refused::parameter("ZipFile is missing: the function's package is a zip")),
     }
     if !image {
-        draft.settle(door, None).await?;
+        draft.settle(front, None).await?;
     }
     if draft.dry {
-        return functions::configuration(door, &target);
+        return functions::configuration(front, &target);
     }
-    let version = draft.apply(door, Expect::Newest(revision.number)).await?;
-    sweep(door);
-    shown(door, &target.known.spec.name, target.name, version)
+    let version = draft.apply(front, Expect::Newest(revision.number)).await?;
+    sweep(front);
+    shown(front, &target.known.spec.name, target.name, version)
 }
 
 /// Has code removed that no revision names any more, beside what is asked now.
-fn sweep(door: &Door) {
-    let Some(store) = door.lambda.code.clone() else { return };
-    let functions = door.directory.functions();
-    let apps = door.registry.apps().borrow().clone();
+fn sweep(front: &Front) {
+    let Some(store) = front.lambda.code.clone() else { return };
+    let functions = front.directory.functions();
+    let apps = front.registry.apps().borrow().clone();
     if !apps.known {
         // Whose layers there are is not known.
         return;
@@ -252,5 +263,5 @@ fn sweep(door: &Door) {
             named.insert(root.clone());
         }
     }
-    door.dispatch.tasks.spawn(async move { store.sweep(named).await });
+    front.dispatch.tasks.spawn(async move { store.sweep(named).await });
 }

@@ -18,7 +18,7 @@ use super::change::{is_nothing, no_code, text};
 use super::code::{MOST_UNPACKED, MOST_ZIPPED};
 use super::functions::{self, notes};
 use super::layers::Used;
-use crate::front::Door;
+use crate::front::Front;
 use crate::front::operators::images::{self, Unpinned};
 
 /// Where a revision's zip is kept.
@@ -227,15 +227,15 @@ impl Draft {
     }
 
     /// Makes what runs the code of the runtime and the zip, where there is one or the runtime has changed.
-    pub async fn settle(&mut self, door: &Door, code_at: Option<String>) -> Result<(), Refused> {
+    pub async fn settle(&mut self, front: &Front, code_at: Option<String>) -> Result<(), Refused> {
         let Some(runtime) = self.notes.get(notes::RUNTIME) else {
             return match &self.zip {
                 Some(_) => Err(Refused::parameter("Runtime is missing: a zip needs one")),
                 None => Ok(()),
             };
         };
-        let Some(store) = &door.lambda.code else { return Err(no_code()) };
-        let runtime = door.lambda.runtimes.find(runtime).map_err(Refused::parameter)?;
+        let Some(store) = &front.lambda.code else { return Err(no_code()) };
+        let runtime = front.lambda.runtimes.find(runtime).map_err(Refused::parameter)?;
         let handler = self.spec.format_options.handler.clone();
         if handler.is_empty() {
             return Err(Refused::parameter("Handler is missing: a zip needs one"));
@@ -278,15 +278,19 @@ impl Draft {
     }
 
     /// Makes it a revision; says which version that is, if it was to be one.
-    pub async fn apply(mut self, door: &Door, expect: Expect) -> Result<Option<String>, Refused> {
+    pub async fn apply(mut self, front: &Front, expect: Expect) -> Result<Option<String>, Refused> {
         self.spec.check().map_err(|problems| {
             let all: Vec<_> =
                 problems.iter().map(|problem| format!("{} {}", problem.field, problem.text)).collect();
             Refused::parameter(all.join("; "))
         })?;
         let specs = std::slice::from_mut(&mut self.spec);
-        images::pin(&door.dispatch.fleet, specs).await.map_err(|unpinned| match unpinned {
-            Unpinned::Failed(error) => error.into(),
+        images::pin(&front.dispatch.fleet, specs).await.map_err(|unpinned| match unpinned {
+            Unpinned::Unasked(error) => error.into(),
+            // SDKs would send it again by themselves, each time for as long as a registry that is not there takes to be found missing.
+            Unpinned::Unanswered(error) => {
+                Refused::parameter(format!("Source image is not valid: {}", error.message))
+            }
             Unpinned::Wrong(wrong) => {
                 let text: Vec<_> = wrong.into_iter().map(|(_, text)| text).collect();
                 Refused::parameter(format!("Source image is not valid: {}", text.join("; ")))
@@ -294,13 +298,13 @@ impl Draft {
         })?;
         let name = self.spec.name.clone();
         let proposal = Proposal { spec: self.spec, notes: Some(self.notes), hold: false, expect };
-        let outcome = door.registry.apply(vec![proposal]).await?;
+        let outcome = front.registry.apply(vec![proposal]).await?;
         let revision = outcome.first().map_or(1, |outcome| outcome.revision);
         if !self.publish {
             return Ok(None);
         }
         let publish = Change::Publish { number: revision, notes: BTreeMap::new() };
-        door.registry.change_function(&name, publish).await?;
+        front.registry.change_function(&name, publish).await?;
         Ok(Some(revision.to_string()))
     }
 }

@@ -12,7 +12,7 @@ use http::{Request, Response, StatusCode};
 use stoker_core::error::{Blame, Code, Error};
 use stoker_core::ids::CallId;
 
-use super::super::{AnswerBody, Door, ran};
+use super::super::{AnswerBody, Front, ran};
 use super::{LARGEST_EVENT, SLOWEST, Target, invoke, said};
 use crate::call::Input;
 use crate::front::http::unread::RequestBody;
@@ -24,18 +24,18 @@ const PATH: &str = "/2015-03-31/functions/function/invocations";
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// Whether a request is one to the emulator.
-pub fn is_meant(door: &Door, path: &str) -> bool {
-    path == PATH && door.lambda.emulate.is_some()
+pub fn is_meant(front: &Front, path: &str) -> bool {
+    path == PATH && front.lambda.emulate.is_some()
 }
 
 /// Serves one request.
 pub async fn serve(
-    door: Arc<Door>,
+    front: Arc<Front>,
     id: CallId,
     request: Request<RequestBody>,
     mut watch: Watch,
 ) -> Response<AnswerBody> {
-    let handled = door.dispatch.fleet.panics.catch(handle(&door, id, request, &mut watch)).await;
+    let handled = front.dispatch.fleet.panics.catch(handle(&front, id, request, &mut watch)).await;
     let handled = handled.unwrap_or_else(Err);
     let revision = watch.revision();
     let (status, body) = match handled {
@@ -49,15 +49,18 @@ pub async fn serve(
             answer(&error)
         }
     };
+    let says = !body.is_empty();
     let mut response = Response::new(AnswerBody::whole(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    if says {
+        response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    }
     ran(response.headers_mut(), revision);
     response
 }
 
 async fn handle(
-    door: &Door,
+    front: &Front,
     id: CallId,
     request: Request<RequestBody>,
     watch: &mut Watch,
@@ -65,17 +68,17 @@ async fn handle(
     let (parts, body) = request.into_parts();
     let context = BASE64.decode(said(&parts, "x-amz-client-context"));
     let context = context.map_err(|_| Error::new(Code::Internal, "the client context is not base64"))?;
-    let name = door.lambda.emulate.as_deref().unwrap_or_default();
-    let known = door.find(name)?;
+    let name = front.lambda.emulate.as_deref().unwrap_or_default();
+    let known = front.find(name)?;
     let target =
         Target { name: known.spec.name.function().to_owned(), qualifier: None, known: known.clone() };
     let mut headers = invoke::told(&parts, &target, &context);
     headers.extend(invoke::buffered(&known.spec));
-    let place = door.admission.enter()?;
+    let place = front.admission.enter(watch.caller())?;
     let event = super::whole(body, LARGEST_EVENT, SLOWEST).await.map_err(|refused| refused.error)?;
     let head = invoke::head(id, &parts, headers);
-    let call = door.admit_to(place, id, known, head, None, watch)?;
-    let answer = door.dispatch.call(call, Input::whole(event), watch).await?;
+    let call = front.admit_to(place, id, known, head, None, watch)?;
+    let answer = front.dispatch.call(call, Input::whole(event), watch).await?;
     invoke::whole(answer).await
 }
 
@@ -91,7 +94,7 @@ fn answer(error: &Error) -> (StatusCode, Bytes) {
             (StatusCode::OK, said.unwrap_or("Task timed out").to_owned().into())
         }
         Code::FunctionInvalidResponse if report.kind == "Runtime.InvalidResponseModeHeader" => {
-            (StatusCode::OK, Bytes::new())
+            (StatusCode::BAD_GATEWAY, Bytes::new())
         }
         _ if error.blame() == Blame::Function => (StatusCode::BAD_GATEWAY, report.body),
         // One call at a time is what the emulator takes; here it is as many as there is room for.
@@ -128,7 +131,7 @@ mod tests {
             (Code::FunctionFailed, "E", "own", (200, "own")),
             (Code::FunctionTimeout, "Sandbox.Timedout", timeout, (200, "Task timed out after 1.00 seconds")),
             (Code::FunctionTimeout, "?", "?", (200, "Task timed out")),
-            (Code::FunctionInvalidResponse, "Runtime.InvalidResponseModeHeader", "x", (200, "")),
+            (Code::FunctionInvalidResponse, "Runtime.InvalidResponseModeHeader", "x", (502, "")),
             (Code::FunctionCrashed, "Runtime.ExitError", "exit", (502, "exit")),
             (Code::FunctionInitFailed, "E", "init", (502, "init")),
             (Code::ResponseTooLarge, "Function.ResponseSizeTooLarge", "large", (200, "large")),

@@ -11,7 +11,7 @@ use stoker_registry::revisions::Revision;
 
 use super::layers::Used;
 use super::{LATEST, Refused, Target, arn, page, query};
-use crate::front::Door;
+use crate::front::Front;
 
 /// Functions of one page where the caller does not say how many.
 const PAGE: usize = 50;
@@ -27,6 +27,9 @@ pub mod notes {
     pub const SIZE: &str = "aws.code_size";
     /// The layers, in JSON.
     pub const LAYERS: &str = "aws.layers";
+    /// Destinations of events, as they were written.
+    pub const ON_SUCCESS: &str = "aws.on_success";
+    pub const ON_FAILURE: &str = "aws.on_failure";
 }
 
 /// A revision as AWS knows it: the version that changes, or one of the others.
@@ -103,9 +106,9 @@ pub fn date(ms: u64) -> String {
 
 impl Target {
     /// The revision that is meant; of an alias the main one.
-    pub fn revision(&self, door: &Door) -> Result<Arc<Revision>, Refused> {
+    pub fn revision(&self, front: &Front) -> Result<Arc<Revision>, Refused> {
         let number = self.latest().unwrap_or(self.known.split().main);
-        let functions = door.directory.functions();
+        let functions = front.directory.functions();
         let revision = functions.revision(&self.known.spec.name, number).cloned();
         revision.ok_or_else(|| Refused::missing(format!("Function not found: {}", arn(&self.name, None))))
     }
@@ -117,8 +120,8 @@ impl Target {
 }
 
 /// `GetFunctionConfiguration`.
-pub fn configuration(door: &Door, target: &Target) -> Result<Value, Refused> {
-    let revision = target.revision(door)?;
+pub fn configuration(front: &Front, target: &Target) -> Result<Value, Refused> {
+    let revision = target.revision(front)?;
     let mut configuration = described(&target.name, &revision, Some(&target.version(&revision)));
     if let Some(qualifier) = &target.qualifier {
         configuration["FunctionArn"] = arn(&target.name, Some(qualifier)).into();
@@ -127,18 +130,18 @@ pub fn configuration(door: &Door, target: &Target) -> Result<Value, Refused> {
 }
 
 /// `GetFunction`.
-pub fn description(door: &Door, target: &Target) -> Result<Value, Refused> {
-    let revision = target.revision(door)?;
+pub fn description(front: &Front, target: &Target) -> Result<Value, Refused> {
+    let revision = target.revision(front)?;
     let code = match &revision.spec.root {
         Root::Image(image) if is_image(&revision) => {
             json!({"RepositoryType": "ECR", "ImageUri": image.asked().to_string(), "ResolvedImageUri": image.to_string()})
         }
         _ => json!({"RepositoryType": "S3", "Location": location(&revision.spec)}),
     };
-    let functions = door.directory.functions();
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     let tags = release.map(|release| release.tags.clone()).unwrap_or_default();
-    let mut described = json!({"Configuration": configuration(door, target)?, "Code": code, "Tags": tags});
+    let mut described = json!({"Configuration": configuration(front, target)?, "Code": code, "Tags": tags});
     if let Some(reserved) = release.and_then(|release| release.reserved) {
         described["Concurrency"] = json!({"ReservedConcurrentExecutions": reserved});
     }
@@ -155,16 +158,16 @@ fn location(spec: &FunctionSpec) -> String {
 ///
 /// # Errors
 /// `MaxItems` is no number of functions, or `FunctionVersion` another than all.
-pub fn list(door: &Door, parts: &Parts) -> Result<Value, Refused> {
+pub fn list(front: &Front, parts: &Parts) -> Result<Value, Refused> {
     let versions = match query(parts, "FunctionVersion").as_deref() {
         None => false,
         Some("ALL") => true,
         Some(other) => return Err(Refused::parameter(format!("FunctionVersion {other:?} is not ALL"))),
     };
-    let functions = door.directory.functions();
+    let functions = front.directory.functions();
     let mut all = Vec::new();
-    for known in door.directory.all() {
-        let (name, called) = (&known.spec.name, door.directory.called(&known));
+    for known in front.directory.all() {
+        let (name, called) = (&known.spec.name, front.directory.called(&known));
         let Some(release) = functions.releases.get(name) else { continue };
         if versions {
             let published = functions.revisions(name).filter(|revision| revision.published);

@@ -19,7 +19,7 @@ use stoker_proto::runner::v1::StreamLogsRequest;
 use stoker_proto::runner::v1::runner_service_client::RunnerServiceClient;
 use stoker_proto::{status, v1};
 
-use super::super::{AnswerBody, Door, header, url};
+use super::super::{AnswerBody, Front, header, url};
 use super::stream::{self, Events, Log};
 use super::{
     EXECUTED_VERSION, FUNCTION_ERROR, LATEST, LOG_RESULT, Refused, Target, arn, plain, request_id, said,
@@ -105,7 +105,7 @@ impl Asked {
     /// Places the call and follows it to the head of its answer.
     async fn call(
         self,
-        door: &Door,
+        front: &Front,
         id: CallId,
         parts: &Parts,
         place: Admitted,
@@ -119,8 +119,8 @@ impl Asked {
             true => Refused::from(error).over_reserved(),
             false => error.into(),
         };
-        let call = door.admit_to(place, id, self.target.known, head, None, watch).map_err(refused)?;
-        door.dispatch.call(call, Input::whole(event), watch).await.map_err(refused)
+        let call = front.admit_to(place, id, self.target.known, head, None, watch).map_err(refused)?;
+        front.dispatch.call(call, Input::whole(event), watch).await.map_err(refused)
     }
 }
 
@@ -178,7 +178,7 @@ fn checked(event: Bytes) -> Result<Bytes, Refused> {
 
 /// `Invoke`: the answer in one.
 pub async fn invoke(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     parts: &Parts,
     place: Admitted,
@@ -193,14 +193,14 @@ pub async fn invoke(
         Kind::Event => {
             // Keeping a call has a place of its own.
             drop(place);
-            return later(door, id, parts, event, asked, watch).await;
+            return later(front, id, parts, event, asked, watch).await;
         }
         Kind::Now => asked.as_a_whole(),
     }
     let (function, tail) = (asked.target.known.clone(), asked.tail);
     let mut ran_on = String::new();
     let whole = async {
-        let answer = asked.call(door, id, parts, place, event, watch).await?;
+        let answer = asked.call(front, id, parts, place, event, watch).await?;
         ran_on.clone_from(&answer.end.runner);
         Ok(whole(answer).await?)
     };
@@ -208,7 +208,7 @@ pub async fn invoke(
     if tail {
         // One that never began has written nothing of its own.
         let last = whole.as_ref().err().map(|refused| refused.error.log_tail.clone()).unwrap_or_default();
-        trail.log = Some(logged(door.clone(), function, id, ran_on, last).await);
+        trail.log = Some(logged(front.clone(), function, id, ran_on, last).await);
     }
     let mut response = plain(200, whole?, id);
     executed(&mut response, trail, watch);
@@ -217,7 +217,7 @@ pub async fn invoke(
 
 /// `Invoke` with `Event`: the call is kept, and will be made.
 async fn later(
-    door: &Door,
+    front: &Front,
     id: CallId,
     parts: &Parts,
     event: Bytes,
@@ -235,7 +235,7 @@ async fn later(
         key: String::new(),
         delay: None,
     };
-    door.later.submit(door, id, submit, watch).await.map_err(|error| match (error.code, error.retry) {
+    front.later.submit(front, id, submit, watch).await.map_err(|error| match (error.code, error.retry) {
         // Where nothing is kept, nothing will be at the next attempt either, which kits make by themselves.
         (Code::Unavailable, Retry::Never) => Refused::parameter(error.message),
         _ => error.into(),
@@ -281,7 +281,7 @@ pub async fn whole(answer: Answer) -> Result<Bytes, Error> {
 
 /// `InvokeWithResponseStream`: the answer as it comes.
 pub async fn invoke_streaming(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     parts: &Parts,
     place: Admitted,
@@ -299,9 +299,9 @@ pub async fn invoke_streaming(
     }
     let (function, tail) = (asked.target.known.clone(), asked.tail);
     let log = |runner: String, last: String| -> Option<Log> {
-        tail.then(|| Box::pin(logged(door.clone(), function.clone(), id, runner, last)) as Log)
+        tail.then(|| Box::pin(logged(front.clone(), function.clone(), id, runner, last)) as Log)
     };
-    let body = match asked.call(door, id, parts, place, event, watch).await {
+    let body = match asked.call(front, id, parts, place, event, watch).await {
         Ok(answer) => {
             let events = Events::new(log(answer.end.runner, String::new()));
             AnswerBody::new(answer.first, answer.rest).events(events)
@@ -365,14 +365,14 @@ fn executed(response: &mut Response<AnswerBody>, trail: &Trail, watch: &Watch) {
 
 /// The end of what the function wrote in this call, in base64; where it wrote nothing in it, the last words that came with its error. Of a call
 /// that failed nobody says where it ran: all are asked.
-async fn logged(door: Arc<Door>, function: Arc<Known>, id: CallId, ran_on: String, last: String) -> String {
+async fn logged(front: Arc<Front>, function: Arc<Known>, id: CallId, ran_on: String, last: String) -> String {
     let ask = StreamLogsRequest {
         app: function.spec.name.app().to_owned(),
         function: function.spec.name.function().to_owned(),
         call_id: id.to_string(),
         follow: false,
     };
-    let runners = door.dispatch.fleet.runners();
+    let runners = front.dispatch.fleet.runners();
     let asked = runners.iter().filter(|runner| ran_on.is_empty() || runner.name == ran_on);
     let mut logs: FuturesUnordered<_> = asked
         .filter_map(|runner| runner.channel())

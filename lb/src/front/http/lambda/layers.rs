@@ -21,7 +21,7 @@ use super::urls::now;
 use super::{ACCOUNT, REGION, Refused, page, query};
 use crate::auth::{Caller, Permission};
 use crate::directory::DEFAULT_APP;
-use crate::front::Door;
+use crate::front::Front;
 use crate::front::http::control;
 
 /// Layers of one function, as AWS has it.
@@ -139,7 +139,7 @@ impl Used {
 }
 
 /// The layers that a request gives to a function.
-pub async fn wanted(door: &Door, caller: &Caller, said: &Value) -> Result<Vec<Used>, Refused> {
+pub async fn wanted(front: &Front, caller: &Caller, said: &Value) -> Result<Vec<Used>, Refused> {
     let arns = Vec::<String>::deserialize(said)
         .map_err(|error| Refused::parameter(format!("Layers is a list of ARNs: {error}")))?;
     if arns.len() > MOST {
@@ -148,14 +148,14 @@ pub async fn wanted(door: &Door, caller: &Caller, said: &Value) -> Result<Vec<Us
     if arns.is_empty() {
         return Ok(Vec::new());
     }
-    let apps = control::apps(door).await?;
+    let apps = control::apps(front).await?;
     let mut all: Vec<(Named, Used)> = Vec::new();
     for arn in arns {
         let (named, version) = split(&arn)?;
         let Some(version) = version.filter(|_| arn.starts_with("arn:")) else {
             return Err(invalid("layers", &arn));
         };
-        door.guard.allow(caller, Permission::Observe, &named.app)?;
+        front.guard.allow(caller, Permission::Observe, &named.app)?;
         if let Some((_, other)) = all.iter().find(|(other, _)| *other == named) {
             let text = format!(
                 "Two different versions of the same layer are not allowed to be referenced in the same function. {} and {arn} are versions of the same layer.",
@@ -221,9 +221,9 @@ fn list<T: DeserializeOwned>(key: &str, value: Option<&Value>, most: usize) -> R
 }
 
 /// `PublishLayerVersion`.
-pub async fn publish(door: &Door, called: &str, body: &[u8], caller: &Caller) -> Result<Value, Refused> {
+pub async fn publish(front: &Front, called: &str, body: &[u8], caller: &Caller) -> Result<Value, Refused> {
     let named = Named::parse(called)?;
-    door.guard.allow(caller, Permission::Manage, &named.app)?;
+    front.guard.allow(caller, Permission::Manage, &named.app)?;
     let fields = fields("PublishLayerVersion", body)?;
     let mut version = LayerVersion {
         description: limited("Description", fields.get("Description"), LONGEST_DESCRIPTION)?,
@@ -244,7 +244,7 @@ pub async fn publish(door: &Door, called: &str, body: &[u8], caller: &Caller) ->
         )));
     }
     let zip = content(&fields)?;
-    let Some(store) = &door.lambda.code else { return Err(no_code()) };
+    let Some(store) = &front.lambda.code else { return Err(no_code()) };
     let (at, zip) = store.put_layer(zip.into()).await?;
     if zip.unpacked > MOST_UNPACKED {
         let text = format!("Unzipped size must be smaller than {MOST_UNPACKED} bytes");
@@ -252,7 +252,7 @@ pub async fn publish(door: &Door, called: &str, body: &[u8], caller: &Caller) ->
     }
     (version.at, version.sha256, version.unpacked) = (at, zip.sha256, zip.unpacked);
     version.size = zip.bytes as u64;
-    let published = change(door, &named.app, |app| {
+    let published = change(front, &named.app, |app| {
         let versions: usize = app.layers.values().map(|layer| layer.versions.len()).sum();
         if versions >= MOST_VERSIONS {
             let text = format!("an app has at most {MOST_VERSIONS} versions of layers: delete some");
@@ -294,19 +294,19 @@ fn content(fields: &Map<String, Value>) -> Result<Vec<u8>, Refused> {
 
 /// Changes the record of an app, again where somebody else was faster.
 async fn change<T>(
-    door: &Door,
+    front: &Front,
     app: &str,
     mut change: impl FnMut(&mut App) -> Result<T, Refused>,
 ) -> Result<T, Refused> {
-    control::apps(door).await?;
-    let mut seen = door.registry.apps();
+    control::apps(front).await?;
+    let mut seen = front.registry.apps();
     for _ in 0..ATTEMPTS {
         let record = seen.borrow_and_update().by_name.get(app).map(|app| App::clone(app));
         let now = now();
         let mut record = record.unwrap_or_else(|| App { created_ms: now, ..App::default() });
         record.updated_ms = now.max(record.updated_ms);
         let done = change(&mut record)?;
-        match door.registry.put_app(app, record).await {
+        match front.registry.put_app(app, record).await {
             Ok(()) => return Ok(done),
             Err(stoker_registry::Error::App(apps::Refusal::Changed(_) | apps::Refusal::Exists(_))) => {
                 // What they wrote is on its way.
@@ -328,24 +328,24 @@ fn number(text: &str) -> Result<u64, Refused> {
     }
 }
 
-async fn found(door: &Door, caller: &Caller, named: &Named) -> Result<Option<Layer>, Refused> {
-    door.guard.allow(caller, Permission::Observe, &named.app)?;
-    let apps = control::apps(door).await?;
+async fn found(front: &Front, caller: &Caller, named: &Named) -> Result<Option<Layer>, Refused> {
+    front.guard.allow(caller, Permission::Observe, &named.app)?;
+    let apps = control::apps(front).await?;
     Ok(apps.by_name.get(&named.app).and_then(|app| app.layers.get(&named.name)).cloned())
 }
 
 /// `GetLayerVersion`.
-pub async fn get(door: &Door, called: &str, version: &str, caller: &Caller) -> Result<Value, Refused> {
+pub async fn get(front: &Front, called: &str, version: &str, caller: &Caller) -> Result<Value, Refused> {
     let (named, version) = (Named::parse(called)?, number(version)?);
-    let layer = found(door, caller, &named).await?;
+    let layer = found(front, caller, &named).await?;
     let versions = layer.map(|layer| layer.versions).unwrap_or_default();
     let version = versions.iter().find(|one| one.number == version).ok_or_else(absent)?;
     Ok(whole(&named, version))
 }
 
 /// Permissions of a version are not kept: there is one account. Who looks finds none, as AWS says it of a version that is its account's alone.
-pub async fn policy(door: &Door, method: &Method, called: &str, version: &str, caller: &Caller) -> Refused {
-    match get(door, called, version, caller).await {
+pub async fn policy(front: &Front, method: &Method, called: &str, version: &str, caller: &Caller) -> Refused {
+    match get(front, called, version, caller).await {
         Err(refused) => refused,
         Ok(_) if *method == Method::GET => {
             Refused::missing("No policy is associated with the given resource.")
@@ -358,10 +358,10 @@ pub async fn policy(door: &Door, method: &Method, called: &str, version: &str, c
 }
 
 /// `DeleteLayerVersion`, which is done when there is none. Functions that have it keep it.
-pub async fn delete(door: &Door, called: &str, version: &str, caller: &Caller) -> Result<(), Refused> {
+pub async fn delete(front: &Front, called: &str, version: &str, caller: &Caller) -> Result<(), Refused> {
     let (named, version) = (Named::parse(called)?, number(version)?);
-    door.guard.allow(caller, Permission::Manage, &named.app)?;
-    let layer = found(door, caller, &named).await?;
+    front.guard.allow(caller, Permission::Manage, &named.app)?;
+    let layer = found(front, caller, &named).await?;
     if !layer.is_some_and(|layer| layer.versions.iter().any(|one| one.number == version)) {
         return Ok(());
     }
@@ -371,7 +371,7 @@ pub async fn delete(door: &Door, called: &str, version: &str, caller: &Caller) -
         }
         Ok(())
     };
-    change(door, &named.app, without).await
+    change(front, &named.app, without).await
 }
 
 /// Those versions that a list asks for.
@@ -385,9 +385,9 @@ fn matching<'v>(parts: &Parts, layer: &'v Layer) -> impl Iterator<Item = &'v Lay
 }
 
 /// `ListLayerVersions`.
-pub async fn versions(door: &Door, parts: &Parts, called: &str, caller: &Caller) -> Result<Value, Refused> {
+pub async fn versions(front: &Front, parts: &Parts, called: &str, caller: &Caller) -> Result<Value, Refused> {
     let named = Named::parse(called)?;
-    let layer = found(door, caller, &named).await?.unwrap_or_default();
+    let layer = found(front, caller, &named).await?.unwrap_or_default();
     // By number, from the last one down.
     let all = matching(parts, &layer).map(|one| (format!("{:020}", u64::MAX - one.number), one)).collect();
     let (page, next) = page(parts, all, PAGE)?;
@@ -396,15 +396,15 @@ pub async fn versions(door: &Door, parts: &Parts, called: &str, caller: &Caller)
 }
 
 /// `ListLayers`: each by its newest version that is asked for; and `GetLayerVersionByArn`, which comes the same way.
-pub async fn all(door: &Door, parts: &Parts, caller: &Caller) -> Result<Value, Refused> {
+pub async fn all(front: &Front, parts: &Parts, caller: &Caller) -> Result<Value, Refused> {
     if query(parts, "find").as_deref() == Some("LayerVersion") {
         let arn = query(parts, "Arn").unwrap_or_default();
         let (named, Some(version)) = split(&arn)? else { return Err(invalid("arn", &arn)) };
-        return get(door, &named.called(), &version.to_string(), caller).await;
+        return get(front, &named.called(), &version.to_string(), caller).await;
     }
-    let apps: Arc<apps::Apps> = control::apps(door).await?;
+    let apps: Arc<apps::Apps> = control::apps(front).await?;
     let mut all = Vec::new();
-    for (app, record) in apps.by_name.iter().filter(|(app, _)| door.guard.sees(caller, app)) {
+    for (app, record) in apps.by_name.iter().filter(|(app, _)| front.guard.sees(caller, app)) {
         for (name, layer) in &record.layers {
             let named = Named { app: app.clone(), name: name.clone() };
             let Some(newest) = matching(parts, layer).next() else { continue };

@@ -13,17 +13,17 @@ use stoker_registry::revisions::{Change, Expect, Proposal, Revision};
 use super::change::fields;
 use super::{Refused, Target, arn, queries, query};
 use crate::directory::PROVISIONED;
-use crate::front::Door;
+use crate::front::Front;
 
 /// Calls at once of an account, as AWS has it where nobody asked for more. Nothing here holds them back.
 const ACCOUNT: u32 = 1000;
 
 /// `PutFunctionConcurrency`: so many calls of the function are let in at once, by every door of every balancer.
-pub async fn reserve(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn reserve(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("PutFunctionConcurrency", body)?;
     let reserved = number("ReservedConcurrentExecutions", fields.get("ReservedConcurrentExecutions"))?;
-    door.registry.change_function(&target.known.spec.name, Change::Reserve(Some(reserved))).await?;
+    front.registry.change_function(&target.known.spec.name, Change::Reserve(Some(reserved))).await?;
     Ok(json!({"ReservedConcurrentExecutions": reserved}))
 }
 
@@ -35,15 +35,15 @@ fn number(key: &str, value: Option<&Value>) -> Result<u32, Refused> {
 }
 
 /// `DeleteFunctionConcurrency`.
-pub async fn unreserve(door: &Door, target: Target) -> Result<(), Refused> {
+pub async fn unreserve(front: &Front, target: Target) -> Result<(), Refused> {
     target.unqualified()?;
-    door.registry.change_function(&target.known.spec.name, Change::Reserve(None)).await?;
+    front.registry.change_function(&target.known.spec.name, Change::Reserve(None)).await?;
     Ok(())
 }
 
 /// `GetFunctionConcurrency`.
-pub fn reserved(door: &Door, target: &Target) -> Value {
-    let functions = door.directory.functions();
+pub fn reserved(front: &Front, target: &Target) -> Value {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     match release.and_then(|release| release.reserved) {
         Some(reserved) => json!({"ReservedConcurrentExecutions": reserved}),
@@ -52,13 +52,13 @@ pub fn reserved(door: &Door, target: &Target) -> Value {
 }
 
 /// The newest revision, where the version or the alias that is asked about runs in its containers.
-fn shared(door: &Door, target: &Target) -> Result<std::sync::Arc<Revision>, Refused> {
+fn shared(front: &Front, target: &Target) -> Result<std::sync::Arc<Revision>, Refused> {
     if target.latest().is_some() {
         return Err(Refused::parameter(
             "Qualifier is missing: provisioned concurrency is of a version or an alias",
         ));
     }
-    let functions = door.directory.functions();
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     let newest = release.map(|release| release.newest.clone());
     let newest =
@@ -76,7 +76,7 @@ fn shared(door: &Door, target: &Target) -> Result<std::sync::Arc<Revision>, Refu
 }
 
 /// `PutProvisionedConcurrencyConfig`: the function's `min_containers`.
-pub async fn provision(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn provision(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("PutProvisionedConcurrencyConfig", body)?;
     let key = "ProvisionedConcurrentExecutions";
     let wanted = number(key, fields.get(key))?;
@@ -86,17 +86,17 @@ pub async fn provision(door: &Door, target: Target, body: &[u8]) -> Result<Value
             limits::MAX_CONTAINERS.end()
         )));
     }
-    keep(door, &target, wanted).await?;
+    keep(front, &target, wanted).await?;
     Ok(config(wanted))
 }
 
 /// `DeleteProvisionedConcurrencyConfig`.
-pub async fn unprovision(door: &Door, target: Target) -> Result<(), Refused> {
-    keep(door, &target, 0).await
+pub async fn unprovision(front: &Front, target: Target) -> Result<(), Refused> {
+    keep(front, &target, 0).await
 }
 
-async fn keep(door: &Door, target: &Target, containers: u32) -> Result<(), Refused> {
-    let newest = shared(door, target)?;
+async fn keep(front: &Front, target: &Target, containers: u32) -> Result<(), Refused> {
+    let newest = shared(front, target)?;
     let mut spec = FunctionSpec::clone(&newest.spec);
     spec.min_containers = containers;
     spec.max_containers = spec.max_containers.max(containers);
@@ -106,14 +106,14 @@ async fn keep(door: &Door, target: &Target, containers: u32) -> Result<(), Refus
         None => notes.remove(PROVISIONED),
     };
     let proposal = Proposal { spec, notes: Some(notes), hold: false, expect: Expect::Newest(newest.number) };
-    door.registry.apply(vec![proposal]).await?;
+    front.registry.apply(vec![proposal]).await?;
     Ok(())
 }
 
 /// `GetProvisionedConcurrencyConfig`, and the list of all of them.
-pub fn provisioned(door: &Door, parts: &Parts, target: Target) -> Result<Value, Refused> {
+pub fn provisioned(front: &Front, parts: &Parts, target: Target) -> Result<Value, Refused> {
     if query(parts, "List").is_some() {
-        let functions = door.directory.functions();
+        let functions = front.directory.functions();
         let release = functions.releases.get(&target.known.spec.name);
         let Some(newest) = release.map(|release| &release.newest) else { return Ok(json!({})) };
         let digest = newest.spec.digest();
@@ -126,7 +126,7 @@ pub fn provisioned(door: &Door, parts: &Parts, target: Target) -> Result<Value, 
         });
         return Ok(json!({"ProvisionedConcurrencyConfigs": all.collect::<Vec<_>>()}));
     }
-    match shared(door, &target)?.spec.min_containers {
+    match shared(front, &target)?.spec.min_containers {
         0 => {
             let text = "No Provisioned Concurrency Config found for this function";
             let error = Error::new(Code::NotFound, text);
@@ -146,32 +146,32 @@ fn config(kept: u32) -> Value {
 }
 
 /// `ListTags`.
-pub fn tags(door: &Door, target: &Target) -> Value {
-    let functions = door.directory.functions();
+pub fn tags(front: &Front, target: &Target) -> Value {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     json!({"Tags": release.map(|release| release.tags.clone()).unwrap_or_default()})
 }
 
 /// `TagResource`.
-pub async fn tag(door: &Door, target: Target, body: &[u8]) -> Result<(), Refused> {
+pub async fn tag(front: &Front, target: Target, body: &[u8]) -> Result<(), Refused> {
     let fields = fields("TagResource", body)?;
     let set = BTreeMap::deserialize(fields.get("Tags").cloned().unwrap_or_default())
         .map_err(|error| Refused::parameter(format!("Tags: {error}")))?;
     let change = Change::Tag { set, unset: Vec::new() };
-    door.registry.change_function(&target.known.spec.name, change).await?;
+    front.registry.change_function(&target.known.spec.name, change).await?;
     Ok(())
 }
 
 /// `UntagResource`.
-pub async fn untag(door: &Door, parts: &Parts, target: Target) -> Result<(), Refused> {
+pub async fn untag(front: &Front, parts: &Parts, target: Target) -> Result<(), Refused> {
     let change = Change::Tag { set: BTreeMap::new(), unset: queries(parts, "tagKeys").collect() };
-    door.registry.change_function(&target.known.spec.name, change).await?;
+    front.registry.change_function(&target.known.spec.name, change).await?;
     Ok(())
 }
 
 /// `GetAccountSettings`.
-pub fn account(door: &Door) -> Value {
-    let functions = door.directory.functions();
+pub fn account(front: &Front) -> Value {
+    let functions = front.directory.functions();
     let reserved = functions.releases.values().filter_map(|release| release.reserved);
     let reserved = reserved.fold(0u32, u32::saturating_add);
     json!({

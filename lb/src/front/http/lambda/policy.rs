@@ -7,7 +7,7 @@ use stoker_core::error::{Code, Error};
 use super::change::{self, fields, text};
 use super::functions::revision_id;
 use super::{LATEST, Refused, Target, arn};
-use crate::front::Door;
+use crate::front::Front;
 
 /// The note that a policy is kept in; of a version or an alias its name follows, after a dot.
 const NOTE: &str = "aws.policy";
@@ -26,8 +26,8 @@ pub fn note(qualifier: Option<&str>) -> String {
 }
 
 /// The statements that are there.
-fn statements(door: &Door, target: &Target) -> Vec<Value> {
-    let functions = door.directory.functions();
+fn statements(front: &Front, target: &Target) -> Vec<Value> {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     let text = release.and_then(|release| release.newest.notes.get(&note(target.qualifier.as_deref())));
     text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
@@ -115,31 +115,31 @@ fn statement(target: &Target, fields: &Map<String, Value>) -> Result<Value, Refu
 }
 
 /// Whether the policy is what somebody says to have seen: it is a part of the newest revision.
-fn unchanged(door: &Door, target: &Target, seen: Option<&str>) -> Result<(), Refused> {
+fn unchanged(front: &Front, target: &Target, seen: Option<&str>) -> Result<(), Refused> {
     match seen.filter(|seen| !seen.is_empty()) {
-        Some(seen) if current(door, target).as_deref() != Some(seen) => Err(Refused::changed()),
+        Some(seen) if current(front, target).as_deref() != Some(seen) => Err(Refused::changed()),
         _ => Ok(()),
     }
 }
 
-fn current(door: &Door, target: &Target) -> Option<String> {
-    let functions = door.directory.functions();
+fn current(front: &Front, target: &Target) -> Option<String> {
+    let functions = front.directory.functions();
     let newest = &functions.releases.get(&target.known.spec.name)?.newest;
     Some(revision_id(&newest.spec.digest(), newest.number))
 }
 
-async fn keep(door: &Door, target: &Target, all: &[Value]) -> Result<(), Refused> {
+async fn keep(front: &Front, target: &Target, all: &[Value]) -> Result<(), Refused> {
     let kept = (!all.is_empty()).then(|| json!(all).to_string());
     let note = note(target.qualifier.as_deref());
-    change::keep_notes(door, &target.known.spec.name, vec![(note, kept)]).await
+    change::keep_notes(front, &target.known.spec.name, vec![(note, kept)]).await
 }
 
 /// `AddPermission`.
-pub async fn add(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn add(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("AddPermission", body)?;
     let added = statement(&target, &fields)?;
-    unchanged(door, &target, fields.get("RevisionId").and_then(Value::as_str))?;
-    let mut all = statements(door, &target);
+    unchanged(front, &target, fields.get("RevisionId").and_then(Value::as_str))?;
+    let mut all = statements(front, &target);
     if all.iter().any(|one| one["Sid"] == added["Sid"]) {
         let sid = added["Sid"].as_str().unwrap_or_default();
         return Err(Refused::conflict(format!(
@@ -152,31 +152,31 @@ pub async fn add(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refu
         let error = Error::new(Code::InvalidRequest, text);
         return Err(Refused::aws(400, "PolicyLengthExceededException", error));
     }
-    keep(door, &target, &all).await?;
+    keep(front, &target, &all).await?;
     Ok(json!({ "Statement": added.to_string() }))
 }
 
 /// `RemovePermission`.
-pub async fn remove(door: &Door, target: Target, sid: &str, seen: Option<&str>) -> Result<(), Refused> {
-    let mut all = statements(door, &target);
+pub async fn remove(front: &Front, target: Target, sid: &str, seen: Option<&str>) -> Result<(), Refused> {
+    let mut all = statements(front, &target);
     if all.is_empty() {
         return Err(Refused::missing("No policy is associated with the given resource."));
     }
-    unchanged(door, &target, seen)?;
+    unchanged(front, &target, seen)?;
     let before = all.len();
     all.retain(|one| one["Sid"] != sid);
     if all.len() == before {
         return Err(Refused::missing(format!("Statement {sid} is not found in resource policy.")));
     }
-    keep(door, &target, &all).await
+    keep(front, &target, &all).await
 }
 
 /// `GetPolicy`.
-pub fn get(door: &Door, target: &Target) -> Result<Value, Refused> {
-    let all = statements(door, target);
+pub fn get(front: &Front, target: &Target) -> Result<Value, Refused> {
+    let all = statements(front, target);
     if all.is_empty() {
         return Err(Refused::missing("The resource you requested does not exist."));
     }
     let policy = json!({"Version": "2012-10-17", "Id": "default", "Statement": all});
-    Ok(json!({"Policy": policy.to_string(), "RevisionId": current(door, target)}))
+    Ok(json!({"Policy": policy.to_string(), "RevisionId": current(front, target)}))
 }

@@ -24,6 +24,10 @@ const SKEW: Duration = Duration::from_secs(5 * 60);
 /// What a signature may cover at most; more headers than a request may have.
 const MOST_HEADERS: usize = 256;
 
+/// What is said besides to whom nobody knows: signed URLs are among them.
+pub const ASKED: &str =
+    "; or sign the request with an access key, in its header `authorization` and not in its URL";
+
 /// Whether a request shows a signature of this kind.
 pub fn is_there(headers: &HeaderMap) -> bool {
     headers.get(AUTHORIZATION).is_some_and(|value| value.as_bytes().starts_with(ALGORITHM.as_bytes()))
@@ -48,12 +52,8 @@ impl Claim {
     /// # Errors
     /// It is not signed, or cannot have been signed rightly.
     pub fn read(parts: &Parts, now: SystemTime) -> Result<Self, Refused> {
-        let incomplete = |what: &str| {
-            let text = format!("Authorization header requires {what}.");
-            named(403, "IncompleteSignatureException", text)
-        };
         let header = one(&parts.headers, AUTHORIZATION.as_str())?;
-        let fields = header.strip_prefix(ALGORITHM).ok_or_else(|| incomplete(&format!("`{ALGORITHM}`")))?;
+        let fields = header.strip_prefix(ALGORITHM).ok_or_else(missing)?;
         let field = |name: &str| {
             let mut fields = fields.split(',').filter_map(|field| field.trim().split_once('='));
             let found = fields.find_map(|(key, value)| (key == name).then_some(value));
@@ -139,6 +139,15 @@ pub fn unknown() -> Refused {
     )
 }
 
+/// What is said to whoever shows no signature of this kind.
+pub fn missing() -> Refused {
+    incomplete(&format!("`{ALGORITHM}`"))
+}
+
+fn incomplete(what: &str) -> Refused {
+    named(403, "IncompleteSignatureException", format!("Authorization header requires {what}."))
+}
+
 fn wrong() -> Refused {
     let text = "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.";
     named(403, "InvalidSignatureException", text.to_owned())
@@ -153,11 +162,7 @@ fn one(headers: &HeaderMap, name: &str) -> Result<String, Refused> {
     let mut all = headers.get_all(name).iter();
     match (all.next().and_then(|value| value.to_str().ok()), all.next()) {
         (Some(value), None) => Ok(value.trim().to_owned()),
-        _ => Err(named(
-            403,
-            "IncompleteSignatureException",
-            format!("Authorization header requires one '{name}' header."),
-        )),
+        _ => Err(incomplete(&format!("one '{name}' header"))),
     }
 }
 

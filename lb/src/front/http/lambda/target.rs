@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::request::Parts;
 
-use super::super::{Door, decoded};
+use super::super::{Front, decoded};
 use super::{LATEST, Refused, arn, query};
 use crate::directory::{Known, Named};
 
@@ -47,7 +47,7 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn of(door: &Door, parts: &Parts, segment: &str) -> Result<Self, Refused> {
+    pub fn of(front: &Front, parts: &Parts, segment: &str) -> Result<Self, Refused> {
         let (name, qualifier) = split(&decoded(segment)?)?;
         let asked = query(parts, "Qualifier");
         if let Some(wrong) = asked.as_ref().filter(|asked| !good(asked, "$.")) {
@@ -63,17 +63,17 @@ impl Target {
             );
             return Err(Refused::parameter(text));
         }
-        Self::find(door, name, qualifier.or(asked))
+        Self::find(front, name, qualifier.or(asked))
     }
 
-    fn find(door: &Door, name: String, qualifier: Option<String>) -> Result<Self, Refused> {
+    fn find(front: &Front, name: String, qualifier: Option<String>) -> Result<Self, Refused> {
         let missing = || {
             let whole = arn(&name, Some(qualifier.as_deref().unwrap_or(LATEST)));
             format!("Function not found: {whole}")
         };
-        let known = match door.directory.find_called(&name) {
+        let known = match front.directory.find_called(&name) {
             Named::One(known) => known,
-            Named::None => return Err(door.missing(missing).into()),
+            Named::None => return Err(front.missing(missing).into()),
             Named::Several => {
                 let text = format!("functions of several apps are called {name}: write app.{name}");
                 return Err(Refused::parameter(text));
@@ -84,11 +84,11 @@ impl Target {
             Some(qualifier) => {
                 // A revision that was not published is no version.
                 let number: Option<u64> = qualifier.parse().ok();
-                let functions = door.directory.functions();
+                let functions = front.directory.functions();
                 let hidden = number.is_some_and(|number| {
                     functions.revision(&known.spec.name, number).is_none_or(|revision| !revision.published)
                 });
-                let found = door.directory.qualified(&known.spec.name, qualifier).filter(|_| !hidden);
+                let found = front.directory.qualified(&known.spec.name, qualifier).filter(|_| !hidden);
                 found.ok_or_else(|| Refused::missing(missing()))?
             }
         };

@@ -12,10 +12,10 @@ use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
 use super::super::fields::{request_headers, response_headers};
-use super::super::{AnswerBody, CALL_ID, Door, header, status_of, url};
+use super::super::{AnswerBody, CALL_ID, Front, header, status_of, url};
 use super::invoke::collected;
 use super::urls::Config;
-use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, source, whole};
+use super::{LARGEST_EVENT, REQUEST_ID, SLOWEST, claim, signature, source, whole};
 use crate::auth::Origin;
 use crate::call::Input;
 use crate::directory::Known;
@@ -35,22 +35,22 @@ pub fn written(base: &str, name: &FunctionName, alias: Option<&str>) -> String {
 ///
 /// # Errors
 /// To nothing.
-pub fn find(door: &Door, path: &str) -> Result<(Arc<Known>, Config), Error> {
+pub fn find(front: &Front, path: &str) -> Result<(Arc<Known>, Config), Error> {
     let name = path.split_once('/').map_or(path, |(name, _)| name);
     let mut parts = name.splitn(3, '.');
     let (app, function, alias) =
         (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
     let found = || {
         let name = FunctionName::new(app, function)?;
-        let functions = door.directory.functions();
+        let functions = front.directory.functions();
         let config = Config::find(functions.releases.get(&name)?, alias)?;
         let known = match alias {
-            None => door.directory.find(name.as_str()),
-            Some(alias) => door.directory.qualified(&name, alias),
+            None => front.directory.find(name.as_str()),
+            Some(alias) => front.directory.qualified(&name, alias),
         };
         Some((known?, config))
     };
-    found().ok_or_else(|| door.missing(|| format!("there is no function URL `{name}`")))
+    found().ok_or_else(|| front.missing(|| format!("there is no function URL `{name}`")))
 }
 
 /// Calls the function.
@@ -58,7 +58,7 @@ pub fn find(door: &Door, path: &str) -> Result<(Arc<Known>, Config), Error> {
 /// # Errors
 /// Its caller may not, or the call fails.
 pub async fn serve(
-    door: &Door,
+    front: &Front,
     id: CallId,
     request: Request<RequestBody>,
     known: Arc<Known>,
@@ -67,32 +67,35 @@ pub async fn serve(
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     let (mut parts, body) = request.into_parts();
-    let claim = claim(door, &parts, watch).map_err(|refused| refused.error)?;
-    if config.iam && !door.guard.is_open() && claim.is_none() && watch.caller().is_anybody() {
+    let claim = claim(front, &parts, watch).map_err(|refused| refused.error)?;
+    if config.iam && !front.guard.is_open() && claim.is_none() && watch.caller().is_anybody() {
+        if signature::is_there(&parts.headers) {
+            return Err(signature::unknown().error);
+        }
         let text =
             "this function URL is for callers who show who they are: sign the request, or bring a token";
         return Err(Error::new(Code::PermissionDenied, text));
     }
     // In memory as a whole from here on, as every event.
-    let place = door.admission.enter()?;
+    let place = front.admission.enter(watch.caller())?;
     let body = whole(body, LARGEST_EVENT, SLOWEST).await.map_err(|refused| refused.error)?;
     if let Some((claim, secret, identity)) = claim {
         claim.verify(secret.reveal(), &body).map_err(|refused| refused.error)?;
-        let caller = door.guard.signed(watch.caller(), identity);
+        let caller = front.guard.signed(watch.caller(), identity);
         watch.by(caller);
         // It did its work, and is no function's business.
         parts.headers.remove(http::header::AUTHORIZATION);
     }
     let mut headers = request_headers(&parts.headers);
-    source::tell(&door.lambda, origin, &parts, &mut headers);
+    source::tell(&front.lambda, origin, &parts, &mut headers);
     let head = v1::RequestHead {
         intent: v1::Intent::HttpRequest.into(),
         method: parts.method.as_str().to_owned(),
         url: url(&parts),
         headers,
     };
-    let call = door.admit_to(place, id, known, head, None, watch)?;
-    let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
+    let call = front.admit_to(place, id, known, head, None, watch)?;
+    let answer = front.dispatch.call(call, Input::whole(body), watch).await?;
     let mut headers = HeaderMap::new();
     response_headers(&mut headers, answer.head.headers, false);
     headers.insert(CALL_ID, header(&id.to_string()));

@@ -11,7 +11,7 @@ use stoker_registry::revisions::Release;
 use super::change::{self, fields, is_nothing};
 use super::functions::{date, with_marker};
 use super::{LATEST, Refused, Target, arn, page, url};
-use crate::front::Door;
+use crate::front::Front;
 
 /// Configurations of one page where the caller does not say how many.
 const PAGE: usize = 50;
@@ -165,8 +165,8 @@ impl<'a> At<'a> {
         &self.target.known.spec.name
     }
 
-    fn found(&self, door: &Door) -> Result<Config, Refused> {
-        let functions = door.directory.functions();
+    fn found(&self, front: &Front) -> Result<Config, Refused> {
+        let functions = front.directory.functions();
         let release = functions.releases.get(self.name());
         let found = release.and_then(|release| Config::find(release, self.alias.as_deref()));
         found.ok_or_else(|| {
@@ -175,10 +175,10 @@ impl<'a> At<'a> {
     }
 
     /// Keeps it, or takes it away.
-    async fn keep(&self, door: &Door, config: Option<&Config>) -> Result<(), Refused> {
+    async fn keep(&self, front: &Front, config: Option<&Config>) -> Result<(), Refused> {
         let text = config.map(serde_json::to_string).transpose();
         let text = text.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
-        change::keep_notes(door, self.name(), vec![(note(self.alias.as_deref()), text)]).await
+        change::keep_notes(front, self.name(), vec![(note(self.alias.as_deref()), text)]).await
     }
 }
 
@@ -189,10 +189,10 @@ pub fn now() -> u64 {
 }
 
 /// `CreateFunctionUrlConfig`.
-pub async fn create(door: &Door, target: Target, base: &str, body: &[u8]) -> Result<Value, Refused> {
+pub async fn create(front: &Front, target: Target, base: &str, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("CreateFunctionUrlConfig", body)?;
     let at = At::new(target, base)?;
-    if at.found(door).is_ok() {
+    if at.found(front).is_ok() {
         let whole = arn(&at.target.name, at.alias.as_deref());
         return Err(Refused::conflict(format!(
             "Failed to create function url config for [functionArn = {whole}]. Error message: FunctionUrlConfig exists for this Lambda function"
@@ -204,37 +204,37 @@ pub async fn create(door: &Door, target: Target, base: &str, body: &[u8]) -> Res
     let now = now();
     let mut config = Config { iam: true, streams: false, cors: None, created_ms: now, changed_ms: now };
     config.set(&fields)?;
-    at.keep(door, Some(&config)).await?;
+    at.keep(front, Some(&config)).await?;
     Ok(config.shown(&at))
 }
 
 /// `UpdateFunctionUrlConfig`: what is not said stays.
-pub async fn update(door: &Door, target: Target, base: &str, body: &[u8]) -> Result<Value, Refused> {
+pub async fn update(front: &Front, target: Target, base: &str, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("UpdateFunctionUrlConfig", body)?;
     let at = At::new(target, base)?;
-    let mut config = at.found(door)?;
+    let mut config = at.found(front)?;
     config.set(&fields)?;
     config.changed_ms = now();
-    at.keep(door, Some(&config)).await?;
+    at.keep(front, Some(&config)).await?;
     Ok(config.shown(&at))
 }
 
 /// `GetFunctionUrlConfig`.
-pub fn get(door: &Door, target: Target, base: &str) -> Result<Value, Refused> {
+pub fn get(front: &Front, target: Target, base: &str) -> Result<Value, Refused> {
     let at = At::new(target, base)?;
-    Ok(at.found(door)?.shown(&at))
+    Ok(at.found(front)?.shown(&at))
 }
 
 /// `DeleteFunctionUrlConfig`.
-pub async fn delete(door: &Door, target: Target) -> Result<(), Refused> {
+pub async fn delete(front: &Front, target: Target) -> Result<(), Refused> {
     let at = At::new(target, "")?;
-    at.found(door)?;
-    at.keep(door, None).await
+    at.found(front)?;
+    at.keep(front, None).await
 }
 
 /// `ListFunctionUrlConfigs`: the function's own, and those of its aliases.
-pub fn list(door: &Door, parts: &Parts, target: &Target, base: &str) -> Result<Value, Refused> {
-    let functions = door.directory.functions();
+pub fn list(front: &Front, parts: &Parts, target: &Target, base: &str) -> Result<Value, Refused> {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     // First of all names, and one that a marker can have.
     let whole = |release: &Release| Some((LATEST.to_owned(), Config::find(release, None)?));

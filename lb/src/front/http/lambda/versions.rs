@@ -10,16 +10,16 @@ use stoker_registry::revisions::{Alias, Change, Split, WHOLE};
 use super::change::{self, fields, text};
 use super::functions::{described, notes, with_marker};
 use super::{LATEST, Refused, Target, arn, page, policy, query, urls};
-use crate::front::Door;
+use crate::front::Front;
 
 /// Versions and aliases of one page where the caller does not say how many.
 const PAGE: usize = 50;
 
 /// `DeleteFunction`, of all of it or of one version.
-pub async fn delete(door: &Door, target: Target) -> Result<(), Refused> {
+pub async fn delete(front: &Front, target: Target) -> Result<(), Refused> {
     let name = &target.known.spec.name;
     match target.qualifier.as_deref() {
-        None => door.registry.delete_function(name).await.map(drop)?,
+        None => front.registry.delete_function(name).await.map(drop)?,
         Some(LATEST) => {
             return Err(Refused::parameter(
                 "$LATEST version cannot be deleted without deleting the function.",
@@ -29,17 +29,17 @@ pub async fn delete(door: &Door, target: Target) -> Result<(), Refused> {
             let number = version.parse().map_err(|_| {
                 Refused::parameter(format!("{version:?} is no version: delete an alias by DeleteAlias"))
             })?;
-            door.registry.change_function(name, Change::Remove(number)).await?;
+            front.registry.change_function(name, Change::Remove(number)).await?;
         }
     }
     Ok(())
 }
 
 /// `PublishVersion`.
-pub async fn publish(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn publish(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     target.unqualified()?;
     let fields = fields("PublishVersion", body)?;
-    let revision = target.revision(door)?;
+    let revision = target.revision(front)?;
     change::unchanged(&revision, &fields)?;
     if let Some(expected) = fields.get("CodeSha256").filter(|value| !value.is_null()) {
         let actual = &described(&target.name, &revision, None)["CodeSha256"];
@@ -56,16 +56,16 @@ pub async fn publish(door: &Door, target: Target, body: &[u8]) -> Result<Value, 
             own.insert(notes::DESCRIPTION.to_owned(), text("Description", description)?.to_owned());
         }
         let publish = Change::Publish { number: revision.number, notes: own };
-        door.registry.change_function(&target.known.spec.name, publish).await?;
+        front.registry.change_function(&target.known.spec.name, publish).await?;
     }
-    let published = target.revision(door)?;
+    let published = target.revision(front)?;
     let version = published.number.to_string();
     Ok(described(&target.name, &published, Some(&version)))
 }
 
 /// `ListVersionsByFunction`.
-pub fn list(door: &Door, parts: &Parts, target: &Target) -> Result<Value, Refused> {
-    let functions = door.directory.functions();
+pub fn list(front: &Front, parts: &Parts, target: &Target) -> Result<Value, Refused> {
+    let functions = front.directory.functions();
     let name = &target.known.spec.name;
     let newest = functions
         .releases
@@ -105,8 +105,8 @@ fn alias_id(alias: &str, is: &Alias) -> String {
     format!("{name:08x}-0000-4000-8000-{:012x}", is.changes)
 }
 
-fn found(door: &Door, target: &Target, alias: &str) -> Result<Alias, Refused> {
-    let functions = door.directory.functions();
+fn found(front: &Front, target: &Target, alias: &str) -> Result<Alias, Refused> {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     let found = release.and_then(|release| release.aliases.get(alias)).cloned();
     found
@@ -114,14 +114,14 @@ fn found(door: &Door, target: &Target, alias: &str) -> Result<Alias, Refused> {
 }
 
 /// The number of a version that an alias may lead to.
-fn version(door: &Door, target: &Target, text: &str) -> Result<u64, Refused> {
+fn version(front: &Front, target: &Target, text: &str) -> Result<u64, Refused> {
     if text == LATEST {
         let text = "FunctionVersion: an alias leads to a version here; publish $LATEST, or call the function without a qualifier";
         return Err(Refused::parameter(text));
     }
     let number =
         text.parse().map_err(|_| Refused::parameter(format!("FunctionVersion {text:?} is no version")))?;
-    let functions = door.directory.functions();
+    let functions = front.directory.functions();
     let published =
         functions.revision(&target.known.spec.name, number).is_some_and(|revision| revision.published);
     match published {
@@ -131,7 +131,7 @@ fn version(door: &Door, target: &Target, text: &str) -> Result<u64, Refused> {
 }
 
 /// The one version that takes a part of an alias's calls.
-fn routing(door: &Door, target: &Target, config: &Value) -> Result<Option<(u64, u32)>, Refused> {
+fn routing(front: &Front, target: &Target, config: &Value) -> Result<Option<(u64, u32)>, Refused> {
     let weights = match config.get("AdditionalVersionWeights") {
         None | Some(Value::Null) => return Ok(None),
         Some(weights) => weights.as_object(),
@@ -146,35 +146,35 @@ fn routing(door: &Door, target: &Target, config: &Value) -> Result<Option<(u64, 
         ));
     };
     let weight = (part * f64::from(WHOLE)).round() as u32;
-    Ok(Some((version(door, target, other)?, weight)))
+    Ok(Some((version(front, target, other)?, weight)))
 }
 
 /// `CreateAlias`.
-pub async fn create_alias(door: &Door, target: Target, body: &[u8]) -> Result<Value, Refused> {
+pub async fn create_alias(front: &Front, target: Target, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("CreateAlias", body)?;
     let name = text("Name", fields.get("Name").unwrap_or(&Value::Null))?;
     let empty = Alias { split: Split::all(0), description: String::new(), changes: 0 };
     let leads = text("FunctionVersion", fields.get("FunctionVersion").unwrap_or(&Value::Null))?;
-    let empty = Alias { split: Split::all(version(door, &target, leads)?), ..empty };
-    set(door, &target, name, empty, &fields, None).await
+    let empty = Alias { split: Split::all(version(front, &target, leads)?), ..empty };
+    set(front, &target, name, empty, &fields, None).await
 }
 
 /// `UpdateAlias`.
-pub async fn update_alias(door: &Door, target: Target, name: &str, body: &[u8]) -> Result<Value, Refused> {
+pub async fn update_alias(front: &Front, target: Target, name: &str, body: &[u8]) -> Result<Value, Refused> {
     let fields = fields("UpdateAlias", body)?;
-    let mut alias = found(door, &target, name)?;
+    let mut alias = found(front, &target, name)?;
     if fields.get("RevisionId").is_some_and(|id| !id.is_null() && *id != alias_id(name, &alias)) {
         return Err(Refused::changed());
     }
     if let Some(leads) = fields.get("FunctionVersion").filter(|value| !value.is_null()) {
-        alias.split.main = version(door, &target, text("FunctionVersion", leads)?)?;
+        alias.split.main = version(front, &target, text("FunctionVersion", leads)?)?;
     }
     let changes = alias.changes;
-    set(door, &target, name, alias, &fields, Some(changes)).await
+    set(front, &target, name, alias, &fields, Some(changes)).await
 }
 
 async fn set(
-    door: &Door,
+    front: &Front,
     target: &Target,
     name: &str,
     mut alias: Alias,
@@ -185,7 +185,7 @@ async fn set(
         text("Description", description)?.clone_into(&mut alias.description);
     }
     if let Some(config) = fields.get("RoutingConfig").filter(|value| !value.is_null()) {
-        alias.split.other = routing(door, target, config)?;
+        alias.split.other = routing(front, target, config)?;
     }
     let change = Change::SetAlias {
         name: name.to_owned(),
@@ -193,18 +193,18 @@ async fn set(
         description: alias.description,
         expect: Some(expect),
     };
-    door.registry.change_function(&target.known.spec.name, change).await?;
-    Ok(shown(&target.name, name, &found(door, target, name)?))
+    front.registry.change_function(&target.known.spec.name, change).await?;
+    Ok(shown(&target.name, name, &found(front, target, name)?))
 }
 
 /// `GetAlias`.
-pub fn alias(door: &Door, target: &Target, name: &str) -> Result<Value, Refused> {
-    Ok(shown(&target.name, name, &found(door, target, name)?))
+pub fn alias(front: &Front, target: &Target, name: &str) -> Result<Value, Refused> {
+    Ok(shown(&target.name, name, &found(front, target, name)?))
 }
 
 /// `ListAliases`.
-pub fn aliases(door: &Door, parts: &Parts, target: &Target) -> Result<Value, Refused> {
-    let functions = door.directory.functions();
+pub fn aliases(front: &Front, parts: &Parts, target: &Target) -> Result<Value, Refused> {
+    let functions = front.directory.functions();
     let release = functions.releases.get(&target.known.spec.name);
     let only: Option<u64> = match query(parts, "FunctionVersion") {
         None => None,
@@ -223,19 +223,19 @@ pub fn aliases(door: &Door, parts: &Parts, target: &Target) -> Result<Value, Ref
 }
 
 /// `DeleteAlias`, which is done when there is none.
-pub async fn delete_alias(door: &Door, target: Target, name: &str) -> Result<(), Refused> {
-    if found(door, &target, name).is_ok() {
+pub async fn delete_alias(front: &Front, target: Target, name: &str) -> Result<(), Refused> {
+    if found(front, &target, name).is_ok() {
         let change = Change::DeleteAlias(name.to_owned());
-        door.registry.change_function(&target.known.spec.name, change).await?;
+        front.registry.change_function(&target.known.spec.name, change).await?;
         // What was kept for it goes with it.
-        let functions = door.directory.functions();
+        let functions = front.directory.functions();
         let release = functions.releases.get(&target.known.spec.name);
         let notes = [urls::note(Some(name)), policy::note(Some(name))];
         let kept =
             release.is_some_and(|release| notes.iter().any(|note| release.newest.notes.contains_key(note)));
         if kept {
             let notes = notes.into_iter().map(|note| (note, None)).collect();
-            change::keep_notes(door, &target.known.spec.name, notes).await?;
+            change::keep_notes(front, &target.known.spec.name, notes).await?;
         }
     }
     Ok(())
