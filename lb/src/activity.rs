@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use stoker_proto::{convert, v1};
 
 pub use self::tally::{Numbers, OUTCOMES, Tally};
-use crate::front::Door;
+use crate::front::Front;
 use crate::scaling;
 
 /// Most functions in a picture.
@@ -37,7 +37,7 @@ impl Default for Activity {
 
 impl Activity {
     /// Everything, as it is now or was a moment ago.
-    pub fn now(&self, door: &Door) -> Arc<v1::WatchActivityResponse> {
+    pub fn now(&self, front: &Front) -> Arc<v1::WatchActivityResponse> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if let Some((at, picture)) = &*last
@@ -45,26 +45,26 @@ impl Activity {
         {
             return picture.clone();
         }
-        let picture = Arc::new(self.look(door));
+        let picture = Arc::new(self.look(front));
         *last = Some((now, picture.clone()));
         picture
     }
 
-    fn look(&self, door: &Door) -> v1::WatchActivityResponse {
-        let fleet = &door.dispatch.fleet;
-        let (functions, left_out) = functions(door);
+    fn look(&self, front: &Front) -> v1::WatchActivityResponse {
+        let fleet = &front.dispatch.fleet;
+        let (functions, left_out) = functions(front);
         v1::WatchActivityResponse {
             balancer: Some(v1::BalancerActivity {
                 name: fleet.name.clone(),
                 instance: fleet.instance,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 up: Some(convert::to_duration(self.began.elapsed())),
-                calls: Some(door.observer.total()),
-                in_flight: small(door.admission.inside()),
+                calls: Some(front.observer.total()),
+                in_flight: small(front.admission.inside()),
                 queued: small(fleet.queue.len()),
                 queued_bytes: fleet.queue.bytes() as u64,
                 unserved: fleet.unserved(),
-                later: door.later.activity(),
+                later: front.later.activity(),
             }),
             runners: fleet
                 .runners()
@@ -87,7 +87,7 @@ fn small(count: usize) -> u32 {
 }
 
 /// The busiest functions, and how many others there are.
-fn functions(door: &Door) -> (Vec<v1::FunctionActivity>, usize) {
+fn functions(front: &Front) -> (Vec<v1::FunctionActivity>, usize) {
     #[derive(Default, Clone, Copy)]
     struct Warm {
         idle: u32,
@@ -95,7 +95,7 @@ fn functions(door: &Door) -> (Vec<v1::FunctionActivity>, usize) {
         waiting: u32,
         runners: u32,
     }
-    let all = door.directory.all();
+    let all = front.directory.all();
     // Whose a version is: asked once for each that a runner has, in place of once for each that there is.
     let whose: HashMap<_, _> = all
         .iter()
@@ -103,7 +103,7 @@ fn functions(door: &Door) -> (Vec<v1::FunctionActivity>, usize) {
         .flat_map(|(at, known)| known.versions().into_iter().map(move |version| (version.digest, at)))
         .collect();
     let mut warm = vec![Warm::default(); all.len()];
-    for runner in door.dispatch.fleet.runners().iter() {
+    for runner in front.dispatch.fleet.runners().iter() {
         for (digest, warmth) in &runner.capacity().0.functions {
             let Some(warm) = whose.get(digest).and_then(|at| warm.get_mut(*at)) else { continue };
             warm.idle = warm.idle.saturating_add(warmth.idle);

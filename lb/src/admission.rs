@@ -7,8 +7,12 @@ use std::time::Duration;
 use stoker_core::error::{Code, Error, Retry};
 use tokio::sync::Notify;
 
-use crate::auth::{Meter, Share};
+use crate::addresses::Counted;
+use crate::auth::{Caller, Meter, Share};
 use crate::directory::Entered;
+
+/// How long one that was turned away should wait before it comes again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Counts the calls inside.
 #[derive(Clone)]
@@ -29,6 +33,8 @@ pub struct Admitted {
     inside: Arc<Inside>,
     /// Its place among those of its function.
     of_function: Option<Entered>,
+    /// Its place among those of its caller's address, if nobody knows its caller.
+    of_address: Option<Counted>,
     /// Its part of what its caller may ask for.
     share: Option<Share>,
 }
@@ -68,17 +74,31 @@ impl Admission {
         Self { inside: Arc::default(), most: Arc::new(AtomicUsize::new(most)) }
     }
 
-    /// Lets a call in.
-    pub fn enter(&self) -> Result<Admitted, Error> {
+    /// Lets a call of this caller in.
+    ///
+    /// # Errors
+    /// There are as many as there may be, or as many from the caller's address as one may have whom nobody knows.
+    pub fn enter(&self, caller: &Caller) -> Result<Admitted, Error> {
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
         let before = self.inside.count.fetch_add(1, Ordering::Relaxed);
-        let place = Admitted { inside: self.inside.clone(), of_function: None, share: None };
+        let mut place =
+            Admitted { inside: self.inside.clone(), of_function: None, of_address: None, share: None };
         let most = self.most.load(Ordering::Relaxed);
         if before >= most {
             drop(place);
             let text = format!("this balancer has {most} calls already, which is its limit");
-            return Err(Error::new(Code::Overloaded, text).retry(Retry::After(Duration::from_millis(200))));
+            return Err(Error::new(Code::Overloaded, text).retry(Retry::After(AGAIN)));
         }
+        let Some(address) = caller.address() else { return Ok(place) };
+        let ((counted, before), most) = (address.call(), address.part(most));
+        if before >= most {
+            let text = format!(
+                "{most} calls from this address are in this balancer already, which is as many as callers that nobody knows may have from one \
+                 (`address_share`)"
+            );
+            return Err(Error::new(Code::RateLimited, text).retry(Retry::After(AGAIN)));
+        }
+        place.of_address = Some(counted);
         Ok(place)
     }
 
@@ -114,13 +134,19 @@ impl Drop for Admitted {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderMap;
+    use stoker_runtime::audit::Audit;
+
     use super::*;
+    use crate::addresses::Addresses;
+    use crate::auth::{Guard, Origin};
 
     #[tokio::test]
     async fn places_come_back() {
         let admission = Admission::new(2);
-        let held: Vec<_> = (0..2).map(|_| admission.enter().ok()).collect();
-        assert_eq!(admission.enter().err().map(|e| e.code), Some(Code::Overloaded));
+        let caller = Caller::default();
+        let held: Vec<_> = (0..2).map(|_| admission.enter(&caller).ok()).collect();
+        assert_eq!(admission.enter(&caller).err().map(|e| e.code), Some(Code::Overloaded));
         let (idle, ()) = tokio::join!(
             async {
                 admission.idle().await;
@@ -132,6 +158,38 @@ mod tests {
             }
         );
         assert_eq!(idle, 0);
-        assert!(admission.enter().is_ok());
+        assert!(admission.enter(&caller).is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_address_that_nobody_knows_leaves_room_for_others() {
+        let admission = Admission::new(4);
+        let (guard, addresses) = (Guard::open(Audit::into_log()), Addresses::new(50));
+        let caller = async |address: &str| {
+            let address = address.parse().ok();
+            let counted = address.and_then(|address| addresses.find(address));
+            let origin = Arc::new(Origin { address, counted, ..Origin::default() });
+            guard.identify(&mut HeaderMap::new(), &origin).await.unwrap()
+        };
+        let (greedy, other) = (caller("192.0.2.1").await, caller("192.0.2.2").await);
+        let held: Vec<_> =
+            (0..2).map(|_| admission.enter(&greedy).unwrap_or_else(|e| panic!("{e}"))).collect();
+        // Another connection of the same machine is no other machine.
+        for caller in [&greedy, &caller("192.0.2.1").await] {
+            let refused = admission.enter(caller).err().map(|error| (error.code, error.message));
+            let (code, text) = refused.expect("it has its share");
+            assert_eq!(code, Code::RateLimited);
+            assert!(text.contains("2 calls from this address") && text.contains("address_share"), "{text}");
+        }
+        assert_eq!(admission.inside(), 2, "who is turned away holds nothing");
+        let others: Vec<_> =
+            (0..2).map(|_| admission.enter(&other).unwrap_or_else(|e| panic!("{e}"))).collect();
+        assert_eq!(admission.enter(&other).err().map(|error| error.code), Some(Code::Overloaded));
+        drop((held, others));
+        let here = caller("127.0.0.1").await;
+        let all: Vec<_> = (0..4).map_while(|_| admission.enter(&here).ok()).collect();
+        assert_eq!(all.len(), 4, "this machine may be everybody");
+        drop(all);
+        assert!(admission.enter(&greedy).is_ok());
     }
 }

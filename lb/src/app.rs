@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::addresses::Addresses;
 use crate::admission::Admission;
 use crate::auth::Guard;
 use crate::config::Config;
@@ -20,7 +21,7 @@ use crate::directory::Directory;
 use crate::dispatch::Dispatch;
 use crate::explain::Stories;
 use crate::fleet::Fleet;
-use crate::front::{self, Door};
+use crate::front::{self, Front};
 use crate::later::{self, Later};
 use crate::link::dial::Dial;
 use crate::metrics::{FUNCTION_CALLS, FUNCTION_DURATION};
@@ -48,7 +49,7 @@ pub struct Balancer {
     health: Arc<front::Health>,
     /// Fleet and functions have been read.
     ready: watch::Receiver<bool>,
-    door: Arc<Door>,
+    front: Arc<Front>,
     /// Servers and their connections.
     fronts: TaskTracker,
     /// Bodies under way to runners, and sessions of clients.
@@ -100,7 +101,7 @@ impl Balancer {
         ));
         links.spawn(scaling::run(fleet.clone(), config.metrics.clone(), unlink.clone()));
         let places = registry.places(&format!("{}-{}", config.name, Incarnation::new()));
-        let door = Arc::new(Door {
+        let front = Arc::new(Front {
             dispatch: Dispatch {
                 fleet,
                 max_wait: config.max_wait,
@@ -119,31 +120,36 @@ impl Balancer {
             stopping: stops.calm.clone(),
         });
         // Metrics may outlive us.
-        let shown = Arc::downgrade(&door);
+        let shown = Arc::downgrade(&front);
         config.metrics.observe([&FUNCTION_CALLS, &FUNCTION_DURATION], move |scrape| {
-            if let Some(door) = shown.upgrade() {
-                door.observer.tell_functions(&door.directory, scrape);
+            if let Some(front) = shown.upgrade() {
+                front.observer.tell_functions(&front.directory, scrape);
             }
         });
         let health = Arc::new(front::Health::new().await);
-        let served = front::grpc::Served::new(door.clone(), &health)?;
+        let served = front::grpc::Served::new(front.clone(), &health)?;
         let tls = config.tls;
         let grpc_service = move |origin| served.to(origin);
-        let connections = Connections::new(config.max_connections, config.send_timeout, &config.metrics);
+        let connections = Connections::new(
+            config.max_connections,
+            Addresses::new(config.address_share),
+            config.send_timeout,
+            &config.metrics,
+        );
         let (port, tracker, told) = (connections.at("grpc"), fronts.clone(), stops.clone());
         let serving =
             serve::serve(grpc_listener, tls.clone(), grpc_service, Speaks::Http2, port, tracker, told);
         fronts.spawn(serving);
-        let this = door.clone();
+        let this = front.clone();
         let http_service = move |origin| front::http::Served::new(this.clone(), origin);
         let (port, tracker, told) = (connections.at("http"), fronts.clone(), stops.clone());
         fronts.spawn(serve::serve(http_listener, tls, http_service, Speaks::Both, port, tracker, told));
-        later::start(&door, &tasks, &Stops { calm: stops.calm.clone(), now: cut.clone() });
-        links.spawn(min_containers::run(door.clone(), unlink.clone()));
-        links.spawn(places::run(door.clone(), places, unlink.clone()));
+        later::start(&front, &tasks, &Stops { calm: stops.calm.clone(), now: cut.clone() });
+        links.spawn(min_containers::run(front.clone(), unlink.clone()));
+        links.spawn(places::run(front.clone(), places, unlink.clone()));
         let (announced, ready) = watch::channel(false);
-        links.spawn(announce(door.clone(), health.clone(), announced, stops.calm.clone()));
-        Ok(Self { grpc, http, health, ready, door, fronts, tasks, links, stops, cut, unlink })
+        links.spawn(announce(front.clone(), health.clone(), announced, stops.calm.clone()));
+        Ok(Self { grpc, http, health, ready, front, fronts, tasks, links, stops, cut, unlink })
     }
 
     /// Takes up what changed: the access file, the audit's file if it was moved away, and how many calls there may be inside.
@@ -151,28 +157,28 @@ impl Balancer {
     /// # Errors
     /// What is wrong with the access file, which then stays as it was.
     pub fn reload(&self, max_calls: usize) -> Result<(), String> {
-        self.door.admission.limit(max_calls);
-        self.door.guard.audit.reopen();
-        self.door.guard.reload()
+        self.front.admission.limit(max_calls);
+        self.front.guard.audit.reopen();
+        self.front.guard.reload()
     }
 
     /// The access file and what it names, for those who watch them.
     #[must_use]
     pub fn access_files(&self) -> Vec<PathBuf> {
-        self.door.guard.kept().map(|kept| kept.files()).unwrap_or_default()
+        self.front.guard.access_file().map(|file| file.files()).unwrap_or_default()
     }
 
     /// Who may look at pages about it; `others_by_tls`: whoever is on another machine reaches them, and by TLS.
     #[must_use]
     pub fn viewers(&self, others_by_tls: bool, insecure: bool) -> Viewers {
-        let guard = &self.door.guard;
-        Viewers::of(guard.kept().map(|kept| (kept, guard.audit.clone())), others_by_tls, insecure)
+        let guard = &self.front.guard;
+        Viewers::of(guard.access_file().map(|file| (file, guard.audit.clone())), others_by_tls, insecure)
     }
 
     /// What it shows people on the admin port.
     #[must_use]
     pub fn page(&self) -> Live {
-        crate::page::page(self.door.clone())
+        crate::page::page(self.front.clone())
     }
 
     /// Where gRPC is served.
@@ -206,10 +212,10 @@ impl Balancer {
         self.tasks.close();
         self.links.close();
         if tokio::time::timeout(grace, self.drained()).await.is_err() {
-            let calls = self.door.admission.inside();
+            let calls = self.front.admission.inside();
             tracing::warn!(calls, "the grace period is over: calls are cut off");
             self.cut.cancel();
-            self.door.dispatch.fleet.queue.close();
+            self.front.dispatch.fleet.queue.close();
             self.unlink.cancel();
             // Who does not take it in time sees its connection end.
             tokio::time::timeout(FAREWELL, self.fronts.wait()).await.ok();
@@ -223,7 +229,7 @@ impl Balancer {
             self.links.wait().await;
             self.tasks.wait().await;
             // Nobody uses it any more.
-            self.door.later.stop().await;
+            self.front.later.stop().await;
         };
         if tokio::time::timeout(CLOSING - FAREWELL, closed).await.is_err() {
             tracing::error!("tasks of the balancer did not end and are left behind");
@@ -233,9 +239,9 @@ impl Balancer {
     /// Returns when all connections have ended, or no call is left and what is left of the connections had its time.
     async fn drained(&self) {
         loop {
-            self.door.admission.idle().await;
+            self.front.admission.idle().await;
             let ended = tokio::time::timeout(LINGER, self.fronts.wait()).await;
-            if ended.is_ok() || self.door.admission.inside() == 0 {
+            if ended.is_ok() || self.front.admission.inside() == 0 {
                 return;
             }
         }
@@ -245,16 +251,16 @@ impl Balancer {
 /// Says that calls may come once fleet and functions have been read, and the functions are there that the fleet starts with. Ends
 /// then, or when the balancer stops.
 async fn announce(
-    door: Arc<Door>,
+    front: Arc<Front>,
     health: Arc<front::Health>,
     ready: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
-    let (mut fleet, mut complete) = (door.dispatch.fleet.known(), door.complete.clone());
+    let (mut fleet, mut complete) = (front.dispatch.fleet.known(), front.complete.clone());
     let read = async {
         // The senders live as long as the process, or have said that it is so.
         fleet.wait_for(|known| *known).await.ok();
-        door.directory.read().await;
+        front.directory.read().await;
         complete.wait_for(|complete| *complete).await.ok();
         health.serving().await;
     };

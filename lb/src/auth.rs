@@ -16,12 +16,13 @@ use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, HeaderValue};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_runtime::audit::{Audit, Event};
-use stoker_runtime::auth::{Generation, Identity, Kept, Secret, Unknown, bearer};
+use stoker_runtime::auth::{AccessFile, Generation, Identity, Secret, Unknown, bearer};
 use stoker_runtime::telemetry::Facts;
 use stoker_runtime::tls::Secured;
 
 use self::limits::Limiter;
 pub use self::limits::{Meter, Share};
+use crate::addresses::Address;
 pub use stoker_runtime::auth::Permission;
 pub use stoker_runtime::tls::Peer;
 
@@ -33,6 +34,8 @@ pub struct Origin {
     pub remote: String,
     /// The address in that.
     pub address: Option<IpAddr>,
+    /// What is counted of those at that address whom nobody knows.
+    pub counted: Option<Arc<Address>>,
     /// It came by TLS.
     pub secure: bool,
     /// Nothing that comes by it is served, for this reason.
@@ -42,12 +45,12 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of a new connection, which is `refused` for a reason, or is not.
-    pub fn of(stream: &Secured, refused: Option<Error>) -> Arc<Self> {
+    /// Of a new connection, which is counted with others of its address, and is `refused` for a reason, or is not.
+    pub fn of(stream: &Secured, counted: Option<Arc<Address>>, refused: Option<Error>) -> Arc<Self> {
         let remote = stream.remote().map(|remote| remote.to_string()).unwrap_or_default();
         let address = stream.remote().map(|remote| remote.ip().to_canonical());
         let (peer, secure) = (stream.peer().cloned(), stream.is_tls());
-        let origin = Self { peer, remote, address, secure, refused, ..Self::default() };
+        let origin = Self { peer, remote, address, counted, secure, refused, ..Self::default() };
         let facts = crate::observe::of_origin(&origin);
         Arc::new(Self { facts, ..origin })
     }
@@ -85,7 +88,7 @@ enum Who {
         token: Option<HeaderValue>,
         /// Somebody else found out who it is, by a signature.
         signed: bool,
-        /// Why it is `anybody`, though it showed a token.
+        /// Why it is `anybody`, though it showed a token or a signature.
         unproven: Option<Unknown>,
     },
 }
@@ -134,6 +137,20 @@ impl Caller {
         self.name() == "anybody"
     }
 
+    /// What is counted at its address, where nobody knows who it is.
+    pub fn address(&self) -> Option<&Arc<Address>> {
+        let origin = match &self.0 {
+            Asks::Nobody => return None,
+            Asks::Anyone(origin) => origin,
+            Asks::Asked(asker) => match asker.who {
+                Who::Unsigned => &asker.origin,
+                Who::Known { .. } if self.is_anybody() => &asker.origin,
+                Who::Known { .. } | Who::Platform => return None,
+            },
+        };
+        origin.counted.as_ref()
+    }
+
     fn remote(&self) -> &str {
         self.origin().map_or("", |origin| origin.remote.as_str())
     }
@@ -146,7 +163,7 @@ pub struct Guard {
 }
 
 struct File {
-    kept: Arc<Kept>,
+    access: Arc<AccessFile>,
     limiter: ArcSwap<Limiter>,
 }
 
@@ -161,7 +178,7 @@ impl Guard {
     /// # Errors
     /// Every mistake in it.
     pub fn new(path: &Path, audit: Audit) -> Result<Self, String> {
-        let file = File { kept: Arc::new(Kept::read(path)?), limiter: ArcSwap::default() };
+        let file = File { access: Arc::new(AccessFile::read(path)?), limiter: ArcSwap::default() };
         Ok(Self { file: Some(file), audit })
     }
 
@@ -171,9 +188,9 @@ impl Guard {
     /// Every mistake in it.
     pub fn reload(&self) -> Result<(), String> {
         let Some(file) = &self.file else { return Ok(()) };
-        let before = file.kept.now();
-        file.kept.reload()?;
-        if file.kept.now().access.limits() != before.access.limits() {
+        let before = file.access.now();
+        file.access.reload()?;
+        if file.access.now().access.limits() != before.access.limits() {
             // What was measured by the former ones says nothing about these.
             file.limiter.store(Arc::default());
         }
@@ -181,13 +198,18 @@ impl Guard {
     }
 
     /// The access file, for others that ask by it.
-    pub fn kept(&self) -> Option<Arc<Kept>> {
-        self.file.as_ref().map(|file| file.kept.clone())
+    pub fn access_file(&self) -> Option<Arc<AccessFile>> {
+        self.file.as_ref().map(|file| file.access.clone())
     }
 
     /// Whether nobody is asked.
     pub fn is_open(&self) -> bool {
         self.file.is_none()
+    }
+
+    /// Whoever is at the other end of this, where nobody is asked and it is counted: all others need not be known.
+    pub fn counted(&self, origin: &Arc<Origin>) -> Option<Caller> {
+        (self.is_open() && origin.counted.is_some()).then(|| Caller(Asks::Anyone(origin.clone())))
     }
 
     /// Finds out whose a request is. A token that did its work is taken out of the headers: it is no function's business.
@@ -198,7 +220,7 @@ impl Guard {
         let Some(file) = &self.file else { return Ok(Caller(Asks::Anyone(origin.clone()))) };
         let shown = shown(headers)?;
         let token = shown.as_ref().and_then(|value| bearer(value.as_bytes()));
-        let (now, found) = file.kept.identify(token, origin.peer.as_deref()).await;
+        let (now, found) = file.access.identify(token, origin.peer.as_deref()).await;
         match found {
             Ok(identity) => {
                 let token = if token.is_some() { headers.remove(AUTHORIZATION) } else { None };
@@ -233,14 +255,27 @@ impl Guard {
 
     /// The secret of an access key and whose it is, for the door that has signatures.
     pub fn key(&self, id: &str) -> Option<(Secret, Arc<Identity>)> {
-        self.file.as_ref()?.kept.now().access.key(id).cloned()
+        self.file.as_ref()?.access.now().access.key(id).cloned()
     }
 
     /// Whoever was found out by a signature, where `caller` came from.
     pub fn signed(&self, caller: &Caller, identity: Arc<Identity>) -> Caller {
-        let generation = self.file.as_ref().map_or(0, |file| file.kept.now().number);
+        let generation = self.file.as_ref().map_or(0, |file| file.access.now().number);
         let who = Who::Known { identity, generation, token: None, signed: true, unproven: None };
         Caller::asked(who, caller.origin().unwrap_or(&Arc::default()))
+    }
+
+    /// `anybody` who also showed what is no credential of this fleet, where `caller` came from: what anybody may not, it is told that.
+    pub fn unproven(&self, caller: &Caller) -> Caller {
+        match caller.asker() {
+            Some(Asker { who: Who::Known { identity, generation, .. }, origin }) => {
+                let (identity, unproven) = (identity.clone(), Some(Unknown::Wrong));
+                let who =
+                    Who::Known { identity, generation: *generation, token: None, signed: false, unproven };
+                Caller::asked(who, origin)
+            }
+            _ => caller.clone(),
+        }
     }
 
     /// Whether a caller may do this with an app.
@@ -249,7 +284,7 @@ impl Guard {
     /// It is nobody, or may not.
     pub fn allow(&self, caller: &Caller, permission: Permission, app: &str) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
-        let now = file.kept.now();
+        let now = file.access.now();
         let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
         if identity.may(permission, app) {
             return Ok(());
@@ -266,7 +301,7 @@ impl Guard {
     /// It is nobody, or may not.
     pub fn allow_fleet(&self, caller: &Caller, permission: Permission) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };
-        let now = file.kept.now();
+        let now = file.access.now();
         let Some(identity) = self.current(caller, &now)? else { return Ok(()) };
         if identity.may_everywhere(permission) {
             return Ok(());
@@ -282,7 +317,7 @@ impl Guard {
     pub fn sees(&self, caller: &Caller, app: &str) -> bool {
         let Some(file) = &self.file else { return true };
         let all = [Permission::Observe, Permission::Manage, Permission::Invoke];
-        match self.current(caller, &file.kept.now()) {
+        match self.current(caller, &file.access.now()) {
             Ok(Some(identity)) => all.iter().any(|permission| identity.may(*permission, app)),
             Ok(None) => true,
             Err(_) => false,
@@ -295,7 +330,7 @@ impl Guard {
     /// Its caller is nobody, may not call the app, or has had its share.
     pub fn enter(&self, caller: &Caller, app: &str) -> Result<Option<Share>, Error> {
         let Some(file) = &self.file else { return Ok(None) };
-        let now = file.kept.now();
+        let now = file.access.now();
         self.allow(caller, Permission::Invoke, app)?;
         if matches!(caller.asker(), Some(Asker { who: Who::Platform, .. })) {
             return Ok(None);

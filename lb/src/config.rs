@@ -69,6 +69,8 @@ pub struct Config {
     pub max_calls: usize,
     /// Most connections of clients at once, at both ports together.
     pub max_connections: usize,
+    /// Percent of both that one address may have whose callers nobody knows; 100 is no limit. This machine's own are not counted.
+    pub address_share: usize,
     /// How long a client may take nothing of an answer that waits for it.
     pub send_timeout: Duration,
     /// Most bytes of a request's body. Bodies are streamed, so this bounds how long a call can go on, not memory.
@@ -108,6 +110,7 @@ impl Default for Config {
             max_wait: Duration::from_secs(30),
             max_calls: 20_000,
             max_connections: serve::usual(),
+            address_share: 50,
             send_timeout: Duration::from_secs(60),
             max_body: 1 << 30,
             tls: None,

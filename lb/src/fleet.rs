@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::runner::{InFlight, Lane, Runner};
+pub use self::runner::{InFlight, Link, Runner};
 use crate::directory::Known;
 use crate::explain::Census;
 use crate::link;
@@ -272,6 +272,12 @@ impl Fleet {
         }
         let mut runners = links.clone();
         runners.sort_by(|a, b| a.name.cmp(&b.name));
+        for named in runners.chunk_by(|a, b| a.name == b.name) {
+            for runner in named {
+                let other = named.iter().find(|other| !Arc::ptr_eq(other, runner));
+                runner.beside(other.map(AsRef::as_ref));
+            }
+        }
         self.runners.store(Arc::new(runners));
         self.relinked();
     }

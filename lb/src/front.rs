@@ -29,8 +29,8 @@ use crate::dispatch::Dispatch;
 use crate::later::Later;
 use crate::observe::{Observer, Watch};
 
-/// What every door needs.
-pub struct Door {
+/// The front of a balancer: what every door needs.
+pub struct Front {
     pub dispatch: Dispatch,
     pub directory: Directory,
     pub admission: Admission,
@@ -52,7 +52,7 @@ pub struct Door {
 /// Time that a call without a deadline gets on top of what its function may take.
 const SPARE: Duration = Duration::from_secs(10);
 
-impl Door {
+impl Front {
     /// The function that `text` names.
     pub fn find(&self, text: &str) -> Result<Arc<Known>, Error> {
         self.directory.find(text).ok_or_else(|| {
@@ -105,7 +105,7 @@ impl Door {
         watch.function(&function);
         let share = self.guard.enter(watch.caller(), function.spec.name.app())?;
         let head = convert::request_head(head)?;
-        let admitted = self.admission.enter()?.sharing(share);
+        let admitted = self.admission.enter(watch.caller())?.sharing(share);
         self.call(admitted, id, function, head, timeout)
     }
 

@@ -6,6 +6,7 @@
 //! fleet would decide the same.
 
 mod activity;
+mod addresses;
 mod admission;
 mod app;
 mod auth;

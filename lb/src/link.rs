@@ -46,23 +46,23 @@ pub async fn run(
     stop: CancellationToken,
     gone: mpsc::Sender<Arc<Runner>>,
 ) {
-    let lanes = (0..runner.lanes.len()).map(|lane| keep(&runner, lane, &fleet, &stop));
-    futures_util::future::join_all(lanes).await;
+    let links = (0..runner.links.len()).map(|at| keep(&runner, at, &fleet, &stop));
+    futures_util::future::join_all(links).await;
     // Fails only when the follower has ended, and then nobody needs it.
     gone.send(runner).await.ok();
 }
 
-async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &CancellationToken) {
-    let seed = stoker_policy::placement::key(fleet.name.as_bytes()) ^ lane as u64;
+async fn keep(runner: &Arc<Runner>, at: usize, fleet: &Fleet, stop: &CancellationToken) {
+    let seed = stoker_policy::placement::key(fleet.name.as_bytes()) ^ at as u64;
     let fresh = || Backoff::new(Duration::from_millis(50), Duration::from_secs(2), seed);
     let mut waits = fresh();
-    let this = &runner.lanes[lane];
-    // One word for all tries in a row, and for all lanes.
-    let mut told = lane > 0;
+    let this = &runner.links[at];
+    // One word for all tries in a row, and for all links.
+    let mut told = at > 0;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => None,
-            ended = fleet.panics.catch(engage(runner, lane, fleet)) => Some(ended.unwrap_or_else(|error| {
+            ended = fleet.panics.catch(engage(runner, at, fleet)) => Some(ended.unwrap_or_else(|error| {
                 Ended { reason: error.message, welcomed: false }
             })),
         };
@@ -87,7 +87,7 @@ async fn keep(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, stop: &Cancellat
                 false => tracing::warn!(runner = runner.name, reason, "lost a runner"),
             }
             waits = fresh();
-            told = lane > 0;
+            told = at > 0;
         } else if !std::mem::replace(&mut told, true) {
             tracing::warn!(
                 runner = runner.name,
@@ -118,8 +118,8 @@ struct Ended {
 }
 
 /// One connection from its opening to its end. Dropping it breaks the streams; the caller tells the calls of the current session.
-async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
-    let this = &runner.lanes[lane];
+async fn engage(runner: &Arc<Runner>, at: usize, fleet: &Fleet) -> Ended {
+    let this = &runner.links[at];
     let opened = async {
         let channel = fleet.dial.connect(&runner.name, &runner.address).await?;
         let asked = Instant::now();
@@ -144,7 +144,7 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
     let mut silence = pin!(keepalive::silence(this, greeting));
     let reason = loop {
         tokio::select! {
-            reason = receive(&mut stream, &session, runner, lane, fleet, false) => break reason,
+            reason = receive(&mut stream, &session, runner, at, fleet, false) => break reason,
             silent = &mut silence => break format!("it was silent for {silent:?}"),
             () = session.worn(), if next.is_terminated() => {
                 next.set(in_time(greet(runner, fleet, channel.clone())).fuse());
@@ -154,7 +154,7 @@ async fn engage(runner: &Arc<Runner>, lane: usize, fleet: &Fleet) -> Ended {
                     let old_stream = std::mem::replace(&mut stream, fresh_stream);
                     let old = std::mem::replace(&mut session, fresh);
                     this.session.store(Some(session.clone()));
-                    retired.push(retire(old_stream, old, runner, lane, fleet));
+                    retired.push(retire(old_stream, old, runner, at, fleet));
                 }
                 Err(reason) => {
                     tracing::warn!(runner = runner.name, reason, "cannot renew a session");
@@ -179,7 +179,7 @@ async fn receive(
     stream: &mut Incoming,
     session: &Session,
     runner: &Arc<Runner>,
-    lane: usize,
+    at: usize,
     fleet: &Fleet,
     retired: bool,
 ) -> String {
@@ -188,14 +188,14 @@ async fn receive(
             Ok(Some(message)) => message.frame,
             Ok(None) => return "the runner ended the session".to_owned(),
             Err(status) => {
-                let answered = runner.lanes[lane].ponged();
+                let answered = runner.links[at].ponged();
                 return why(&status, answered.is_some_and(|(_, at)| at.elapsed() < LONGEST));
             }
         };
-        runner.lanes[lane].hear();
+        runner.links[at].hear();
         // A frame of a newer runner that we do not know is none of ours.
         let Some(frame) = frame else { continue };
-        observe(runner, lane, fleet, &frame);
+        observe(runner, at, fleet, &frame);
         if let Err(violation) = session.receive(frame) {
             let violation = violation.0;
             tracing::warn!(runner = runner.name, violation, "a runner broke the session protocol");
@@ -220,15 +220,9 @@ fn why(status: &Status, lived: bool) -> String {
 }
 
 /// Follows a session that takes no new calls. However it ends, its calls learn it.
-async fn retire(
-    mut stream: Incoming,
-    session: Arc<Session>,
-    runner: &Arc<Runner>,
-    lane: usize,
-    fleet: &Fleet,
-) {
+async fn retire(mut stream: Incoming, session: Arc<Session>, runner: &Arc<Runner>, at: usize, fleet: &Fleet) {
     let retired = Retired(session);
-    let reason = receive(&mut stream, &retired.0, runner, lane, fleet, true).await;
+    let reason = receive(&mut stream, &retired.0, runner, at, fleet, true).await;
     retired.0.lost(&reason);
 }
 
@@ -295,7 +289,7 @@ async fn open(channel: Channel, outgoing: Outgoing<wire::EngageRequest>) -> Resu
 type Incoming = Decoded<tonic::body::Body, wire::EngageResponse>;
 
 /// Takes what a frame says about capacity, before the call that it is about learns of it.
-fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engage_response::Frame) {
+fn observe(runner: &Arc<Runner>, at: usize, fleet: &Fleet, frame: &wire::engage_response::Frame) {
     use wire::engage_response::Frame as F;
     let update = |record: &Option<v1::Capacity>| match record.clone().map(convert::capacity) {
         Some(Ok(record)) => runner.update(record, true),
@@ -332,7 +326,7 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
         F::Capacity(f) => {
             update(&f.capacity);
             // Its word of how it stands holds on this stream whether or not the record is news: frames come in their order here.
-            let this = &runner.lanes[lane];
+            let this = &runner.links[at];
             let turned = match f.capacity.as_ref().map(v1::Capacity::state) {
                 Some(v1::RunnerState::Ready) if !this.is_open() => Some((LinkEvent::Resume, "")),
                 Some(v1::RunnerState::Draining) if this.is_open() => Some((LinkEvent::Drain, DRAINED)),
@@ -355,10 +349,10 @@ fn observe(runner: &Arc<Runner>, lane: usize, fleet: &Fleet, frame: &wire::engag
             }
         }
         F::Draining(f) => {
-            runner.lanes[lane].on(LinkEvent::Drain, &f.reason);
+            runner.links[at].on(LinkEvent::Drain, &f.reason);
             fleet.relinked();
         }
-        F::Pong(f) => runner.lanes[lane].pong(f.number),
+        F::Pong(f) => runner.links[at].pong(f.number),
         _ => {}
     }
 }

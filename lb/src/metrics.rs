@@ -35,9 +35,9 @@ pub static CONNECTIONS_FAILED: Def<Counter> = Def::counter(
 )
 .labels(&[(
     "why",
-    "`full` (there were `max_connections`), `silent` (its client did not say in time what it wants), `deaf` (its client \
-     took nothing of an answer for `send_timeout`; by HTTP/2 that answer alone is given up), `tls` (its handshake failed, or took too \
-     long), `system` (the system could not give it to the balancer, such as for want of open files)",
+    "`full` (there were `max_connections`), `crowd` (its address had its `address_share` of them), \
+     `silent` (its client did not say in time what it wants), `deaf` (its client took nothing of an answer for \
+     `send_timeout`; by HTTP/2 that answer alone is given up), `tls` (its handshake failed, or took too long), `system` (the system could not give it to the balancer, such as for want of open files)",
 )]);
 
 pub static RUNNERS: Def<Gauge> =

@@ -21,8 +21,8 @@ use stoker_registry::revisions::WHOLE;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, Known};
-use crate::fleet::{Fleet, Lane, Runner};
-use crate::front::Door;
+use crate::fleet::{Fleet, Link, Runner};
+use crate::front::Front;
 use crate::link::session::Session;
 
 /// What was said holds for so long: a balancer that starts again is back by then, and one that is gone for good is not obeyed for much longer.
@@ -64,8 +64,8 @@ struct Keeper {
 type Lists = HashMap<Seat, Vec<(Arc<Known>, u32)>>;
 
 /// Keeps runners told until `stop`.
-pub async fn run(door: Arc<Door>, stop: CancellationToken) {
-    let (directory, fleet) = (&door.directory, &door.dispatch.fleet);
+pub async fn run(front: Arc<Front>, stop: CancellationToken) {
+    let (directory, fleet) = (&front.directory, &front.dispatch.fleet);
     let (mut functions, mut changes) = (directory.changes(), fleet.changes());
     let mut known = fleet.known();
     let read = async {
@@ -185,8 +185,8 @@ impl Keeper {
         let mut before = std::mem::take(&mut self.told);
         for runner in fleet.runners().iter() {
             let list = lists.remove(&runner.seat).unwrap_or_default();
-            let mut open = runner.lanes.iter().filter(|lane| Lane::is_open(lane));
-            let Some(session) = open.find_map(|lane| lane.session.load_full()) else { continue };
+            let mut open = runner.links.iter().filter(|link| Link::is_open(link));
+            let Some(session) = open.find_map(|link| link.session.load_full()) else { continue };
             let kept: Vec<_> = list.iter().map(|(function, n)| (function.digest, *n)).collect();
             let told = before.remove(&runner.seat);
             let fresh = |told: &Told| {

@@ -11,17 +11,17 @@ use stoker_proto::convert;
 use stoker_proto::v1::{self, LinkState, RunnerState};
 use stoker_runtime::admin::Live;
 
-use crate::front::Door;
+use crate::front::Front;
 
 /// How often it gets news.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// The page of the balancer behind this door.
-pub fn page(door: Arc<Door>) -> Live {
+pub fn page(front: Arc<Front>) -> Live {
     // What was told last, and as what: those who look at one time are told the same.
     let last: Mutex<Option<(Arc<v1::WatchActivityResponse>, Bytes)>> = Mutex::default();
     Live::new(include_str!("page/index.html"), BEAT, move || {
-        let picture = door.observer.activity.now(&door);
+        let picture = front.observer.activity.now(&front);
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((known, text)) if Arc::ptr_eq(known, &picture) => text.clone(),

@@ -24,20 +24,21 @@ use tokio_util::sync::CancellationToken;
 
 use self::shared::{Others, Shared};
 use crate::directory::Directory;
-use crate::front::Door;
+use crate::front::Front;
 
-/// Longest that a balancer that stops waits until it has given back what it held.
+/// Longest that a balancer that stops waits until it has given back what it held: what is not given back comes free with its lease, and a stop should
+/// not wait for that.
 const BACK: Duration = Duration::from_secs(2);
 
-/// Functions whose places are changed at once.
+/// Functions whose places are changed at once: a store answers so many together about as fast as one, and others want it too.
 const AT_ONCE: usize = 16;
 
 /// Holds places until it is told to stop.
-pub async fn run(door: Arc<Door>, places: Arc<dyn Places>, stop: CancellationToken) {
+pub async fn run(front: Arc<Front>, places: Arc<dyn Places>, stop: CancellationToken) {
     let mut all: BTreeMap<FunctionName, Shared> = BTreeMap::new();
     tokio::select! {
         () = stop.cancelled() => {}
-        () = keep(&door.directory, &*places, &mut all) => {}
+        () = keep(&front.directory, &*places, &mut all) => {}
     }
     // Others need not wait until it is clear that nobody is here any more.
     all.retain(|_, one| !one.holds_nothing());

@@ -15,7 +15,7 @@ use stoker_proto::v1;
 use stoker_runtime::metrics::{Labelled, Level, Metrics};
 use tokio_util::sync::CancellationToken;
 
-use crate::fleet::{Fleet, Lane};
+use crate::fleet::{Fleet, Link};
 use crate::metrics::{ZONE_DESIRED, ZONE_RUNNERS, ZONE_UNSERVED, ZONE_USED};
 
 /// How often it looks.
@@ -119,7 +119,7 @@ impl Calls {
 /// The runners that take calls of ours, added up.
 fn zones(fleet: &Fleet) -> BTreeMap<String, Zone> {
     let mut zones = BTreeMap::<String, Zone>::new();
-    for runner in fleet.runners().iter().filter(|runner| runner.lanes.iter().any(Lane::is_open)) {
+    for runner in fleet.runners().iter().filter(|runner| runner.links.iter().any(Link::is_open)) {
         let record = &runner.capacity().0;
         if record.state != RunnerState::Ready {
             continue;

@@ -133,9 +133,9 @@ pub async fn serve<F, S, B>(
                 continue;
             }
         };
-        let Some(guard) = port.enter() else { continue };
+        let Some(guard) = port.enter(&stream) else { continue };
         let (remote, stops, patience) = (stream.remote(), stops.clone(), port.patience());
-        let service = service(Origin::of(&stream, guard.refusal()));
+        let service = service(Origin::of(&stream, guard.address().cloned(), guard.refusal()));
         tasks.spawn(async move {
             let (stream, progress) = ProgressStream::new(stream);
             let stream = Corked::new(stream);

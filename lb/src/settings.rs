@@ -44,6 +44,12 @@ static MAX_CONNECTIONS: Key<usize> = Key::found(
     || Ok(serve::usual().to_string()),
     "Most connections of clients at once, at both ports together; half of the files that the process may open, at most 30000. More are turned away",
 );
+static ADDRESS_SHARE: Key<usize> = Key::new(
+    "address_share",
+    COUNT,
+    "50",
+    "Percent of `max_calls` and of `max_connections` that one address (by IPv6 a /64) may have whose callers nobody knows; this machine's are not counted",
+);
 static SEND_TIMEOUT: Key<Duration> = Key::new(
     "send_timeout",
     DURATION,
@@ -149,6 +155,7 @@ pub static PROGRAM: Program = Program {
             &ADMIN_LISTEN,
             &MAX_CALLS,
             &MAX_CONNECTIONS,
+            &ADDRESS_SHARE,
             &SEND_TIMEOUT,
             &MAX_BODY,
             &MAX_WAIT,
@@ -200,7 +207,7 @@ impl Plan {
         let etcd = etcd(settings, &mut mistakes);
         let addresses = [&LISTEN, &HTTP_LISTEN, &ADMIN_LISTEN];
         mistakes.extend(taken_twice(settings, &addresses));
-        let mut told = tls::Told::new(settings, &mut mistakes);
+        let mut told = tls::Plan::new(settings, &mut mistakes);
         told.needs_ca(settings, &mut mistakes);
         mistakes
             .extend(addresses.iter().filter_map(|key| exposed(settings, &told, *key, settings.get(*key))));
@@ -228,7 +235,7 @@ impl Plan {
         // Read here, so that what is wrong with a file is told with everything else.
         let tls = told.files.map(|files| Tls::load(files, Asks::Anybody)).transpose();
         let tls = tls.unwrap_or_else(|why| {
-            mistakes.push(tls::Told::wrong(settings, why));
+            mistakes.push(tls::Plan::wrong(settings, why));
             None
         });
         if let Some(Err(why)) = access.as_deref().map(stoker_runtime::auth::Access::read) {
@@ -245,6 +252,11 @@ impl Plan {
                     possible * 2
                 ),
             ));
+        }
+        let address_share = settings.get(&ADDRESS_SHARE);
+        if !(1..=100).contains(&address_share) {
+            let text = format!("{address_share} is no share: write 1 to 100 percent, where 100 is no limit");
+            mistakes.push(settings.mistake(&ADDRESS_SHARE, text));
         }
         let send_timeout = settings.get(&SEND_TIMEOUT);
         if !SEND_TIMEOUTS.contains(&send_timeout) {
@@ -274,6 +286,7 @@ impl Plan {
                 max_wait: settings.get(&MAX_WAIT),
                 max_calls: settings.get(&MAX_CALLS),
                 max_connections,
+                address_share,
                 send_timeout,
                 max_body: settings.get(&MAX_BODY),
                 tls,

@@ -1,6 +1,7 @@
 //! What a guard makes of headers and files.
 
 use super::*;
+use crate::addresses::Addresses;
 
 fn guard(text: &str) -> (tempfile::TempDir, Guard) {
     let directory = tempfile::tempdir().unwrap();
@@ -57,6 +58,21 @@ async fn a_certificate_of_the_connection_is_enough() {
     assert_eq!((alice.name(), code(guard.allow(&alice, Permission::Invoke, "a"))), ("alice", None));
     assert_eq!(code(guard.allow(&alice, Permission::Invoke, "b")), Some(Code::PermissionDenied));
     assert_eq!(code(guard.identify(&mut HeaderMap::new(), &of("bob")).await), Some(Code::Unauthenticated));
+}
+
+#[tokio::test]
+async fn who_is_known_is_not_counted_by_address() {
+    let hash = "c94fcb939fc514565b6f4bd3befa429bc0768360cf4e44e8a3dc4631a11c4151";
+    let (_directory, guard) =
+        guard(&format!("anybody: {{invoke: [a]}}\ntokens: [{{name: ci, sha256: {hash}, invoke: [a]}}]"));
+    let counted = Addresses::new(50).find([192, 0, 2, 7].into());
+    let origin = Arc::new(Origin { counted, ..Origin::default() });
+    let mut headers = HeaderMap::new();
+    let anybody = guard.identify(&mut headers, &origin).await.unwrap();
+    assert!(anybody.is_anybody() && anybody.address().is_some());
+    headers.insert(AUTHORIZATION, HeaderValue::from_static("Bearer stk_known"));
+    let known = guard.identify(&mut headers, &origin).await.unwrap();
+    assert_eq!((known.name(), known.address().is_some()), ("ci", false));
 }
 
 #[tokio::test]

@@ -98,6 +98,68 @@ impl Places {
         self.offers.on(which, OfferEvent::Over);
         self.at[which as usize].take()
     }
+
+    /// A runner does not take the call; what that comes to, if the call is over by it.
+    fn refused(
+        &mut self,
+        which: Which,
+        placing: &mut Placing<'_>,
+        reason: Refusal,
+        detail: String,
+        line_full: bool,
+    ) -> Option<Attempt> {
+        let At { runner, offer, .. } = self.take(which)?;
+        tracing::debug!(
+            call_id = %placing.watch.id(), trace_id = placing.watch.trace(), runner = runner.name, ?reason, detail,
+            "refused"
+        );
+        offer.refused(reason, &detail);
+        let told = detail.clone();
+        placing.watch.note(What::Refused { runner: runner.clone(), reason, detail: told });
+        if reason == Refusal::Expired {
+            // Its deadline passed there a moment before it does here: nobody can start it in time.
+            let text = format!("runner {} had not started the call in time: {detail}", runner.name);
+            return Some(Attempt::Failed(Error::new(Code::DeadlineExceeded, text)));
+        }
+        if matches!(reason, Refusal::TooLarge | Refusal::LaunchFailed) {
+            placing.ruled_out.push((runner, reason, detail));
+        }
+        if which == Which::First {
+            self.fate = if line_full { Attempt::LineFull } else { Attempt::Refused };
+        }
+        None
+    }
+
+    /// A runner is gone with the call; what that comes to, if the call may not be made elsewhere.
+    fn lost(
+        &mut self,
+        which: Which,
+        placing: &mut Placing<'_>,
+        reason: String,
+        may_have_started: bool,
+    ) -> Option<Attempt> {
+        let At { runner, offer, .. } = self.take(which)?;
+        tracing::debug!(
+            call_id = %placing.watch.id(), trace_id = placing.watch.trace(), runner = runner.name, reason,
+            may_have_started, "lost"
+        );
+        offer.lost(&reason);
+        let told = reason.clone();
+        placing.watch.note(What::Lost { runner: runner.clone(), reason: told, may_have_started });
+        if may_have_started && !(placing.call.function.spec.idempotent && placing.replayable) {
+            let name = &runner.name;
+            let text = match reason == STOPPING {
+                true => format!("this balancer stopped, and the call may have started at runner {name}"),
+                false => format!("runner {name} was lost, and the call may have started there: {reason}"),
+            };
+            return Some(Attempt::Failed(Error::new(Code::RunnerLost, text).may_have_started()));
+        }
+        placing.progress.began |= may_have_started;
+        if which == Which::First {
+            self.fate = Attempt::Gone;
+        }
+        None
+    }
 }
 
 impl Dispatch {
@@ -217,26 +279,7 @@ impl Dispatch {
         let runner = at.runner.clone();
         match event {
             Event::Refused { reason, detail, line_full } => {
-                let At { offer, .. } = places.take(which)?;
-                tracing::debug!(
-                    call_id = %placing.watch.id(), trace_id = placing.watch.trace(), runner = runner.name, ?reason, detail,
-                    "refused"
-                );
-                offer.refused(reason, &detail);
-                let told = detail.clone();
-                placing.watch.note(What::Refused { runner: runner.clone(), reason, detail: told });
-                if reason == Refusal::Expired {
-                    // Its deadline passed there a moment before it does here: nobody can start it in time.
-                    let text = "the deadline passed before the call had started";
-                    return Some(Attempt::Failed(Error::new(Code::DeadlineExceeded, text)));
-                }
-                if matches!(reason, Refusal::TooLarge | Refusal::LaunchFailed) {
-                    placing.ruled_out.push((runner, reason, detail));
-                }
-                if which == Which::First {
-                    places.fate = if line_full { Attempt::LineFull } else { Attempt::Refused };
-                }
-                None
+                places.refused(which, placing, reason, detail, line_full)
             }
             Event::Accepted { expected } => {
                 places.offers.on(which, OfferEvent::Accepted);
@@ -268,33 +311,7 @@ impl Dispatch {
             // The table of states lets no body through before its head, and nobody guards the deadline but `call`.
             Event::Body(_) | Event::Expired => None,
             Event::Finished(finished) => self.finished(places, which, finished, placing.watch),
-            Event::Lost { reason, may_have_started } => {
-                let At { offer, .. } = places.take(which)?;
-                tracing::debug!(
-                    call_id = %placing.watch.id(), trace_id = placing.watch.trace(), runner = runner.name, reason,
-                    may_have_started, "lost"
-                );
-                offer.lost(&reason);
-                let told = reason.clone();
-                placing.watch.note(What::Lost { runner: runner.clone(), reason: told, may_have_started });
-                if may_have_started && !(placing.call.function.spec.idempotent && placing.replayable) {
-                    let (name, stopping) = (&runner.name, reason == STOPPING);
-                    let text = match stopping {
-                        true => {
-                            format!("this balancer stopped, and the call may have started at runner {name}")
-                        }
-                        false => {
-                            format!("runner {name} was lost, and the call may have started there: {reason}")
-                        }
-                    };
-                    return Some(Attempt::Failed(Error::new(Code::RunnerLost, text).may_have_started()));
-                }
-                placing.progress.began |= may_have_started;
-                if which == Which::First {
-                    places.fate = Attempt::Gone;
-                }
-                None
-            }
+            Event::Lost { reason, may_have_started } => places.lost(which, placing, reason, may_have_started),
             Event::InputFailed(error) => {
                 let At { offer, .. } = places.take(which)?;
                 let error = error.may_have_started();

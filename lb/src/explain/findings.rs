@@ -101,7 +101,7 @@ fn waited(record: &Record, found: &mut Vec<String>) {
         }
     }
     if let Some(left) = steps.iter().find_map(|step| match &step.what {
-        What::Left { runner } => Some(&runner.name),
+        What::Left { runner } => Some(runner.title()),
         _ => None,
     }) {
         found.push(format!(
@@ -124,7 +124,7 @@ fn lost(record: &Record, found: &mut Vec<String>) {
                 "It may have started there, and only a function that is marked idempotent is called again then."
             }
         };
-        found.push(format!("{} was lost with it. {then}", runner.name));
+        found.push(format!("{} was lost with it. {then}", runner.title()));
     }
 }
 
@@ -158,7 +158,8 @@ fn served(record: &Record, found: &mut Vec<String>) {
     let Some(timings) = record.story.timings() else { return };
     let Some(function) = &record.story.function else { return };
     let Some(runner) = holder(record) else { return };
-    let (runner, name) = (runner.name.as_str(), &function.spec.name);
+    let (title, name) = (runner.title(), &function.spec.name);
+    let runner = title.as_ref();
     // A wait that was over at once was not told, and nothing was counted then.
     let census = record.story.steps().find_map(|step| match &step.what {
         What::Accepted { census, .. } => *census,

@@ -95,7 +95,7 @@ fn step(step: &Step, began: Instant) -> v1::CallStep {
         }
     };
     told.kind = kind.into();
-    told.runner = runner.map(|runner| runner.name.clone()).unwrap_or_default();
+    told.runner = runner.map(|runner| runner.title().into_owned()).unwrap_or_default();
     told
 }
 

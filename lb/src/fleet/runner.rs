@@ -1,5 +1,6 @@
 //! One runner: what it says of itself, its links, and what of it goes onto the board.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -31,7 +32,7 @@ pub struct Runner {
     /// Where all runners are, and what this balancer saw of them.
     board: Arc<Mutex<Board<Arc<Runner>>>>,
     capacity: ArcSwap<(Capacity, Instant)>,
-    pub lanes: Box<[Lane]>,
+    pub links: Box<[Link]>,
     turn: AtomicUsize,
     in_flight: Arc<AtomicU32>,
     /// Those of them that stand in its line.
@@ -39,6 +40,8 @@ pub struct Runner {
     /// Calls of ours that ended there.
     calls: AtomicU64,
     standing: watch::Sender<Standing>,
+    /// Where another runner of its name is, while there is one.
+    namesake: ArcSwapOption<String>,
 }
 
 /// How a runner stands in the registry. One that is not listed is kept as long as a link to it stands.
@@ -50,9 +53,9 @@ enum Standing {
     GivenUp,
 }
 
-/// One link: a connection with its stream.
+/// A connection to a runner, with its stream.
 #[derive(Default)]
-pub struct Lane {
+pub struct Link {
     pub session: ArcSwapOption<Session>,
     /// The runner asked for no more offers here.
     draining: AtomicBool,
@@ -66,7 +69,7 @@ pub struct Lane {
 
 impl Peer for Runner {
     fn is_open(&self) -> bool {
-        self.lanes.iter().any(Lane::is_open) && self.capacity.load().0.state == RunnerState::Ready
+        self.links.iter().any(Link::is_open) && self.capacity.load().0.state == RunnerState::Ready
     }
 
     fn load(&self) -> u32 {
@@ -90,7 +93,7 @@ impl Drop for InFlight {
     }
 }
 
-impl Lane {
+impl Link {
     fn status(&self) -> MutexGuard<'_, (LinkState, String)> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,7 +138,7 @@ impl Lane {
 }
 
 impl Runner {
-    fn new(capacity: Capacity, lanes: usize, seat: Seat, board: Arc<Mutex<Board<Arc<Runner>>>>) -> Self {
+    fn new(capacity: Capacity, links: usize, seat: Seat, board: Arc<Mutex<Board<Arc<Runner>>>>) -> Self {
         let now = Instant::now();
         Self {
             name: capacity.runner.as_str().to_owned(),
@@ -144,12 +147,13 @@ impl Runner {
             seat,
             board,
             capacity: ArcSwap::from_pointee((capacity, now)),
-            lanes: (0..lanes.max(1)).map(|_| Lane::default()).collect(),
+            links: (0..links.max(1)).map(|_| Link::default()).collect(),
             turn: AtomicUsize::new(0),
             in_flight: Arc::default(),
             in_line: Arc::default(),
             calls: AtomicU64::new(0),
             standing: watch::Sender::new(Standing::Listed),
+            namesake: ArcSwapOption::empty(),
         }
     }
 
@@ -157,13 +161,13 @@ impl Runner {
     pub(super) fn join(
         board: &Arc<Mutex<Board<Arc<Runner>>>>,
         capacity: Capacity,
-        lanes: usize,
+        links: usize,
     ) -> Arc<Self> {
         let key = placement::key(capacity.runner.as_str().as_bytes());
         let total = capacity.total;
         let mut seats = board.lock().unwrap_or_else(PoisonError::into_inner);
         seats.join(key, total, Instant::now(), |seat| {
-            Arc::new(Self::new(capacity, lanes, seat, board.clone()))
+            Arc::new(Self::new(capacity, links, seat, board.clone()))
         })
     }
 
@@ -197,13 +201,13 @@ impl Runner {
     /// A session to offer on; they take turns.
     pub fn session(&self) -> Option<Arc<Session>> {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let lanes = (0..self.lanes.len()).map(|i| &self.lanes[(turn + i) % self.lanes.len()]);
-        lanes.filter(|lane| lane.is_open()).find_map(|lane| lane.session.load_full())
+        let links = (0..self.links.len()).map(|i| &self.links[(turn + i) % self.links.len()]);
+        links.filter(|link| link.is_open()).find_map(|link| link.session.load_full())
     }
 
     /// A connection, for what is asked beside the sessions.
     pub fn channel(&self) -> Option<Channel> {
-        self.lanes.iter().find_map(|lane| lane.channel.load_full()).map(|channel| (*channel).clone())
+        self.links.iter().find_map(|link| link.channel.load_full()).map(|channel| (*channel).clone())
     }
 
     /// Counts a call here.
@@ -310,19 +314,19 @@ impl Runner {
 
     /// Whether it may be asked at all for a call of `function`.
     pub fn may_take(&self, function: &Known) -> bool {
-        self.lanes.iter().any(Lane::is_open)
+        self.links.iter().any(Link::is_open)
             && placement::eligible(&self.capacity.load().0, &function.spec.ask())
     }
 
     /// Whether containers are worth keeping there: it takes calls, or a balancer that has just started has not tried it yet.
     pub fn may_keep(&self) -> bool {
-        let untried = |lane: &Lane| {
-            let (state, reason) = &*lane.status();
+        let untried = |link: &Link| {
+            let (state, reason) = &*link.status();
             // Later attempts know why the one before failed.
             *state == LinkState::Connecting && reason.is_empty()
         };
         self.capacity.load().0.state == RunnerState::Ready
-            && self.lanes.iter().any(|lane| lane.is_open() || untried(lane))
+            && self.links.iter().any(|link| link.is_open() || untried(link))
     }
 
     /// Whether the registry lists it now.
@@ -342,6 +346,22 @@ impl Runner {
         self.is_listed()
     }
 
+    /// Another runner of its name is there, or none any more.
+    pub(super) fn beside(&self, other: Option<&Runner>) {
+        let known = self.namesake.load();
+        if known.as_deref().map(String::as_str) != other.map(|other| other.address.as_str()) {
+            self.namesake.store(other.map(|other| Arc::new(other.address.clone())));
+        }
+    }
+
+    /// What people are told that it is called: with its address where its name alone would be that of two.
+    pub fn title(&self) -> Cow<'_, str> {
+        match *self.namesake.load() {
+            None => Cow::Borrowed(&self.name),
+            Some(_) => Cow::Owned(format!("{} at {}", self.name, self.address)),
+        }
+    }
+
     pub(super) fn unlist(&self) {
         self.standing.send_if_modified(|standing| {
             let gone = *standing == Standing::Listed;
@@ -354,7 +374,7 @@ impl Runner {
 
     /// Gives it up if nothing speaks for it any more: neither the registry nor a link. Says whether it is given up.
     pub fn give_up(&self) -> bool {
-        let linked = self.lanes.iter().any(|lane| lane.session.load().is_some());
+        let linked = self.links.iter().any(|link| link.session.load().is_some());
         self.standing.send_if_modified(|standing| {
             let over = *standing == Standing::Unlisted && !linked;
             if over {
@@ -383,14 +403,25 @@ impl Runner {
             LinkState::Lost => 3,
             LinkState::Closed => 4,
         };
-        let lanes = self.lanes.iter().map(|lane| lane.status().clone());
-        lanes.min_by_key(|(state, _)| best(*state)).unwrap_or((LinkState::Closed, String::new()))
+        let links = self.links.iter().map(|link| link.status().clone());
+        links.min_by_key(|(state, _)| best(*state)).unwrap_or((LinkState::Closed, String::new()))
     }
 
     /// For operators.
     pub fn describe(&self) -> v1::RunnerDescription {
         let capacity = self.capacity();
-        let (state, reason) = self.link();
+        let (state, mut reason) = self.link();
+        if let Some(other) = self.namesake.load().as_deref().filter(|_| reason.is_empty()) {
+            reason = match self.is_listed() {
+                true => format!(
+                    "the runner at {other} has the same name and is connected too: give one of the two another"
+                ),
+                false => format!(
+                    "the registry names the runner at {other} for its name, and {} is used while its connection stands: give one of the two another",
+                    self.address
+                ),
+            };
+        }
         let link = match state {
             LinkState::Connecting => v1::LinkState::Connecting,
             LinkState::Ready => v1::LinkState::Ready,

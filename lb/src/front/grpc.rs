@@ -31,10 +31,10 @@ use tower::Service as _;
 use self::operated::{FLEET, FUNCTIONS, Operated};
 use super::http::fields;
 use super::until::Until;
-use super::{Door, Health, later, session, trace};
+use super::{Front, Health, later, session, trace};
 use crate::auth::{Caller, Origin};
 use crate::call::{Input, Pieces, Trailers};
-use crate::observe::{Door as Way, Watch};
+use crate::observe::{Door, Watch};
 
 /// Where a status says which of the function's revisions a call came to; an answer has a field for it.
 const REVISION: &str = "stoker-revision";
@@ -73,7 +73,7 @@ fn routes(stop: CancellationToken, health: &Health) -> anyhow::Result<Routes> {
 #[derive(Clone)]
 pub struct Served {
     routes: Routes,
-    door: Arc<Door>,
+    front: Arc<Front>,
     operated: Arc<Operated>,
     origin: Arc<Origin>,
 }
@@ -83,10 +83,10 @@ impl Served {
     ///
     /// # Errors
     /// What is said of the services cannot be read.
-    pub fn new(door: Arc<Door>, health: &Health) -> anyhow::Result<Self> {
-        let routes = routes(door.stopping.clone(), health)?;
-        let operated = Arc::new(Operated::new(door.clone()));
-        Ok(Self { routes, door, operated, origin: Arc::default() })
+    pub fn new(front: Arc<Front>, health: &Health) -> anyhow::Result<Self> {
+        let routes = routes(front.stopping.clone(), health)?;
+        let operated = Arc::new(Operated::new(front.clone()));
+        Ok(Self { routes, front, operated, origin: Arc::default() })
     }
 
     /// For a connection from there.
@@ -111,21 +111,24 @@ impl hyper::service::Service<Request<Incoming>> for Served {
             let answer = status::to_status(refused, "").into_http();
             return Box::pin(async move { Ok(answer) });
         }
-        let door = self.door.clone();
+        let front = self.front.clone();
         let path = request.uri().path();
-        if door.guard.is_open() || is_open(path) {
+        if front.guard.is_open() || is_open(path) {
+            let counted = front.guard.counted(&self.origin);
+            counted.map(|caller| request.extensions_mut().insert(caller));
+            let path = request.uri().path();
             if path.starts_with(CALLS) {
-                return Box::pin(async move { Ok(answer(door, request).await) });
+                return Box::pin(async move { Ok(answer(front, request).await) });
             }
             return Box::pin(routed(self.routes.clone(), self.operated.clone(), request));
         }
         let this = self.clone();
         Box::pin(async move {
-            match door.guard.identify(request.headers_mut(), &this.origin).await {
+            match front.guard.identify(request.headers_mut(), &this.origin).await {
                 Ok(caller) => {
                     request.extensions_mut().insert(caller);
                     match request.uri().path().starts_with(CALLS) {
-                        true => Ok(answer(door, request).await),
+                        true => Ok(answer(front, request).await),
                         false => routed(this.routes, this.operated, request).await,
                     }
                 }
@@ -268,7 +271,7 @@ pub(super) async fn message<M: Message + Default>(body: Incoming, most: usize) -
 }
 
 /// One request for a method of `CallService`.
-async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
+async fn answer(front: Arc<Front>, request: Request<Incoming>) -> Response<Sent> {
     if !is_grpc(request.headers()) {
         return no_grpc();
     }
@@ -276,31 +279,31 @@ async fn answer(door: Arc<Door>, request: Request<Incoming>) -> Response<Sent> {
     let caller = Caller::of(&parts.extensions);
     let method = &parts.uri.path()[CALLS.len()..];
     let answered = match method {
-        "Invoke" => invoke(&door, caller, &parts.headers, body).await.map(Sent::Whole),
+        "Invoke" => invoke(&front, caller, &parts.headers, body).await.map(Sent::Whole),
         "InvokeStream" => {
-            let frames = stream::invoke_stream(&door, caller, &parts.headers, body).await;
+            let frames = stream::invoke_stream(&front, caller, &parts.headers, body).await;
             frames.map(|frames| Sent::Other(Body::new(frames)))
         }
         "Session" => {
-            let frames = session::open(door, caller, Decoded::request(body, MESSAGE));
+            let frames = session::open(front, caller, Decoded::request(body, MESSAGE));
             Ok(Sent::Session(Encoded::answer(frames)))
         }
         "Submit" | "GetCall" | "WaitCall" | "CancelCall" | "RedriveCall" | "ListCalls" => {
-            Box::pin(later::answer(&door, Request::from_parts(parts, body))).await.map(Sent::Other)
+            Box::pin(later::answer(&front, Request::from_parts(parts, body))).await.map(Sent::Other)
         }
         _ => Err(no_method(CALLS, method)),
     };
     told(answered)
 }
 
-async fn invoke(door: &Door, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {
+async fn invoke(front: &Front, caller: Caller, headers: &HeaderMap, body: Incoming) -> Result<Whole, Status> {
     let invoked = frames::invoke_request(body, MESSAGE).await.map_err(|status| unread(&status))?;
     let id = CallId::new();
-    let mut watch = door.observer.grpc(Way::Invoke, id, &trace(headers));
+    let mut watch = front.observer.grpc(Door::Invoke, id, &trace(headers));
     watch.by(caller);
     let answer = {
-        let call = pin!(invoke_one(door, id, headers, invoked, &mut watch));
-        door.dispatch.fleet.panics.call(call).await
+        let call = pin!(invoke_one(front, id, headers, invoked, &mut watch));
+        front.dispatch.fleet.panics.call(call).await
     };
     let revision = watch.revision();
     watch.end(answer.as_ref().map(|_| ()));
@@ -351,14 +354,14 @@ fn failed(error: &Error, id: CallId, revision: Option<u64>) -> Status {
 }
 
 async fn invoke_one(
-    door: &Door,
+    front: &Front,
     id: CallId,
     headers: &HeaderMap,
     invoked: Invoked<Incoming>,
     watch: &mut Watch,
 ) -> Result<Whole, Error> {
     let Invoked { call: message, length, begun, rest } = invoked;
-    let function = door.named(&message.function)?;
+    let function = front.named(&message.function)?;
     if length > MAX_MESSAGE {
         let text =
             format!("the body has {length} bytes, at most {MAX_MESSAGE} go with Invoke: use InvokeStream");
@@ -372,10 +375,10 @@ async fn invoke_one(
         behind.came(fields::said_behind(message.trailers)?);
         input = input.followed_by(Some(behind));
     }
-    let call = door.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
-    door.dispatch.fits(&call.function.spec, length as u64)?;
+    let call = front.admit(id, function, message.head.unwrap_or_default(), timeout(headers)?, watch)?;
+    front.dispatch.fits(&call.function.spec, length as u64)?;
     let revision = call.function.revision;
-    let mut answer = door.dispatch.call(call, input, watch).await?;
+    let mut answer = front.dispatch.call(call, input, watch).await?;
     let mut end = answer.end;
     let mut length = answer.first.len();
     let mut body = vec![answer.first];

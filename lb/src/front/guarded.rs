@@ -11,13 +11,13 @@ use stoker_proto::v1::function_service_server::FunctionService;
 use stoker_proto::{status, v1};
 use tonic::{Request, Response, Status};
 
-use super::Door;
+use super::Front;
 use crate::auth::{Caller, Permission};
 
 /// Services behind their guard.
 pub struct Guarded<S> {
     pub service: Arc<S>,
-    pub door: Arc<Door>,
+    pub front: Arc<Front>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -29,19 +29,19 @@ fn fail(error: &Error) -> Status {
 impl<S> Guarded<S> {
     /// What a text names is of an app, which the caller must be allowed this for.
     fn allow(&self, caller: &Caller, permission: Permission, function: &str) -> Result<(), Status> {
-        if self.door.guard.is_open() {
+        if self.front.guard.is_open() {
             return Ok(());
         }
         let name = function.split_once(':').map_or(function, |(name, _)| name);
         let app = match FunctionName::parse(name) {
             Some(name) => name.app().to_owned(),
-            None => self.door.named(function).map_err(|error| fail(&error))?.spec.name.app().to_owned(),
+            None => self.front.named(function).map_err(|error| fail(&error))?.spec.name.app().to_owned(),
         };
-        self.door.guard.allow(caller, permission, &app).map_err(|error| fail(&error))
+        self.front.guard.allow(caller, permission, &app).map_err(|error| fail(&error))
     }
 
     fn allow_fleet(&self, caller: &Caller, permission: Permission) -> Result<(), Status> {
-        self.door.guard.allow_fleet(caller, permission).map_err(|error| fail(&error))
+        self.front.guard.allow_fleet(caller, permission).map_err(|error| fail(&error))
     }
 
     /// A change, and the note of it.
@@ -54,7 +54,7 @@ impl<S> Guarded<S> {
     ) -> Answer<T> {
         let answer = change.await;
         let failed = answer.as_ref().err().map(status::from_status);
-        self.door.guard.note(caller, what, on, failed.as_ref().map_or(Ok(()), Err));
+        self.front.guard.note(caller, what, on, failed.as_ref().map_or(Ok(()), Err));
         answer
     }
 }
@@ -69,7 +69,7 @@ impl<S: FunctionService> FunctionService for Guarded<S> {
         let functions = &request.get_ref().functions;
         // What has no name that can be one is told so by the service, and is applied to nothing.
         for function in functions.iter().filter(|function| is_name(&function.app)) {
-            let allowed = self.door.guard.allow(&caller, Permission::Manage, &function.app);
+            let allowed = self.front.guard.allow(&caller, Permission::Manage, &function.app);
             allowed.map_err(|error| fail(&error))?;
         }
         let on: Vec<_> =
@@ -91,7 +91,7 @@ impl<S: FunctionService> FunctionService for Guarded<S> {
     ) -> Answer<v1::ListFunctionsResponse> {
         let caller = Caller::of(request.extensions());
         let mut answer = self.service.list_functions(request).await?;
-        let sees = |app: &str| self.door.guard.sees(&caller, app);
+        let sees = |app: &str| self.front.guard.sees(&caller, app);
         answer
             .get_mut()
             .functions

@@ -38,7 +38,7 @@ pub use self::input::begin;
 use self::input::pieces;
 pub use self::lambda::{CodePlace as LambdaCode, Config as LambdaConfig, Lambda, Runtimes};
 use self::unread::RequestBody;
-use super::{Door, http_trace};
+use super::{Front, http_trace};
 use crate::auth::{CHALLENGE, Caller, Origin};
 use crate::call::{Input, Trailers};
 use crate::observe::{Asked, Watch};
@@ -58,13 +58,13 @@ const ALLOWED: HeaderValue = HeaderValue::from_static("POST, OPTIONS");
 /// The doors as what a connection wants.
 #[derive(Clone)]
 pub struct Served {
-    door: Arc<Door>,
+    front: Arc<Front>,
     origin: Arc<Origin>,
 }
 
 impl Served {
-    pub fn new(door: Arc<Door>, origin: Arc<Origin>) -> Self {
-        Self { door, origin }
+    pub fn new(front: Arc<Front>, origin: Arc<Origin>) -> Self {
+        Self { front, origin }
     }
 }
 
@@ -74,7 +74,7 @@ impl hyper::service::Service<Request<Incoming>> for Served {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        Box::pin(serve(self.door.clone(), self.origin.clone(), request).map_ok(named))
+        Box::pin(serve(self.front.clone(), self.origin.clone(), request).map_ok(named))
     }
 }
 
@@ -88,7 +88,7 @@ fn named(mut answer: Response<AnswerBody>) -> Response<AnswerBody> {
 
 /// One request, to the head of its answer.
 async fn serve(
-    door: Arc<Door>,
+    front: Arc<Front>,
     origin: Arc<Origin>,
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
@@ -103,17 +103,17 @@ async fn serve(
     let trace = http_trace(request.headers());
     let (method, path) = (request.method(), request.uri().path());
     let way = Way::of(path);
-    let mut watch = door.observer.http(id, &Asked { method, path, version, origin: &origin.facts }, &trace);
-    let routed = (way == Way::Fn).then(|| triggers::route(&door, &request, request.method().as_str()));
+    let mut watch = front.observer.http(id, &Asked { method, path, version, origin: &origin.facts }, &trace);
+    let routed = (way == Way::Fn).then(|| triggers::route(&front, &request, request.method().as_str()));
     let cors = routed.as_ref().and_then(|routed| routed.as_ref().ok()?.cors.clone());
     let visit = Visit { id, way, page: cors.map(|cors| cors::Page::new(cors, request.headers())) };
     // Nobody shows who they are with it.
     if way == Way::Fn
-        && let Some((page, permitted)) = triggers::preflight(&door, &request)
+        && let Some((page, permitted)) = triggers::preflight(&front, &request)
     {
         return Ok(permission(&page, permitted, id, watch));
     }
-    match caller(&door, &origin, &mut request).await {
+    match caller(&front, &origin, &mut request).await {
         Ok(None) => {}
         Ok(Some(caller)) => watch.by(caller),
         Err(error) => {
@@ -127,18 +127,18 @@ async fn serve(
     }
     // Every call pays for the size of what it might have been, so that this is held behind a pointer.
     match way {
-        Way::Lambda => return Ok(Box::pin(lambda::serve(door, id, request, watch, origin.secure)).await),
-        Way::Control => return Ok(Box::pin(control::serve(door, id, request, watch, origin.secure)).await),
+        Way::Lambda => return Ok(Box::pin(lambda::serve(front, id, request, watch, origin.secure)).await),
+        Way::Control => return Ok(Box::pin(control::serve(front, id, request, watch, origin.secure)).await),
         Way::Fn | Way::Mless | Way::Event => {}
     }
     let mut allow = None;
     let handled = async {
-        let look = || triggers::route(&door, &request, request.method().as_str());
+        let look = || triggers::route(&front, &request, request.method().as_str());
         match way {
-            Way::Mless => Box::pin(mless::handle(&door, id, request, &mut watch)).await,
-            Way::Event => Box::pin(events::handle(&door, id, request, &mut watch)).await,
+            Way::Mless => Box::pin(mless::handle(&front, id, request, &mut watch)).await,
+            Way::Event => Box::pin(events::handle(&front, id, request, &mut watch)).await,
             _ => match routed.unwrap_or_else(look) {
-                Ok(route) => handle(&door, id, request, route, &origin, &mut watch).await,
+                Ok(route) => handle(&front, id, request, route, &origin, &mut watch).await,
                 Err(nowhere) => {
                     allow = nowhere.allow;
                     Err(nowhere.error)
@@ -146,7 +146,7 @@ async fn serve(
             },
         }
     };
-    let handled = door.dispatch.fleet.panics.call(pin!(handled)).await;
+    let handled = front.dispatch.fleet.panics.call(pin!(handled)).await;
     let revision = watch.revision();
     let mut answer = match handled {
         Ok(mut answer) => {
@@ -173,7 +173,7 @@ async fn serve(
 /// # Errors
 /// Nobody who may come in, or a request that no door takes.
 async fn caller(
-    door: &Door,
+    front: &Front,
     origin: &Arc<Origin>,
     request: &mut Request<RequestBody>,
 ) -> Result<Option<Caller>, Error> {
@@ -181,10 +181,10 @@ async fn caller(
         return Err(refused.clone());
     }
     fields::is_sound(request.version(), request.headers())?;
-    if door.guard.is_open() {
-        return Ok(None);
+    if front.guard.is_open() {
+        return Ok(front.guard.counted(origin));
     }
-    let caller = door.guard.identify(request.headers_mut(), origin).await?;
+    let caller = front.guard.identify(request.headers_mut(), origin).await?;
     request.extensions_mut().insert(caller.clone());
     Ok(Some(caller))
 }
@@ -249,7 +249,7 @@ fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
 }
 
 async fn handle(
-    door: &Door,
+    front: &Front,
     id: CallId,
     request: Request<RequestBody>,
     route: triggers::Route,
@@ -257,7 +257,7 @@ async fn handle(
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     if let Some(config) = &route.url {
-        return Box::pin(lambda::url::serve(door, id, request, route.known, config, origin, watch)).await;
+        return Box::pin(lambda::url::serve(front, id, request, route.known, config, origin, watch)).await;
     }
     let (parts, body) = request.into_parts();
     let (function, intent) = (route.known.clone(), route.intent);
@@ -279,7 +279,7 @@ async fn handle(
     }
     route.tell(&mut headers);
     if intent == v1::Intent::HttpRequest && function.spec.format == Format::Lambda {
-        lambda::source::tell(&door.lambda, origin, &parts, &mut headers);
+        lambda::source::tell(&front.lambda, origin, &parts, &mut headers);
     }
     let head = v1::RequestHead {
         intent: intent.into(),
@@ -288,14 +288,14 @@ async fn handle(
         headers,
     };
     let length = body.size_hint().exact();
-    door.dispatch.fits(&function.spec, length.unwrap_or_default())?;
+    front.dispatch.fits(&function.spec, length.unwrap_or_default())?;
     if for_later {
         let qualifier = super::later::qualifier(&decoded(parts.uri.path())?);
-        let submit = later::submit(door, id, function, qualifier, &parts, head, body, watch);
+        let submit = later::submit(front, id, function, qualifier, &parts, head, body, watch);
         return Box::pin(submit).await;
     }
     let format = function.spec.format;
-    let call = door.admit(id, function, head, None, watch)?;
+    let call = front.admit(id, function, head, None, watch)?;
     let small = length.is_some_and(|length| length <= CHUNK as u64);
     let input = if body.is_end_stream() {
         Input::whole(Bytes::new())
@@ -309,7 +309,7 @@ async fn handle(
         let late = |_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time");
         begun.map_err(late)??.followed_by(trailers).of_length(length)
     };
-    let answer = door.dispatch.call(call, input, watch).await?;
+    let answer = front.dispatch.call(call, input, watch).await?;
     let takes_trailers = fields::takes_trailers(&parts);
     let mut body = AnswerBody::new(answer.first, answer.rest).of_length(answer.length);
     // Room for those of the door as well: a map that grows is made anew.

@@ -19,7 +19,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::grpc::{MESSAGE, message, refused, timeout};
-use super::{Door, trace};
+use super::{Front, trace};
 use crate::auth::Caller;
 use crate::call::Input;
 use crate::later::Submit;
@@ -33,22 +33,22 @@ const MOST_LISTED: u32 = 1000;
 ///
 /// # Errors
 /// What the client is told in place of an answer.
-pub async fn answer(door: &Arc<Door>, request: Request<Incoming>) -> Result<Body, Status> {
+pub async fn answer(front: &Arc<Front>, request: Request<Incoming>) -> Result<Body, Status> {
     let method = request.uri().path().rsplit_once('/').map_or("", |(_, method)| method);
     match method {
-        "Submit" => unary(door, names::SUBMIT, request, submit).await,
-        "GetCall" => unary(door, names::GET_CALL, request, get).await,
-        "WaitCall" => unary(door, names::WAIT_CALL, request, wait).await,
-        "CancelCall" => unary(door, names::CANCEL_CALL, request, cancel).await,
-        "RedriveCall" => unary(door, names::REDRIVE_CALL, request, redrive).await,
-        "ListCalls" => unary(door, names::LIST_CALLS, request, list).await,
+        "Submit" => unary(front, names::SUBMIT, request, submit).await,
+        "GetCall" => unary(front, names::GET_CALL, request, get).await,
+        "WaitCall" => unary(front, names::WAIT_CALL, request, wait).await,
+        "CancelCall" => unary(front, names::CANCEL_CALL, request, cancel).await,
+        "RedriveCall" => unary(front, names::REDRIVE_CALL, request, redrive).await,
+        "ListCalls" => unary(front, names::LIST_CALLS, request, list).await,
         other => Err(Status::unimplemented(format!("there is no method {other:?}"))),
     }
 }
 
 /// Who asks.
 struct Ask {
-    door: Arc<Door>,
+    front: Arc<Front>,
     id: CallId,
     watch: Watch,
 }
@@ -62,7 +62,7 @@ async fn within<A>(limit: Option<Duration>, work: Answering<'_, A>) -> Result<A,
 }
 
 async fn unary<F, Q, A>(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     name: Name,
     request: Request<Incoming>,
     work: F,
@@ -80,11 +80,11 @@ where
         refused(&error, "")
     })?;
     let id = CallId::new();
-    let mut watch = door.observer.about_later(name, id, &trace(&parts.headers));
+    let mut watch = front.observer.about_later(name, id, &trace(&parts.headers));
     watch.by(Caller::of(&parts.extensions));
-    let mut ask = Ask { door: door.clone(), id, watch };
+    let mut ask = Ask { front: front.clone(), id, watch };
     let answered = match timeout(&parts.headers) {
-        Ok(limit) => door.dispatch.fleet.panics.call(within(limit, work(&mut ask, message))).await,
+        Ok(limit) => front.dispatch.fleet.panics.call(within(limit, work(&mut ask, message))).await,
         Err(error) => Err(error),
     };
     ask.watch.end(answered.as_ref().map(|_| ()));
@@ -94,7 +94,7 @@ where
 
 fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::SubmitResponse> {
     Box::pin(async move {
-        let function = ask.door.named(&message.function)?;
+        let function = ask.front.named(&message.function)?;
         if message.body.len() > MAX_MESSAGE {
             let text = format!(
                 "the body has {} bytes, at most {MAX_MESSAGE} go with Submit: use HTTP",
@@ -122,7 +122,7 @@ fn submit(ask: &mut Ask, message: v1::SubmitRequest) -> Answering<'_, v1::Submit
             key: message.idempotency_key,
             delay,
         };
-        let accepted = ask.door.later.submit(&ask.door, ask.id, submit, &mut ask.watch).await?;
+        let accepted = ask.front.later.submit(&ask.front, ask.id, submit, &mut ask.watch).await?;
         Ok(v1::SubmitResponse { call_id: accepted.id, repeated: accepted.repeated })
     })
 }
@@ -141,8 +141,8 @@ struct Told {
     timings: Option<v1::Timings>,
 }
 
-async fn tell(door: &Door, kept: Kept) -> Result<Told, Error> {
-    let body = door.later.answer(&kept).await?;
+async fn tell(front: &Front, kept: Kept) -> Result<Told, Error> {
+    let body = front.later.answer(&kept).await?;
     let call = describe(&kept);
     let answer = kept.answer.unwrap_or_default();
     Ok(Told { call, head: answer.head, body, body_dropped: answer.dropped, timings: answer.timings })
@@ -150,49 +150,49 @@ async fn tell(door: &Door, kept: Kept) -> Result<Told, Error> {
 
 fn get(ask: &mut Ask, message: v1::GetCallRequest) -> Answering<'_, v1::GetCallResponse> {
     Box::pin(async move {
-        let kept = ask.door.later.get(&ask.door, &ask.watch, &message.call_id).await?;
-        let Told { call, head, body, body_dropped, timings } = tell(&ask.door, kept).await?;
+        let kept = ask.front.later.get(&ask.front, &ask.watch, &message.call_id).await?;
+        let Told { call, head, body, body_dropped, timings } = tell(&ask.front, kept).await?;
         Ok(v1::GetCallResponse { call: Some(call), head, body, body_dropped, timings })
     })
 }
 
 fn wait(ask: &mut Ask, message: v1::WaitCallRequest) -> Answering<'_, v1::WaitCallResponse> {
     Box::pin(async move {
-        let kept = ask.door.later.wait(&ask.door, &ask.watch, &message.call_id).await?;
-        let Told { call, head, body, body_dropped, timings } = tell(&ask.door, kept).await?;
+        let kept = ask.front.later.wait(&ask.front, &ask.watch, &message.call_id).await?;
+        let Told { call, head, body, body_dropped, timings } = tell(&ask.front, kept).await?;
         Ok(v1::WaitCallResponse { call: Some(call), head, body, body_dropped, timings })
     })
 }
 
 fn cancel(ask: &mut Ask, message: v1::CancelCallRequest) -> Answering<'_, v1::CancelCallResponse> {
     Box::pin(async move {
-        let kept = ask.door.later.cancel(&ask.door, &ask.watch, &message.call_id).await?;
+        let kept = ask.front.later.cancel(&ask.front, &ask.watch, &message.call_id).await?;
         Ok(v1::CancelCallResponse { call: Some(describe(&kept)) })
     })
 }
 
 fn redrive(ask: &mut Ask, message: v1::RedriveCallRequest) -> Answering<'_, v1::RedriveCallResponse> {
     Box::pin(async move {
-        let (kept, redriven) = ask.door.later.redrive(&ask.door, &ask.watch, &message.call_id).await?;
+        let (kept, redriven) = ask.front.later.redrive(&ask.front, &ask.watch, &message.call_id).await?;
         Ok(v1::RedriveCallResponse { call: Some(describe(&kept)), redriven })
     })
 }
 
 fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListCallsResponse> {
     Box::pin(async move {
-        let (door, caller) = (&ask.door, ask.watch.caller());
+        let (front, caller) = (&ask.front, ask.watch.caller());
         let function = match message.function.as_str() {
             "" => {
-                door.guard.allow_fleet(caller, Permission::Observe)?;
+                front.guard.allow_fleet(caller, Permission::Observe)?;
                 String::new()
             }
             // A function that is gone may have left calls.
             name => {
-                let name = match door.find(name) {
+                let name = match front.find(name) {
                     Ok(function) => function.spec.name.as_str().to_owned(),
                     Err(_) => name.to_owned(),
                 };
-                door.guard.allow(caller, Permission::Observe, name.split('/').next().unwrap_or_default())?;
+                front.guard.allow(caller, Permission::Observe, name.split('/').next().unwrap_or_default())?;
                 name
             }
         };
@@ -209,7 +209,7 @@ fn list(ask: &mut Ask, message: v1::ListCallsRequest) -> Answering<'_, v1::ListC
             v1::CallState::Cancelled => Some(State::Cancelled),
         };
         let limit = if message.limit == 0 { LISTED } else { message.limit.min(MOST_LISTED) } as usize;
-        let page = door.later.list(Filter { function, state, limit, after: message.after }).await?;
+        let page = front.later.list(Filter { function, state, limit, after: message.after }).await?;
         let (calls, more) = (page.calls.iter().map(describe).collect(), page.next.is_some());
         Ok(v1::ListCallsResponse { calls, more, next: page.next.unwrap_or_default() })
     })
@@ -236,6 +236,7 @@ fn describe(kept: &Kept) -> v1::CallDescription {
         runner: attempt.runner.clone(),
         error: attempt.error.clone(),
         interrupted: attempt.interrupted,
+        revision: attempt.revision,
     };
     v1::CallDescription {
         call_id: call.id.clone(),

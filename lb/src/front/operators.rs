@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use self::images::Unpinned;
-use super::Door;
+use super::Front;
 use crate::directory::Known;
 use crate::fleet::{HANDSHAKE, Runner};
 use crate::scaling;
@@ -34,7 +34,7 @@ use crate::scaling;
 const WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// `FunctionService` and `FleetService`.
-pub struct Operators(pub Arc<Door>);
+pub struct Operators(pub Arc<Front>);
 
 fn fail(error: &Error) -> Status {
     status::to_status(error, "")
@@ -189,7 +189,7 @@ impl FunctionService for Operators {
         }
         match images::pin(&self.0.dispatch.fleet, &mut specs).await {
             Ok(()) => {}
-            Err(Unpinned::Failed(error)) => return Err(fail(&error)),
+            Err(Unpinned::Unanswered(error) | Unpinned::Unasked(error)) => return Err(fail(&error)),
             Err(Unpinned::Wrong(images)) => {
                 for (at, text) in &images {
                     details.add_bad_request_violation(format!("functions[{at}].image"), text);
@@ -313,28 +313,28 @@ impl FleetService for Operators {
         &self,
         _: Request<v1::WatchFleetRequest>,
     ) -> Result<Response<Self::WatchFleetStream>, Status> {
-        let door = self.0.clone();
-        let (changes, queued) = (door.dispatch.fleet.changes(), door.dispatch.fleet.queue.length());
+        let front = self.0.clone();
+        let (changes, queued) = (front.dispatch.fleet.changes(), front.dispatch.fleet.queue.length());
         let first = true;
         let stream = futures_util::stream::unfold(
-            (door, changes, queued, first),
-            |(door, mut changes, mut queued, first)| async move {
+            (front, changes, queued, first),
+            |(front, mut changes, mut queued, first)| async move {
                 if !first {
                     // The pause bounds how often it is sent; what changes meanwhile is in the next.
                     tokio::time::sleep(WATCH_PAUSE).await;
                     tokio::select! {
-                        () = door.stopping.cancelled() => return None,
+                        () = front.stopping.cancelled() => return None,
                         changed = changes.changed() => changed.ok()?,
                         changed = queued.changed() => changed.ok()?,
                     }
                 }
                 changes.mark_unchanged();
-                let fleet = &door.dispatch.fleet;
+                let fleet = &front.dispatch.fleet;
                 let runners = fleet.runners().iter().map(|runner| runner.describe()).collect();
                 let waiting = u32::try_from(*queued.borrow_and_update()).unwrap_or(u32::MAX);
                 let zones = scaling::describe(&fleet.wanted.load());
                 let seen = v1::WatchFleetResponse { runners, queued: waiting, zones };
-                Some((Ok(seen), (door, changes, queued, false)))
+                Some((Ok(seen), (front, changes, queued, false)))
             },
         );
         Ok(Response::new(Box::pin(stream)))

@@ -1,4 +1,5 @@
-//! Streams that are no calls, such as watching health: they end when the balancer stops, however long their clients would stay.
+//! The gRPC services that are not ours, such as health. Their streams end when the balancer stops, however long their clients would stay, and a request
+//! that cannot be read is the fault of whoever sent it: their library would say `INTERNAL`.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -7,6 +8,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::Frame;
+use stoker_core::error::{Code, Error};
+use stoker_proto::status::to_status;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::body::Body;
@@ -40,10 +43,24 @@ where
         let (answer, stop) = (self.service.call(request), self.stop.clone());
         Box::pin(async move {
             let answer = answer.await?;
+            if let Some(unread) = Status::from_header_map(answer.headers()).and_then(|status| unread(&status))
+            {
+                return Ok(to_status(&unread, "").into_http());
+            }
             let stopped = Box::pin(stop.cancelled_owned());
             Ok(answer.map(|body| Body::new(Ending { body, stopped, over: false })))
         })
     }
+}
+
+/// Why a request could not be read, where this was said before any answer: nothing that these services do ends so.
+fn unread(status: &Status) -> Option<Error> {
+    let code = match status.code() {
+        tonic::Code::Internal => Code::InvalidRequest,
+        tonic::Code::OutOfRange => Code::RequestTooLarge,
+        _ => return None,
+    };
+    Some(Error::new(code, format!("the request cannot be read: {}", status.message())))
 }
 
 /// A body that ends with its service.

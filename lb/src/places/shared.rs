@@ -9,13 +9,13 @@ use tokio::time::Instant;
 
 use crate::directory::{Gate, Outlook};
 
-/// What calls want is looked at anew after this.
+/// What calls want is looked at anew after this: a turn, so that a wish that has passed stands in nobody's way for longer.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// What they wanted is kept for so long, if nobody else wants it: those who were refused come again after a second.
 const MEMORY: Duration = Duration::from_secs(2);
 
-/// Where the registry did not answer, it is asked again after this.
+/// Where the registry did not answer, it is asked again after this: calls go on meanwhile, and a store that comes back should not find everybody at its door.
 const AWAY: Duration = Duration::from_secs(1);
 
 /// What others claim of the same function.

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, getrlimit};
 use stoker_core::error::{Code, Error, Retry};
 use stoker_runtime::metrics::{Counter, Entered, Gauge, Labelled, Metrics};
+use stoker_runtime::tls::Secured;
 
+use crate::addresses::{Address, Addresses, Counted};
 use crate::metrics::{CONNECTIONS, CONNECTIONS_FAILED};
 
 /// Most of them unless somebody says otherwise: as many as there may be calls inside, each on a connection of its own, and half of that again.
@@ -37,9 +39,11 @@ pub fn usual() -> usize {
 pub struct Connections {
     open: AtomicUsize,
     most: usize,
+    addresses: Arc<Addresses>,
     patience: Duration,
     ports: Labelled<Gauge>,
     full: Counter,
+    crowd: Counter,
     silent: Counter,
     deaf: Counter,
     system: Counter,
@@ -47,15 +51,17 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Of which there may be `most`, and each may take nothing of what there is for it for so long.
-    pub fn new(most: usize, patience: Duration, metrics: &Metrics) -> Arc<Self> {
+    /// Of which there may be `most`, one address so many of them as `addresses` says, and each may take nothing of what there is for it for so long.
+    pub fn new(most: usize, addresses: Arc<Addresses>, patience: Duration, metrics: &Metrics) -> Arc<Self> {
         let failed = metrics.labelled(&CONNECTIONS_FAILED);
         Arc::new(Self {
             open: AtomicUsize::new(0),
             most,
+            addresses,
             patience,
             ports: metrics.labelled(&CONNECTIONS),
             full: failed.with(&["full"]),
+            crowd: failed.with(&["crowd"]),
             silent: failed.with(&["silent"]),
             deaf: failed.with(&["deaf"]),
             system: failed.with(&["system"]),
@@ -79,25 +85,56 @@ pub struct Port {
 
 impl Port {
     /// One comes in. `None` where there is not even room to tell it that there is none.
-    pub fn enter(&mut self) -> Option<ConnectionGuard> {
+    pub fn enter(&mut self, stream: &Secured) -> Option<ConnectionGuard> {
+        // Who shows a certificate of ours is known, and has limits of its own.
+        let remote = stream.remote().filter(|_| stream.peer().is_none());
+        let address = remote.and_then(|remote| self.connections.addresses.find(remote.ip()));
+        self.enter_from(address)
+    }
+
+    fn enter_from(&mut self, address: Option<Arc<Address>>) -> Option<ConnectionGuard> {
         let most = self.connections.most;
         // Taken first and given back when it was too much: two that race may both be turned away, never both let in.
         let before = self.connections.open.fetch_add(1, Ordering::Relaxed);
+        let part = address.as_ref().map_or(most, |address| address.part(most));
+        let counted = address.as_ref().map(Address::connection);
+        let of_address = counted.as_ref().map_or(0, |(_, before)| *before);
+        let beyond = match () {
+            // What it can do something about is told before what it cannot.
+            () if of_address >= part => Some(Beyond::Address(part)),
+            () if before >= most => Some(Beyond::All),
+            () => None,
+        };
         let guard = ConnectionGuard {
             connections: self.connections.clone(),
-            beyond: before >= most,
+            beyond,
+            address,
+            _counted: counted.map(|(counted, _)| counted),
             _open: self.open.enter(),
         };
-        if guard.beyond {
-            self.connections.full.add_one();
-            if self.may_speak() {
-                tracing::warn!(
-                    most,
-                    "there are as many connections as there may be (`max_connections`): others are turned away"
-                );
+        match beyond {
+            None => {}
+            Some(Beyond::All) => {
+                self.connections.full.add_one();
+                if self.may_speak() {
+                    tracing::warn!(
+                        most,
+                        "there are as many connections as there may be (`max_connections`): others are turned away"
+                    );
+                }
+            }
+            Some(Beyond::Address(most)) => {
+                self.connections.crowd.add_one();
+                if self.may_speak() {
+                    tracing::warn!(
+                        most,
+                        address = ?guard.address,
+                        "one address has as many connections as one may have (`address_share`): others of it are turned away"
+                    );
+                }
             }
         }
-        (before < most.saturating_add(TOLD)).then_some(guard)
+        (before < most.saturating_add(TOLD) && of_address < part.saturating_add(TOLD)).then_some(guard)
     }
 
     /// The system has none for us.
@@ -131,25 +168,50 @@ impl Port {
 /// A client's connection, as long as this lives.
 pub struct ConnectionGuard {
     connections: Arc<Connections>,
-    beyond: bool,
+    beyond: Option<Beyond>,
+    address: Option<Arc<Address>>,
+    _counted: Option<Counted>,
     _open: Entered,
+}
+
+/// What a connection is one too many of.
+#[derive(Debug, Clone, Copy)]
+enum Beyond {
+    All,
+    /// Of those from its address, which may have so many.
+    Address(usize),
 }
 
 impl ConnectionGuard {
     /// Whether it is one too many.
     pub fn is_beyond(&self) -> bool {
-        self.beyond
+        self.beyond.is_some()
+    }
+
+    /// With what it is counted, unless it is this machine's or its client is known.
+    pub fn address(&self) -> Option<&Arc<Address>> {
+        self.address.as_ref()
     }
 
     /// What it is told instead of being served.
     pub fn refusal(&self) -> Option<Error> {
-        self.beyond.then(|| {
-            let text = format!(
-                "this balancer has {} connections of clients already, which is its limit: ask another one, or keep to fewer connections",
-                self.connections.most
-            );
-            Error::new(Code::Overloaded, text).retry(Retry::After(AGAIN))
-        })
+        let (code, text) = match self.beyond? {
+            Beyond::All => {
+                let most = self.connections.most;
+                let text = format!(
+                    "this balancer has {most} connections of clients already, which is its limit: ask another one, or keep to fewer connections"
+                );
+                (Code::Overloaded, text)
+            }
+            Beyond::Address(most) => {
+                let text = format!(
+                    "this address has {most} connections here already, which is as many as callers that nobody knows may have from one \
+                     (`address_share`): keep to fewer connections"
+                );
+                (Code::RateLimited, text)
+            }
+        };
+        Some(Error::new(code, text).retry(Retry::After(AGAIN)))
     }
 
     /// It did not say in time what it wants.
@@ -171,5 +233,40 @@ impl ConnectionGuard {
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_has_its_share_of_connections() {
+        let (metrics, addresses) = (Metrics::default(), Addresses::new(50));
+        let all = Connections::new(6, addresses.clone(), Duration::from_secs(60), &metrics);
+        let (mut grpc, mut http) = (all.at("grpc"), all.at("http"));
+        let greedy = || addresses.find([192, 0, 2, 1].into());
+        let mut held = vec![grpc.enter_from(greedy()), http.enter_from(greedy()), http.enter_from(greedy())];
+        assert!(held.iter().all(|guard| guard.as_ref().is_some_and(|guard| guard.refusal().is_none())));
+        // At whichever port. So many are told, and the rest is closed.
+        for n in 0..TOLD {
+            let guard = [&mut grpc, &mut http][n % 2].enter_from(greedy());
+            let refusal = guard.as_ref().and_then(ConnectionGuard::refusal).expect("it has its share");
+            assert_eq!(refusal.code, Code::RateLimited);
+            assert!(refusal.message.contains("3 connections"), "{}", refusal.message);
+            held.push(guard);
+        }
+        assert!(grpc.enter_from(greedy()).is_none());
+        held.truncate(3);
+        // There is as much for others.
+        let others: Vec<_> =
+            (2..5).map(|n| grpc.enter_from(addresses.find([192, 0, 2, n].into())).unwrap()).collect();
+        assert!(others.iter().all(|guard| guard.refusal().is_none()));
+        let refusal = http.enter_from(None).and_then(|guard| guard.refusal());
+        assert_eq!(refusal.map(|error| error.code), Some(Code::Overloaded));
+        held.clear();
+        assert!(grpc.enter_from(greedy()).is_some_and(|guard| guard.refusal().is_none()));
+        let text = metrics.text();
+        assert!(text.contains(&format!(r#"connections_failed_total{{why="crowd"}} {}"#, TOLD + 1)), "{text}");
     }
 }

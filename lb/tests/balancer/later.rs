@@ -91,7 +91,7 @@ async fn a_call_is_kept_made_and_remembered() {
     let done = wait(&stage, &id).await;
     let call = done.call.expect("a call");
     assert_eq!((call.state(), done.body.as_ref(), call.attempts.len()), (CallState::Done, &b"hello"[..], 1));
-    assert_eq!(call.attempts[0].runner, "r0");
+    assert_eq!((call.attempts[0].runner.as_str(), call.attempts[0].revision), ("r0", 1));
     let again = stage.client().await.submit(keyed).await.expect("it is known").into_inner();
     assert!(again.repeated && again.call_id == id, "{again:?}");
     let other = v1::SubmitRequest { idempotency_key: "k".into(), ..submit("a/again", "hello") };
@@ -160,13 +160,19 @@ async fn what_waits_for_room_is_given_up_at_the_end_of_its_age() {
     let name = FunctionName::new("a", "old").expect("a name");
     let mut spec = FunctionSpec::new(name, vec!["/bin/true".into()], "/".into());
     spec.later = Later { max_age_ms: 900, ..Later::default() };
-    stage.registry.apply_functions(vec![spec]).await.expect("it is good");
+    let name = FunctionName::new("a", "huge").expect("a name");
+    let huge = FunctionSpec { name, memory: 1 << 40, ..spec.clone() };
+    stage.registry.apply_functions(vec![spec, huge]).await.expect("they are good");
+    // Refused at once, it waits for its next turn when its age ends.
+    let impossible = submitted(&stage, submit("a/huge", "x")).await;
     let id = submitted(&stage, submit("a/old", "x")).await;
     let dead = wait(&stage, &id).await.call.expect("a call");
     assert_eq!((dead.state(), dead.attempts.len()), (CallState::Dead, 0), "{dead:?}");
     let why = dead.error.expect("a reason").message;
     let waited = why.contains("longer than its max_age, 900ms") && why.contains("no runner had room for 0.");
     assert!(waited, "{why}");
+    let why = wait(&stage, &impossible).await.call.expect("a call").error.expect("a reason").message;
+    assert!(why.contains("longer than its max_age, 900ms; last of all ") && why.contains("1TiB"), "{why}");
     stage.balancer.stop(Duration::from_secs(5)).await;
 }
 

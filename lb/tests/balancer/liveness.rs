@@ -144,6 +144,36 @@ async fn a_runner_whose_key_vanished_stays_in_use() {
     assert_eq!(stage.invoke("a/f", "x").await.expect("it is back").runner, "r0");
 }
 
+/// The lease of one that stood still ended, and another has its name meanwhile: both are used, and told apart.
+#[tokio::test]
+async fn two_runners_of_one_name_are_told_apart() {
+    let (mut stage, wire, record) = wired(echo()).await;
+    stage.registrations.pop().expect("there is one").withdraw().await;
+    stage.registrations.push(runner(&stage.registry, 0, SESSION_VERSION, echo()).await);
+    stage.linked(2).await;
+    let is_first = |seen: &v1::RunnerDescription| {
+        seen.capacity.as_ref().is_some_and(|capacity| capacity.address == record.address)
+    };
+    // Each names the other, and which of them the registry knows.
+    stage
+        .sees(|seen| {
+            let (first, second): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| is_first(seen));
+            let other =
+                second[0].capacity.as_ref().map(|capacity| capacity.address.clone()).expect("a record");
+            first[0].reason.contains(&format!("names the runner at {other}"))
+                && second[0].reason.contains(&format!("the runner at {} has the same name", record.address))
+        })
+        .await;
+    let call = stage.invoke("a/f", "x").await.expect("one of them answers").call_id;
+    let ask = v1::ExplainCallRequest { call_id: call };
+    let story = stage.fleet().await.explain_call(ask).await.expect("it is known").into_inner();
+    let story = story.story.expect("a story");
+    assert!(story.steps[0].runner.starts_with("r0 at http://127.0.0.1:"), "{:?}", story.steps);
+    // Alone again, its name is enough.
+    wire.silent.send_replace(true);
+    stage.sees(|seen| seen.len() == 1 && seen[0].reason.is_empty()).await;
+}
+
 #[tokio::test]
 async fn what_the_registry_says_of_an_earlier_life_is_old() {
     let (mut stage, _wire, record) = wired(echo()).await;

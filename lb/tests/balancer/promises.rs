@@ -367,7 +367,7 @@ async fn what_a_newer_runner_says_and_what_comes_late_is_passed_over() {
 
 #[tokio::test]
 async fn every_violation_is_named_and_ends_the_session() {
-    let large = Bytes::from(vec![0; 65_537]);
+    let large = Bytes::from(vec![0; 130_049]);
     let head = Out::Head(wire::Head { call: 1, head: ok(), length: None });
     let body = |data: Bytes| Out::Body(wire::Body { call: 1, data, last: false, ..Default::default() });
     for (frames, text) in [
@@ -376,10 +376,10 @@ async fn every_violation_is_named_and_ends_the_session() {
         (vec![Out::Started(wire::Started { call: 7, container: String::new() })], "never offered"),
         (vec![head.clone(), head.clone()], "Head is not allowed in state Answering"),
         (vec![body(Bytes::from_static(b"x"))], "Body is not allowed"),
-        (vec![head.clone(), body(large.clone())], "a piece of 65537 bytes"),
+        (vec![head.clone(), body(large.clone())], "a piece of 130049 bytes"),
         (
             vec![Out::Finished(Box::new(wire::Finished { call: 1, body: large, ..Default::default() }))],
-            "65537",
+            "130049",
         ),
     ] {
         let wrong = play(move |mut s| {

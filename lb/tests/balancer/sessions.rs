@@ -68,7 +68,7 @@ async fn said(stage: &Stage, method: &str, bytes: &'static [u8]) -> Status {
     let (mut send, connection) =
         hyper::client::conn::http2::handshake(executor, io).await.expect("it speaks HTTP/2");
     tokio::spawn(connection);
-    let request = http::Request::post(format!("http://balancer/stoker.v1.{method}"))
+    let request = http::Request::post(format!("http://balancer/{method}"))
         .header("content-type", "application/grpc")
         .body(http_body_util::Full::new(Bytes::from_static(bytes)))
         .expect("a request");
@@ -108,9 +108,13 @@ async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
     let of = |service: &str, methods: &[&str]| -> Vec<String> {
         methods.iter().map(|method| format!("{service}/{method}")).collect()
     };
-    let whole = [of("CallService", &calls), of("FunctionService", &functions), of("FleetService", &fleet)];
+    let whole = [
+        of("stoker.v1.CallService", &calls),
+        of("stoker.v1.FunctionService", &functions),
+        of("stoker.v1.FleetService", &fleet),
+    ];
     let whole = whole.concat();
-    let doors = whole.iter().cloned().chain(of("CallService", &["InvokeStream", "Session"]));
+    let doors = whole.iter().cloned().chain(of("stoker.v1.CallService", &["InvokeStream", "Session"]));
     // Compressed, longer than what is taken, no message.
     let wrong: [(&[u8], Code, Kind, &str); 3] = [
         (b"\x01\0\0\0\x01x", Code::Unimplemented, Kind::Unsupported, "leave grpc-encoding out"),
@@ -134,8 +138,22 @@ async fn a_message_that_cannot_be_read_is_the_callers_mistake_by_every_door() {
         assert_eq!((is, error.code), (Code::InvalidArgument, Kind::InvalidRequest), "{method}: {error:?}");
         assert_eq!(error.message, "there is no message", "{method}");
     }
+    // Of the services that are not ours, in their library's words.
+    for method in of("grpc.health.v1.Health", &["Check", "Watch"]) {
+        for (bytes, code, kind) in [
+            (&b"\x01\0\0\0\x01x"[..], Code::InvalidArgument, Kind::InvalidRequest),
+            (b"\0\x7f\xff\xff\xff", Code::OutOfRange, Kind::RequestTooLarge),
+            (b"\0\0\0\0\x01\xff", Code::InvalidArgument, Kind::InvalidRequest),
+            (b"\0\0\0", Code::InvalidArgument, Kind::InvalidRequest),
+            (b"", Code::InvalidArgument, Kind::InvalidRequest),
+        ] {
+            let (is, error) = reason(&said(&stage, &method, bytes).await);
+            assert_eq!((is, error.code), (code, kind), "{method}: {error:?}");
+            assert!(error.message.starts_with("the request cannot be read: "), "{method}: {error:?}");
+        }
+    }
     for method in ["CallService/Call", "FunctionService/Get", "FleetService/", "NoService/Get"] {
-        let told = said(&stage, method, b"\0\0\0\0\0").await;
+        let told = said(&stage, &format!("stoker.v1.{method}"), b"\0\0\0\0\0").await;
         assert!(told.code() == Code::Unimplemented && told.message().starts_with("there is no "), "{told:?}");
     }
 }
@@ -202,6 +220,44 @@ async fn bodies_of_a_session_keep_to_credit_both_ways() {
         }
     }
     assert_eq!(got, PIECES * piece.len());
+}
+
+/// What a client takes at first, the longest piece it gets, and how much before it gives credit.
+#[tokio::test]
+async fn an_answer_comes_in_the_window_that_its_client_gives() {
+    const KIB: usize = 1024;
+    for (window, longest, first) in [
+        (0, 64 * KIB, 256 * KIB),
+        (1000, 1000, 1000),
+        (508 << 10, 127 * KIB, 508 * KIB),
+        (u32::MAX, 127 * KIB, 508 * KIB),
+    ] {
+        let stage = stage(config(), vec![streaming_echo()]).await;
+        let mut client = Client::open(&stage).await;
+        let start = v1::SessionStart { function: "a/f".into(), window, ..Default::default() };
+        client.ask(1, Ask::Start(start)).await;
+        let piece = Bytes::from(vec![9; 127 * 1024]);
+        // From here on time passes by itself whenever nothing moves.
+        tokio::time::pause();
+        let (mut credit, mut got, mut most) = (0, 0, 0);
+        loop {
+            while credit >= piece.len() {
+                credit -= piece.len();
+                client.ask(1, Ask::Body(v1::SessionBody { data: piece.clone(), last: false })).await;
+            }
+            match client.next().await.1 {
+                Say::Credit(more) => credit += more.bytes as usize,
+                Say::Head(_) => {}
+                Say::Body(body) => {
+                    got += body.data.len();
+                    most = most.max(body.data.len());
+                }
+                Say::Finished(_) => break,
+            }
+        }
+        assert_eq!((most, got), (longest, first), "{window}");
+        tokio::time::resume();
+    }
 }
 
 /// Its client reads the session, and gives no more credit to one call.

@@ -17,7 +17,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Response, Status};
 
 use super::{MESSAGE, message, refused};
-use crate::front::Door;
+use crate::front::Front;
 use crate::front::guarded::Guarded;
 use crate::front::operators::Operators;
 use crate::panics::Panics;
@@ -33,9 +33,9 @@ pub struct Operated {
 }
 
 impl Operated {
-    pub fn new(door: Arc<Door>) -> Self {
-        let panics = door.dispatch.fleet.panics.clone();
-        Self { service: Guarded { service: Arc::new(Operators(door.clone())), door }, panics }
+    pub fn new(front: Arc<Front>) -> Self {
+        let panics = front.dispatch.fleet.panics.clone();
+        Self { service: Guarded { service: Arc::new(Operators(front.clone())), front }, panics }
     }
 
     /// One request for a method of either.

@@ -18,24 +18,24 @@ use super::{MESSAGE, failed, misread, refused, timeout};
 use crate::auth::Caller;
 use crate::call::{Rest, Trailers};
 use crate::front::http::{begin, fields};
-use crate::front::{Door, stopping, trace};
-use crate::observe::{Door as Way, Watch};
+use crate::front::{Front, stopping, trace};
+use crate::observe::{Door, Watch};
 
 /// How long a client that opened a stream may take to say which call it is for, where it sets no deadline.
 const FIRST_FRAME: Duration = Duration::from_secs(30);
 
 /// One request of that method, to the head of its answer; the rest of that comes as it is read.
 pub(super) async fn invoke_stream(
-    door: &Door,
+    front: &Front,
     caller: Caller,
     headers: &HeaderMap,
     body: Incoming,
 ) -> Result<Encoded<impl Stream<Item = Result<v1::InvokeStreamResponse, Status>> + use<>>, Status> {
     let id = CallId::new();
-    let mut watch = door.observer.grpc(Way::Stream, id, &trace(headers));
+    let mut watch = front.observer.grpc(Door::Stream, id, &trace(headers));
     watch.by(caller);
-    let call = Box::pin(streamed(door, id, headers, Decoded::request(body, MESSAGE), &mut watch));
-    match door.dispatch.fleet.panics.call(call).await {
+    let call = Box::pin(streamed(front, id, headers, Decoded::request(body, MESSAGE), &mut watch));
+    match front.dispatch.fleet.panics.call(call).await {
         Ok((opening, mut tail)) => {
             tail.watched(watch);
             Ok(Encoded::answer(futures_util::stream::iter(opening).chain(tail)))
@@ -49,7 +49,7 @@ pub(super) async fn invoke_stream(
 }
 
 async fn streamed(
-    door: &Door,
+    front: &Front,
     id: CallId,
     headers: &HeaderMap,
     mut stream: Decoded<Incoming, v1::InvokeStreamRequest>,
@@ -62,7 +62,7 @@ async fn streamed(
     // A stream that is not a call yet does not hold up a balancer that stops.
     let first = tokio::select! {
         first = first => first,
-        () = door.stopping.cancelled() => return Err(stopping()),
+        () = front.stopping.cancelled() => return Err(stopping()),
     };
     let first =
         first.map_err(|_| Error::new(Code::DeadlineExceeded, "the `start` frame did not come in time"))?;
@@ -70,10 +70,10 @@ async fn streamed(
     let Some(In::Start(start)) = first.and_then(|message| message.frame) else {
         return Err(Error::new(Code::InvalidRequest, "the first frame of InvokeStream is `start`"));
     };
-    let function = door.named(&start.function)?;
+    let function = front.named(&start.function)?;
     let behind = fields::is_followed(function.spec.format).then(Trailers::default);
     let timeout = timeout.map(|timeout| timeout.saturating_sub(opened.elapsed()));
-    let call = door.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
+    let call = front.admit(id, function, start.head.unwrap_or_default(), timeout, watch)?;
     let revision = call.function.revision;
     let (said, mut ended) = (behind.clone(), false);
     let pieces = stream.filter_map(move |message| {
@@ -105,7 +105,7 @@ async fn streamed(
         })
     });
     let input = begin(Box::pin(pieces), false).await?.followed_by(behind);
-    let answer = door.dispatch.call(call, input, watch).await?;
+    let answer = front.dispatch.call(call, input, watch).await?;
     let frame = |frame| Ok(v1::InvokeStreamResponse { frame: Some(frame) });
     let head = frame(Out::Answer(v1::CallAnswer { call_id: id.to_string(), head: Some(answer.head) }));
     let mut opening = vec![head];

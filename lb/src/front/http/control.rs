@@ -31,7 +31,7 @@ use stoker_registry::apps::Apps;
 use super::unread::RequestBody;
 use super::{AnswerBody, CALL_ID, challenge, header, retry_after};
 use crate::auth::Caller;
-use crate::front::Door;
+use crate::front::Front;
 use crate::observe::Watch;
 
 /// Objects of one page, where the caller does not say how many, and at most.
@@ -108,13 +108,13 @@ fn conflict(text: &str) -> Refused {
 
 /// Serves one request.
 pub async fn serve(
-    door: Arc<Door>,
+    front: Arc<Front>,
     id: CallId,
     request: Request<RequestBody>,
     mut watch: Watch,
     secure: bool,
 ) -> Response<AnswerBody> {
-    let handled = door.dispatch.fleet.panics.catch(handle(&door, request, &watch, secure)).await;
+    let handled = front.dispatch.fleet.panics.catch(handle(&front, request, &watch, secure)).await;
     let mut response = match handled.unwrap_or_else(|panicked| Err(panicked.into())) {
         Ok(answer) => {
             watch.http_status(answer.status.as_u16());
@@ -167,7 +167,7 @@ impl Answer {
 
 /// One request on what the registry has now.
 struct Asked<'a> {
-    door: &'a Door,
+    front: &'a Front,
     caller: &'a Caller,
     functions: Arc<Functions>,
     apps: Arc<Apps>,
@@ -177,7 +177,7 @@ struct Asked<'a> {
 }
 
 async fn handle(
-    door: &Door,
+    front: &Front,
     request: Request<RequestBody>,
     watch: &Watch,
     secure: bool,
@@ -203,10 +203,10 @@ async fn handle(
         _ => {}
     }
     let asked = Asked {
-        door,
+        front,
         caller: watch.caller(),
-        functions: door.directory.functions(),
-        apps: apps(door).await?,
+        functions: front.directory.functions(),
+        apps: apps(front).await?,
         base: base(&parts, secure),
         query: query(parts.uri.query().unwrap_or_default()),
     };
@@ -243,8 +243,8 @@ async fn handle(
 }
 
 /// The records of apps, once they have been read.
-pub async fn apps(door: &Door) -> Result<Arc<Apps>, Error> {
-    let mut apps = door.registry.apps();
+pub async fn apps(front: &Front) -> Result<Arc<Apps>, Error> {
+    let mut apps = front.registry.apps();
     let unknown = || {
         let text = "this balancer has not read the apps yet";
         Error::new(Code::Unavailable, text).retry(Retry::Elsewhere)

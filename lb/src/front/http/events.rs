@@ -24,7 +24,7 @@ use stoker_runtime::telemetry::Facts;
 
 use self::event::{Mode, STRUCTURED, check_binary, checked, no_event, read, to_binary, to_structured};
 use super::unread::RequestBody;
-use super::{AnswerBody, CALL_ID, Door, header, request_headers, response_headers, status_of, url};
+use super::{AnswerBody, CALL_ID, Front, header, request_headers, response_headers, status_of, url};
 use crate::call::{Answer, Input};
 use crate::directory::Known;
 use crate::front::{carried, event_trace, http_trace};
@@ -47,7 +47,7 @@ pub fn function_of(path: &str) -> Option<&str> {
 
 /// Serves one request.
 pub async fn handle(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     request: Request<RequestBody>,
     watch: &mut Watch,
@@ -57,10 +57,10 @@ pub async fn handle(
         return Err(Error::new(Code::MethodNotAllowed, "events are sent with POST"));
     }
     let path = super::decoded(parts.uri.path())?;
-    let function = door.named(function_of(&path).unwrap_or_default())?;
+    let function = front.named(function_of(&path).unwrap_or_default())?;
     let mode = Mode::of(&parts.headers)?;
     // In memory as a whole from here on: a batch too has one place while it is read.
-    let place = door.admission.enter()?;
+    let place = front.admission.enter(watch.caller())?;
     let body = tokio::time::timeout(SLOWEST, Limited::new(body, LARGEST).collect()).await;
     let body = body.map_err(|_| Error::new(Code::DeadlineExceeded, "the event did not come in time"))?;
     let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
@@ -88,12 +88,12 @@ pub async fn handle(
         }
         Mode::Batch => {
             drop(place);
-            return batch(door, id, &function, &parts, &body, watch).await;
+            return batch(front, id, &function, &parts, &body, watch).await;
         }
     };
     let head = head(&parts, headers);
-    let call = door.admit_to(place, id, function, head, None, watch)?;
-    let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
+    let call = front.admit_to(place, id, function, head, None, watch)?;
+    let answer = front.dispatch.call(call, Input::whole(body), watch).await?;
     let body = AnswerBody::new(answer.first, answer.rest).of_length(answer.length);
     let mut response = Response::new(body);
     *response.status_mut() = status_of(answer.head.status);
@@ -147,7 +147,7 @@ fn told_trace(event: &Map<String, Value>) -> TraceContext {
 
 /// As many calls as there are events; what became of each, in their order.
 async fn batch(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     function: &Arc<Known>,
     parts: &http::request::Parts,
@@ -175,12 +175,12 @@ async fn batch(
         async move {
             let (path, version, origin) = (parts.uri.path(), parts.version, &Facts::default());
             let asked = Asked { method: &parts.method, path, version, origin };
-            let mut watch = door.observer.http(id, &asked, &trace);
+            let mut watch = front.observer.http(id, &asked, &trace);
             if trace != came {
                 watch.caused_by(&came);
             }
             watch.by(caller);
-            let done = one(door, id, function.clone(), parts, event, &mut watch).await;
+            let done = one(front, id, function.clone(), parts, event, &mut watch).await;
             watch.end(done.as_ref().map(|_| ()));
             let mut told = json!({"id": event_id, "source": source, "call_id": id.to_string()});
             match done {
@@ -210,7 +210,7 @@ async fn batch(
 
 /// One event of a batch: the status of its answer, and the answer where it is an event.
 async fn one(
-    door: &Arc<Door>,
+    front: &Arc<Front>,
     id: CallId,
     function: Arc<Known>,
     parts: &http::request::Parts,
@@ -218,8 +218,8 @@ async fn one(
     watch: &mut Watch,
 ) -> Result<(StatusCode, Option<Value>), Error> {
     let (headers, body) = shaped(&function.spec, event, &parts.headers)?;
-    let call = door.admit(id, function, head(parts, headers), None, watch)?;
-    let answer = door.dispatch.call(call, Input::whole(body), watch).await?;
+    let call = front.admit(id, function, head(parts, headers), None, watch)?;
+    let answer = front.dispatch.call(call, Input::whole(body), watch).await?;
     let status = status_of(answer.head.status);
     Ok((status, answered(answer).await?))
 }

@@ -13,7 +13,7 @@ use stoker_core::units::parse_duration;
 use stoker_proto::v1;
 
 use super::unread::RequestBody;
-use super::{AnswerBody, CALL_ID, Door, begin, header, pieces};
+use super::{AnswerBody, CALL_ID, Front, begin, header, pieces};
 use crate::call::Input;
 use crate::directory::Known;
 use crate::later::Submit;
@@ -36,7 +36,7 @@ pub fn is_asked(headers: &HeaderMap) -> bool {
 
 /// Keeps a call.
 pub async fn submit(
-    door: &Door,
+    front: &Front,
     id: CallId,
     function: std::sync::Arc<Known>,
     qualifier: String,
@@ -68,7 +68,7 @@ pub async fn submit(
             false => begin(pieces(body), small).await?,
         };
         let submit = Submit { function, qualifier, head, input, key, delay };
-        door.later.submit(door, id, submit, watch).await
+        front.later.submit(front, id, submit, watch).await
     };
     let accepted = tokio::time::timeout(BODY, submit).await;
     let late = |_| Error::new(Code::DeadlineExceeded, "the request's body did not come in time");

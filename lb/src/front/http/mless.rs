@@ -21,7 +21,7 @@ use stoker_core::ids::CallId;
 use stoker_proto::v1;
 
 use super::unread::RequestBody;
-use super::{AnswerBody, CALL_ID, Door, ERROR, challenge, header, pieces, retry_after, url};
+use super::{AnswerBody, CALL_ID, ERROR, Front, challenge, header, pieces, retry_after, url};
 use crate::call::{Input, Pieces};
 use crate::directory::Named;
 use crate::observe::Watch;
@@ -43,37 +43,37 @@ const NAME: &str = "AWS_LAMBDA_FUNCTION_NAME";
 
 /// Serves one call.
 pub async fn handle(
-    door: &Door,
+    front: &Front,
     id: CallId,
     request: Request<RequestBody>,
     watch: &mut Watch,
 ) -> Result<Response<AnswerBody>, Error> {
     // The method and the type of the body were never looked at.
     let (parts, body) = request.into_parts();
-    let place = door.admission.enter()?;
+    let place = front.admission.enter(watch.caller())?;
     let length = body.size_hint().lower();
     let body = tokio::time::timeout(SLOWEST, whole(pieces(body), length))
         .await
         .map_err(|_| Error::new(Code::DeadlineExceeded, "the request did not come in time"))??;
     let asked = Asked::read(&body)?;
-    let function = match door.directory.find_called(&asked.function) {
+    let function = match front.directory.find_called(&asked.function) {
         Named::One(function) => function,
-        Named::None => return Err(door.missing(|| "no such function".to_owned())),
+        Named::None => return Err(front.missing(|| "no such function".to_owned())),
         Named::Several => {
             let name = &asked.function;
             let text = format!("functions of several apps are called `{name}`: write app.{name}");
             return Err(Error::new(Code::InvalidRequest, text));
         }
     };
-    door.dispatch.fits(&function.spec, asked.event.len() as u64)?;
+    front.dispatch.fits(&function.spec, asked.event.len() as u64)?;
     let head = v1::RequestHead {
         intent: v1::Intent::Invoke.into(),
         method: "POST".to_owned(),
         url: url(&parts),
         headers: asked.headers,
     };
-    let call = door.admit_to(place, id, function, head, asked.remaining, watch)?;
-    let answer = door.dispatch.call(call, Input::whole(asked.event), watch).await?;
+    let call = front.admit_to(place, id, function, head, asked.remaining, watch)?;
+    let answer = front.dispatch.call(call, Input::whole(asked.event), watch).await?;
     // A function of another format may say that it failed in its status.
     let failed = answer.head.status >= 400;
     let body = AnswerBody::new(answer.first, answer.rest).last(Bytes::from_static(b"\n"));

@@ -13,7 +13,7 @@ use stoker_core::text::escape_attribute;
 use stoker_proto::v1;
 
 use super::lambda::{self, UrlConfig};
-use super::{Door, cors, decoded};
+use super::{Front, cors, decoded};
 use crate::directory::{Asked, Found, Known, Triggered};
 
 /// The trigger's path, where it has parameters or takes the rest of a path; and before the name of a parameter, what it stands for.
@@ -44,15 +44,15 @@ impl From<Error> for Nowhere {
 }
 
 /// Finds it. `method` is the request's, or the one that it asks permission for.
-pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route, Nowhere> {
+pub fn route<B>(front: &Front, request: &Request<B>, method: &str) -> Result<Route, Nowhere> {
     let path = decoded(request.uri().path())?;
     if let Some(function) = path.strip_prefix("/invoke/") {
-        let known = door.find(function)?;
+        let known = front.find(function)?;
         let cors = known.cors.clone();
         return Ok(Route { intent: v1::Intent::Invoke, cors, known, url: None, trigger: None });
     }
     if let Some(url) = path.strip_prefix(lambda::url::PATH) {
-        let (known, config) = lambda::url::find(door, url)?;
+        let (known, config) = lambda::url::find(front, url)?;
         let cors = config.cors().map(Arc::new);
         let intent = v1::Intent::HttpRequest;
         return Ok(Route { intent, cors, known, url: Some(config), trigger: None });
@@ -79,7 +79,7 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
         headers: request.headers(),
         query: request.uri().query().unwrap_or_default(),
     };
-    match door.directory.find_trigger(app, &asked) {
+    match front.directory.find_trigger(app, &asked) {
         Triggered::Found(found) => Ok(Route {
             known: found.known.clone(),
             intent: v1::Intent::HttpRequest,
@@ -91,7 +91,7 @@ pub fn route<B>(door: &Door, request: &Request<B>, method: &str) -> Result<Route
         Triggered::None => {
             let text =
                 || format!("app `{app}` has no trigger at `{path}`, or none that takes such a request");
-            Err(door.missing(text).into())
+            Err(front.missing(text).into())
         }
     }
 }
@@ -107,11 +107,11 @@ fn segments(path: &str) -> Result<Option<Vec<String>>, Error> {
 
 /// What a page is to be told, by who may call what this leads to; and the answer, if it asked for permission only.
 pub fn preflight<B>(
-    door: &Door,
+    front: &Front,
     request: &Request<B>,
 ) -> Option<(cors::Page, Result<http::HeaderMap, Error>)> {
     let method = cors::preflight(request.method(), request.headers())?;
-    let cors = route(door, request, method).ok()?.cors?;
+    let cors = route(front, request, method).ok()?.cors?;
     let page = cors::Page::new(cors, request.headers());
     let permitted = page.permit(method, request.headers());
     Some((page, permitted))

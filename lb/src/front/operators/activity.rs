@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::fail;
 use crate::activity::FUNCTIONS;
-use crate::front::Door;
+use crate::front::Front;
 
 /// How often it may be asked for, and how often it comes if nobody says.
 const SHORTEST: Duration = Duration::from_millis(250);
@@ -20,7 +20,7 @@ const USUAL: Duration = Duration::from_secs(1);
 
 /// Pictures of everything, as often as was asked for, until who asked goes or the balancer stops.
 pub fn stream(
-    door: Arc<Door>,
+    front: Arc<Front>,
     request: v1::WatchActivityRequest,
 ) -> Result<impl Stream<Item = Result<v1::WatchActivityResponse, Status>> + Send, Status> {
     let interval = request.interval.map_or(USUAL, convert::duration);
@@ -35,15 +35,15 @@ pub fn stream(
     let mut beat = tokio::time::interval(interval);
     // A watcher that was away gets what is now, not what it missed.
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    Ok(futures_util::stream::unfold((door, beat), move |(door, mut beat)| async move {
+    Ok(futures_util::stream::unfold((front, beat), move |(front, mut beat)| async move {
         tokio::select! {
-            () = door.stopping.cancelled() => return None,
+            () = front.stopping.cancelled() => return None,
             _ = beat.tick() => {}
         }
-        let mut picture = v1::WatchActivityResponse::clone(&door.observer.activity.now(&door));
+        let mut picture = v1::WatchActivityResponse::clone(&front.observer.activity.now(&front));
         let over = picture.functions.len().saturating_sub(most);
         picture.functions.truncate(most);
         picture.functions_left_out += over as u32;
-        Some((Ok(picture), (door, beat)))
+        Some((Ok(picture), (front, beat)))
     }))
 }

@@ -35,8 +35,10 @@ const AT_ONCE: usize = 8;
 pub enum Unpinned {
     /// It is the functions' fault: which of them, and why.
     Wrong(Vec<(usize, String)>),
+    /// Runners were asked, and could not find it out.
+    Unanswered(Error),
     /// Nobody could be asked.
-    Failed(Error),
+    Unasked(Error),
 }
 
 /// Writes the digest into each image that has none. All, or none.
@@ -55,12 +57,12 @@ pub async fn pin(fleet: &Fleet, specs: &mut [FunctionSpec]) -> Result<(), Unpinn
     let answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
     let mut wrong = Vec::new();
     for (at, answer) in answers {
-        match answer {
+        match answer? {
             Ok(pinned) => at.iter().for_each(|at| specs[*at].root = Root::Image(pinned.clone())),
             Err(error) if error.blame() == Blame::Caller => {
                 wrong.extend(at.into_iter().map(|at| (at, error.message.clone())));
             }
-            Err(error) => return Err(Unpinned::Failed(error)),
+            Err(error) => return Err(Unpinned::Unanswered(error)),
         }
     }
     wrong.sort();
@@ -68,7 +70,11 @@ pub async fn pin(fleet: &Fleet, specs: &mut [FunctionSpec]) -> Result<(), Unpinn
 }
 
 /// Asks one runner after the other. That the image itself is at fault outweighs that somebody could not be asked.
-async fn resolve(fleet: &Fleet, image: &ImageRef, credentials: &str) -> Result<ImageRef, Error> {
+async fn resolve(
+    fleet: &Fleet,
+    image: &ImageRef,
+    credentials: &str,
+) -> Result<Result<ImageRef, Error>, Unpinned> {
     linked(fleet).await;
     let runners = fleet.runners();
     let mut connected: Vec<(&Arc<Runner>, Channel)> =
@@ -79,7 +85,7 @@ async fn resolve(fleet: &Fleet, image: &ImageRef, credentials: &str) -> Result<I
     let mut told: Option<Error> = None;
     for (runner, channel) in connected.into_iter().take(MOST) {
         match ask(channel, image, credentials).await {
-            Ok(pinned) => return Ok(pinned),
+            Ok(pinned) => return Ok(Ok(pinned)),
             Err(status) => {
                 let error = failed(image, &runner.name, &status);
                 tracing::info!(runner = runner.name, %image, %error, "an image was not resolved");
@@ -89,12 +95,12 @@ async fn resolve(fleet: &Fleet, image: &ImageRef, credentials: &str) -> Result<I
             }
         }
     }
-    Err(told.unwrap_or_else(|| {
+    told.map(Err).ok_or_else(|| {
         let text = format!(
             "nobody can say what {image} is now: this balancer is connected to no runner. Start one, or write the image with its digest"
         );
-        Error::new(Code::Unavailable, text).retry(Retry::Elsewhere)
-    }))
+        Unpinned::Unasked(Error::new(Code::Unavailable, text).retry(Retry::Elsewhere))
+    })
 }
 
 /// Waits until there is a runner to ask, as long as one may be about to be.

@@ -22,14 +22,14 @@ use tonic::transport::Channel;
 
 use super::fail;
 use crate::directory::Known;
-use crate::front::Door;
+use crate::front::Front;
 
 /// A runner whose logs broke off is asked again after this, if it can be reached then; else once it can.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Everything of this request.
 pub fn stream(
-    door: Arc<Door>,
+    front: Arc<Front>,
     known: &Known,
     request: v1::StreamLogsRequest,
 ) -> Result<impl Stream<Item = Result<v1::StreamLogsResponse, Status>> + Send + use<>, Status> {
@@ -48,11 +48,11 @@ pub fn stream(
         },
         since: request.since.map(moment),
         sources: request.sources,
-        changes: door.dispatch.fleet.changes(),
+        changes: front.dispatch.fleet.changes(),
         asked: HashMap::new(),
         open: SelectAll::new(),
         again: None,
-        door,
+        front,
     };
     logs.listen();
     Ok(futures_util::stream::unfold(logs, |mut logs| async move {
@@ -92,13 +92,13 @@ struct Logs {
     open: SelectAll<Pin<Box<dyn Stream<Item = Part> + Send>>>,
     /// When those are to be asked again that broke off.
     again: Option<Instant>,
-    door: Arc<Door>,
+    front: Arc<Front>,
 }
 
 impl Logs {
     /// Asks those that were not asked yet, and those again that broke off some time ago.
     fn listen(&mut self) {
-        let runners = self.door.dispatch.fleet.runners();
+        let runners = self.front.dispatch.fleet.runners();
         let lives: Vec<_> = runners
             .iter()
             .map(|runner| (runner, (runner.name.clone(), runner.capacity().0.incarnation)))
@@ -120,7 +120,7 @@ impl Logs {
     async fn next(&mut self) -> Option<v1::StreamLogsResponse> {
         while self.ask.follow || !self.open.is_empty() {
             tokio::select! {
-                () = self.door.stopping.cancelled() => return None,
+                () = self.front.stopping.cancelled() => return None,
                 part = self.open.next(), if !self.open.is_empty() => {
                     if let Some(response) = part.and_then(|part| self.take(part)) {
                         return Some(response);

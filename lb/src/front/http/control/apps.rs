@@ -20,14 +20,14 @@ pub fn missing() -> Refused {
 
 impl Asked<'_> {
     pub fn list_apps(&self) -> Result<Answer, Refused> {
-        let all = self.app_names().into_iter().filter(|name| self.door.guard.sees(self.caller, name));
+        let all = self.app_names().into_iter().filter(|name| self.front.guard.sees(self.caller, name));
         let all = all.map(|name| (name.clone(), name)).collect();
         self.page(all, |name| self.app_object(name))
     }
 
     pub fn get_app(&self, id: &str) -> Result<Answer, Refused> {
         let name = self.app_of(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Observe, &name)?;
+        self.front.guard.allow(self.caller, Permission::Observe, &name)?;
         Ok(Answer::ok(self.app_object(&name)))
     }
 
@@ -42,7 +42,7 @@ impl Asked<'_> {
         if !is_name(&name) {
             return Err(wrong("Invalid app name"));
         }
-        self.door.guard.allow(self.caller, Permission::Manage, &name)?;
+        self.front.guard.allow(self.caller, Permission::Manage, &name)?;
         let annotations = annotations::new(&object)?;
         let config = annotations::config(Default::default(), &object)?;
         let now = now_ms();
@@ -59,7 +59,7 @@ impl Asked<'_> {
             return Err(wrong("App ID in path does not match ID in body"));
         }
         let name = self.app_of(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Manage, &name)?;
+        self.front.guard.allow(self.caller, Permission::Manage, &name)?;
         if text(&object, "name")?.is_some_and(|told| told != name) {
             return Err(conflict("Could not update - name is immutable"));
         }
@@ -84,27 +84,27 @@ impl Asked<'_> {
         let ours = ours.map(|(_, release)| Function::of(release)).filter(|function| function.ours);
         let proposals = ours.map(|function| function.proposal(&app)).collect::<Result<Vec<_>, _>>()?;
         let written = async {
-            self.door.registry.put_app(name, app).await?;
-            self.door.registry.apply(proposals).await?;
+            self.front.registry.put_app(name, app).await?;
+            self.front.registry.apply(proposals).await?;
             Ok::<_, Refused>(())
         };
         let written = written.await;
         self.note(what, name, &written);
         written?;
-        self.apps = self.door.registry.apps().borrow().clone();
+        self.apps = self.front.registry.apps().borrow().clone();
         Ok(Answer::ok(self.app_object(name)))
     }
 
     pub async fn delete_app(&self, id: &str) -> Result<Answer, Refused> {
         let name = self.app_of(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Manage, &name)?;
+        self.front.guard.allow(self.caller, Permission::Manage, &name)?;
         let functions: Vec<FunctionName> =
             self.functions.by_name.keys().filter(|function| function.app() == name).cloned().collect();
         let deleted = async {
             for function in &functions {
-                self.door.registry.delete_function(function).await?;
+                self.front.registry.delete_function(function).await?;
             }
-            self.door.registry.delete_app(&name).await?;
+            self.front.registry.delete_app(&name).await?;
             Ok::<_, Refused>(())
         };
         let deleted = deleted.await;
@@ -115,7 +115,7 @@ impl Asked<'_> {
     /// Notes a change.
     pub fn note<T>(&self, what: &str, on: &str, outcome: &Result<T, Refused>) {
         let outcome = outcome.as_ref().map(|_| ()).map_err(|refused| &refused.error);
-        self.door.guard.note(self.caller, what, &[on.to_owned()], outcome);
+        self.front.guard.note(self.caller, what, &[on.to_owned()], outcome);
     }
 }
 

@@ -48,7 +48,7 @@ impl Asked<'_> {
         let app = self.app_of(id.ok_or_else(|| wrong("Missing AppID on Fn"))?);
         // As Fn has it, an app that is not there has no functions.
         let Some(app) = app else { return self.page(Vec::<(String, Function)>::new(), |_| Value::Null) };
-        self.door.guard.allow(self.caller, Permission::Observe, &app)?;
+        self.front.guard.allow(self.caller, Permission::Observe, &app)?;
         let all = self.functions.releases.iter().filter(|(name, _)| name.app() == app);
         let all = all.map(|(name, release)| (name.function().to_owned(), Function::of(release))).collect();
         self.page(all, |function| self.fn_object(function))
@@ -56,7 +56,7 @@ impl Asked<'_> {
 
     pub fn get_fn(&self, id: &str) -> Result<Answer, Refused> {
         let function = self.function(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Observe, function.name().app())?;
+        self.front.guard.allow(self.caller, Permission::Observe, function.name().app())?;
         Ok(Answer::ok(self.fn_object(&function)))
     }
 
@@ -76,7 +76,7 @@ impl Asked<'_> {
             return Err(wrong("Missing image on Fn"));
         }
         let app = self.app_of(app).ok_or_else(no_app)?;
-        self.door.guard.allow(self.caller, Permission::Manage, &app)?;
+        self.front.guard.allow(self.caller, Permission::Manage, &app)?;
         let name = FunctionName::new(&app, name).ok_or_else(|| wrong("name must be a valid string"))?;
         let on = name.to_string();
         if self.functions.by_name.contains_key(&name) {
@@ -107,7 +107,7 @@ impl Asked<'_> {
         }
         let mut function = self.function(id).ok_or_else(missing)?;
         let on = function.name().to_string();
-        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
+        self.front.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         let other =
             |key: &str, is: &str| Ok::<_, Refused>(text(&object, key)?.is_some_and(|told| told != is));
         if other("name", function.name().function())? || other("app_id", &function.name().app_id())? {
@@ -127,8 +127,8 @@ impl Asked<'_> {
 
     pub async fn delete_fn(&self, id: &str) -> Result<Answer, Refused> {
         let function = self.function(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
-        let deleted = self.door.registry.delete_function(function.name()).await.map_err(Refused::from);
+        self.front.guard.allow(self.caller, Permission::Manage, function.name().app())?;
+        let deleted = self.front.registry.delete_function(function.name()).await.map_err(Refused::from);
         self.note("delete_fn", function.name().as_str(), &deleted);
         if deleted? { Ok(Answer::gone()) } else { Err(missing()) }
     }
@@ -142,8 +142,8 @@ impl Asked<'_> {
             && !image.is_pinned()
         {
             let mut specs = [proposals[0].spec.clone()];
-            images::pin(&self.door.dispatch.fleet, &mut specs).await.map_err(|unpinned| match unpinned {
-                Unpinned::Failed(error) => Refused::from(error),
+            images::pin(&self.front.dispatch.fleet, &mut specs).await.map_err(|unpinned| match unpinned {
+                Unpinned::Unanswered(error) | Unpinned::Unasked(error) => Refused::from(error),
                 Unpinned::Wrong(images) => {
                     wrong(images.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("; "))
                 }
@@ -152,7 +152,7 @@ impl Asked<'_> {
             function.spec = Arc::new(spec.clone());
             proposals[0].spec = spec;
         }
-        self.door.registry.apply(proposals.into()).await?;
+        self.front.registry.apply(proposals.into()).await?;
         Ok(Answer::ok(self.fn_object(&function)))
     }
 }

@@ -31,7 +31,7 @@ impl Asked<'_> {
         let app = id("app_id").ok_or_else(|| wrong("Missing App ID on Trigger"))?;
         let app = self.app_of(app).unwrap_or_default();
         if !app.is_empty() {
-            self.door.guard.allow(self.caller, Permission::Observe, &app)?;
+            self.front.guard.allow(self.caller, Permission::Observe, &app)?;
         }
         let functions = self.functions.releases.iter().filter(|(name, _)| name.app() == app);
         let functions = functions.filter(|(name, _)| id("fn_id").is_none_or(|id| name.id() == *id));
@@ -44,7 +44,7 @@ impl Asked<'_> {
 
     pub fn get_trigger(&self, id: &str) -> Result<Answer, Refused> {
         let (function, at) = self.trigger(id).ok_or_else(missing)?;
-        self.door.guard.allow(self.caller, Permission::Observe, function.name().app())?;
+        self.front.guard.allow(self.caller, Permission::Observe, function.name().app())?;
         Ok(Answer::ok(self.trigger_object(function.name(), &function.facts.triggers[at])))
     }
 
@@ -52,7 +52,7 @@ impl Asked<'_> {
         let id = |key: &str| Ok::<_, Refused>(text(&object, key)?.unwrap_or_default());
         let app = self.app_of(id("app_id")?).ok_or_else(no_app)?;
         let mut function = self.function(id("fn_id")?).ok_or_else(no_fn)?;
-        self.door.guard.allow(self.caller, Permission::Manage, &app)?;
+        self.front.guard.allow(self.caller, Permission::Manage, &app)?;
         if function.name().app() != app {
             return Err(wrong("Invalid Fn ID - not owned by specified app"));
         }
@@ -94,7 +94,7 @@ impl Asked<'_> {
         }
         let (mut function, at) = self.trigger(id).ok_or_else(missing)?;
         let on = function.name().to_string();
-        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
+        self.front.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         let other =
             |key: &str, is: &str| Ok::<_, Refused>(text(&object, key)?.is_some_and(|told| told != is));
         if other("app_id", &function.name().app_id())? || other("fn_id", &function.name().id())? {
@@ -132,7 +132,7 @@ impl Asked<'_> {
     pub async fn delete_trigger(&self, id: &str) -> Result<Answer, Refused> {
         let (mut function, at) = self.trigger(id).ok_or_else(missing)?;
         let on = function.name().to_string();
-        self.door.guard.allow(self.caller, Permission::Manage, function.name().app())?;
+        self.front.guard.allow(self.caller, Permission::Manage, function.name().app())?;
         function.facts.triggers.remove(at);
         let written = self.write_fn(function).await;
         self.note("delete_trigger", &on, &written);

@@ -109,7 +109,7 @@ pub fn checked(event: Value) -> Result<Map<String, Value>, Error> {
     }
     version(text("specversion"))?;
     if event.contains_key("data") && event.contains_key("data_base64") {
-        return Err(no_event("it has `data` and `data_base64`"));
+        return Err(no_event("it has `data` and `data_base64`, of which an event has one"));
     }
     for (name, value) in event.iter().filter(|(name, _)| *name != "data") {
         match (name.as_str(), value) {
