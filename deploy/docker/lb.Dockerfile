@@ -1,5 +1,5 @@
 # The balancer. From the repository's root: docker build -f deploy/docker/lb.Dockerfile -t stoker-lb .
-# For other processors: docker buildx build --platform linux/amd64,linux/arm64 …
+# For other processors: publish.sh, or docker buildx build --platform linux/amd64,linux/arm64 …
 # Another image with Rust can stand here, such as a mirror's.
 ARG BUILD_IMAGE=rust:1.95-bookworm
 # Where it is built and what for, as BuildKit says.

@@ -1,6 +1,7 @@
 # The runner. From the repository's root: docker build -f deploy/docker/runner.Dockerfile -t stoker-runner .
 #
-# For other processors: docker buildx build --platform linux/amd64,linux/arm64 …; what is installed below runs as that processor does then, which takes an emulator.
+# For other processors: publish.sh, or docker buildx build --platform linux/amd64,linux/arm64 …; what is installed below runs as that
+# processor does then, which takes an emulator.
 # Functions without a root directory of their own see this image's files, so what they need (Python, Node, …) is installed here.
 ARG BUILD_IMAGE=rust:1.95-bookworm
 ARG BASE_IMAGE=debian:bookworm-slim

@@ -245,6 +245,25 @@ fn what_is_seen_leads_on() {
     }
 }
 
+/// Their numbers are of one day; what they show is what there is.
+#[test]
+fn pictures_are_of_these_dashboards() {
+    let page = deploy::text(&deploy::path("../docs/dashboards.md"));
+    for board in all() {
+        let name = format!("pictures/{}.svg", board.uid);
+        assert!(page.contains(&format!("({name})")), "docs/dashboards.md has no picture of {}", board.title);
+        let picture = deploy::text(&deploy::path("../docs").join(&name));
+        for panel in board.panels() {
+            let title = panel.title.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+            assert!(
+                picture.contains(&format!(">{title}</text>")),
+                "{name} has no {:?}: run what_dashboards_and_alerts_ask_for_is_there with STOKER_TEST_WRITE=1",
+                panel.title
+            );
+        }
+    }
+}
+
 #[test]
 fn dashboards_are_of_the_types_that_grafana_publishes() {
     let kit = std::env::var_os("STOKER_TEST_KITS").map(|kits| PathBuf::from(kits).join("grafana"));

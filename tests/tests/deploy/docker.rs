@@ -1,7 +1,11 @@
-//! The balancer's image, built from its Dockerfile by a Docker daemon of the test's own, and run with nothing that it does not need.
+//! The balancer's image, built from its Dockerfile by a Docker daemon of the test's own, and run with nothing that it does not need; and for two processors,
+//! pushed to a registry with an index of both.
 //!
 //! Base images come from a registry, and tests have none. The stages that build are therefore made of this machine's own programs, with a `cargo` that hands out
 //! what was built before; every other instruction runs as it stands. `deploy/docker/try.sh` does the same with all images and the compose file.
+//!
+//! What is handed out for the other processor is what `STOKER_TEST_ARM64` names, a directory with programs that were compiled for it. Without that it is a
+//! program of one line: of an index and of how images are made it shows as much.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -9,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use stoker_registry::testing::Etcd;
+use stoker_tests::registry::Registry;
 use stoker_tests::{deploy, program};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::is_content;
+use crate::{checked, is_content};
 
 /// Its end takes everything of it along.
 struct Daemon {
@@ -58,7 +63,11 @@ impl Daemon {
     }
 
     fn docker(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("docker");
+        self.docker_of(Path::new("docker"), words)
+    }
+
+    fn docker_of(&self, program: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.args(words).env("DOCKER_HOST", format!("unix://{}", self.directory.join("socket").display()));
         // The builder that the daemon has by itself.
         command.env("DOCKER_BUILDKIT", "0").env("HOME", &self.directory).stdin(Stdio::null());
@@ -89,16 +98,26 @@ impl Drop for Daemon {
         }
         let tops = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
         for top in tops.map(|top| top.path()).chain([PathBuf::from("/sys/fs/cgroup")]) {
-            fs::remove_dir(top.join(cgroup(&self.directory))).ok();
+            // BuildKit leaves one of its own in it.
+            for below in ["buildkit", ""] {
+                fs::remove_dir(top.join(cgroup(&self.directory)).join(below)).ok();
+            }
         }
         fs::remove_dir_all(&self.directory).ok();
     }
 }
 
-/// An image with what the build stage runs: this machine's shell and tools, the program, and a `cargo` that hands it out.
-fn build_image(daemon: &Daemon, directory: &Path) {
+/// Of Debian's compiler for arm64.
+const READELF: &str = "aarch64-linux-gnu-readelf";
+
+/// An image with what the build stage runs: this machine's shell and tools, the program, and a `cargo` that hands it out; with one for arm64, what a compiler
+/// for that brings along.
+fn build_image(daemon: &Daemon, directory: &Path, for_arm64: Option<&Path>) {
     let root = directory.join("root");
-    let tools = ["sh", "bash", "cp", "mkdir", "grep", "dirname"].map(which);
+    let mut tools = Vec::from(["sh", "bash", "cp", "mkdir", "grep", "dirname"].map(which));
+    if for_arm64.is_some() {
+        tools.extend(["sed", "basename", READELF].map(which));
+    }
     for program in tools.into_iter().chain([program("stoker-lb")]) {
         let made = Command::new(deploy::path("docker/root.sh")).arg(program).arg(&root).output().unwrap();
         is_content(&made);
@@ -110,7 +129,25 @@ fn build_image(daemon: &Daemon, directory: &Path) {
     };
     let ldd = fs::read_to_string(which("ldd")).unwrap();
     script("ldd", &ldd.replacen("/bin/bash", "/usr/local/bin/bash", 1));
-    script("cargo", "#!/bin/sh\nmkdir -p target/dist && cp /usr/local/bin/stoker-lb target/dist/\n");
+    script(
+        "cargo",
+        "#!/bin/sh\n\
+         case \" $* \" in\n\
+         *' --target aarch64-unknown-linux-gnu '*) from=/arm64 to=target/aarch64-unknown-linux-gnu/dist ;;\n\
+         *) from=/usr/local/bin to=target/dist ;;\n\
+         esac\n\
+         mkdir -p $to && cp $from/stoker-lb $to/\n",
+    );
+    if let Some(program) = for_arm64 {
+        fs::create_dir_all(root.join("arm64")).unwrap();
+        fs::copy(program, root.join("arm64/stoker-lb")).unwrap();
+        // Asked for, and not started: what it would compile is there.
+        script("aarch64-linux-gnu-gcc", "#!/bin/sh\nexit 1\n");
+        let libraries = root.join("usr/aarch64-linux-gnu");
+        fs::create_dir_all(&libraries).unwrap();
+        let copied = Command::new("cp").args(["-a", "/usr/aarch64-linux-gnu/lib"]).arg(libraries).status();
+        assert!(copied.unwrap().success());
+    }
     fs::create_dir_all(root.join("bin")).unwrap();
     std::os::unix::fs::symlink("/usr/local/bin/sh", root.join("bin/sh")).unwrap();
     let tar = Command::new("tar").arg("-C").arg(&root).args(["-cf", "-", "."]).stdout(Stdio::piped()).spawn();
@@ -131,7 +168,7 @@ async fn the_balancers_image_is_built_and_serves_as_nobody_from_a_root_that_it_c
     let Some(daemon) = Daemon::start() else { return };
     let Some(etcd) = Etcd::start().await else { return };
     let directory = tempfile::tempdir().unwrap();
-    build_image(&daemon, directory.path());
+    build_image(&daemon, directory.path(), None);
     let dockerfile = deploy::path("docker/lb.Dockerfile");
     let (dockerfile, context) = (dockerfile.to_string_lossy(), deploy::path(".."));
     let built =
@@ -188,4 +225,110 @@ async fn the_balancers_image_is_built_and_serves_as_nobody_from_a_root_that_it_c
     daemon.done(&["kill", "--signal=TERM", "lb"]);
     let status = stoker_tests::within("its end", child.wait()).await.unwrap();
     assert!(status.success(), "{status}");
+}
+
+/// What is handed out as the balancer for arm64. `None` where there is neither that nor what could make it.
+fn for_arm64(directory: &Path) -> Option<PathBuf> {
+    if let Some(programs) = std::env::var_os("STOKER_TEST_ARM64") {
+        return Some(Path::new(&programs).join("stoker-lb"));
+    }
+    let (source, program) = (directory.join("lb.c"), directory.join("stoker-lb"));
+    fs::write(&source, "#include <stdio.h>\nint main(void) { return puts(\"stoker-lb elsewhere\") < 0; }\n")
+        .unwrap();
+    let compiled = checked(Command::new("aarch64-linux-gnu-gcc").arg("-o").arg(&program).arg(&source))?;
+    is_content(&compiled);
+    Some(program)
+}
+
+/// Where there is a `docker` that has BuildKit. Those before 23 bring it along, for later ones it is a component that may be missing; Debian's may stand behind one
+/// of these.
+fn with_buildkit(daemon: &Daemon) -> Option<PathBuf> {
+    let places = std::env::var_os("PATH").unwrap();
+    fs::create_dir(daemon.directory.join("label")).unwrap();
+    fs::write(daemon.directory.join("label/Dockerfile"), "FROM scratch\nLABEL nothing=else\n").unwrap();
+    let found = std::env::split_paths(&places).find(|place| {
+        let mut command = daemon.docker_of(&place.join("docker"), &["build"]);
+        command.env("DOCKER_BUILDKIT", "1").arg(daemon.directory.join("label"));
+        command.output().is_ok_and(|output| output.status.success())
+    });
+    if found.is_none() {
+        println!("left out: no docker here has BuildKit (its component buildx is missing)");
+    }
+    found
+}
+
+#[test]
+fn each_processor_is_given_its_own_image_by_one_name() {
+    let Some(daemon) = Daemon::start() else { return };
+    let Some(registry) = Registry::start() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let Some(program) = for_arm64(directory.path()) else { return };
+    if cfg!(not(target_arch = "x86_64")) {
+        println!("left out: what is made here for another processor is for arm64");
+        return;
+    }
+    build_image(&daemon, directory.path(), Some(&program));
+    let name = format!("{}/stoker-lb:1", registry.address);
+    let Some(place) = with_buildkit(&daemon) else { return };
+    let path = std::env::join_paths(
+        [place].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let published = |options: &[&str]| {
+        // The same daemon and settings, by a script that calls `docker`.
+        let mut command = Command::new(deploy::path("docker/publish.sh"));
+        let like = daemon.docker(&[]);
+        command.envs(like.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        command.env("PATH", path.as_ref().unwrap());
+        command.arg(registry.address.to_string()).arg("1").args(options).output().unwrap()
+    };
+    let options = ["lb", "--", "--network=none", "--build-arg=BUILD_IMAGE=build"];
+    is_content(&published(&options));
+    // Again: what is there by the same name is replaced.
+    is_content(&published(&options));
+    let index = daemon.done(&["manifest", "inspect", "--insecure", &name]);
+    let index: serde_json::Value = serde_json::from_slice(&index.stdout).unwrap();
+    let mut of: Vec<_> = index["manifests"].as_array().unwrap().iter().map(|one| &one["platform"]).collect();
+    of.sort_by_key(|platform| platform["architecture"].to_string());
+    assert_eq!(
+        of,
+        [
+            &serde_json::json!({"architecture": "amd64", "os": "linux"}),
+            &serde_json::json!({"architecture": "arm64", "os": "linux"})
+        ]
+    );
+    for (architecture, machine) in [("amd64", "X86-64"), ("arm64", "AArch64")] {
+        daemon.done(&["image", "prune", "--all", "--force"]);
+        daemon.done(&["pull", "--platform", &format!("linux/{architecture}"), &name]);
+        let pulled = daemon.done(&["image", "inspect", "-f", "{{.Architecture}} {{.Config.User}}", &name]);
+        assert_eq!(String::from_utf8_lossy(&pulled.stdout).trim(), format!("{architecture} 10001:10001"));
+        // All that is in it, as it would be there.
+        let root = directory.path().join(architecture);
+        fs::create_dir(&root).unwrap();
+        daemon.done(&[
+            "create",
+            "--name",
+            architecture,
+            "--platform",
+            &format!("linux/{architecture}"),
+            &name,
+        ]);
+        daemon.done(&["cp", &format!("{architecture}:/."), &root.to_string_lossy()]);
+        daemon.done(&["rm", architecture]);
+        let inside = root.join("usr/local/bin/stoker-lb");
+        let header = Command::new(READELF).arg("-h").arg(&inside).output().unwrap();
+        let header = String::from_utf8_lossy(&header.stdout).into_owned();
+        assert!(header.contains(machine), "{architecture}: {header}");
+        let mut command = match architecture {
+            "amd64" => Command::new(&inside),
+            // With nothing but the libraries of the image.
+            _ => {
+                let mut emulator = Command::new("qemu-aarch64-static");
+                emulator.arg("-L").arg(&root).arg(&inside);
+                emulator
+            }
+        };
+        let Some(version) = checked(command.arg("--version")) else { continue };
+        is_content(&version);
+        assert!(String::from_utf8_lossy(&version.stdout).starts_with("stoker-lb "), "{version:?}");
+    }
 }
