@@ -45,6 +45,8 @@ pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
     }
     let began = Instant::now();
     let mut answer = Answer::default();
+    // Of what was written to STDOUT.
+    let mut ends_a_line = true;
     let receive = async {
         let mut stream = calls.invoke_stream(request).await?.into_inner();
         while let Some(response) = stream.message().await? {
@@ -53,7 +55,10 @@ pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
                 Some(Receive::Body(piece)) if common.output == Output::Json => {
                     answer.body.extend_from_slice(&piece)
                 }
-                Some(Receive::Body(piece)) => output::write(&piece)?,
+                Some(Receive::Body(piece)) => {
+                    output::write(&piece)?;
+                    ends_a_line = piece.last().map_or(ends_a_line, |last| *last == b'\n');
+                }
                 Some(Receive::End(end)) => answer.end = Some(end),
                 None => {}
             }
@@ -80,10 +85,15 @@ pub async fn run(args: Call, common: &Common) -> Result<(), Failure> {
     if common.output == Output::Json {
         output::print_json(&answer.json(total))?;
     }
+    let succeeded = answer.succeeded();
+    // An answer is written as it is, and what is said about it begins on a line of its own where both are read together.
+    if !ends_a_line && (args.show_timing || succeeded.is_err()) && output::is_in_one_place() {
+        output::say("\n");
+    }
     if args.show_timing {
         output::say(&answer.timing(total));
     }
-    answer.succeeded()
+    succeeded
 }
 
 fn silent(server: &str) -> Failure {

@@ -285,7 +285,11 @@ fn describe(call: &v1::CallDescription) -> String {
             (None, false, Some(_)) if attempt.runner.is_empty() => "cancelled: it may have run".to_owned(),
             (None, false, Some(_)) => format!("succeeded on {}", attempt.runner),
         };
-        rows.push(("attempt", format!("{}  {outcome}", when(attempt.started.as_ref()))));
+        let revision = match attempt.revision {
+            0 => String::new(),
+            revision => format!("revision {revision}: "),
+        };
+        rows.push(("attempt", format!("{}  {revision}{outcome}", when(attempt.started.as_ref()))));
     }
     if let Some(error) = &call.error {
         rows.push(("given up", output::printable(&error.message)));
@@ -306,7 +310,7 @@ fn record(call: &v1::CallDescription) -> Value {
     let attempts = call.attempts.iter().map(|attempt| {
         json!({
             "started_ms": ms(attempt.started.as_ref()), "ended_ms": ms(attempt.ended.as_ref()),
-            "runner": attempt.runner, "interrupted": attempt.interrupted,
+            "runner": attempt.runner, "revision": attempt.revision, "interrupted": attempt.interrupted,
             "error": attempt.error.as_ref().map(error),
         })
     });
@@ -348,6 +352,7 @@ mod tests {
                     started: time(3),
                     ended: time(4),
                     error: Some(failed.clone()),
+                    revision: 7,
                     ..Default::default()
                 },
             ],
@@ -356,7 +361,9 @@ mod tests {
         };
         call.set_state(CallState::Dead);
         let text = describe(&call);
-        for part in ["state        dead", "1970-01-01 00:00:01 UTC  interrupted", "it fell", "given up"] {
+        for part in
+            ["state        dead", "1970-01-01 00:00:01 UTC  interrupted", "revision 7: it fell", "given up"]
+        {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("key"), "what is empty is left out: {text}");

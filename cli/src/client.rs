@@ -9,7 +9,7 @@ use stoker_proto::v1::fleet_service_client::FleetServiceClient;
 use stoker_proto::v1::function_service_client::FunctionServiceClient;
 
 pub use self::connection::{Connection, origin, place};
-pub use self::credentials::{authorization, secured, show};
+pub use self::credentials::{authorization, secured, show, tls};
 use crate::failure::Failure;
 
 /// Room for the head beside a body of [`MAX_MESSAGE`].

@@ -41,6 +41,9 @@ pub struct Plan {
     /// What each of them offers.
     pub resources: Resources,
     pub sandbox: Choice,
+    /// The program of the sandbox `oci`, and where the daemon of the sandbox `docker` listens, where that is said.
+    pub oci_runtime: Option<PathBuf>,
+    pub docker_socket: Option<PathBuf>,
     /// For what runners keep on disk.
     pub state: PathBuf,
     /// Where calls for later are kept.
@@ -235,6 +238,8 @@ async fn runner(
     let mut config = stoker_runner::Config {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         sandbox: plan.sandbox,
+        oci_runtime: plan.oci_runtime.clone(),
+        docker_socket: plan.docker_socket.clone(),
         // Who starts a fleet for himself has the host's network, and so may his functions.
         allow_host_network: true,
         ..stoker_runner::Config::new(name.clone(), plan.resources, state)

@@ -68,6 +68,13 @@ pub fn print(text: &str) -> Result<(), Failure> {
     write(text.as_bytes())
 }
 
+/// Whether STDOUT and STDERR are read in one place: a terminal, a file, a pipe.
+pub fn is_in_one_place() -> bool {
+    let place = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    let out = place(rustix::fs::fstat(std::io::stdout()));
+    out.is_some() && out == place(rustix::fs::fstat(std::io::stderr()))
+}
+
 /// Writes bytes to STDOUT, all of them at once. A reader that went away (`| head`) ends the command, and nobody is told.
 pub fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();

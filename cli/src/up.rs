@@ -383,8 +383,10 @@ fn plan(args: &Up, name: &str, places: &Places, settings: Settings) -> Result<Pl
     let memory = args.memory.unwrap_or(machine.spare_memory() / count);
     if !stoker_core::function::limits::MEMORY.contains(&memory) {
         let size = stoker_core::units::format_size(memory);
+        let sizes = stoker_core::function::limits::MEMORY;
+        let [least, most] = [sizes.start(), sizes.end()].map(|size| stoker_core::units::format_size(*size));
         return Err(Failure::usage(
-            format!("a runner of {size} memory can hold nothing"),
+            format!("a runner has {least} to {most} of memory, and not {size}"),
             "write --memory like 1GiB",
         ));
     }
@@ -405,6 +407,8 @@ fn plan(args: &Up, name: &str, places: &Places, settings: Settings) -> Result<Pl
         runners,
         resources: Resources { memory, cpu_millis, slots },
         sandbox: args.sandbox,
+        oci_runtime: args.oci_runtime.clone(),
+        docker_socket: args.docker_socket.clone(),
         state: places.runners().to_owned(),
         queue: places.queue(name),
         code: places.code(name),

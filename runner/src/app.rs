@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::container::Container;
+use crate::container::{Container, Launcher};
 use crate::handover::{self, Departure, Inherited, Terms, is_allowed};
 use crate::images::Images;
 use crate::ledger::Ledger;
@@ -212,10 +212,7 @@ impl Runner {
         let driver = selection.driver.clone();
         let pools = Pools::new(
             ledger,
-            logs.clone(),
-            driver,
-            images,
-            Secrets::new(config.secrets),
+            Launcher { driver, images, secrets: Secrets::new(config.secrets), logs: logs.clone() },
             incarnation,
             config.freeze_after,
             config.observer.clone(),

@@ -188,7 +188,7 @@ impl Trace {
             LaunchError::Platform(text) => ("launch_failed", text.as_str()),
             LaunchError::Impossible(text) => ("too_large", text.as_str()),
             // Nothing is wrong with it.
-            LaunchError::Full { .. } | LaunchError::Stopping => return,
+            LaunchError::Full { .. } | LaunchError::Late(_) | LaunchError::Stopping => return,
         };
         self.note(|span| {
             span.set(names::ERROR_TYPE, reason);

@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use stoker_registry::{EtcdRegistry, etcd};
 use stoker_runtime::admin::{Admin, Pages, Shown, Viewers};
 use stoker_runtime::audit::Audit;
-use stoker_runtime::auth::Kept;
+use stoker_runtime::auth::AccessFile;
 use stoker_runtime::config::Settings;
 use stoker_runtime::lifecycle::{Readiness, Signals, requested_by_now};
 use stoker_runtime::logs::Logs;
@@ -90,7 +90,7 @@ async fn run(
     let tls = plan.runner.tls.clone();
     reload::show(tls.as_ref(), &seen.metrics);
     let access =
-        plan.access.as_deref().map(|path| Kept::read(path).map_err(anyhow::Error::msg)).transpose()?;
+        plan.access.as_deref().map(|path| AccessFile::read(path).map_err(anyhow::Error::msg)).transpose()?;
     let access = access.map(Arc::new);
     let files = tls.iter().flat_map(|tls| tls.files()).chain(plan.access.clone());
     let reloads = Reloads::listen(files).context("cannot listen for signals")?;
@@ -245,7 +245,7 @@ async fn keep_fresh(
     mut reloads: Reloads,
     settings: &Settings,
     logs: &Logs,
-    (tls, access): (Option<Arc<Tls>>, Option<Arc<Kept>>),
+    (tls, access): (Option<Arc<Tls>>, Option<Arc<AccessFile>>),
     shown: Shown,
     grace: &Cell<Duration>,
 ) -> Infallible {

@@ -115,7 +115,7 @@ impl RunnerService for Service {
         &self,
         request: Request<wire::ResolveImageRequest>,
     ) -> Result<Response<wire::ResolveImageResponse>, Status> {
-        images::resolve(&self.0.pools.images, request.into_inner()).await.map(Response::new)
+        images::resolve(&self.0.pools.launcher.images, request.into_inner()).await.map(Response::new)
     }
 
     async fn stream_logs(

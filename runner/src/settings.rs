@@ -244,14 +244,17 @@ impl Plan {
         let etcd = etcd(settings, &mut mistakes);
         let (listen, admin) = (settings.get(&LISTEN), settings.get(&ADMIN_LISTEN));
         if listen == admin && listen.port() != 0 {
-            mistakes.push(settings.mistake(&ADMIN_LISTEN, format!("{admin} is where balancers are served")));
+            mistakes.push(
+                settings
+                    .mistake(&ADMIN_LISTEN, format!("{admin} is where balancers are served: give another")),
+            );
         }
         let advertise = settings.maybe(&ADVERTISE);
         match advertised(listen, advertise.as_deref()) {
             Ok(warning) => warnings.extend(warning),
             Err(why) => mistakes.push(settings.mistake(&ADVERTISE, why)),
         }
-        let told = tls::Told::new(settings, &mut mistakes);
+        let told = tls::Plan::new(settings, &mut mistakes);
         told.needs_ca(settings, &mut mistakes);
         mistakes.extend(exposed(settings, &told, &LISTEN, listen));
         mistakes.extend(exposed(settings, &told, &ADMIN_LISTEN, admin));
@@ -273,7 +276,7 @@ impl Plan {
         // Read here, so that what is wrong with a file is told with everything else.
         let tls = told.files.map(|files| Tls::load(files, Asks::Balancers)).transpose();
         let tls = tls.unwrap_or_else(|why| {
-            mistakes.push(tls::Told::wrong(settings, why));
+            mistakes.push(tls::Plan::wrong(settings, why));
             None
         });
         let access = settings.maybe(&ACCESS);
@@ -282,10 +285,15 @@ impl Plan {
         }
         let (memory, cpu_millis) = (settings.get(&MEMORY), settings.get(&CPU_MILLIS));
         if memory == 0 {
-            mistakes.push(settings.mistake(&MEMORY, "a runner without memory can run nothing"));
+            mistakes.push(
+                settings.mistake(&MEMORY, "a runner without memory can run nothing: write it like 4GiB"),
+            );
         }
         if cpu_millis == 0 {
-            mistakes.push(settings.mistake(&CPU_MILLIS, "a runner without CPU can run nothing"));
+            mistakes.push(
+                settings
+                    .mistake(&CPU_MILLIS, "a runner without CPU can run nothing: write it like 2, or 500m"),
+            );
         }
         let slots = settings.maybe(&SLOTS_KEY).map_or((memory / SMALL).clamp(1, SLOTS), |slots| slots as u64);
         let slots = u32::try_from(slots).unwrap_or(u32::MAX);

@@ -37,6 +37,12 @@ pub struct Up {
     /// How functions are kept apart: auto, native, oci, docker or process.
     #[arg(long, default_value = "auto", value_name = "DRIVER")]
     pub sandbox: Choice,
+    /// The OCI runtime of the sandbox oci, by path or name [default: the first of crun, runc and youki].
+    #[arg(long, value_name = "PATH")]
+    pub oci_runtime: Option<PathBuf>,
+    /// Where the daemon of the sandbox docker listens [default: /var/run/docker.sock].
+    #[arg(long, value_name = "PATH")]
+    pub docker_socket: Option<PathBuf>,
     /// Where functions are and runners are found, in place of this process's memory; its members.
     #[arg(long, num_args = 1.., value_delimiter = ',', value_name = "URL", conflicts_with = "state")]
     pub etcd: Vec<String>,

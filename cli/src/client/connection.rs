@@ -87,6 +87,7 @@ impl Connection {
     pub async fn open(server: &str) -> Result<Self, Failure> {
         let origin = origin(server, "http://127.0.0.1:7070")?;
         let authorization = credentials::authorization(&origin)?;
+        let tls = credentials::tls(&origin, Speaks::Http2)?;
         let away = |why: String| {
             Failure::away(
                 format!("no balancer answers at {server}: {why}"),
@@ -101,7 +102,7 @@ impl Connection {
             Err(_) => return Err(away(format!("no answer in {} s", CONNECT_LIMIT.as_secs()))),
         };
         let window = stoker_proto::stream_window(stream.peer_addr().ok());
-        let stream = credentials::secured(&origin, stream, Speaks::Http2).await.map_err(|why| {
+        let stream = credentials::secured(tls, &origin, stream).await.map_err(|why| {
             Failure::away(
                 format!("the balancer at {server} cannot be spoken to by TLS: {why}"),
                 "check --ca, --cert and --cert-key; a balancer without TLS is written http://",

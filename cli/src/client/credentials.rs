@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use http::HeaderValue;
-use stoker_runtime::tls::{self, Secured, Speaks};
+use stoker_runtime::tls::{self, ClientConfig, Secured, Speaks};
 use tokio::net::TcpStream;
 
 use crate::args::Common;
@@ -96,16 +96,31 @@ pub fn authorization(server: &http::Uri) -> Result<Option<HeaderValue>, Failure>
     Ok(token.clone())
 }
 
-/// Makes a connection what the scheme of `server` promises. The error is why it cannot be.
-pub async fn secured(server: &http::Uri, stream: TcpStream, speaks: Speaks) -> Result<Secured, String> {
+/// What a connection to `server` takes to be secure; `None` where its scheme promises nothing.
+///
+/// # Errors
+/// A file of ours cannot be used.
+pub fn tls(server: &http::Uri, speaks: Speaks) -> Result<Option<Arc<ClientConfig>>, Failure> {
     if server.scheme_str() != Some("https") {
-        return Ok(Secured::plain(stream));
+        return Ok(None);
     }
     let Credentials { ca, identity, .. } = shown();
     let identity = identity.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
-    let config = tls::client(ca.as_deref(), identity, speaks)?;
+    let config = tls::client(ca.as_deref(), identity, speaks);
+    let config =
+        config.map_err(|why| Failure::usage(why, "give files of PEM with --ca, --cert and --cert-key"))?;
+    Ok(Some(Arc::new(config)))
+}
+
+/// Makes a connection what the scheme of `server` promises. The error is why it cannot be.
+pub async fn secured(
+    tls: Option<Arc<ClientConfig>>,
+    server: &http::Uri,
+    stream: TcpStream,
+) -> Result<Secured, String> {
+    let Some(config) = tls else { return Ok(Secured::plain(stream)) };
     let host = server.host().unwrap_or_default().trim_matches(['[', ']']);
-    tls::connect(Arc::new(config), host, stream).await.map_err(|error| error.to_string())
+    tls::connect(config, host, stream).await.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -228,7 +228,8 @@ impl Model {
     /// What there is to see. `now` tells how old it is.
     pub fn picture(&self, now: Instant) -> Picture {
         let mut picture = Picture::default();
-        let mut runners = BTreeMap::<String, RunnerRow>::new();
+        // Two of one name, at two addresses, are two.
+        let mut runners = BTreeMap::<(String, String), RunnerRow>::new();
         let mut functions = BTreeMap::<String, FunctionRow>::new();
         for server in &self.servers {
             let span = server.span();
@@ -249,10 +250,11 @@ impl Model {
             );
             for activity in &last.runners {
                 let row = runner(activity, now.saturating_duration_since(server.heard));
-                let was = old.and_then(|old| old.runners.iter().find(|other| name(other) == row.name));
+                let was = old.and_then(|old| old.runners.iter().find(|other| is(other, &row)));
                 let rate = was.and_then(|was| per_second(activity.calls, was.calls, span));
-                match runners.get_mut(&row.name) {
-                    None => _ = runners.insert(row.name.clone(), RunnerRow { rate, ..row }),
+                let key = (row.name.clone(), row.capacity.address.clone());
+                match runners.get_mut(&key) {
+                    None => _ = runners.insert(key, RunnerRow { rate, ..row }),
                     Some(known) => {
                         let sum = known.rate.zip(rate).map(|(a, b)| a + b).or(known.rate).or(rate);
                         // Who is connected knows best, and of those who heard last.
@@ -292,6 +294,7 @@ impl Model {
             }
         }
         picture.runners = runners.into_values().collect();
+        tell_apart(&mut picture.runners);
         picture.functions = functions.into_values().collect();
         picture
     }
@@ -337,9 +340,22 @@ fn per_second(now: u64, old: u64, span: Duration) -> Option<f64> {
     (!span.is_zero() && now >= old).then(|| (now - old) as f64 / span.as_secs_f64())
 }
 
-fn name(activity: &v1::RunnerActivity) -> &str {
+fn is(activity: &v1::RunnerActivity, row: &RunnerRow) -> bool {
     let capacity = activity.runner.as_ref().and_then(|runner| runner.capacity.as_ref());
-    capacity.map_or("", |capacity| capacity.runner.as_str())
+    capacity.is_some_and(|known| known.runner == row.capacity.runner && known.address == row.capacity.address)
+}
+
+/// Where two have one name, that alone would not say which is which. They stand in the order of their names.
+fn tell_apart(runners: &mut [RunnerRow]) {
+    for named in runners.chunk_by_mut(|one, other| one.capacity.runner == other.capacity.runner) {
+        if named.len() > 1 {
+            for row in named {
+                let address = &row.capacity.address;
+                let place = address.split_once("://").map_or(address.as_str(), |(_, place)| place);
+                row.name = format!("{} {place}", row.name);
+            }
+        }
+    }
 }
 
 fn runner(activity: &v1::RunnerActivity, since: Duration) -> RunnerRow {
@@ -460,6 +476,29 @@ mod tests {
         assert_eq!(model.picture(now).total.rate, None);
         model.hear(0, told(2, 2, 30, 0), now);
         assert_eq!(model.picture(now).total.rate, Some(22.0));
+    }
+
+    /// Each with its own rate, and a name that says which it is.
+    #[tokio::test]
+    async fn two_runners_of_one_name_are_two() {
+        let (mut model, now) = (model(1), Instant::now());
+        for up in [100, 101] {
+            let What::Heard(heard) = told(1, up, 0, 0) else { unreachable!("it is what was heard") };
+            let mut heard = Arc::unwrap_or_clone(heard);
+            heard.runners = [(1, 100), (2, 300)]
+                .map(|(host, rate)| {
+                    let mut activity = heard.runners[0].clone();
+                    activity.calls = up * rate;
+                    let capacity = activity.runner.as_mut().and_then(|runner| runner.capacity.as_mut());
+                    capacity.expect("it was told").address = format!("http://10.0.0.{host}:7080");
+                    activity
+                })
+                .into();
+            model.hear(0, What::Heard(Arc::new(heard)), now);
+        }
+        let runners = model.picture(now).runners;
+        let rows: Vec<_> = runners.iter().map(|row| (row.name.as_str(), row.rate)).collect();
+        assert_eq!(rows, [("r1 10.0.0.1:7080", Some(100.0)), ("r1 10.0.0.2:7080", Some(300.0))]);
     }
 
     #[tokio::test]

@@ -216,8 +216,9 @@ impl Admin {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (calm, now, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-        let open = tls::open_to_others(address);
-        tasks.spawn(accept(listener, tls, Arc::new(pages), open, tasks.clone(), calm.clone(), now.clone()));
+        let port =
+            Port { pages, tls, open: tls::open_to_others(address), calm: calm.clone(), now: now.clone() };
+        tasks.spawn(Arc::new(port).accept(listener, tasks.clone()));
         Ok(Self { address, tasks, calm, now: now.drop_guard() })
     }
 
@@ -237,44 +238,90 @@ impl Admin {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
+/// What every connection of the server needs.
+struct Port {
+    pages: Pages,
     tls: Option<Arc<Tls>>,
-    pages: Arc<Pages>,
+    /// Whoever is on another machine reaches it.
     open: bool,
-    tasks: TaskTracker,
+    /// No connection is accepted any more; requests that run finish.
     calm: CancellationToken,
+    /// Everything ends.
     now: CancellationToken,
-) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let serve = async {
-        // The semaphore is never closed.
-        while let Ok(place) = room.clone().acquire_owned().await {
-            let (stream, remote) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "the admin port cannot accept a connection");
-                    tokio::time::sleep(NO_ROOM).await;
-                    continue;
-                }
-            };
-            let (tls, pages, calm, now) = (tls.clone(), pages.clone(), calm.clone(), now.clone());
-            tasks.spawn(async move {
-                let stay = CancellationToken::new();
-                tokio::select! {
-                    // A client that stays longer, or leaves in between, has its own reasons.
-                    _ = connection(stream, remote, tls, pages, open, stay.clone(), calm) => {}
-                    () = patience(&stay) => {}
-                    () = now.cancelled() => {}
-                }
-                drop(place);
-            });
+}
+
+impl Port {
+    async fn accept(self: Arc<Self>, listener: TcpListener, tasks: TaskTracker) {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let serve = async {
+            // The semaphore is never closed.
+            while let Ok(place) = room.clone().acquire_owned().await {
+                let (stream, remote) = match listener.accept().await {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "the admin port cannot accept a connection");
+                        tokio::time::sleep(NO_ROOM).await;
+                        continue;
+                    }
+                };
+                let port = self.clone();
+                tasks.spawn(async move {
+                    let stay = CancellationToken::new();
+                    tokio::select! {
+                        // A client that stays longer, or leaves in between, has its own reasons.
+                        _ = port.connection(stream, remote, &stay) => {}
+                        () = patience(&stay) => {}
+                        () = port.now.cancelled() => {}
+                    }
+                    drop(place);
+                });
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = self.calm.cancelled() => {}
+            () = self.now.cancelled() => {}
         }
-    };
-    tokio::select! {
-        () = serve => {}
-        () = calm.cancelled() => {}
-        () = now.cancelled() => {}
+    }
+
+    /// Serves the one request of a connection. `stay` is cancelled where it is that of one who watches.
+    async fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        remote: SocketAddr,
+        stay: &CancellationToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let stream = match &self.tls {
+            Some(tls) => tls.accept(stream, Speaks::Http1).await?,
+            None => Secured::plain(stream),
+        };
+        let (peer, remote) = (stream.peer().cloned(), remote.to_string());
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let (port, peer, remote, stay) = (self.clone(), peer.clone(), remote.clone(), stay.clone());
+            async move {
+                let (page, pages) = (request.uri().path(), &port.pages);
+                if !matches!(page, "/livez" | "/readyz")
+                    && let Err(refused) =
+                        pages.viewers.let_in(page, request.headers(), peer.as_deref(), &remote).await
+                {
+                    let mut response = whole(refused.status, TEXT, refused.text.into());
+                    refused.challenge(response.headers_mut());
+                    return Ok(response);
+                }
+                Ok::<_, Infallible>(pages.answer(&request, port.open, &stay, &port.calm))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .keep_alive(false)
+            .max_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(stream), answer);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = &mut connection => return Ok(result?),
+            () = self.calm.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        Ok(connection.await?)
     }
 }
 
@@ -284,48 +331,4 @@ async fn patience(stay: &CancellationToken) {
     if stay.is_cancelled() {
         tokio::time::sleep(WATCH).await;
     }
-}
-
-async fn connection(
-    stream: TcpStream,
-    remote: SocketAddr,
-    tls: Option<Arc<Tls>>,
-    pages: Arc<Pages>,
-    open: bool,
-    stay: CancellationToken,
-    calm: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let stream = match tls {
-        Some(tls) => tls.accept(stream, Speaks::Http1).await?,
-        None => Secured::plain(stream),
-    };
-    let stop = calm.clone();
-    let (peer, remote) = (stream.peer().cloned(), remote.to_string());
-    let answer = service_fn(move |request: Request<Incoming>| {
-        let (pages, peer, remote) = (pages.clone(), peer.clone(), remote.clone());
-        let (stay, stop) = (stay.clone(), stop.clone());
-        async move {
-            let page = request.uri().path();
-            if !matches!(page, "/livez" | "/readyz")
-                && let Err(refused) =
-                    pages.viewers.let_in(page, request.headers(), peer.as_deref(), &remote).await
-            {
-                let mut response = whole(refused.status, TEXT, refused.text.into());
-                refused.challenge(response.headers_mut());
-                return Ok(response);
-            }
-            Ok::<_, Infallible>(pages.answer(&request, open, &stay, &stop))
-        }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .keep_alive(false)
-        .max_buf_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), answer);
-    tokio::pin!(connection);
-    tokio::select! {
-        result = &mut connection => return Ok(result?),
-        () = calm.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    Ok(connection.await?)
 }

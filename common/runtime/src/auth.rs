@@ -4,10 +4,10 @@
 //! certificate of a connection, or by an access key of AWS's kind, whose signatures whoever serves that API checks. Whoever shows nothing is
 //! `anybody`, if the file has that. What an identity may is said by app, in three kinds: [`Permission`].
 
+mod access_file;
 mod file;
 mod jwks;
 mod jwt;
-mod kept;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,11 +18,11 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use ring::digest;
 
+pub(crate) use self::access_file::password;
+pub use self::access_file::{AccessFile, Generation, bearer};
 pub use self::jwks::Keeper;
 pub use self::jwt::Issuer;
 use self::jwt::Signer;
-pub(crate) use self::kept::password;
-pub use self::kept::{Generation, Kept, bearer};
 use crate::tls::Peer;
 use crate::yaml;
 

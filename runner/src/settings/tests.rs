@@ -90,8 +90,8 @@ fn all_mistakes_between_values_are_told_at_once() {
 flag --etcd-key: `etcd_key`: is of no certificate: give `etcd_certificate` too
 `advertise`: is missing: the runner listens on 0.0.0.0:7170, all addresses, and balancers must be told one that leads here: \
          write http://HOST:7170
-flag --memory: `memory`: a runner without memory can run nothing
-flag --cpu: `cpu`: a runner without CPU can run nothing
+flag --memory: `memory`: a runner without memory can run nothing: write it like 4GiB
+flag --cpu: `cpu`: a runner without CPU can run nothing: write it like 2, or 500m
 "
     );
 }

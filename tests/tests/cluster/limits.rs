@@ -1,13 +1,15 @@
-//! Reserved concurrency: a limit on the calls of a function, which balancers share by places in etcd.
+//! Reserved concurrency: a limit on the calls of a function, which balancers share by places in etcd. And what one machine may have of a balancer.
 
 use std::time::Duration;
 
-use stoker_core::error::{Code, Error, Retry};
+use stoker_core::error::{Blame, Code, Error, Retry};
 use stoker_tests::calls::{Call, Clients, Door};
 use stoker_tests::cluster::load::{Again, Failure, Work};
 use stoker_tests::cluster::{Cluster, Plan};
 use stoker_tests::functions::probe;
-use stoker_tests::{patiently, within};
+use stoker_tests::net::Host;
+use stoker_tests::raw::Raw;
+use stoker_tests::{net, patiently, program, within};
 use tokio::task::JoinSet;
 
 const PLACES: usize = 3;
@@ -167,4 +169,57 @@ async fn a_balancer_that_is_killed_gives_its_places_back() {
     calls.abort_all();
     while calls.join_next().await.is_some() {}
     cluster.end().await;
+}
+
+/// One machine takes what it can get, without a credential where none is asked for; another one is served all the same.
+#[test]
+fn a_machine_alone_does_not_keep_others_out() {
+    net::run(async |net| {
+        let plan = Plan::new(1, 1).on(&net).set("MAX_CALLS", "4").set("MAX_CONNECTIONS", "40");
+        let Some(cluster) = plan.start([probe("once")]).await else { return };
+        let (clients, other) = (&cluster.balancers[0].clients, net.host());
+        let mut held = Vec::new();
+        for _ in 0..2 {
+            let (body, answers) = clients.open(&Call::of("once").probe("early"));
+            let mut answers = answers.await.unwrap();
+            assert!(answers.message().await.unwrap().is_some());
+            held.push((body, answers));
+        }
+        for door in Door::ALL {
+            let error = clients.call(door, Call::of("once")).await.unwrap_err();
+            assert_eq!(
+                (error.code, error.blame()),
+                (Code::RateLimited, Blame::Caller),
+                "{door:?}: {error:?}"
+            );
+            assert!(!error.may_have_started && error.message.contains("address_share"), "{error:?}");
+        }
+        is_served(&other, clients).await;
+        drop(held);
+        // Connections: of both ports together, with those that its clients have.
+        let mut open = Vec::new();
+        let refused = loop {
+            assert!(open.len() < 20, "it has more than its half");
+            let mut connection = Raw::connect(clients.http).await;
+            connection.write(b"GET /v2/apps HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let reply = connection.reply().await.unwrap();
+            if reply.status != 200 {
+                break reply;
+            }
+            open.push(connection);
+        };
+        let text = String::from_utf8_lossy(&refused.body).into_owned();
+        assert!(refused.status == 429 && text.contains("20 connections"), "{}: {text}", refused.status);
+        is_served(&other, clients).await;
+        drop(open);
+        cluster.end().await;
+    });
+}
+
+async fn is_served(host: &Host, clients: &Clients) {
+    let mut command = host.command(&program("stoker"));
+    let server = format!("http://{}", clients.grpc);
+    command.args(["--server", &server, "call", "t/once", "--header", "Probe=echo", "--data", "Ada"]);
+    let called = within("a call of another machine", command.kill_on_drop(true).output()).await.unwrap();
+    assert!(called.status.success() && called.stdout == b"Ada", "{called:?}");
 }

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use rustix::process::{Pid, Signal};
 use stoker_core::error::{Blame, Code, Retry};
 use stoker_proto::v1::LinkState;
 use stoker_tests::cluster::load::{Attempt, Failure, Load, Sums, Work, longest_silence};
@@ -59,6 +60,56 @@ async fn a_runner_killed_under_load() {
     crate::all_answered(&sums);
     println!("{} of {} idempotent calls reached a function more than once", sums.twice, sums.calls);
     cluster.end().await;
+}
+
+/// How long nobody is served, and where that time goes, while the registry has much to tell: six hundred functions are created meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "ten kills, each of which says how long it took"]
+async fn a_runner_killed_while_functions_are_applied() {
+    for _ in 0..10 {
+        let Some(mut cluster) = Plan::new(2, 2).start([probe("once")]).await else { return };
+        let load = cluster.load(Work::of("once").word("sleep:5"));
+        load.more(400).await;
+        let (n, _) = cluster.favourite(&load);
+        let lost = cluster.runners[n].server.name.clone();
+        let applied = async {
+            for number in 0..600 {
+                cluster.apply(probe(&format!("other{number}"))).await;
+            }
+        };
+        let server = cluster.runners[n].server.pid();
+        let kill = async {
+            load.more(200).await;
+            let killed = Instant::now();
+            rustix::process::kill_process(Pid::from_raw(server).expect("a process"), Signal::KILL)
+                .expect("it runs");
+            load.more(400).await;
+            killed
+        };
+        let ((), killed) = tokio::join!(applied, kill);
+        cluster.runners[n].server.kill().await;
+        let attempts = load.end().await;
+        let sums = cluster.check(&attempts).await;
+        only_what_may_have_started_failed(&sums, &lost);
+        let after = |attempt: &&Attempt| attempt.at > killed;
+        let told = attempts
+            .iter()
+            .filter(after)
+            .filter(|attempt| attempt.outcome.is_err())
+            .map(|attempt| attempt.at);
+        let elsewhere =
+            |attempt: &&Attempt| attempt.outcome.as_ref().is_ok_and(|(_, runner)| *runner != lost);
+        let answered = attempts.iter().filter(after).filter(elsewhere).map(|attempt| attempt.at).min();
+        println!(
+            "{} failed, the first after {:?}, the last after {:?}; the first answer of the other runner after {:?}, {:?} at most without one",
+            sums.failed.len(),
+            told.clone().min().map(|at| at - killed),
+            told.max().map(|at| at - killed),
+            answered.map(|at| at - killed),
+            longest_silence(&attempts, killed),
+        );
+        cluster.end().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -231,7 +231,17 @@ async fn call_says_whose_fault_it_is() {
     assert_eq!(up.good(&["call", "demo/hello", "--data", "@body"]).await, "Hello, a file!");
     let output = up.run(&["call", "demo/hello", "--data", "Ada", "--show-timing"]).await;
     assert_eq!(text(&output.stdout), "Hello, Ada!", "times do not mix with the answer");
-    assert!(text(&output.stderr).contains("runner"), "{output:?}");
+    assert!(text(&output.stderr).starts_with("call "), "{output:?}");
+    // Where both are read together, as in a terminal, they begin on lines of their own.
+    let together = up.directory().join("together");
+    for (function, begins) in [("demo/hello", "Hello, Ada!\ncall "), ("demo/header", "call ")] {
+        let file = std::fs::File::create(&together).unwrap();
+        let mut command = up.command(&["call", function, "--data", "Ada", "--show-timing"]);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        assert!(within("a call", command.status()).await.unwrap().success());
+        let said = std::fs::read_to_string(&together).unwrap();
+        assert!(said.starts_with(begins), "{said}");
+    }
     let json = up.good(&["call", "demo/hello", "--data", "Ada", "-o", "json"]).await;
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["body"], "Hello, Ada!");
     // STDIN, as it comes.
@@ -399,6 +409,26 @@ async fn an_address_in_use_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_of_a_sandbox_is_the_one_that_was_named() {
+    for (sandbox, flag, engine) in
+        [("oci", "--oci-runtime", "/nowhere/crun"), ("docker", "--docker-socket", "/nowhere/docker.sock")]
+    {
+        if sandbox == "oci" && !rustix::process::getuid().is_root() {
+            println!("left out: only root has containers of OCI runtimes");
+            continue;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = stoker();
+        command.args(["up", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+        command.args(["--sandbox", sandbox, flag, engine]).env("TMPDIR", directory.path());
+        let output = within("the refusal", command.output()).await.unwrap();
+        assert!(!output.status.success(), "{output:?}");
+        let error = text(&output.stderr);
+        assert!(error.contains(engine), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_mistake_of_a_file_is_reported_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("wrong.yaml");
@@ -459,6 +489,13 @@ async fn a_wrong_server_is_told_in_words() {
             assert!(text(&output.stderr).contains(says), "{server} {args:?}: {output:?}");
             assert!(output.stdout.is_empty(), "{server} {args:?}: {output:?}");
         }
+    }
+    // What is wrong on this side is nobody else's fault, also where no balancer is.
+    for server in [secure.as_str(), "https://127.0.0.1:1"] {
+        let output = up.run(&["runners", "--server", server, "--ca", "nowhere.pem"]).await;
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{server}: {output:?}");
+        assert!(said.contains("nowhere.pem") && said.contains("--ca"), "{server}: {output:?}");
     }
     up.stop().await;
 }

@@ -2,20 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use stoker_core::ImageRef;
 use stoker_core::error::{Blame, Code};
-use stoker_core::function::{FunctionSpec, Root};
+use stoker_core::function::{FunctionName, FunctionSpec, Root};
 use stoker_proto::{convert, v1};
 use stoker_tests::busybox;
 use stoker_tests::calls::{Call, Door};
 use stoker_tests::fleet::Plan;
-use stoker_tests::functions::function;
+use stoker_tests::functions::{Change as _, function};
 use stoker_tests::registry::Registry;
+use stoker_tests::within;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::sandbox;
 
@@ -250,5 +256,89 @@ async fn a_tag_is_pinned_when_its_function_is_applied() {
 
     let refused = apply("missing", "team/app:2").await.unwrap_err();
     assert!(format!("{refused:?}").contains("does not have it"), "{refused:?}");
+    fleet.end().await;
+}
+
+/// In front of a registry: of what it answers by one connection so much is passed on, and the rest when it may go. Says when it holds something back.
+async fn slowed(
+    registry: SocketAddr,
+    at_once: u64,
+) -> (SocketAddr, watch::Sender<bool>, watch::Receiver<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (go, going) = watch::channel(false);
+    let (hold, held) = watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_client, mut to_client) = client.into_split();
+            let (from_server, mut to_server) = TcpStream::connect(registry).await.unwrap().into_split();
+            let (hold, mut going) = (hold.clone(), going.clone());
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut first = from_server.take(at_once);
+                tokio::io::copy(&mut first, &mut to_client).await?;
+                let mut rest = first.into_inner();
+                let mut next = [0];
+                if rest.read(&mut next).await? > 0 {
+                    hold.send_replace(true);
+                    going.wait_for(|go| *go).await.map_err(std::io::Error::other)?;
+                    to_client.write_all(&next).await?;
+                    tokio::io::copy(&mut rest, &mut to_client).await?;
+                }
+                to_client.shutdown().await
+            });
+        }
+    });
+    (address, go, held)
+}
+
+/// A caller with less time than the image takes hears what it waited for, and how far that is. The image comes all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_comes_before_the_image_names_it() {
+    let (Some(image), Some(registry)) = (Image::make(), Registry::start()) else { return };
+    if !sandbox().isolates {
+        println!("left out: images need a sandbox: {}", sandbox().why);
+        return;
+    }
+    push(&registry, "team/app", "1", &image);
+    let (address, go, mut held) = slowed(registry.address, 200_000).await;
+    let fleet = Plan::default().queue(Duration::from_secs(1), 10, 10).start([]).await;
+    let reference = ImageRef::parse(&format!("{address}/team/app:1")).unwrap();
+    let slow = fleet.marked(with_image("slow", Root::Image(reference)));
+    // Who comes by HTTP has the times of the function and the balancer, and some more.
+    let (second, name) = (Duration::from_secs(1), FunctionName::new("t", "brief").unwrap());
+    let brief = FunctionSpec { name, ..slow.clone().with_timeout(second).with_init_timeout(second) };
+    let functions = [slow, brief].iter().map(convert::to_function).collect();
+    let request = v1::ApplyFunctionsRequest { functions, hold: false };
+    fleet.clients.functions().apply_functions(request).await.unwrap();
+    let call = || Call::of("slow").body("hello\n");
+    fleet.clients.call(Door::Invoke, call().timeout(second)).await.unwrap_err();
+    within("the middle of a layer", held.wait_for(|held| *held)).await.unwrap();
+
+    let named = format!("waited for the image {address}/team/app:1@{}: ", digest(&image.manifest));
+    let told = async |door| {
+        let told = async {
+            loop {
+                let late = match door {
+                    Door::Http => Call::of("brief").body("hello\n"),
+                    _ => call().timeout(second),
+                };
+                let error = fleet.clients.call(door, late).await.unwrap_err();
+                if error.message.contains(&named) {
+                    break error;
+                }
+                // On a machine that is busy enough the client's own clock is the first to speak, or the balancer's.
+                assert!(matches!(error.code, Code::Cancelled | Code::DeadlineExceeded), "{error:?}");
+                println!("{door:?}: {}", error.message);
+            }
+        };
+        let told = within("the name of the image", told).await;
+        assert_eq!((told.code, told.may_have_started), (Code::DeadlineExceeded, false), "{door:?}: {told:?}");
+        assert!(told.message.contains(" of it had come by then; it is fetched all the same"), "{told:?}");
+    };
+    tokio::join!(told(Door::Invoke), told(Door::Stream), told(Door::Session), told(Door::Http));
+    go.send_replace(true);
+    let answer = fleet.clients.call(Door::Invoke, call()).await.unwrap();
+    assert_eq!(answer.text(), said("one two", "image", "", "hello"));
     fleet.end().await;
 }

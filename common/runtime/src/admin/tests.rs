@@ -174,7 +174,7 @@ async fn start_asking(access: &str) -> (Admin, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("access.yaml");
     std::fs::write(&path, access).unwrap();
-    let kept = Arc::new(crate::auth::Kept::read(&path).unwrap());
+    let kept = Arc::new(crate::auth::AccessFile::read(&path).unwrap());
     let viewers = Viewers::of(Some((kept, crate::audit::Audit::into_log())), false, true);
     let live = Live::new("<script>b</script>", Duration::from_secs(1), || "{}".into());
     let pages = Pages::new(Readiness::new("soon"), Metrics::default(), &settings).live(live).viewers(viewers);

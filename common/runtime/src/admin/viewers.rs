@@ -7,7 +7,7 @@ use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 use crate::audit::{Audit, Event};
-use crate::auth::{Kept, Permission, Unknown, bearer, password};
+use crate::auth::{AccessFile, Permission, Unknown, bearer, password};
 use crate::tls::Peer;
 
 /// See the module. `/livez` and `/readyz` are not among it: those who ask for them have nothing to show.
@@ -19,7 +19,7 @@ pub enum Viewers {
     /// Whoever shows a certificate of the fleet's authority.
     Certified,
     /// Whoever may observe everything by the access file.
-    Known(Arc<Kept>, Audit),
+    Known(Arc<AccessFile>, Audit),
 }
 
 impl fmt::Debug for Viewers {
@@ -43,7 +43,7 @@ impl Viewers {
     /// Those of a port: the access file says it where there is one; without one a port that others reach by TLS is for those whom the fleet's
     /// authority has certified, unless nobody is to be asked.
     #[must_use]
-    pub fn of(access: Option<(Arc<Kept>, Audit)>, others_by_tls: bool, insecure: bool) -> Self {
+    pub fn of(access: Option<(Arc<AccessFile>, Audit)>, others_by_tls: bool, insecure: bool) -> Self {
         match access {
             Some((kept, audit)) => Self::Known(kept, audit),
             None if others_by_tls && !insecure => Self::Certified,

@@ -30,15 +30,15 @@ static INSECURE: Key<bool> = Key::new(
 /// What a server can be told of TLS.
 pub static KEYS: Table = &[&CERTIFICATE, &KEY, &CA, &INSECURE];
 
-/// What [`KEYS`] say.
+/// What the values of [`KEYS`] come to.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct Plan {
     pub files: Option<Files>,
     /// Ports without TLS are fine.
     pub insecure: bool,
 }
 
-impl Told {
+impl Plan {
     /// Adds to `mistakes` what does not fit together.
     pub fn new(settings: &Settings, mistakes: &mut Vec<Mistake>) -> Self {
         let mut wrong = |key, text: &str| mistakes.push(settings.mistake(key, text));
@@ -85,7 +85,7 @@ pub fn open_to_others(address: SocketAddr) -> bool {
 }
 
 /// What is wrong with serving others at the address of this key without TLS.
-pub fn exposed(settings: &Settings, told: &Told, key: &dyn Declared, address: SocketAddr) -> Option<Mistake> {
+pub fn exposed(settings: &Settings, told: &Plan, key: &dyn Declared, address: SocketAddr) -> Option<Mistake> {
     let bare = open_to_others(address) && told.files.is_none() && !told.insecure;
     bare.then(|| {
         settings.mistake(

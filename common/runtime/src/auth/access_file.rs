@@ -16,7 +16,7 @@ const KEYS_PATIENCE: Duration = Duration::from_secs(3);
 
 /// See the module.
 #[derive(Debug)]
-pub struct Kept {
+pub struct AccessFile {
     path: PathBuf,
     now: ArcSwap<Generation>,
     count: AtomicU64,
@@ -33,7 +33,7 @@ pub struct Generation {
     _keeper: Keeper,
 }
 
-impl Kept {
+impl AccessFile {
     /// Reads it, and begins to read the keys of its issuers, in tasks of the current runtime.
     ///
     /// # Errors
