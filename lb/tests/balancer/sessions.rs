@@ -222,7 +222,28 @@ async fn bodies_of_a_session_keep_to_credit_both_ways() {
     assert_eq!(got, PIECES * piece.len());
 }
 
-/// What a client takes at first, the longest piece it gets, and how much before it gives credit.
+/// Sends to a call that echoes whatever it may, and gives no credit for its answer until the call ends so: the longest piece of the answer, how much came of it, and the
+/// end. Time passes by itself whenever nothing moves.
+async fn takes_nothing(client: &mut Client) -> (usize, usize, v1::SessionFinished) {
+    let piece = Bytes::from(vec![9; 127 * 1024]);
+    tokio::time::pause();
+    let (mut credit, mut longest, mut got) = (0, 0, 0);
+    let end = loop {
+        while credit >= piece.len() {
+            credit -= piece.len();
+            client.ask(1, Ask::Body(v1::SessionBody { data: piece.clone(), last: false })).await;
+        }
+        match client.next().await.1 {
+            Say::Credit(more) => credit += more.bytes as usize,
+            Say::Head(_) => {}
+            Say::Body(body) => (longest, got) = (body.data.len().max(longest), got + body.data.len()),
+            Say::Finished(end) => break end,
+        }
+    };
+    tokio::time::resume();
+    (longest, got, *end)
+}
+
 #[tokio::test]
 async fn an_answer_comes_in_the_window_that_its_client_gives() {
     const KIB: usize = 1024;
@@ -236,27 +257,8 @@ async fn an_answer_comes_in_the_window_that_its_client_gives() {
         let mut client = Client::open(&stage).await;
         let start = v1::SessionStart { function: "a/f".into(), window, ..Default::default() };
         client.ask(1, Ask::Start(start)).await;
-        let piece = Bytes::from(vec![9; 127 * 1024]);
-        // From here on time passes by itself whenever nothing moves.
-        tokio::time::pause();
-        let (mut credit, mut got, mut most) = (0, 0, 0);
-        loop {
-            while credit >= piece.len() {
-                credit -= piece.len();
-                client.ask(1, Ask::Body(v1::SessionBody { data: piece.clone(), last: false })).await;
-            }
-            match client.next().await.1 {
-                Say::Credit(more) => credit += more.bytes as usize,
-                Say::Head(_) => {}
-                Say::Body(body) => {
-                    got += body.data.len();
-                    most = most.max(body.data.len());
-                }
-                Say::Finished(_) => break,
-            }
-        }
+        let (most, got, _) = takes_nothing(&mut client).await;
         assert_eq!((most, got), (longest, first), "{window}");
-        tokio::time::resume();
     }
 }
 
@@ -266,22 +268,8 @@ async fn a_call_whose_answer_is_left_is_cancelled() {
     let stage = stage(config(), vec![streaming_echo()]).await;
     let mut client = Client::open(&stage).await;
     client.start(1, b"", false).await;
-    let piece = Bytes::from(vec![9; 64 * 1024]);
-    // From here on time passes by itself whenever nothing moves.
-    tokio::time::pause();
-    let (mut credit, mut got) = (0, 0);
-    let error = loop {
-        while credit >= piece.len() {
-            credit -= piece.len();
-            client.ask(1, Ask::Body(v1::SessionBody { data: piece.clone(), last: false })).await;
-        }
-        match client.next().await.1 {
-            Say::Credit(more) => credit += more.bytes as usize,
-            Say::Head(_) => {}
-            Say::Body(body) => got += body.data.len(),
-            Say::Finished(end) => break end.error.expect("it is cancelled"),
-        }
-    };
+    let (_, got, end) = takes_nothing(&mut client).await;
+    let error = end.error.expect("it is cancelled");
     assert_eq!((got, error.code()), (256 * 1024, v1::ErrorCode::Cancelled));
     assert!(
         error.message.contains("took no more of the answer for 60s (`send_timeout`)"),

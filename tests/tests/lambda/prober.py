@@ -132,11 +132,10 @@ while True:
         note("an error after what was too large", "POST", f"{at}/error", b"{}")
     elif do == "stream":
         with socket.create_connection((HOST, int(PORT))) as connection:
-            head = f"POST {at}/response HTTP/1.1\r\nHost: x\r\nLambda-Runtime-Function-Response-Mode: streaming\r\nTransfer-Encoding: chunked\r\n"
+            head = f"POST {at}/response HTTP/1.1\r\nHost: x\r\nConnection: close\r\nLambda-Runtime-Function-Response-Mode: streaming\r\nTransfer-Encoding: chunked\r\n"
             end = f"0\r\n{event.get('trailers', '')}\r\n"
             named = event.get("trailer", "")
             connection.sendall((head + named + "\r\n3\r\none\r\n3\r\ntwo\r\n" + end).encode())
-            connection.shutdown(socket.SHUT_WR)
             while connection.recv(1 << 16):
                 pass
     elif do == "cut":
