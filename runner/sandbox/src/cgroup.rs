@@ -174,7 +174,7 @@ impl Base {
             v2: self.v2.as_ref().map(|directory| directory.join(name)),
             v2_controllers: self.v2_controllers.clone(),
             v1: v1.collect(),
-            handle: None,
+            ..Leaf::default()
         }
     }
 
@@ -206,8 +206,7 @@ impl Base {
     /// # Errors
     /// What `mkdir` says of which directory; nothing is left behind.
     pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
-        let mut leaf =
-            Leaf { v2: None, v2_controllers: self.v2_controllers.clone(), v1: Vec::new(), handle: None };
+        let mut leaf = Leaf { v2_controllers: self.v2_controllers.clone(), ..Leaf::default() };
         let made = (|| {
             for (directory, controllers) in &self.v1 {
                 let path = directory.join(name);
@@ -224,7 +223,10 @@ impl Base {
             Ok(())
         })();
         match made {
-            Ok(()) => Ok(leaf),
+            Ok(()) => {
+                leaf.open_limits();
+                Ok(leaf)
+            }
             Err(error) => {
                 for directory in leaf.directories() {
                     fs::remove_dir(directory).ok();

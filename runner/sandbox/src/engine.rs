@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::sync::Notify;
 
 use self::holdings::{Holdings, HostDirectory, Own, OwnedLeaf, Slot};
 use self::upgrade::Former;
@@ -78,6 +79,8 @@ pub struct Engine {
     former: Mutex<Former>,
     blanks: Mutex<Blanks>,
     filling: AtomicBool,
+    /// A blank may have been used, for whoever waits to make another.
+    used: Notify,
     /// What is removed now is not made again.
     closed: AtomicBool,
     home: Option<PathBuf>,
@@ -162,6 +165,7 @@ impl Engine {
             former: Mutex::new(former),
             blanks: Mutex::default(),
             filling: AtomicBool::new(false),
+            used: Notify::new(),
             closed: AtomicBool::new(false),
             home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
         })
@@ -362,14 +366,22 @@ impl Engine {
         }
     }
 
-    /// Makes blanks until there are enough, in the background.
+    /// Makes blanks until there are enough, in the background; while there is one left, only when no sandbox was made for a moment: what has
+    /// just been made is about to be started, and would wait for the same processors.
     pub fn refill(self: &Arc<Self>) {
-        if self.flavour.spares == 0 || self.filling.swap(true, Ordering::AcqRel) {
+        if self.flavour.spares == 0 {
+            return;
+        }
+        self.used.notify_one();
+        if self.filling.swap(true, Ordering::AcqRel) {
             return;
         }
         let engine = Arc::clone(self);
         tokio::spawn(async move {
-            while let Some(network) = engine.lacking() {
+            while let Some((network, left)) = engine.lacking() {
+                if left > 0 && tokio::time::timeout(QUIET, engine.used.notified()).await.is_ok() {
+                    continue;
+                }
                 match engine.blank(network).await {
                     Ok(blank) => {
                         engine.blanks.lock().unwrap_or_else(PoisonError::into_inner).of(network).push(blank);
@@ -385,16 +397,17 @@ impl Engine {
         });
     }
 
-    /// A kind of blanks of which there are too few, if any.
-    fn lacking(&self) -> Option<NetworkPlan> {
+    /// The kind of blanks that lacks most, if any does, and how many are left of it.
+    fn lacking(&self) -> Option<(NetworkPlan, usize)> {
         let mut blanks = self.blanks.lock().unwrap_or_else(PoisonError::into_inner);
         let tunnel = self.flavour.egress.as_ref().filter(|_| blanks.reaching_wanted);
         let tunnel = tunnel.map(|policy| NetworkPlan::Tunnel { six: policy.six });
-        [Some(NetworkPlan::Own), tunnel].into_iter().flatten().find(|network| {
-            let blanks = blanks.of(*network);
+        let left = [Some(NetworkPlan::Own), tunnel].into_iter().flatten().map(|network| {
+            let blanks = blanks.of(network);
             blanks.retain(Blank::stands);
-            blanks.len() < self.flavour.spares
-        })
+            (network, blanks.len())
+        });
+        left.min_by_key(|(_, left)| *left).filter(|(_, left)| *left < self.flavour.spares)
     }
 
     /// What names mean to a function with a network of its own.
@@ -433,6 +446,9 @@ impl Engine {
         }
     }
 }
+
+/// How long no sandbox was made before blanks are made again: as long as a function may take to come up that has little to load.
+const QUIET: Duration = Duration::from_millis(10);
 
 /// A sandbox is made in milliseconds; on a machine that is very busy, in a second or two. After this somebody stands still.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -31,6 +31,7 @@ use self::process_tree::ProcessTree;
 use self::zygote::Zygote;
 use crate::User;
 use crate::spawner::server::{ALIVE, CONTROL};
+use crate::supervisor::server::IGNORED;
 use crate::sys::{self, Side};
 use crate::wire::{
     self, Begin, Failure, INSIDE, Identity, Inbox, NetworkPlan, Order, Plan, Report, RootPlan, Step,
@@ -68,6 +69,14 @@ pub fn run() -> ! {
     sys::exit(i32::from(end.is_err()));
 }
 
+/// What was made before the function came.
+#[derive(Default)]
+struct Ahead {
+    /// The way out, where there is to be one.
+    tunnel: Option<OwnedFd>,
+    kernel: Option<mounts::Kernel>,
+}
+
 struct Init {
     control: OwnedFd,
     alive: OwnedFd,
@@ -88,20 +97,21 @@ impl Init {
     fn live(&mut self) -> Result<(), Failure> {
         rustix::thread::set_name(c"stoker-init").step(|| "name the init".to_owned())?;
         let Some(Order::Begin(begin)) = self.next()? else { return Ok(()) };
-        let tunnel = begin_ahead(&begin)?;
+        let Ahead { tunnel, mut kernel } = begin_ahead(&begin)?;
         let Some(Order::Build(plan)) = self.next()? else { return Ok(()) };
         let pipes = self.pipes()?;
         if begin.isolate {
             mounts::cut_off()?;
         }
         let filter = begin.isolate.then(seccomp::filter);
-        let Cloned { child, opener, users, zygote } = self.clone_function(&begin, &plan, pipes, filter)?;
+        let Cloned { child, opener, users, zygote } =
+            self.clone_function(&begin, &plan, pipes, filter, &mut kernel)?;
         // Before the drop: a signal that arrives from now on waits for us.
         let signals = sys::signal_descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT])
             .step(|| "wait for signals".to_owned())?;
-        let mut shared = None;
+        let mut built = mounts::Built::default();
         if begin.isolate {
-            shared = mounts::build(&plan, users.as_ref())?;
+            built = mounts::build(&plan, users.as_ref(), kernel)?;
             rustix::system::sethostname(plan.id.as_bytes()).step(|| "set the host name".to_owned())?;
         }
         drop(users);
@@ -118,6 +128,8 @@ impl Init {
             wire::send_frame(self.control.as_fd(), &Report::Tunnel, &[tunnel.as_fd()])
                 .step(|| "report to the runner".to_owned())?;
         }
+        // What was spent is let go of with us.
+        let mounts::Built { shared, spent: _spent } = built;
         let descriptors: Vec<_> = shared.iter().map(AsFd::as_fd).collect();
         wire::send_frame(self.control.as_fd(), &Report::Built, &descriptors)
             .step(|| "report to the runner".to_owned())?;
@@ -191,6 +203,7 @@ impl Init {
         plan: &Plan,
         pipes: [OwnedFd; 4],
         filter: Option<&[libc::sock_filter]>,
+        kernel: &mut Option<mounts::Kernel>,
     ) -> Result<Cloned, Failure> {
         let step = || "clone the function's process".to_owned();
         let (gate, opener) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(step)?;
@@ -199,7 +212,7 @@ impl Init {
         let namespaces = if maps.is_some() { libc::CLONE_NEWUSER } else { 0 };
         match sys::clone(namespaces, None).step(step)? {
             Side::Child => {
-                drop((opener, ours));
+                drop((opener, ours, kernel.take()));
                 launch::run(plan, begin.isolate, pipes, &gate, theirs, filter)
             }
             Side::Parent { pid, pidfd } => {
@@ -316,15 +329,16 @@ fn user_namespace(process: &OwnedFd, maps: &[String; 2]) -> Result<OwnedFd, Fail
     Ok(users.into())
 }
 
-/// What can be done before anything is known about the function. Gives the tunnel, where there is to be one.
-fn begin_ahead(begin: &Begin) -> Result<Option<OwnedFd>, Failure> {
+/// What can be done before anything is known about the function.
+fn begin_ahead(begin: &Begin) -> Result<Ahead, Failure> {
+    own_signals();
     for procs in &begin.attach {
         fs::write(procs, "0").step(|| format!("enter the cgroup {}", procs.display()))?;
     }
     if !begin.isolate {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .step(|| "become the reaper of the function's processes".to_owned())?;
-        return Ok(None);
+        return Ok(Ahead::default());
     }
     if let Some((user, group)) = begin.rootless {
         fs::write("/proc/self/setgroups", "deny").step(|| "write setgroups".to_owned())?;
@@ -340,18 +354,29 @@ fn begin_ahead(begin: &Begin) -> Result<Option<OwnedFd>, Failure> {
         namespaces |= libc::CLONE_NEWNET;
     }
     sys::unshare(namespaces).step(|| "unshare the ipc, uts, cgroup and network namespaces".to_owned())?;
+    // No capability comes back from here on: those that we have are given up at the end.
+    sys::close_capabilities();
+    // An ordinary user does not get out of a mount namespace again.
+    let kernel = if begin.rootless.is_none() { mounts::ahead()? } else { None };
     if begin.network == NetworkPlan::Host {
-        return Ok(None);
+        return Ok(Ahead { tunnel: None, kernel });
     }
     sys::interface_up(c"lo").step(|| "set the loopback interface up".to_owned())?;
     // Any port is free to a function that has the whole interface to itself. Not having it harms few.
     fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").ok();
     // Nothing leaves the machine from in here, and pacing between two processes of it costs more than all else (`docs/adr/0052`).
     fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").ok();
-    match begin.network {
-        NetworkPlan::Tunnel { six } => tunnel::make(six).map(Some),
-        NetworkPlan::Host | NetworkPlan::Own => Ok(None),
-    }
+    let tunnel = match begin.network {
+        NetworkPlan::Tunnel { six } => Some(tunnel::make(six)?),
+        NetworkPlan::Host | NetworkPlan::Own => None,
+    };
+    Ok(Ahead { tunnel, kernel })
+}
+
+/// A program is to be started with the default action of every signal: so that there is little to be changed then, we have it for most.
+fn own_signals() {
+    sys::default_actions();
+    sys::ignore_signals(IGNORED);
 }
 
 fn die_with_parent() -> Result<(), Failure> {
@@ -363,7 +388,6 @@ fn die_with_parent() -> Result<(), Failure> {
 fn drop_privileges(identity: Identity, filter: &[libc::sock_filter]) -> Result<(), Failure> {
     // Paths that were open for the build must not stay reachable.
     sys::close_from_on_exec(ALIVE as u32 + 1);
-    sys::close_capabilities();
     match identity {
         Identity::Mapped { user, .. } | Identity::Plain(user) => {
             become_user(User { uid: user, gid: user }, &[])?;

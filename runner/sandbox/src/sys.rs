@@ -170,8 +170,8 @@ pub fn kill_all(signal: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::kill(-1, signal) })
 }
 
-/// Every signal back to its default action and nothing blocked, as a program expects to be started.
-pub fn reset_signals() {
+/// Every signal back to its default action. What is blocked stays so.
+pub fn default_actions() {
     // The kernel's own form, longer than it is anywhere: the default action, no flags, an empty mask. By the kernel, since the C library's call refuses
     // its own two signals, which its `posix_spawn` leaves ignored in whatever it starts, our spawner too.
     let default = [0_u64; 8];
@@ -182,6 +182,10 @@ pub fn reset_signals() {
             libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>())
         };
     }
+}
+
+/// No signal blocked.
+pub fn unblock_signals() {
     // SAFETY: an all-zero set is initialised by sigemptyset before it is used.
     unsafe {
         let mut none: libc::sigset_t = mem::zeroed();
@@ -190,7 +194,7 @@ pub fn reset_signals() {
     }
 }
 
-/// Ignores `signals` in this process and in what it clones, until [`reset_signals`].
+/// Ignores `signals` in this process and in what it clones, until [`default_actions`].
 pub fn ignore_signals(signals: &[libc::c_int]) {
     for &signal in signals {
         // SAFETY: SIG_IGN installs no code of ours.
@@ -398,6 +402,15 @@ pub fn drop_capabilities() -> io::Result<()> {
 pub fn watch(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` keeps its one descriptor open until it is dropped, and nobody replaces it behind the runtime.
     Ok(unsafe { AsyncFd::register_with_interest(descriptor, interest) }?)
+}
+
+/// Whether Linux is of this version or a later one. What does not say a version is of the first.
+#[must_use]
+pub fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let system = rustix::system::uname();
+    let mut numbers = system.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (major, minor)
 }
 
 /// A System V memory segment of this process's namespace, for tests of what others see of it.

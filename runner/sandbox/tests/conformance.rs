@@ -425,6 +425,55 @@ async fn cgroups_that_were_removed_are_made_again() {
     assert_eq!(cgroups(&name), Vec::<PathBuf>::new());
 }
 
+/// A file system of the host's that goes with the test.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH).ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_ahead_sees_what_the_host_mounts_later() {
+    if !we_are_root() {
+        println!("left out: only root mounts something on the host");
+        return;
+    }
+    let state = State::new("later");
+    let driver = native("later", &state.0).await.unwrap();
+    let spawner = driver.spawner().unwrap();
+    let waits = |init: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+        stat.contains("(stoker-init) S")
+    };
+    let children = format!("/proc/{spawner}/task/{spawner}/children");
+    until("some wait for their functions", || {
+        let inits = std::fs::read_to_string(&children).unwrap();
+        inits.split_whitespace().count() == 2 && inits.split_whitespace().all(waits)
+    });
+    let place = state.0.join("place");
+    std::fs::create_dir(&place).unwrap();
+    rustix::mount::mount("later", &place, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    let mounted = Mounted(place);
+    let file = mounted.0.join("file");
+    std::fs::write(&file, "there").unwrap();
+    for number in 0..2 {
+        let mut spec = spec(&format!("later-{number}"), &["read", file.to_str().unwrap()]);
+        spec.workdir.clone_from(&mounted.0);
+        let sandbox = driver.create(spec).await.unwrap();
+        let stdout = sandbox.start(Vec::new()).await.unwrap().stdout;
+        rustix::io::ioctl_fionbio(&stdout, false).unwrap();
+        let read = tokio::task::spawn_blocking(|| {
+            let mut read = String::new();
+            std::fs::File::from(stdout).read_to_string(&mut read).map(|_| read)
+        });
+        assert_eq!(read.await.unwrap().unwrap().trim(), "there");
+        sandbox.wait().await;
+    }
+    driver.close().await;
+}
+
 /// Kills what is in a cgroup and removes it with those below it. `true` if it is gone.
 fn remove_cgroup(directory: &Path) -> bool {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use super::hierarchy::hierarchies;
 use super::{Controller, Freezer, Limits, PERIOD_MICROS, kill_listed, listed};
 
 /// The cgroups of one sandbox.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Leaf {
     pub(super) v2: Option<PathBuf>,
     pub(super) v2_controllers: Vec<Controller>,
@@ -21,6 +22,9 @@ pub struct Leaf {
     /// What a clone goes into; of no use after it.
     #[serde(skip)]
     pub(super) handle: Option<OwnedFd>,
+    /// Files of limits, opened ahead: the first look at one in a new cgroup takes longer than all that is written to them.
+    #[serde(skip)]
+    pub(super) limits: Mutex<Vec<(PathBuf, fs::File)>>,
 }
 
 impl Leaf {
@@ -33,7 +37,7 @@ impl Leaf {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let ours = hierarchies(&mounts, &fs::read_to_string("/proc/self/cgroup")?);
         let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
-        let mut leaf = Self { v2: None, v2_controllers: Vec::new(), v1: Vec::new(), handle: None };
+        let mut leaf = Self::default();
         for theirs in hierarchies(&mounts, &fs::read_to_string(path)?) {
             let shared = ours.iter().any(|ours| ours.own.starts_with(&theirs.own));
             if shared || !theirs.own.is_dir() {
@@ -52,7 +56,7 @@ impl Leaf {
     /// The same, for whoever goes on with it.
     pub fn handed_over(&self) -> Self {
         let (v2, v2_controllers, v1) = (self.v2.clone(), self.v2_controllers.clone(), self.v1.clone());
-        Self { v2, v2_controllers, v1, handle: None }
+        Self { v2, v2_controllers, v1, ..Self::default() }
     }
 
     /// The version 2 directory, for a clone straight into it.
@@ -81,24 +85,65 @@ impl Leaf {
             .map(|(directory, _)| (directory.as_path(), false))
     }
 
+    /// Opens the files that [`Leaf::limit`] will write to. Those that are not there, or not ours to write, are left to it.
+    pub fn open_limits(&self) {
+        let files: &[(Controller, &[&str], &[&str])] = &[
+            (
+                Controller::Memory,
+                &["memory.max", "memory.swap.max"],
+                &["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness"],
+            ),
+            (Controller::Cpu, &["cpu.max"], &["cpu.cfs_period_us", "cpu.cfs_quota_us"]),
+            (Controller::Pids, &["pids.max"], &["pids.max"]),
+        ];
+        let mut limits = self.limits();
+        for (controller, second, first) in files {
+            let Some((directory, v2)) = self.of(*controller) else { continue };
+            for name in if v2 { *second } else { *first } {
+                let path = directory.join(name);
+                if let Ok(file) = fs::File::options().write(true).open(&path) {
+                    limits.push((path, file));
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> MutexGuard<'_, Vec<(PathBuf, fs::File)>> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Sets the limits.
     ///
     /// # Errors
     /// Which file refused, and why.
     pub fn limit(&self, limits: &Limits) -> io::Result<()> {
+        let opened = std::mem::take(&mut *self.limits());
+        let write =
+            |path: &Path, value: &dyn std::fmt::Display| match opened.iter().find(|(it, _)| it == path) {
+                Some((_, file)) => named(path, (&*file).write_all(value.to_string().as_bytes())),
+                None => named(path, fs::write(path, value.to_string())),
+            };
+        let is_there = |path: &Path| {
+            let writable = || path.metadata().is_ok_and(|file| file.permissions().mode() & 0o200 != 0);
+            opened.iter().any(|(it, _)| it == path) || writable()
+        };
         match self.of(Controller::Memory) {
             Some((directory, true)) => {
-                write(&directory.join("memory.max"), limits.memory)?;
+                write(&directory.join("memory.max"), &limits.memory)?;
                 // Absent where the kernel has no swap accounting.
-                write_if_there(&directory.join("memory.swap.max"), 0)?;
+                let swap = directory.join("memory.swap.max");
+                if is_there(&swap) {
+                    write(&swap, &0)?;
+                }
             }
             Some((directory, false)) => {
-                write(&directory.join("memory.limit_in_bytes"), limits.memory)?;
+                write(&directory.join("memory.limit_in_bytes"), &limits.memory)?;
                 let with_swap = directory.join("memory.memsw.limit_in_bytes");
-                if with_swap.exists() {
-                    write(&with_swap, limits.memory)?;
-                } else {
-                    write_if_there(&directory.join("memory.swappiness"), 0)?;
+                let swappiness = directory.join("memory.swappiness");
+                if is_there(&with_swap) {
+                    write(&with_swap, &limits.memory)?;
+                } else if is_there(&swappiness) {
+                    write(&swappiness, &0)?;
                 }
             }
             None => {}
@@ -108,17 +153,17 @@ impl Leaf {
             let quota = (u64::from(limits.cpu_millis) * PERIOD_MICROS / 1000).max(1000);
             match self.of(Controller::Cpu) {
                 Some((directory, true)) => {
-                    write(&directory.join("cpu.max"), format_args!("{quota} {PERIOD_MICROS}"))?;
+                    write(&directory.join("cpu.max"), &format_args!("{quota} {PERIOD_MICROS}"))?;
                 }
                 Some((directory, false)) => {
-                    write(&directory.join("cpu.cfs_period_us"), PERIOD_MICROS)?;
-                    write(&directory.join("cpu.cfs_quota_us"), quota)?;
+                    write(&directory.join("cpu.cfs_period_us"), &PERIOD_MICROS)?;
+                    write(&directory.join("cpu.cfs_quota_us"), &quota)?;
                 }
                 None => {}
             }
         }
         if let Some((directory, _)) = self.of(Controller::Pids) {
-            write(&directory.join("pids.max"), limits.pids)?;
+            write(&directory.join("pids.max"), &limits.pids)?;
         }
         Ok(())
     }
@@ -203,16 +248,8 @@ fn put(path: &Path, value: u64) -> io::Result<()> {
     fs::File::options().write(true).open(path)?.write_all(value.to_string().as_bytes())
 }
 
-fn write(path: &Path, value: impl std::fmt::Display) -> io::Result<()> {
-    fs::write(path, value.to_string())
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-}
-
-fn write_if_there(path: &Path, value: u64) -> io::Result<()> {
-    match path.metadata() {
-        Ok(metadata) if metadata.permissions().mode() & 0o200 != 0 => write(path, value),
-        _ => Ok(()),
-    }
+fn named(path: &Path, done: io::Result<()>) -> io::Result<()> {
+    done.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 fn number(path: &Path) -> u64 {
@@ -245,8 +282,7 @@ mod tests {
         let leaf = Leaf {
             v2: Some(directory.clone()),
             v2_controllers: vec![Controller::Memory, Controller::Cpu, Controller::Pids],
-            v1: Vec::new(),
-            handle: None,
+            ..Leaf::default()
         };
         leaf.limit(&Limits { memory: 1 << 20, cpu_millis: 250, pids: 7 }).unwrap();
         let read = |file| fs::read_to_string(directory.join(file)).unwrap();

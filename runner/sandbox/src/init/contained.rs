@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::Pid;
 
 use super::zygote::{self, Zygote};
-use super::{Init, ProcessTree, launch, seccomp};
+use super::{Init, ProcessTree, launch, own_signals, seccomp};
 use crate::sys;
 use crate::wire::{self, Failure, Inbox, Order, Plan, Report, Step};
 
@@ -31,6 +31,7 @@ pub fn run(door: &str) -> ! {
 }
 
 fn enter(door: &str) -> Result<Init, Failure> {
+    own_signals();
     let control = UnixStream::connect(door).step(|| "reach the runner".to_owned())?;
     // Nothing that the engine gave us is the function's business.
     let null = fs::File::options()

@@ -18,6 +18,7 @@ use super::{
     DATA_SLACK, LOCKED_MEMORY, become_user, c_string, core_size, die_with_parent, seal, shows_host, zygote,
 };
 use crate::User;
+use crate::supervisor::server::IGNORED;
 use crate::sys::{self, Limit};
 use crate::wire::{self, Failure, Identity, Inbox, Launch, Launched, Plan, Program, Step};
 
@@ -50,7 +51,11 @@ pub fn run(
         rustix::process::chdir(&plan.workdir).map_err(|error| workdir_failure(plan, error))
     };
     match (prepare(), socket) {
-        (Ok(()), None) => become_program(&plan.program, pipes),
+        (Ok(()), None) => {
+            // All that our init has not left as it is to be.
+            sys::default_signals(IGNORED);
+            become_program(&plan.program, pipes)
+        }
         (Ok(()), Some(socket)) => zygote::run(plan, &socket, pipes),
         (Err(failure), _) => fail(&pipes[3], failure),
     }
@@ -58,6 +63,7 @@ pub fn run(
 
 /// Runs as a copy of the zygote.
 pub fn copied(program: &Program, pipes: [OwnedFd; 4]) -> ! {
+    sys::default_actions();
     // The init is the parent as it was the zygote's; the wish for its signal is not copied.
     match die_with_parent() {
         Ok(()) => become_program(program, pipes),
@@ -137,7 +143,7 @@ fn connect(stdio: [OwnedFd; 3]) -> Result<(), Failure> {
     }
     drop(stdio);
     sys::close_from_on_exec(3);
-    sys::reset_signals();
+    sys::unblock_signals();
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, unmount,
 };
 
-pub use self::kernel::{MASKED, MASKED_SYSTEM, PROTECTED};
+pub use self::kernel::{Kernel, MASKED, MASKED_SYSTEM, PROTECTED, ahead};
 use self::tree::*;
 pub use self::tree::{inside, kind};
 use crate::sys::{self, MountAttributes};
@@ -52,10 +52,19 @@ pub fn cut_off() -> Result<(), Failure> {
     .step(|| "cut the mount namespace off".to_owned())
 }
 
-/// Builds the root and moves into it; `users` is the function's user namespace. Returns a handle on the shared directory.
-pub fn build(plan: &Plan, users: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Failure> {
+/// What comes of building a root.
+#[derive(Default)]
+pub struct Built {
+    /// A handle on the shared directory.
+    pub shared: Option<OwnedFd>,
+    /// Detached trees that nobody needs any more. To close one means to wait for a grace period of the kernel: somebody always waits for an init.
+    pub spent: Vec<OwnedFd>,
+}
+
+/// Builds the root and moves into it; `users` is the function's user namespace.
+pub fn build(plan: &Plan, users: Option<&OwnedFd>, kernel: Option<Kernel>) -> Result<Built, Failure> {
     rustix::process::umask(Mode::empty());
-    let mut copies = Vec::new();
+    let (mut copies, mut spent) = (Vec::new(), Vec::new());
     if let (true, RootPlan::Host(names)) = (plan.writable_root, &plan.root) {
         let mut directories: Vec<_> =
             names.iter().filter(|name| name.symlink_metadata().is_ok_and(|found| found.is_dir())).collect();
@@ -65,12 +74,13 @@ pub fn build(plan: &Plan, users: Option<&OwnedFd>) -> Result<Option<OwnedFd>, Fa
             directories.retain(|name| !holds_mounts(&mounts, name));
         }
         let trees = directories.iter().map(|name| detach(name, READ_ONLY)).collect::<Result<Vec<_>, _>>()?;
-        copies = directories.iter().map(|name| (*name).clone()).zip(overlays(&trees, plan)?).collect();
+        let made = overlays(trees, plan, &Layer::default(), &mut spent)?;
+        copies = directories.iter().map(|name| (*name).clone()).zip(made).collect();
     }
-    let (root, growing) = root(plan, users)?;
+    let (root, growing) = root(plan, users, &mut spent)?;
     let builder = Builder { plan, root, growing, copies, owner: plan.identity.owner() };
-    builder.populate()?;
-    builder.enter()
+    spent.extend(builder.populate(kernel)?);
+    Ok(Built { shared: builder.enter()?, spent })
 }
 
 struct Builder<'a> {
@@ -84,7 +94,7 @@ struct Builder<'a> {
 }
 
 /// Makes the root file system and stacks it on the old one; and whether it is still writable to us.
-fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure> {
+fn root(plan: &Plan, users: Option<&OwnedFd>, spent: &mut Vec<OwnedFd>) -> Result<(OwnedFd, bool), Failure> {
     let (tree, growing) = match &plan.root {
         RootPlan::Host(_) | RootPlan::Unchanged => {
             (tmpfs(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4k")], NO_SUID | NO_DEVICES)?, true)
@@ -109,7 +119,10 @@ fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure
                 )
                 .ok();
             }
-            let missing = ["proc", "dev", "tmp"].iter().any(|name| beneath(&tree, name).is_err());
+            let places = ["proc", "dev", "tmp"];
+            let absent =
+                |name: &&str| beneath(&tree, name).is_err_and(|error| error == rustix::io::Errno::NOENT);
+            let missing = places.iter().any(|name| beneath(&tree, name).is_err());
             let shared = plan.shared.as_deref().filter(|path| !path.starts_with("/tmp"));
             let homeless = shared.is_some_and(|path| inside(&tree, path).is_err());
             let resolves = plan.names.as_ref().is_none_or(|names| !names.resolver.is_empty());
@@ -117,7 +130,11 @@ fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure
             if !plan.writable_root && !missing && !homeless && !lost {
                 (tree, false)
             } else {
-                let mut overlays = overlays(&[tree], plan)?;
+                let layer = Layer {
+                    directories: places.into_iter().filter(absent).collect(),
+                    names: absent(&"etc") && plan.names.is_some(),
+                };
+                let mut overlays = overlays(vec![tree], plan, &layer, spent)?;
                 let tree =
                     overlays.pop().ok_or_else(|| Failure::function("the root directory has no name"))?;
                 (tree, true)
@@ -128,21 +145,66 @@ fn root(plan: &Plan, users: Option<&OwnedFd>) -> Result<(OwnedFd, bool), Failure
     Ok((tree, growing))
 }
 
-/// An overlay over each tree, all with their private layers on one tmpfs. Not attached yet.
-fn overlays(trees: &[OwnedFd], plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
+/// What a private layer has from the start. Made through the overlay, each piece would take several times as long.
+#[derive(Default)]
+struct Layer {
+    directories: Vec<&'static str>,
+    /// The files of names, and the directory that they are in.
+    names: bool,
+}
+
+impl Layer {
+    fn fill(&self, layer: &OwnedFd) -> rustix::io::Result<()> {
+        for name in &self.directories {
+            mkdirat(layer, *name, Mode::from_raw_mode(0o755))?;
+        }
+        if self.names {
+            mkdirat(layer, "etc", Mode::from_raw_mode(0o755))?;
+            for path in [HOSTS, RESOLVER, HOST_NAME] {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::WRONLY;
+                let name = path.trim_start_matches('/');
+                rustix::fs::openat(layer, name, flags, Mode::from_raw_mode(0o644))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An overlay over each tree, all with their private layers on one tmpfs. Not attached yet. What they are made of is `spent`.
+fn overlays(
+    trees: Vec<OwnedFd>,
+    plan: &Plan,
+    layer: &Layer,
+    spent: &mut Vec<OwnedFd>,
+) -> Result<Vec<OwnedFd>, Failure> {
     let size = plan.tmp_size.max(1).to_string();
     let inodes = inodes(plan.tmp_size);
     let upper = tmpfs(&[("mode", "0755"), ("size", &size), ("nr_inodes", &inodes)], NO_SUID | NO_DEVICES)?;
-    // They have to be mounted somewhere while overlays are made of them, and nowhere afterwards: those have them by themselves.
-    let parts = || trees.iter().chain([&upper]);
-    for part in parts() {
-        stack(part)?;
+    for number in 0..trees.len() {
+        let step = || "mount an overlay".to_owned();
+        for name in [number.to_string(), format!("{number}.work")] {
+            mkdirat(&upper, name, Mode::from_raw_mode(0o755)).step(step)?;
+        }
+        if plan.writable_root {
+            // Else the function could not even make a file beside the image's directories.
+            give(&upper, &number.to_string(), plan.identity.owner())?;
+        }
+        beneath(&upper, &number.to_string()).and_then(|upper| layer.fill(&upper)).step(step)?;
     }
-    let made = trees
-        .iter()
-        .enumerate()
-        .map(|(number, tree)| overlay(tree, &upper, &number.to_string(), plan))
-        .collect();
+    // Before Linux 6.15 an overlay is made only of what is mounted somewhere. Nowhere afterwards: overlays have it by themselves.
+    let mounted = !sys::kernel_is_at_least(6, 15);
+    let parts = || trees.iter().chain([&upper]);
+    if mounted {
+        for part in parts() {
+            stack(part)?;
+        }
+    }
+    let made = trees.iter().enumerate().map(|(number, tree)| overlay(tree, &upper, number, plan)).collect();
+    if !mounted {
+        spent.extend(trees);
+        spent.push(upper);
+        return made;
+    }
     // The last one first: a path to a covered mount leads to what covers it.
     for part in parts().rev() {
         unmount(format!("/proc/self/fd/{}", part.as_raw_fd()), UnmountFlags::DETACH)
@@ -151,22 +213,14 @@ fn overlays(trees: &[OwnedFd], plan: &Plan) -> Result<Vec<OwnedFd>, Failure> {
     made
 }
 
-/// An overlay over a tree, its private layer named `layer` in `upper`. Not attached yet.
-fn overlay(tree: &OwnedFd, upper: &OwnedFd, layer: &str, plan: &Plan) -> Result<OwnedFd, Failure> {
+/// An overlay over a tree, its private layer that of this number in `upper`. Not attached yet.
+fn overlay(tree: &OwnedFd, upper: &OwnedFd, number: usize, plan: &Plan) -> Result<OwnedFd, Failure> {
     let step = || "mount an overlay".to_owned();
-    let work = format!("{layer}.work");
-    for name in [layer, &work] {
-        mkdirat(upper, name, Mode::from_raw_mode(0o755)).step(step)?;
-    }
-    if plan.writable_root {
-        // Else the function could not even make a file beside the image's directories.
-        give(upper, layer, plan.identity.owner())?;
-    }
     let handle = upper.as_raw_fd();
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).step(step)?;
     fsconfig_set_string(&context, "lowerdir", format!("/proc/self/fd/{}", tree.as_raw_fd())).step(step)?;
-    fsconfig_set_string(&context, "upperdir", format!("/proc/self/fd/{handle}/{layer}")).step(step)?;
-    fsconfig_set_string(&context, "workdir", format!("/proc/self/fd/{handle}/{work}")).step(step)?;
+    fsconfig_set_string(&context, "upperdir", format!("/proc/self/fd/{handle}/{number}")).step(step)?;
+    fsconfig_set_string(&context, "workdir", format!("/proc/self/fd/{handle}/{number}.work")).step(step)?;
     if in_a_user_namespace(plan) {
         fsconfig_set_flag(&context, "userxattr").step(step)?;
     }
@@ -187,7 +241,7 @@ pub fn inodes(size: u64) -> String {
 }
 
 impl Builder<'_> {
-    fn populate(&self) -> Result<(), Failure> {
+    fn populate(&self, kernel: Option<Kernel>) -> Result<Option<OwnedFd>, Failure> {
         if let RootPlan::Host(names) = &self.plan.root {
             self.host(names)?;
             if let Some(opt) = &self.plan.opt {
@@ -198,9 +252,7 @@ impl Builder<'_> {
             Some(names) => self.own_names(names)?,
             None => self.host_names()?,
         }
-        self.devices()?;
-        self.process_information()?;
-        self.system_information()?;
+        let spent = self.kernel(kernel)?;
         self.temporary()?;
         match &self.plan.root {
             RootPlan::Host(names) => {
@@ -218,7 +270,7 @@ impl Builder<'_> {
             }
             RootPlan::Directory(_) | RootPlan::Unchanged => {}
         }
-        Ok(())
+        Ok(spent)
     }
 
     /// The host's own directories, and places that programs expect to exist.

@@ -136,7 +136,8 @@ impl Runtime {
         sys::place(output.as_fd(), 1)?;
         sys::place(output.as_fd(), 2)?;
         sys::close_from_on_exec(3);
-        sys::reset_signals();
+        sys::default_actions();
+        sys::unblock_signals();
         if self.hidden.is_empty() && command.layers.is_none() {
             return Ok(());
         }

@@ -63,16 +63,12 @@ pub fn run<A: Supervisor>() -> ! {
     std::process::exit(code);
 }
 
+/// A Ctrl-C, or what a service manager sends to all of a service, means the runner, which drains; supervisors and inits end when it has.
+pub const IGNORED: &[libc::c_int] =
+    &[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR2];
+
 fn serve<A: Supervisor>() -> io::Result<()> {
-    // A Ctrl-C, or what a service manager sends to all of a service, means the runner, which drains; we end when it has.
-    sys::ignore_signals(&[
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGPIPE,
-        libc::SIGUSR2,
-    ]);
+    sys::ignore_signals(IGNORED);
     // Fails only for the leader of a group, which has what this is for.
     if let Err(error) = rustix::process::setsid()
         && error != Errno::PERM
