@@ -73,6 +73,14 @@ pub fn worth(c: &Idle) -> f64 {
     c.frequency.max(0.0).sqrt() * c.start.as_secs_f64().max(1e-6) / size / f64::from(c.rank.saturating_add(1))
 }
 
+/// How many idle containers of a function stay, whoever else wants room: `waiting` calls of its own stand in the line, for CPU since nothing else is
+/// missing, and each container holds `concurrency` of them. Only a function that `has` no container at all comes before them. One that has some
+/// and takes more gains nothing where CPU is what all wait for: whose container went launches it again, and in the end more is launched than served.
+#[must_use]
+pub fn spoken_for(waiting: u32, concurrency: u32, has: bool) -> usize {
+    if has { waiting.div_ceil(concurrency.max(1)) as usize } else { 0 }
+}
+
 /// The least worthy that together make up for `need`, as positions in `idle`, no more of them than it takes in that order;
 /// `None` if all of them would not do.
 #[must_use]
@@ -141,6 +149,15 @@ mod tests {
         assert_eq!(chosen(bytes(1 << 40)), None);
         assert_eq!(chosen(Need { size: 0, count: 5 }), None);
         assert_eq!(chosen(bytes(0)), Some(0));
+    }
+
+    #[test]
+    fn what_somebody_waits_for_goes_only_to_who_has_none() {
+        assert_eq!(spoken_for(0, 1, true), 0, "nobody waits");
+        assert_eq!(spoken_for(3, 1, true), 3);
+        assert_eq!(spoken_for(3, 2, true), 2, "two calls in each");
+        assert_eq!(spoken_for(3, 0, true), 3, "one call in each is the least");
+        assert_eq!(spoken_for(3, 1, false), 0);
     }
 
     #[test]

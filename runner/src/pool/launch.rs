@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use stoker_core::error::Blame;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{ContainerId, Resources};
-use stoker_policy::eviction::{Idle, Need, victims};
+use stoker_policy::eviction::{Idle, Need, spoken_for, victims};
 use stoker_policy::launch::{Decision, decide};
 use stoker_policy::prewarm::Expected;
 use tokio::net::UnixStream;
@@ -166,17 +166,19 @@ impl Pools {
         true
     }
 
-    /// Ends idle containers of others until `need` fits, unless enough are ending already.
+    /// Ends idle containers of others that nobody waits for until `need` fits, unless enough are ending already.
     fn make_room(&self, inner: &mut Inner, own: Digest, need: Resources, actions: &mut Vec<Action>) {
         let mut free = self.ledger.free();
         let now = Instant::now();
+        let has = inner.versions.get(&own).is_some_and(|version| version.standing() > 0);
         let (mut keys, mut idle): (Vec<(Digest, u64)>, Vec<Idle>) = Default::default();
         for (digest, version) in &inner.versions {
             let ending = version.members.values().filter(|m| m.state == State::Stopping).count();
             free.memory = free.memory.saturating_add(version.spec.memory.saturating_mul(ending as u64));
             free.slots = free.slots.saturating_add(super::count(ending));
             if *digest != own {
-                for (seq, candidate) in version.candidates(now) {
+                let stay = spoken_for(super::count(version.waiters.len()), version.per_container(), has);
+                for (seq, candidate) in version.candidates(now).into_iter().skip(stay) {
                     keys.push((*digest, seq));
                     idle.push(candidate);
                 }

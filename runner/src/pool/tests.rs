@@ -505,6 +505,48 @@ async fn a_line_that_does_not_end_gets_a_container() {
     }
 }
 
+/// Where all wait for CPU, who has a container takes none of those that others wait for, however long it has waited itself.
+#[tokio::test]
+async fn what_a_call_waits_for_is_not_ended_for_another() {
+    let total = Resources { memory: 3 * (64 << 20), cpu_millis: 2000, slots: 3 };
+    let (_, pools) = pools_of(puppets(0), total, Duration::from_secs(60));
+    let [one, two, three] = ["one", "two", "three"].map(|name| {
+        let name = FunctionName::new("test", name).unwrap();
+        let mut spec = (*specs()[3]).clone();
+        (spec.name, spec.cpu_millis, spec.max_containers, spec.idle_timeout_ms) = (name, 1000, 8, 3_600_000);
+        Arc::new(spec)
+    });
+    let acquire = |spec: &Arc<FunctionSpec>| {
+        let asker = Asker { balancer: 1, waited: true, ..Asker::default() };
+        pools.acquire(spec.digest(), spec, CallId::new(), asker, Duration::from_secs(3600))
+    };
+    let wait = |spec| match acquire(spec) {
+        Acquired::Wait { ticket, .. } => ticket,
+        Acquired::Now(_) => panic!("there is no CPU"),
+        Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
+    };
+    let there = |spec: &FunctionSpec| {
+        pools.inner().versions[&spec.digest()].members.values().filter(|m| m.serves()).count()
+    };
+    for spec in [&one, &two, &three] {
+        wait(spec).wait().await.unwrap_or_else(|_| panic!("it starts")).finish(true, None);
+    }
+    let (Acquired::Now(busy), Acquired::Now(ending)) = (acquire(&one), acquire(&three)) else {
+        panic!("they are idle");
+    };
+    let first = wait(&one);
+    pools.inner().versions.get_mut(&one.digest()).unwrap().waiters[0].overdue = true;
+    let (second, third) = (wait(&two), wait(&three));
+    // There is CPU for one of them, and the first in turn has no container that is free.
+    ending.finish(true, None);
+    assert_eq!([&one, &two, &three].map(|spec| there(spec)), [1, 1, 1]);
+    second.wait().await.unwrap_or_else(|_| panic!("it has its container")).finish(true, None);
+    third.wait().await.unwrap_or_else(|_| panic!("it has its container")).finish(true, None);
+    busy.finish(true, None);
+    first.wait().await.unwrap_or_else(|_| panic!("its container is free")).finish(true, None);
+    pools.stop_all().await;
+}
+
 /// Calls in a rhythm slower than the idle timeout find a container after a few beats, though each had gone before the next call came.
 /// The pause is the rhythm, and nothing waits for it; on a busy machine it takes some beats more.
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use stoker_core::resources::Resources;
-use stoker_policy::eviction::{Idle, Need, victims};
+use stoker_policy::eviction::{Idle, Need, spoken_for, victims};
 
 use super::{Act, Node, Rules};
 use crate::scenario::RunnerPolicy;
@@ -15,11 +15,16 @@ impl Node {
         let instant = rules.instant(now);
         let mut keys = Vec::new();
         let mut idle = Vec::new();
+        let has = self.pools.get(&own).is_some_and(|pool| !pool.bare());
         for (function, pool) in self.pools.iter().filter(|(function, _)| **function != own) {
             let frequency = pool.frequency.at(instant);
             // The last of those that are too many went unused for longest.
             let kept = (pool.idle.len() as u32).saturating_sub(pool.surplus());
-            for (rank, resting) in (0u32..).zip(pool.idle.iter().rev()) {
+            let stay = match rules.runner_policy {
+                RunnerPolicy::Stoker => spoken_for(pool.waiters.len() as u32, 1, has),
+                RunnerPolicy::Plain => 0,
+            };
+            for (rank, resting) in (0u32..).zip(pool.idle.iter().rev()).skip(stay) {
                 let age = duration(now - resting.since);
                 keys.push((*function, resting.container, age));
                 let (start, size) = (pool.cold.get(), pool.ask.memory);
