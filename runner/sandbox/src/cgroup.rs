@@ -323,6 +323,21 @@ impl Freezer {
         }
     }
 
+    /// Asks again for what is under way: in version 1 a process that came to stand in its debugger's hands meanwhile is only frozen by another write.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn insist(&self) -> io::Result<()> {
+        match self {
+            Self::V1(directory)
+                if fs::read_to_string(directory.join("freezer.state"))?.trim() == "FREEZING" =>
+            {
+                self.set(true)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The file that tells of a change by becoming readable with priority; version 1 has none.
     pub fn events(&self) -> Option<PathBuf> {
         match self {

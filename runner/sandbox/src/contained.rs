@@ -33,7 +33,7 @@ pub use program::Program;
 use crate::channel::Channel;
 use crate::egress::Gate;
 use crate::wire::{Identity, Names, Plan, Program as Words, RootPlan};
-use crate::{Error, ExitCause, Network, Root, Spec, User};
+use crate::{Error, ExitCause, Network, Root, Shared, Spec, User};
 
 /// The last argument of a program that is to be the init of a container.
 pub const ARGUMENT: &str = "__stoker-contained";
@@ -71,6 +71,11 @@ pub trait Holder: Send + Sync {
 
     /// By what the next program of this process knows it.
     fn hand_over(&self) -> Handed;
+
+    /// Descriptors come out of the container: not where its kernel is its own.
+    fn hands_out(&self) -> bool {
+        true
+    }
 }
 
 /// A container as it is handed over.
@@ -110,8 +115,12 @@ impl Former {
 /// A container that its engine has started.
 pub struct Started {
     pub door: Door,
+    /// Who leads it to our kernel, where its engine says so; else whoever comes through the door.
+    pub leader: Option<Pid>,
     pub plan: Plan,
     pub end: End,
+    /// The shared directory, where it is there already.
+    pub shared: Option<Shared>,
     /// It has a network of its own whose loopback interface its engine may have left down: nothing in the specification of runtimes
     /// says that they set it up, and youki does not.
     pub lacks_loopback: bool,
@@ -161,15 +170,18 @@ impl Door {
         Ok(Self(listener))
     }
 
-    /// Waits for the init, and closes the door behind it.
-    async fn enter(self) -> io::Result<(Channel, Pid, OwnedFd)> {
+    /// Waits for the init, and closes the door behind it. Gives who `leads` the container, if not who came.
+    async fn enter(self, leads: Option<Pid>) -> io::Result<(Channel, Pid, OwnedFd)> {
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "its init did not come to the runner");
         let (stream, _) = tokio::time::timeout(ENTRY_LIMIT, self.0.accept()).await.map_err(late)??;
         let stream = OwnedFd::from(stream.into_std()?);
-        let peer = rustix::net::sockopt::socket_peercred(&stream)?.pid;
+        let leader = match leads {
+            Some(leader) => leader,
+            None => rustix::net::sockopt::socket_peercred(&stream)?.pid,
+        };
         // The number may mean another process by now; that the init answers from here on shows that it does not.
-        let pidfd = pidfd_open(peer, PidfdFlags::empty())?;
-        Ok((Channel::new(stream)?, peer, pidfd))
+        let pidfd = pidfd_open(leader, PidfdFlags::empty())?;
+        Ok((Channel::new(stream)?, leader, pidfd))
     }
 }
 

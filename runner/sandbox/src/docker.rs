@@ -214,6 +214,7 @@ fn describe(about: &Value, gate: &Gate) -> Description {
         chooses_user: rustix::process::geteuid().is_root(),
         hides_root: false,
         sizes_roots: false,
+        own_kernel: false,
     }
 }
 
@@ -328,7 +329,8 @@ impl Engine {
         }
         let path = format!("/containers/{}/start", held.name);
         self.api.call(Method::POST, &path, Content::Nothing).await?;
-        Ok(Started { door, plan, end: self.end(&held.name), lacks_loopback: false })
+        let end = self.end(&held.name);
+        Ok(Started { door, leader: None, plan, end, shared: None, lacks_loopback: false })
     }
 
     /// What the daemon says of the end of a container's init.

@@ -212,15 +212,19 @@ impl Sandbox for InitSandbox {
 
     async fn listen(&self, address: SocketAddr) -> Result<std::net::TcpListener, Error> {
         let fail = |source| platform(format!("listen on {address} in the sandbox"))(source);
-        match self.inner.ask(Order::Listen(address), &[]).await? {
-            (Report::Listening, Some(listener)) => {
-                let listener = std::net::TcpListener::from(listener);
-                listener.set_nonblocking(true).map_err(fail)?;
-                Ok(listener)
-            }
-            (Report::NotListening { errno }, _) => Err(fail(io::Error::from_raw_os_error(errno))),
-            _ => Err(fail(io::ErrorKind::InvalidData.into())),
-        }
+        let init = self.inner.init().ok_or_else(|| fail(died()))?;
+        let listener = match self.inner.backing.listen(init, address).await {
+            Some(made) => made.map_err(fail)?,
+            None => match self.inner.ask(Order::Listen(address), &[]).await? {
+                (Report::Listening, Some(listener)) => listener.into(),
+                (Report::NotListening { errno }, _) => {
+                    return Err(fail(io::Error::from_raw_os_error(errno)));
+                }
+                _ => return Err(fail(io::ErrorKind::InvalidData.into())),
+            },
+        };
+        listener.set_nonblocking(true).map_err(fail)?;
+        Ok(listener)
     }
 
     async fn freeze(&self) -> Result<(), Error> {

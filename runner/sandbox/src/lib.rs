@@ -68,6 +68,8 @@ pub struct Description {
     pub hides_root: bool,
     /// What is written to a root is bounded by [`Spec::tmp_size`], where [`Spec::writable_root`] allows it.
     pub sizes_roots: bool,
+    /// A function's kernel is its own, and not the host's: it goes with its sandbox when that has too much memory, and says some things in its own way.
+    pub own_kernel: bool,
 }
 
 /// What a sandbox sees as `/`.

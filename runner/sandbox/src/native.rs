@@ -239,6 +239,7 @@ fn describe(means: &Means, base: &Base) -> Description {
         chooses_user: user_namespace,
         hides_root: user_namespace,
         sizes_roots: true,
+        own_kernel: false,
     }
 }
 

@@ -1,19 +1,21 @@
-//! The `oci` driver: any OCI runtime of the machine (crun, runc, youki), by its command line.
+//! The `oci` driver: any OCI runtime of the machine (crun, runc, youki, gVisor's runsc), by its command line.
 //!
 //! For sites that want a standard runtime, or one of their own, between functions and the host. Every sandbox is a bundle in the
 //! driver's state directory; a small process, the monitor, runs the runtime's commands and ends everything when the runner goes.
 //! The container's first process is ours (see `contained`), so a function is parked, started, told its late environment
 //! and watched as in a native sandbox; freezing and counting go to the cgroup directly, without the runtime.
 //!
-//! A function is the user of the host's that its image names, else one that nobody else is, without a user namespace. Needs root, and a runtime that shares the host's
-//! kernel: sockets and pipes are handed into the container, and some out of it. Runtimes that give a container a kernel of its own (gVisor's runsc,
-//! Kata) do not have that.
+//! A function is the user of the host's that its image names, else one that nobody else is, without a user namespace. Needs root, and a runtime
+//! into whose containers sockets and pipes can be handed. Where none come out, since the container has a kernel of its own, what is handed out
+//! elsewhere is made outside: see `gvisor`. Virtual machines (Kata) take none in.
 
 mod bundle;
 mod config;
+mod gvisor;
 pub(crate) mod runtime;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,7 +32,7 @@ use crate::contained::{
 };
 use crate::egress::{self, Gate};
 use crate::handover::{HandedDriver, HandedSandbox, InheritedFds, PassedFds};
-use crate::init_sandbox::InitSandbox;
+use crate::init_sandbox::{InitSandbox, too_little_memory};
 use crate::state::State;
 use crate::{Description, Driver, Error, ExitCause, Network, Sandbox, Spec, native, spawner, users};
 
@@ -95,6 +97,8 @@ struct Engine {
     cgroup: PathBuf,
     cgroups: Vec<PathBuf>,
     swap: bool,
+    /// Containers have kernels of their own.
+    own_kernel: bool,
     next: AtomicU64,
     former: Mutex<Former>,
 }
@@ -114,6 +118,7 @@ impl Oci {
             ));
         }
         let runtime = find(config.runtime.as_deref())?;
+        let own_kernel = gvisor::is(&runtime).await?;
         let state = State::open(&config.state_dir, NAME, &config.name)?;
         let name = state.cgroup_name(&config.name);
         let parent = config.cgroup_parent.as_deref();
@@ -122,16 +127,16 @@ impl Oci {
         let (cgroup, cgroups) = cgroup::place(&base, &name);
         // The runtime makes more of them.
         state.write_down(cgroups.clone())?;
-        let record = Record { runtime: runtime.clone(), cgroups: cgroups.clone() };
+        let record = Record { runtime, cgroups, own_kernel };
         let engine = monitor::Engine::Runtime { life: state.life() };
         let begun = driver::begin(&state, &config.spawner, |life| record.write(life), engine).await;
         let (client, program) = begun.inspect_err(|_| {
-            for directory in &cgroups {
+            for directory in &record.cgroups {
                 cgroup::remove_tree(directory).ok();
             }
         })?;
         let left = Left { state, client, program, base, containers: 0 };
-        Ok(Self::of(left, &config, (cgroup, cgroups), &runtime))
+        Ok(Self::of(left, &config, cgroup, record))
     }
 
     /// The same, of the process's former program.
@@ -148,15 +153,16 @@ impl Oci {
         let left = Left::take_up(whose, &config.spawner, engine, handed, inherited)?;
         let record = Record::read(&left.state.life());
         let lost = || platform("take the sandbox monitor up")(io::ErrorKind::NotFound.into());
-        let Record { runtime, cgroups } = record.ok_or_else(lost)?;
+        let record = record.ok_or_else(lost)?;
         let (cgroup, _) = cgroup::place(&left.base, &left.state.cgroup_name(&config.name));
-        Ok(Self::of(left, &config, (cgroup, cgroups), &runtime))
+        Ok(Self::of(left, &config, cgroup, record))
     }
 
-    fn of(left: Left, config: &Config, (cgroup, cgroups): (PathBuf, Vec<PathBuf>), runtime: &Path) -> Self {
+    fn of(left: Left, config: &Config, cgroup: PathBuf, record: Record) -> Self {
         let Left { state, client, program, base, containers } = left;
         let gate = Gate::new(&config.egress);
-        let description = describe(runtime, &base, &gate);
+        let Record { runtime, cgroups, own_kernel } = record;
+        let description = describe(&runtime, own_kernel, &base, &gate);
         let engine = Arc::new(Engine {
             client,
             program,
@@ -167,6 +173,7 @@ impl Oci {
             base,
             cgroup,
             cgroups,
+            own_kernel,
             next: AtomicU64::new(containers),
             former: Mutex::new(Former::new(containers)),
             state,
@@ -209,14 +216,15 @@ fn accounts_for_swap(cgroups: &[PathBuf]) -> bool {
     cgroups.iter().any(|directory| files.iter().any(|file| directory.join(file).exists()))
 }
 
-fn describe(runtime: &Path, base: &Base, gate: &Gate) -> Description {
+fn describe(runtime: &Path, own_kernel: bool, base: &Base, gate: &Gate) -> Description {
     let has = |controller| base.has(controller);
     use crate::cgroup::Controller;
     Description {
         name: NAME,
         why: format!(
-            "containers of {}, hardened as native sandboxes are, without user namespaces",
-            runtime.display()
+            "containers of {}, {}hardened as native sandboxes are, without user namespaces",
+            runtime.display(),
+            if own_kernel { "each with a kernel of its own, " } else { "" }
         ),
         isolates: true,
         freezes: true,
@@ -228,6 +236,7 @@ fn describe(runtime: &Path, base: &Base, gate: &Gate) -> Description {
         chooses_user: rustix::process::geteuid().is_root(),
         hides_root: false,
         sizes_roots: true,
+        own_kernel,
     }
 }
 
@@ -304,7 +313,16 @@ impl Engine {
 
     /// Has the runtime start a container whose init comes to the door.
     async fn launch(self: &Arc<Self>, bundle: &Arc<Bundle>, spec: Spec) -> Result<Started, Error> {
-        let plan = contained::plan(&spec, &bundle.guest, &self.gate);
+        let mut plan = contained::plan(&spec, &bundle.guest, &self.gate);
+        let mut globals = Vec::new();
+        let mut shared = None;
+        if self.own_kernel {
+            globals = gvisor::flags(&spec);
+            // Its cgroup counts the threads of its kernel.
+            plan.processes = Some(spec.pids);
+            shared =
+                plan.shared.take().map(|inside| gvisor::share(inside, bundle.guest.user())).transpose()?;
+        }
         let lacks_loopback = spec.network != Network::Host;
         let door = Door::open(&bundle.door).map_err(platform("open a door for the container"))?;
         let (maker, whole) = (Arc::clone(bundle), plan.clone());
@@ -315,10 +333,26 @@ impl Engine {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let pid_file = bundle.directory.join("pid");
         let words = ["run", "--detach", "--pid-file", &text(&pid_file), "--bundle", &text(&bundle.directory)];
-        let arguments = words.into_iter().chain([bundle.name.as_str()]).map(str::to_owned).collect();
+        let words = words.into_iter().chain([bundle.name.as_str()]).map(str::to_owned);
+        let arguments = globals.into_iter().chain(words).collect();
         let command = Command { arguments, output: bundle.output(), layers };
-        match self.client.start_container(command, pid_file).await? {
-            (0, end) => Ok(Started { door, plan, end: self.end(bundle, end), lacks_loopback }),
+        let handed = shared.as_ref().map(|shared| shared.directory.as_fd());
+        match self.client.start_container(command, pid_file.clone(), handed).await? {
+            (0, end) => {
+                let unsaid =
+                    || platform("read which process the container is")(io::ErrorKind::InvalidData.into());
+                let leader = match self.own_kernel {
+                    true => Some(runtime::number(&pid_file).ok_or_else(unsaid)?),
+                    // Its init itself.
+                    false => None,
+                };
+                let end = self.end(bundle, end);
+                Ok(Started { door, leader, plan, end, shared, lacks_loopback })
+            }
+            // Runtimes are in the container's cgroup before its init is.
+            (status, _) if status < 0 && self.base.lent(&bundle.name).memory_kills() > 0 => {
+                Err(too_little_memory())
+            }
             (status, _) => {
                 let words = bundle.last_words().await;
                 let source = io::Error::other(match words.is_empty() {

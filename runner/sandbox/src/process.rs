@@ -131,6 +131,7 @@ fn describe(base: &Base) -> Description {
         chooses_user: false,
         hides_root: false,
         sizes_roots: false,
+        own_kernel: false,
     }
 }
 

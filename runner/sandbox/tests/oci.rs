@@ -87,6 +87,25 @@ async fn a_runtime_that_is_not_there_is_named() {
     assert!(!state.0.exists());
 }
 
+/// As Debian's of 2022, which has only the flag's older sister.
+#[tokio::test]
+async fn a_runsc_that_is_too_old_is_told() {
+    if !wanted("crun") {
+        return;
+    }
+    let state = State::new("old");
+    std::fs::create_dir_all(&state.0).unwrap();
+    let runtime = state.0.join("runsc");
+    let script = "#!/bin/sh\ncase $1 in --version) echo runsc version 0.0~20221219.0;; flags) echo '  -fsgofer-host-uds';; esac\n";
+    std::fs::write(&runtime, script).unwrap();
+    std::fs::set_permissions(&runtime, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let error = oci(runtime.to_str().unwrap(), "old", &state.0).await.err().unwrap();
+    assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
+    for word in ["runsc version 0.0~20221219.0", "too old", "-host-uds"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn it_is_selected_where_it_is_asked_for() {
     if !wanted("crun") {

@@ -72,7 +72,7 @@ pub async fn the_work_directory_is_current_and_readable(subject: Subject<'_>) ->
     if subject.claims().isolates {
         let spec = Spec { workdir: scratch.0.clone(), ..subject.spec("workdir", &["write", "new"]) };
         let out = subject.output_of(spec).await?;
-        expect(out == libc::EROFS.to_string(), || format!("writing answers {out}"))?;
+        subject.read_only(&out)?;
     }
     Ok(())
 }
@@ -122,7 +122,10 @@ pub async fn a_missing_interpreter_is_named(subject: Subject<'_>) -> Outcome {
     scratch.file("script", "#!/bin/sh\r\nexit 0\r\n", 0o755)?;
     refused(subject, spec.clone(), &[r#"a script for "/bin/sh\r""#, "write it with LF"]).await?;
     scratch.file("script", &format!("#!/{}\n", "long/".repeat(100)), 0o755)?;
-    refused(subject, spec.clone(), &["script", "#! line is longer"]).await?;
+    // How much of it is read is the kernel's own business.
+    let words: &[_] =
+        if subject.claims().own_kernel { &["script"] } else { &["script", "#! line is longer"] };
+    refused(subject, spec.clone(), words).await?;
     // One that nobody writes to has whoever reads it wait.
     std::fs::remove_file(&program)?;
     let mode = rustix::fs::Mode::from_raw_mode(0o777);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,7 +38,7 @@ impl From<io::Error> for Absent {
 /// # Errors
 /// As [`crate::Driver::create`] says.
 pub async fn receive(
-    Started { door, plan, end, lacks_loopback }: Started,
+    Started { door, leader, plan, end, shared, lacks_loopback }: Started,
     user: User,
     way: Option<Arc<Policy>>,
     holder: Arc<dyn Holder>,
@@ -46,7 +47,7 @@ pub async fn receive(
         let (control, pid, pidfd) = tokio::select! {
             // One that has come in tells its end itself.
             biased;
-            entered = door.enter() => entered?,
+            entered = door.enter(leader) => entered?,
             ended = end => return Err(match ended.out_of_memory {
                 true => Absent::TooLittleMemory,
                 false => io::Error::other(ended.to_string()).into(),
@@ -86,8 +87,7 @@ pub async fn receive(
     };
     let backing = Arc::new(Lent { leaf: Arc::new(leaf), way: Mutex::new(way), holder });
     let inside = plan.shared.clone();
-    InitSandbox::build(Making { plan, inside, shared: None, control, pidfd, backing, owner: Some(user) })
-        .await
+    InitSandbox::build(Making { plan, inside, shared, control, pidfd, backing, owner: Some(user) }).await
 }
 
 /// Takes up a container of the process's former program; `hold` finds the holder of what it has by its number.
@@ -121,24 +121,33 @@ pub fn take_up(
 /// Sets up what the network of a process lacks, from outside of it: its loopback interface, and a tunnel where it has a way out (`six`: with the
 /// sixth version of the protocol), whose other end this gives.
 async fn furnish(of: Pid, loopback: bool, six: Option<bool>) -> io::Result<Option<OwnedFd>> {
+    in_network(of, move || {
+        if loopback {
+            sys::interface_up(c"lo")?;
+            // Any port is free to a function that has the whole interface to itself. Not having it harms few.
+            std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").ok();
+        }
+        let Some(six) = six else { return Ok(None) };
+        // Engines close it where there is nothing but the loopback interface.
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0").ok();
+        tunnel::make(six).map(Some).map_err(|failure| {
+            let error = io::Error::from_raw_os_error(failure.errno);
+            io::Error::new(error.kind(), format!("{}: {error}", failure.step))
+        })
+    })
+    .await
+}
+
+/// Makes something in the network of a process.
+async fn in_network<T: Send + 'static>(
+    of: Pid,
+    make: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let (give, made) = oneshot::channel();
     // On a thread of its own, which ends in that network.
     std::thread::Builder::new().name("stoker-network".to_owned()).spawn(move || {
-        let make = || {
-            enter_network(of)?;
-            if loopback {
-                sys::interface_up(c"lo")?;
-            }
-            let Some(six) = six else { return Ok(None) };
-            // Engines close it where there is nothing but the loopback interface.
-            std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0").ok();
-            tunnel::make(six).map(Some).map_err(|failure| {
-                let error = io::Error::from_raw_os_error(failure.errno);
-                io::Error::new(error.kind(), format!("{}: {error}", failure.step))
-            })
-        };
-        // Where nobody is there, who waited has given up: the tunnel goes.
-        give.send(make()).ok();
+        // Where nobody is there, who waited has given up: what was made goes.
+        give.send(enter_network(of).and_then(|()| make())).ok();
     })?;
     made.await.map_err(io::Error::other).flatten()
 }
@@ -175,6 +184,13 @@ impl Backing for Lent {
         Some(self.holder.set_frozen(frozen).await)
     }
 
+    async fn listen(&self, init: Pid, address: SocketAddr) -> Option<io::Result<TcpListener>> {
+        if self.holder.hands_out() {
+            return None;
+        }
+        Some(in_network(init, move || TcpListener::bind(address)).await)
+    }
+
     fn lingers(&self) -> bool {
         true
     }
@@ -192,7 +208,9 @@ impl Backing for Lent {
     }
 
     async fn write_off(&self) {
-        // Its processes are gone: what the engine still has to write off is no reason to wait.
+        // The function's processes are gone: what the engine still has to write off is no reason to wait. What it has beside them may stand
+        // still, frozen a moment after the end.
+        self.leaf.kill();
         self.holder.remove().await;
     }
 }
@@ -200,7 +218,7 @@ impl Backing for Lent {
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
+    use std::net::TcpStream;
     use std::process::{Command, Stdio};
 
     use super::*;

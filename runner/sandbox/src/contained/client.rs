@@ -1,6 +1,7 @@
 //! The runner's side of the monitor: has commands run, hears of the ends of containers, has earlier lives cleared away.
 
 use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::oneshot;
@@ -73,7 +74,8 @@ impl Client {
         Ok(self.live().await?.ask(order, &[]).await?.0)
     }
 
-    /// The same with one that starts a container and writes the number of its init into this file.
+    /// The same with one that starts a container and writes the number of its init into this file. A mount that is `handed` to it goes where its
+    /// [layers](crate::oci::runtime::Layers) say.
     ///
     /// # Errors
     /// The same.
@@ -81,11 +83,13 @@ impl Client {
         &self,
         command: Command,
         pid_file: PathBuf,
+        handed: Option<BorrowedFd<'_>>,
     ) -> Result<(i32, InitEnd), Error> {
         let live = self.live().await?;
         let (end, ended) = live.expect()?;
         let watch = Some(Watch { sequence: end, pid_file });
-        let status = live.ask(|sequence| ToMonitor::Run { sequence, command, watch }, &[]).await;
+        let order = |sequence| ToMonitor::Run { sequence, command, watch };
+        let status = live.ask(order, handed.as_slice()).await;
         if !matches!(status, Ok((0, _))) {
             live.forget(end);
         }

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 use serde::{Deserialize, Serialize};
 
 use super::client;
-use crate::oci::runtime::{Command, Runtime};
+use crate::oci::runtime::{self, Command, Runtime};
 use crate::supervisor::server::{Runner, Supervisor};
 use crate::{docker, sys};
 
@@ -117,11 +117,12 @@ impl Supervisor for Monitor {
         Ok(Self { setup, runtime, running: HashMap::new(), inits: HashMap::new() })
     }
 
-    fn answer(&mut self, order: ToMonitor, _descriptors: Vec<OwnedFd>, runner: &Runner) -> bool {
+    fn answer(&mut self, order: ToMonitor, handed: Vec<OwnedFd>, runner: &Runner) -> bool {
         match order {
             ToMonitor::Run { sequence, command, watch } => {
                 let absent = || io::Error::from(io::ErrorKind::NotFound);
-                match self.runtime.as_ref().ok_or_else(absent).and_then(|runtime| runtime.start(&command)) {
+                let runtime = self.runtime.as_ref().ok_or_else(absent);
+                match runtime.and_then(|runtime| runtime.start(&command, handed.first())) {
                     Ok(pid) => {
                         self.running.insert(pid, Running { sequence, watch, strays: Vec::new() });
                         true
@@ -133,7 +134,8 @@ impl Supervisor for Monitor {
                 }
             }
             ToMonitor::Clear { sequence, life } => {
-                let left = Runtime::of(&life).map_or(0, |runtime| runtime.clear());
+                let clear = |runtime: Runtime| runtime.clear(|pid, status| self.ended(pid, status, runner));
+                let left = Runtime::of(&life).map_or(0, clear);
                 self.reap(runner);
                 done(sequence, left, runner)
             }
@@ -144,19 +146,7 @@ impl Supervisor for Monitor {
     /// Collects what has ended: commands, and the containers that they left to us.
     fn reap(&mut self, runner: &Runner) {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let status = told(status);
-            if let Some(command) = self.running.remove(&pid) {
-                if status == 0 {
-                    self.watch(&command, runner);
-                }
-                done(command.sequence, status, runner);
-            } else if let Some(sequence) = self.inits.remove(&pid) {
-                done(sequence, status, runner);
-            } else {
-                for command in self.running.values_mut().filter(|command| command.watch.is_some()) {
-                    command.strays.push((pid, status));
-                }
-            }
+            self.ended(pid, status, runner);
         }
     }
 
@@ -184,7 +174,7 @@ impl Supervisor for Monitor {
                 }
             }
             (Engine::Runtime { .. }, Some(runtime)) => {
-                runtime.clear();
+                runtime.clear(|_, _| {});
                 runtime.remove_cgroups();
             }
             (Engine::Runtime { .. }, None) => {}
@@ -197,11 +187,27 @@ impl Supervisor for Monitor {
 }
 
 impl Monitor {
+    /// Tells whom it concerns.
+    fn ended(&mut self, pid: Pid, status: WaitStatus, runner: &Runner) {
+        let status = told(status);
+        if let Some(command) = self.running.remove(&pid) {
+            if status == 0 {
+                self.watch(&command, runner);
+            }
+            done(command.sequence, status, runner);
+        } else if let Some(sequence) = self.inits.remove(&pid) {
+            done(sequence, status, runner);
+        } else {
+            for command in self.running.values_mut().filter(|command| command.watch.is_some()) {
+                command.strays.push((pid, status));
+            }
+        }
+    }
+
     /// From here on, or at once, the end of the container's init is told that this command has started.
     fn watch(&mut self, command: &Running, runner: &Runner) {
         let Some(Watch { sequence, ref pid_file }) = command.watch else { return };
-        let written = fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok());
-        let Some(init) = written.and_then(Pid::from_raw) else { return };
+        let Some(init) = runtime::number(pid_file) else { return };
         match command.strays.iter().find(|(stray, _)| *stray == init) {
             Some((_, status)) => {
                 done(sequence, *status, runner);

@@ -247,6 +247,10 @@ fn explain(program: &Path, error: &io::Error) -> Failure {
                 "command {name} is in a directory that is closed to the function's user: permission denied"
             ),
         },
+        // Other kernels answer so for a pipe or a socket.
+        Some(libc::EPERM) if program.metadata().is_ok_and(|metadata| !metadata.is_file()) => {
+            format!("command {name} is not a plain file")
+        }
         // A name that reaches to the end of what the kernel reads may be longer.
         Some(libc::ENOEXEC) if interpreter(program).is_some_and(|name| name.len() > HEAD - 8) => {
             format!(

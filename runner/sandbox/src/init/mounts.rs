@@ -25,7 +25,7 @@ use rustix::mount::{
 
 pub use self::kernel::{Kernel, MASKED, MASKED_SYSTEM, PROTECTED, ahead};
 use self::tree::*;
-pub use self::tree::{inside, kind};
+pub use self::tree::{NO_DEVICES, NO_SUID, inside, kind, tmpfs};
 use crate::sys::{self, MountAttributes};
 use crate::wire::{Failure, Identity, Names, Plan, RootPlan, Step};
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitOptions, getpid, getppid, waitpid};
+use rustix::thread::sched_yield;
 
 use super::launch;
 use crate::sys;
@@ -102,17 +103,45 @@ pub fn run(plan: &Plan, socket: &OwnedFd, first: [OwnedFd; 4]) -> ! {
     rustix::thread::set_name(c"stoker-zygote").ok();
     let mut inbox = Inbox::default();
     let mut next = Some((plan.program.clone(), first));
+    let (own, init) = (getpid(), getppid());
     while let Some((program, pipes)) = next.take().or_else(|| asked(&mut inbox, socket)) {
-        let forked = match sys::sibling() {
+        let copy = sys::sibling();
+        match copy {
+            Ok(None) if getppid() == Some(own) => disown(init, socket, &program, pipes),
             Ok(None) => launch::copied(&program, pipes),
-            Ok(Some(pid)) => Forked::Made { pid: pid.as_raw_nonzero().get() },
-            Err(error) => Forked::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) },
-        };
-        if wire::send_frame(socket.as_fd(), &forked, &[]).is_err() {
+            // Only one that is our own child is waited for: it has told the init.
+            Ok(Some(pid)) if waitpid(Some(pid), WaitOptions::empty()).is_ok() => continue,
+            _ => {}
+        }
+        if wire::send_frame(socket.as_fd(), &told(copy), &[]).is_err() {
             break;
         }
     }
     sys::exit(0)
+}
+
+/// Runs as a copy that is the zygote's child, as gVisor makes it, whose kernel takes the flag and does nothing with it. It makes another and ends, so
+/// that the other becomes the init's.
+fn disown(init: Option<Pid>, socket: &OwnedFd, program: &Program, pipes: [OwnedFd; 4]) -> ! {
+    let copy = sys::fork();
+    if let Ok(None) = copy {
+        // It is to die with the init, and not with us.
+        while getppid() != init {
+            sched_yield();
+        }
+        launch::copied(program, pipes);
+    }
+    // The init may be gone; then nobody needs to know.
+    wire::send_frame(socket.as_fd(), &told(copy), &[]).ok();
+    sys::exit(0)
+}
+
+/// What the init is told of a copy.
+fn told(copy: io::Result<Option<Pid>>) -> Forked {
+    match copy {
+        Ok(pid) => Forked::Made { pid: Pid::as_raw(pid) },
+        Err(error) => Forked::Failed { errno: error.raw_os_error().unwrap_or(libc::EIO) },
+    }
 }
 
 fn asked(inbox: &mut Inbox, socket: &OwnedFd) -> Option<(Program, [OwnedFd; 4])> {

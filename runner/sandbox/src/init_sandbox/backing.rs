@@ -1,10 +1,13 @@
 //! How a driver holds a sandbox, and what of that goes over to the next program of its process.
 
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Leaf;
@@ -31,6 +34,11 @@ pub trait Backing: Send + Sync {
     /// When it cannot be served.
     fn tunnel(&self, _tunnel: OwnedFd) -> Result<(), Error> {
         Err(Error::Unsupported("nobody asked for a way out".to_owned()))
+    }
+
+    /// Binds a listener in the network of this process from outside of it; `None` where the sandbox's init does, and hands it out.
+    async fn listen(&self, _init: Pid, _address: SocketAddr) -> Option<io::Result<TcpListener>> {
+        None
     }
 
     /// Returns when nobody looks after it any more but us, if that can be.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -189,11 +190,11 @@ impl Inner {
     }
 
     /// Its init's number among the processes that we see. None once it was reaped.
-    fn init(&self) -> Option<i32> {
+    pub fn init(&self) -> Option<Pid> {
         let path = format!("/proc/self/fdinfo/{}", self.pidfd.get_ref().as_raw_fd());
         let text = std::fs::read_to_string(path).ok()?;
         let number = text.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-        number.trim().parse().ok().filter(|pid| *pid > 0)
+        Pid::from_raw(number.trim().parse().ok().filter(|pid| *pid > 0)?)
     }
 
     /// Its init is dead, reaped or not.
@@ -290,7 +291,10 @@ impl Inner {
         let mut usage = now.or(counted.usage).unwrap_or_default();
         if usage.memory == 0 && !ended {
             // No cgroup counts it.
-            let seen = self.init().map(processes::usage_below).unwrap_or_default();
+            let seen = self
+                .init()
+                .map(|init| processes::usage_below(init.as_raw_nonzero().get()))
+                .unwrap_or_default();
             usage.memory = seen.memory;
             counted.watched = counted.watched.max(seen.memory_peak);
             counted.timed = counted.timed.max(seen.cpu);
@@ -342,6 +346,7 @@ async fn frozen_through(freezer: &Freezer) -> io::Result<()> {
     let mut again = tokio::time::interval(FREEZER_POLL);
     while !freezer.is_frozen()? {
         again.tick().await;
+        freezer.insist()?;
     }
     Ok(())
 }

@@ -43,7 +43,8 @@ impl Bundle {
         let mut shown = None;
         match &spec.root {
             Root::Directory(image) => {
-                let mut complete = !spec.writable_root;
+                // Where the runtime makes places for mounts, it does so in the root itself.
+                let mut complete = !spec.writable_root && !engine.own_kernel;
                 let shared = spec.shared.as_deref().filter(|shared| !shared.starts_with("/tmp"));
                 for at in ["/proc", "/dev", "/tmp"].into_iter().map(Path::new).chain(shared) {
                     complete &= has_mount_point(image, at)?;
@@ -86,11 +87,14 @@ impl Bundle {
             door: &self.door,
             cgroup: &engine.cgroup.join(&self.name),
             swap: engine.swap,
+            own_kernel: engine.own_kernel,
         });
         let directory = self.directory.join("layers");
         self.lay_out(&view, &directory, &overlays, &config)
             .map_err(platform(format!("make the container's bundle {}", self.directory.display())))?;
-        Ok((shown.is_some() || !overlays.is_empty()).then_some(Layers {
+        let handed = spec.shared.as_ref().filter(|_| engine.own_kernel);
+        let handed = handed.map(|_| config::shared(&self.directory));
+        Ok((shown.is_some() || handed.is_some() || !overlays.is_empty()).then_some(Layers {
             directory,
             size: spec.tmp_size,
             owner: spec.writable_root.then_some(self.guest.user().uid),
@@ -100,6 +104,7 @@ impl Bundle {
                 .transpose()?,
             overlays,
             shown,
+            handed,
         }))
     }
 
@@ -121,6 +126,9 @@ impl Bundle {
         }
         if !overlays.is_empty() {
             make(layers)?;
+        }
+        if self.engine.own_kernel {
+            make(&config::shared(&self.directory))?;
         }
         for (_, at) in overlays {
             make(at)?;
@@ -175,6 +183,10 @@ impl Holder for Bundle {
 
     fn hand_over(&self) -> Handed {
         self.guest.hand_over(self.number)
+    }
+
+    fn hands_out(&self) -> bool {
+        !self.engine.own_kernel
     }
 
     async fn last_words(&self) -> String {

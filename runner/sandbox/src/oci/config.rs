@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::gvisor;
 use crate::cgroup::PERIOD_MICROS;
 use crate::contained::view::{Mount, View};
 use crate::contained::{DOOR, OOM_SCORE, PROGRAM, Program};
@@ -35,11 +36,18 @@ pub struct Parts<'a> {
     pub cgroup: &'a Path,
     /// Swap is accounted for, and can be refused.
     pub swap: bool,
+    /// The container has a kernel of its own.
+    pub own_kernel: bool,
 }
 
 /// The file of the bundle that has the content of the view's mount of this number.
 pub fn text(bundle: &Path, number: usize) -> PathBuf {
     bundle.join(format!("text-{number}"))
+}
+
+/// The directory of the bundle that is the shared one of a container with a kernel of its own.
+pub fn shared(bundle: &Path) -> PathBuf {
+    bundle.join("shared")
 }
 
 /// The `config.json`.
@@ -56,7 +64,7 @@ pub fn config(parts: &Parts<'_>) -> Value {
     let below =
         |top: &str, names: &[&str]| names.iter().map(|name| format!("/{top}/{name}")).collect::<Vec<_>>();
     let hidden = [below("proc", MASKED), below("sys", MASKED_SYSTEM)].concat();
-    let mut config = json!({
+    json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": false,
@@ -80,19 +88,14 @@ pub fn config(parts: &Parts<'_>) -> Value {
         "linux": {
             "namespaces": namespaces,
             "cgroupsPath": parts.cgroup,
-            "resources": resources(spec, parts.swap),
+            "resources": resources(spec, parts.swap, parts.own_kernel),
             "maskedPaths": hidden,
             "readonlyPaths": below("proc", PROTECTED),
         },
-    });
-    if spec.network != Network::Host {
-        // Any port is free to a function that has the whole interface to itself.
-        config["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
-    }
-    config
+    })
 }
 
-fn resources(spec: &Spec, swap: bool) -> Value {
+fn resources(spec: &Spec, swap: bool, own_kernel: bool) -> Value {
     let mut memory = json!({"limit": spec.memory});
     if swap {
         // Both together: none of it is swap.
@@ -102,7 +105,7 @@ fn resources(spec: &Spec, swap: bool) -> Value {
         // Those that every container has are allowed by the runtime.
         "devices": [{"allow": false, "access": "rwm"}],
         "memory": memory,
-        "pids": {"limit": spec.pids},
+        "pids": {"limit": if own_kernel { gvisor::threads(spec.pids) } else { spec.pids.into() }},
     });
     if spec.cpu_millis > 0 {
         // The kernel refuses a quota under one millisecond.
@@ -153,7 +156,12 @@ fn mounts(parts: &Parts<'_>) -> Vec<Value> {
             }
         });
     }
-    if let Some(shared) = spec.shared.as_deref().filter(|shared| !shared.starts_with("/tmp")) {
+    if parts.own_kernel {
+        let own = shared(parts.bundle);
+        mounts.extend(
+            spec.shared.as_deref().map(|at| bind(&own, at, &["bind", "rprivate", "nosuid", "nodev"])),
+        );
+    } else if let Some(shared) = spec.shared.as_deref().filter(|shared| !shared.starts_with("/tmp")) {
         let (size, files) = (format!("size={SHARED_SIZE}"), format!("nr_inodes={}", inodes(SHARED_SIZE)));
         let options = ["nosuid", "nodev", "mode=0700", &size, &files, &owner[0], &owner[1]];
         mounts.push(json!({"destination": shared, "type": "tmpfs", "source": "tmpfs", "options": options}));

@@ -18,7 +18,7 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_bind_recursive, mount_change,
     mount_remount, move_mount, unmount,
 };
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup;
@@ -56,6 +56,9 @@ pub struct Layers {
     pub overlays: Vec<(PathBuf, PathBuf)>,
     /// A directory, and where it is mounted as it is, read-only: privileges that files of it give, and devices in it, mean nothing there.
     pub shown: Option<(PathBuf, PathBuf)>,
+    /// Where the mount goes that was handed over with the command.
+    #[serde(default)]
+    pub handed: Option<PathBuf>,
 }
 
 /// What a life has that its runtime must remove.
@@ -63,6 +66,9 @@ pub struct Layers {
 pub struct Record {
     pub runtime: PathBuf,
     pub cgroups: Vec<PathBuf>,
+    /// Of the runtime: it gives each container a kernel of its own.
+    #[serde(default)]
+    pub own_kernel: bool,
 }
 
 impl Record {
@@ -89,6 +95,11 @@ pub fn bundle(life: &Path, name: &str) -> PathBuf {
     life.join(CONTAINERS).join(name)
 }
 
+/// What a runtime has written down as the number of a process.
+pub fn number(file: &Path) -> Option<Pid> {
+    fs::read_to_string(file).ok()?.trim().parse().ok().and_then(Pid::from_raw)
+}
+
 /// The runtime, for one life.
 pub struct Runtime {
     life: PathBuf,
@@ -104,11 +115,11 @@ impl Runtime {
         Some(Self { life: life.to_path_buf(), record, hidden: unified_beside_v1(&mounts) })
     }
 
-    /// Starts a command. What stops it from running is said in its output.
+    /// Starts a command, with a mount for its layers where one was handed over. What stops it from running is said in its output.
     ///
     /// # Errors
     /// What the system says before there is a process.
-    pub fn start(&self, command: &Command) -> io::Result<Pid> {
+    pub fn start(&self, command: &Command, handed: Option<&OwnedFd>) -> io::Result<Pid> {
         let root = self.life.join(RUNTIME);
         let mut arguments = vec![text(&self.record.runtime)?, c"--root".to_owned(), text(&root)?];
         for argument in &command.arguments {
@@ -121,7 +132,7 @@ impl Runtime {
             Side::Parent { pid, .. } => Ok(pid),
             Side::Child => {
                 let error = self
-                    .prepare(command, &output)
+                    .prepare(command, &output, handed)
                     .err()
                     .unwrap_or_else(|| sys::execve(&arguments[0], &arguments, &environment));
                 let line = format!("{}: {error}\n", self.record.runtime.display());
@@ -132,7 +143,7 @@ impl Runtime {
     }
 
     /// In the child.
-    fn prepare(&self, command: &Command, output: &File) -> io::Result<()> {
+    fn prepare(&self, command: &Command, output: &File, handed: Option<&OwnedFd>) -> io::Result<()> {
         sys::place(output.as_fd(), 1)?;
         sys::place(output.as_fd(), 2)?;
         sys::close_from_on_exec(3);
@@ -147,11 +158,12 @@ impl Runtime {
         for directory in &self.hidden {
             unmount(directory, UnmountFlags::DETACH)?;
         }
-        command.layers.as_ref().map_or(Ok(()), Layers::mount)
+        command.layers.as_ref().map_or(Ok(()), |layers| layers.mount(handed))
     }
 
-    /// Kills and removes every container of this life. Says how many the runtime could not remove.
-    pub fn clear(&self) -> i32 {
+    /// Kills and removes every container of this life, and hands on which other processes have `ended` meanwhile: the runtime may wait for
+    /// their reaping. Says how many it could not remove.
+    pub fn clear(&self, mut ended: impl FnMut(Pid, WaitStatus)) -> i32 {
         for directory in &self.record.cgroups {
             cgroup::kill_all(directory);
         }
@@ -163,11 +175,15 @@ impl Runtime {
                 output: bundle(&self.life, &name).join("removal"),
                 layers: None,
             };
-            let removed = self.start(&command).is_ok_and(|pid| {
-                let options = WaitOptions::empty();
-                let status = std::iter::repeat_with(|| rustix::process::waitpid(Some(pid), options))
-                    .find(|waited| !matches!(waited, Err(rustix::io::Errno::INTR)));
-                matches!(status, Some(Ok(Some((_, status)))) if status.exit_status() == Some(0))
+            let removed = self.start(&command, None).is_ok_and(|pid| {
+                loop {
+                    match wait(WaitOptions::empty()) {
+                        Ok(Some((done, status))) if done == pid => break status.exit_status() == Some(0),
+                        Ok(Some((other, status))) => ended(other, status),
+                        Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                        Err(_) => break false,
+                    }
+                }
             });
             // One that the runtime does not know of was removed before, or never came to be.
             left += i32::from(!removed && self.life.join(RUNTIME).join(&name).exists());
@@ -186,7 +202,10 @@ impl Runtime {
 }
 
 impl Layers {
-    fn mount(&self) -> io::Result<()> {
+    fn mount(&self, handed: Option<&OwnedFd>) -> io::Result<()> {
+        if let (Some(at), Some(mount)) = (&self.handed, handed) {
+            move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        }
         if let Some((directory, at)) = &self.shown {
             mount_bind_recursive(directory, at)?;
             let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
