@@ -49,6 +49,7 @@ use std::time::Duration;
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_core::{CallId, ContainerId, Incarnation, Resources, Warmth};
 use stoker_policy::launch::{Mean, cap};
+use stoker_policy::shares::Apps;
 use stoker_runtime::gate::Gate;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot};
@@ -111,6 +112,8 @@ struct Inner {
     run: Mean,
     /// The sum of all versions' [moves](Version::moves).
     moves: u64,
+    /// Calls that were served out of a line.
+    turns: u64,
     /// Nothing is launched or prepared any more.
     stopping: bool,
 }
@@ -207,7 +210,11 @@ impl Pools {
         }
         if let Some(why) = ends {
             // One that did nothing wrong may end in its own way.
-            let grace = if why == Ended::Drained { STOP_GRACE } else { Duration::ZERO };
+            let grace = match why {
+                Ended::Drained => STOP_GRACE,
+                Ended::Evicted => EVICT_GRACE,
+                _ => Duration::ZERO,
+            };
             actions.extend(inner.stop(lease.digest, lease.seq, grace, why));
         }
         self.pump(&mut inner, &mut actions);
@@ -372,6 +379,12 @@ impl Inner {
             sum.slots = sum.slots.saturating_add(count(idle));
         }
         sum
+    }
+
+    /// What apps have of the runner.
+    fn apps(&self) -> Apps {
+        let here = |version: &&Version| !version.members.is_empty() || !version.waiters.is_empty();
+        self.versions.values().filter(here).map(Version::as_shared).collect()
     }
 
     /// Versions without containers and waiters keep what was measured only for a while: as long as they are of few.

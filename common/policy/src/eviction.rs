@@ -73,12 +73,20 @@ pub fn worth(c: &Idle) -> f64 {
     c.frequency.max(0.0).sqrt() * c.start.as_secs_f64().max(1e-6) / size / f64::from(c.rank.saturating_add(1))
 }
 
-/// How many idle containers of a function stay, whoever else wants room: `waiting` calls of its own stand in the line, for CPU since nothing else is
-/// missing, and each container holds `concurrency` of them. Only a function that `has` no container at all comes before them. One that has some
-/// and takes more gains nothing where CPU is what all wait for: whose container went launches it again, and in the end more is launched than served.
+/// A container is wanted again that had a call within so many launches of it, and within this time however short those are. Who takes it for a line that
+/// stood as long ([`Facts::lasts`](crate::launch::Facts::lasts)) has shown as much as that it is not wanted; balancers hear within 100 ms that it is idle.
+const AGAIN: (u32, Duration) = (3, Duration::from_millis(100));
+
+/// How many of a function's idle containers, the one used last first, are spoken for: they go to those who have a [claim](crate::shares::claim), and
+/// to nobody else. `waiting` calls of its own stand in the line, for CPU since nothing else is missing, and each container holds `concurrency` of them:
+/// where CPU is what all wait for, who takes one more gains nothing, whose container went launches it again, and in the end more is launched than
+/// served. And to one who `has` a container goes none that was [just used](AGAIN): its next call is on its way, and would have to launch it again.
 #[must_use]
-pub fn spoken_for(waiting: u32, concurrency: u32, has: bool) -> usize {
-    if has { waiting.div_ceil(concurrency.max(1)) as usize } else { 0 }
+pub fn spoken_for(idle: &[Idle], waiting: u32, concurrency: u32, has: bool) -> usize {
+    let waited_for = (waiting.div_ceil(concurrency.max(1)) as usize).min(idle.len());
+    let just = |one: &&Idle| one.idle < (one.start * AGAIN.0).max(AGAIN.1);
+    let used = if has { idle.iter().take_while(just).count() } else { 0 };
+    waited_for.max(used)
 }
 
 /// The least worthy that together make up for `need`, as positions in `idle`, no more of them than it takes in that order;
@@ -152,12 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_waits_for_goes_only_to_who_has_none() {
-        assert_eq!(spoken_for(0, 1, true), 0, "nobody waits");
-        assert_eq!(spoken_for(3, 1, true), 3);
-        assert_eq!(spoken_for(3, 2, true), 2, "two calls in each");
-        assert_eq!(spoken_for(3, 0, true), 3, "one call in each is the least");
-        assert_eq!(spoken_for(3, 1, false), 0);
+    fn what_is_waited_for_or_was_just_used_is_spoken_for() {
+        let idle = [ONE; 4];
+        assert_eq!(spoken_for(&idle, 0, 1, false), 0, "nobody waits");
+        assert_eq!(spoken_for(&idle, 3, 1, false), 3);
+        assert_eq!(spoken_for(&idle, 3, 2, false), 2, "two calls in each");
+        assert_eq!(spoken_for(&idle, 3, 0, false), 3, "one call in each is the least");
+        assert_eq!(spoken_for(&idle, 9, 1, false), 4, "no more than there are");
+        let since = [0, 299, 300, 301].map(|ms| Idle { idle: Duration::from_millis(ms), ..ONE });
+        assert_eq!(spoken_for(&since, 0, 1, true), 2, "three launches take 300 ms");
+        let quick = since.map(|one| Idle { start: Duration::from_millis(5), idle: one.idle / 3, ..one });
+        assert_eq!(spoken_for(&quick, 0, 1, true), 2, "or 100 ms");
+        assert_eq!(spoken_for(&since, 3, 1, true), 3);
+        assert_eq!(spoken_for(&since, 0, 1, false), 0, "one without a container needs it more");
     }
 
     #[test]

@@ -42,6 +42,21 @@ pub struct Facts {
     pub overdue: bool,
 }
 
+/// Whether a line that was empty for a while goes on with one who joins it, and who `waited` in its balancer's queue before. Where a runner lets in
+/// one of those at a time, what stands there is the line. Of another time is what comes later than a launch takes.
+#[must_use]
+pub fn goes_on(waited: bool, gap: Duration, cold: Duration) -> bool {
+    waited && gap < cold
+}
+
+impl Facts {
+    /// Somebody has stood in the line for so long without a break that it will not end by itself.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        self.standing > self.cold * LASTING
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
@@ -49,7 +64,8 @@ pub enum Decision {
     Wait,
     /// Launch. The call still takes whichever comes first.
     Launch,
-    /// Launch where there is room, at nobody's cost: this call is served soon, and so were those before it, yet the line never ends.
+    /// Launch where there is room, at nobody's cost but of those who hold [more](crate::shares): this call is served soon, and so were those
+    /// before it, yet the line never ends.
     LaunchBeside,
 }
 
@@ -70,8 +86,11 @@ pub fn decide(facts: &Facts) -> Decision {
     }
     match expected_wait(facts) {
         Some(wait) if wait < facts.cold && !facts.overdue => {
-            let lasts = facts.launching == 0 && facts.standing > facts.cold * LASTING;
-            if lasts { Decision::LaunchBeside } else { Decision::Wait }
+            if facts.launching == 0 && facts.lasts() {
+                Decision::LaunchBeside
+            } else {
+                Decision::Wait
+            }
         }
         _ => Decision::Launch,
     }
@@ -199,6 +218,8 @@ pub fn admit(facts: &Facts, load: &RunnerLoad, remaining: Duration) -> Admission
 /// A function whose calls wait, as it is compared with others when something has become free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WaitingFunction {
+    /// Its app.
+    pub app: WaitingApp,
     /// Since when its first call waits.
     pub since: Instant,
     /// What it has already: calls that run, and launches.
@@ -207,13 +228,33 @@ pub struct WaitingFunction {
     pub overdue: bool,
 }
 
+/// An app, as it is compared with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WaitingApp {
+    /// What its calls that run and its launches are [of the runner](crate::shares::part).
+    pub held: u64,
+    /// With one more it would have more than an equal part.
+    pub over: bool,
+    /// When one of its calls was served last out of the line: grows from one to the next over the whole runner.
+    pub served: u64,
+}
+
 impl WaitingFunction {
-    /// Who goes first: whoever has waited too long, the longest first; then whoever has least, so that a function that fills the
-    /// runner does not keep out one that wants a single container; then the longest waiting.
+    /// Who goes first: whoever has waited too long, the longest first, unless its app has its part of the runner; then the app that has least, so
+    /// that one with many functions has no more than one with a single one, and of equals the one that was served longest ago; within the app whoever
+    /// has waited too long, then who has least, so that a function that fills the runner does not keep out one that wants a
+    /// single container; then who waits longest.
     #[must_use]
     pub fn order(&self, other: &Self) -> Ordering {
+        let first = |one: &Self| one.overdue && !one.app.over;
+        let app = |one: &Self| if first(one) { (0, 0) } else { (one.app.held, one.app.served) };
         let held = |one: &Self| if one.overdue { 0 } else { one.held };
-        other.overdue.cmp(&self.overdue).then(held(self).cmp(&held(other))).then(self.since.cmp(&other.since))
+        first(other)
+            .cmp(&first(self))
+            .then(app(self).cmp(&app(other)))
+            .then(other.overdue.cmp(&self.overdue))
+            .then(held(self).cmp(&held(other)))
+            .then(self.since.cmp(&other.since))
     }
 }
 
@@ -291,13 +332,41 @@ mod tests {
     #[test]
     fn who_has_least_goes_first_unless_one_waits_too_long() {
         let now = Instant::now();
-        let small = WaitingFunction { since: now + 5 * MS, held: 0, overdue: false };
-        let old = WaitingFunction { since: now, held: 0, overdue: false };
-        let greedy = WaitingFunction { since: now, held: 9, overdue: false };
-        let late = WaitingFunction { since: now + MS, held: 9, overdue: true };
+        let app = WaitingApp { held: 5, over: false, served: 1 };
+        let small = WaitingFunction { app, since: now + 5 * MS, held: 0, overdue: false };
+        let old = WaitingFunction { since: now, ..small };
+        let greedy = WaitingFunction { since: now, held: 9, ..small };
+        let late = WaitingFunction { since: now + MS, held: 9, overdue: true, ..small };
         let mut all = [greedy, small, late, old];
         all.sort_by(WaitingFunction::order);
         assert_eq!(all, [late, old, small, greedy]);
+    }
+
+    #[test]
+    fn an_app_with_its_part_has_no_turn_before_one_with_less() {
+        let now = Instant::now();
+        let app = WaitingApp { held: 2, over: false, served: 7 };
+        let few = WaitingFunction { app, since: now + 9 * MS, held: 2, overdue: false };
+        let many =
+            WaitingFunction { app: WaitingApp { held: 3, ..app }, since: now, held: 1, overdue: false };
+        let over = WaitingFunction { app: WaitingApp { held: 6, over: true, ..app }, overdue: true, ..many };
+        // One that has less than it may have, and waits too long.
+        let late = WaitingFunction { app: WaitingApp { held: 4, ..app }, overdue: true, ..many };
+        let mut all = [over, many, few, late];
+        all.sort_by(WaitingFunction::order);
+        assert_eq!(all, [late, few, many, over]);
+        // Of equals: turns of apps, and within one who waits too long.
+        let app = WaitingApp { held: 6, over: true, served: 8 };
+        let next = WaitingFunction {
+            app: WaitingApp { served: 6, ..app },
+            since: now + MS,
+            held: 6,
+            overdue: false,
+        };
+        let (late, other) = (WaitingFunction { app, overdue: true, ..many }, WaitingFunction { app, ..few });
+        let mut all = [other, late, next];
+        all.sort_by(WaitingFunction::order);
+        assert_eq!(all, [next, late, other]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod min_containers;
 pub mod placement;
 pub mod prewarm;
 pub mod scaling;
+pub mod shares;
 pub mod sharing;
 pub mod silence;
 pub mod waiting;

@@ -119,6 +119,8 @@ struct Run<'a> {
     rivals: Vec<Rival>,
     listing: Listing,
     keys: Vec<u64>,
+    /// Of each function its app.
+    apps: Vec<u64>,
     asks: Vec<Ask>,
     calls: Vec<Active>,
     free: Vec<u32>,
@@ -154,6 +156,7 @@ pub fn run(scenario: &Scenario, trace: &Trace) -> Report {
         rivals: (0..balancers).map(|_| Rival::default()).collect(),
         listing: Listing::default(),
         keys: trace.functions.iter().map(|function| key(function.name.as_bytes())).collect(),
+        apps: trace.functions.iter().map(|function| key(function.app().as_bytes())).collect(),
         asks: trace
             .functions
             .iter()
@@ -190,7 +193,9 @@ impl Run<'_> {
         let callers = self.scenario.callers.min(self.trace.calls.len());
         for caller in 0..callers {
             let balancer = (caller * self.balancers.len() / callers) as u32;
-            self.at(caller as Micros * CALLERS_APART, Event::Caller { balancer });
+            // Each balancer has callers of every function.
+            let function = (caller % self.trace.functions.len().max(1)) as u32;
+            self.at(caller as Micros * CALLERS_APART, Event::Caller { balancer, function });
         }
         if let Some(first) = self.trace.calls.first().filter(|_| callers == 0) {
             self.at(first.at, Event::Arrive);
@@ -223,9 +228,11 @@ impl Run<'_> {
                     self.at(next.at, Event::Arrive);
                 }
                 let balancer = self.random.below(self.balancers.len()) as u32;
-                self.arrive(balancer);
+                self.arrive(balancer, self.trace.calls[self.next].function);
             }
-            Event::Caller { balancer } if self.next < self.trace.calls.len() => self.arrive(balancer),
+            Event::Caller { balancer, function } if self.next < self.trace.calls.len() => {
+                self.arrive(balancer, function);
+            }
             Event::Accepted { call, stamp } if self.is(call, stamp) => self.accepted(call),
             Event::SecondRefused { call, stamp, node, warmth } if self.is(call, stamp) => {
                 self.second_refused(call, node, warmth);

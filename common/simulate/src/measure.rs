@@ -39,6 +39,9 @@ pub struct Report {
     pub cold_percent: f64,
     /// By the balancer that they came to.
     pub by_balancer: Vec<u64>,
+    /// By their function, in the order of the trace.
+    #[serde(skip)]
+    pub by_function: Vec<u64>,
     /// Calls that were not answered: their runner was killed, or nobody had room for too long.
     pub lost: u64,
     /// Milliseconds added: half of the calls have less.
@@ -251,6 +254,7 @@ impl Meter {
             placer: scenario.placer.as_str(),
             calls: self.calls,
             by_balancer: std::mem::take(&mut self.balancers),
+            by_function: self.functions.iter().map(|function| function.calls.into()).collect(),
             cold_percent: self.cold as f64 * 100.0 / calls,
             lost: self.lost,
             added_p50_ms: ms(0.5),

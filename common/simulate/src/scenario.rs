@@ -111,8 +111,8 @@ pub struct Scenario {
     pub runners: Vec<Kind>,
     /// Balancers; calls come to any of them.
     pub balancers: usize,
-    /// Callers, the same number at each balancer, who each make the next call of the trace when the one before is answered; none: calls
-    /// come when the trace says.
+    /// Callers, the same number at each balancer, who each make the next call of the trace when the one before is answered, always of the same
+    /// function, which as many call as any other; none: calls come when the trace says.
     pub callers: usize,
     /// How calls find their runners.
     pub placer: Placer,

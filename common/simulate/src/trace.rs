@@ -22,6 +22,14 @@ pub struct Function {
     pub cold: Micros,
 }
 
+impl Function {
+    /// Its app: the name up to the last `/`.
+    #[must_use]
+    pub fn app(&self) -> &str {
+        self.name.rsplit_once('/').map_or(&self.name, |(app, _)| app)
+    }
+}
+
 /// One call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {

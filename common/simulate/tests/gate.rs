@@ -126,12 +126,51 @@ fn callers_at_two_balancers_get_the_same() {
             seed,
             ..Scenario::default()
         };
-        let trace = Again { calls: 40_000, takes: 400, cold: 4_000, seed }.trace();
+        let trace = Again { calls: 40_000, takes: 400, cold: 4_000, functions: &["again/f"], seed }.trace();
         let report = run(&scenario, &trace);
         let [one, other] = report.by_balancer[..] else { panic!("two balancers") };
         let text = format!("seed {seed}, {callers} callers: {one} and {other}");
         assert!(one.min(other) * 10 >= one.max(other) * 9, "{text}");
         assert!(report.lost == 0 && report.tries <= 1.1, "{text}, {} offers a call", report.tries);
+    }
+}
+
+/// A runner with eight slots, an app with three functions and one with a single one, at one balancer or two: each function alone has callers for all
+/// of it. Both apps get the same, the three share what is theirs, and once that is so nothing is launched any more.
+#[test]
+fn an_app_with_three_functions_gets_no_more_than_one_with_one() {
+    let size = Resources { memory: 8 << 30, cpu_millis: 8_000, slots: 8 };
+    let functions = &["many/one", "many/two", "many/three", "few/only"];
+    // Between two of the shortest calls a container waits for its balancer, which costs who has more of them more: those come near only.
+    let kinds = [(5_000, 40_000, 90), (250_000, 40_000, 90), (400, 4_000, 50)];
+    for (seed, (takes, cold, percent)) in SEEDS.into_iter().flat_map(|seed| kinds.map(|kind| (seed, kind))) {
+        // With all slots at work, and with CPU for half of them.
+        for (balancers, function_cpu) in [(1, 1000), (2, 1000), (1, 2000), (2, 2000)] {
+            let scenario = Scenario {
+                runners: vec![Kind { count: 1, size }],
+                balancers,
+                callers: 48,
+                function_cpu,
+                hop: 60,
+                seed,
+                ..Scenario::default()
+            };
+            let trace = Again { calls: 40_000, takes, cold, functions, seed }.trace();
+            let report = run(&scenario, &trace);
+            let [one, two, three, only] = report.by_function[..] else { panic!("four functions") };
+            let many = one + two + three;
+            let text = format!(
+                "seed {seed}, {takes} us, {balancers} balancers, CPU {function_cpu}: {one}, {two}, {three} and {only}, \
+                 {} launches a thousand, {} lost",
+                report.launches_per_1000, report.lost
+            );
+            println!("{text}");
+            assert!(many.min(only) * 100 >= many.max(only) * percent, "{text}");
+            // Two containers, one and one: an odd one stays where it is. What is short is another matter where it is CPU.
+            let even = one.min(two).min(three) * 5 >= one.max(two).max(three) * 2;
+            assert!(even || function_cpu > 1000, "{text}");
+            assert!(report.launches_per_1000 < 1.0 && report.lost == 0, "{text}");
+        }
     }
 }
 

@@ -4,21 +4,44 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use stoker_core::ContainerId;
 use stoker_core::error::Blame;
 use stoker_core::function::{Digest, FunctionSpec};
-use stoker_core::{ContainerId, Resources};
 use stoker_policy::eviction::{Idle, Need, spoken_for, victims};
 use stoker_policy::launch::{Decision, decide};
 use stoker_policy::prewarm::Expected;
+use stoker_policy::shares::Taking;
 use tokio::net::UnixStream;
 
 use super::line::Waiter;
 use super::member::Member;
+use super::rotate::DRAINED;
 use super::version::Version;
 use super::why::{Ended, cold};
 use super::{Action, EVICT_GRACE, Inner, Pools};
-use crate::container::state::{Event, State};
+use crate::container::state::Event;
 use crate::container::{Container, LaunchError};
+
+/// At whose cost a container is launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cost {
+    /// Nobody's: there is room, or it is not launched.
+    Nobodys,
+    /// Of those who hold more than the function and its app.
+    Larger,
+    /// Of whoever has what is worth less: one waits for it, and is told if the launch fails.
+    Anybodys,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    /// It comes.
+    Launch,
+    /// Others end for it.
+    Room,
+    Nothing,
+}
 
 impl Pools {
     /// Whether a container could be started now, after evictions, or in the place of one that goes.
@@ -32,7 +55,8 @@ impl Pools {
             && free.cpu_millis >= ask.cpu_millis
     }
 
-    /// Launches what those who wait for a version need. `true` if there is no room for the first of them, who waits too long.
+    /// Launches what those who wait for a version need. `true` if others are to leave it the room that there is: the first of them waits too long,
+    /// or more is being made.
     pub(super) fn launch_for(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -48,19 +72,25 @@ impl Pools {
             };
             let cap = self.cap(&version.spec);
             let allowed = !held && !inner.stopping && inner.launching < cap && version.may_grow();
-            let decision = decide(&version.facts(last));
-            let beside = decision == Decision::LaunchBeside;
-            // Where others wait, room is theirs.
-            let alone = inner.waiting == super::count(version.waiters.len()) && !version.failing;
-            if !allowed || decision == Decision::Wait || (beside && !alone) {
+            let facts = version.facts(last);
+            let cost = match decide(&facts) {
+                Decision::Wait => return false,
+                Decision::LaunchBeside if version.failing => return false,
+                Decision::LaunchBeside => Cost::Larger,
+                Decision::Launch => Cost::Anybodys,
+            };
+            if !allowed {
                 return false;
             }
             let overdue = version.overdue();
             if self.fetches(inner, digest, actions) {
                 return false;
             }
-            if !self.begin(inner, digest, !beside, actions) {
-                return overdue;
+            match self.begin(inner, digest, cost, actions) {
+                Begun::Launch => {}
+                // It is for this one.
+                Begun::Room => return true,
+                Begun::Nothing => return overdue,
             }
         }
     }
@@ -94,8 +124,10 @@ impl Pools {
                 return;
             }
             let allowed = inner.waiting == 0 && inner.launching < cap && may_grow;
-            if !allowed || self.fetches(inner, digest, actions) || !self.begin(inner, digest, false, actions)
-            {
+            let begins = allowed
+                && !self.fetches(inner, digest, actions)
+                && self.begin(inner, digest, Cost::Nobodys, actions) == Begun::Launch;
+            if !begins {
                 return;
             }
         }
@@ -126,32 +158,31 @@ impl Pools {
         let wanted = version.members.is_empty() && !version.failing && Instant::now() <= until;
         let free = inner.waiting == 0 && inner.launching < self.cap(&version.spec);
         if wanted && free && !inner.stopping && !self.drains() {
-            self.begin(&mut inner, digest, false, &mut actions);
+            self.begin(&mut inner, digest, Cost::Nobodys, &mut actions);
         }
         drop(inner);
         self.act(actions);
     }
 
-    /// Starts a launch if there is room; else makes some, where it is `needed` by one who waits: that one is told if it fails.
+    /// Starts a launch if there is room; else makes some, at the cost of who is to bear it.
     fn begin(
         self: &Arc<Self>,
         inner: &mut Inner,
         digest: Digest,
-        needed: bool,
+        cost: Cost,
         actions: &mut Vec<Action>,
-    ) -> bool {
-        let Some(version) = inner.versions.get_mut(&digest) else { return false };
+    ) -> Begun {
+        let Some(version) = inner.versions.get_mut(&digest) else { return Begun::Nothing };
         let spec = version.spec.clone();
         let ask = spec.ask();
-        let Some(working) = self.ledger.take(ask.working()) else { return false };
+        let Some(working) = self.ledger.take(ask.working()) else { return Begun::Nothing };
         let Some(standing) = self.ledger.take(ask.standing()) else {
-            if needed {
-                self.make_room(inner, digest, ask.standing(), actions);
-            }
-            return false;
+            let room = cost != Cost::Nobodys && self.make_room(inner, digest, cost, actions);
+            return if room { Begun::Room } else { Begun::Nothing };
         };
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let id = ContainerId::new(self.incarnation, seq);
+        let needed = cost == Cost::Anybodys;
         let cause = version.waiters.iter_mut().find(|w| needed && !w.caused).map(|w| {
             w.caused = true;
             w.id
@@ -163,35 +194,73 @@ impl Pools {
         inner.launching += 1;
         let ahead = cause.is_none();
         actions.push(Action::Launch { digest, spec, seq, id, ahead });
-        true
+        Begun::Launch
     }
 
-    /// Ends idle containers of others that nobody waits for until `need` fits, unless enough are ending already.
-    fn make_room(&self, inner: &mut Inner, own: Digest, need: Resources, actions: &mut Vec<Action>) {
-        let mut free = self.ledger.free();
-        let now = Instant::now();
-        let has = inner.versions.get(&own).is_some_and(|version| version.standing() > 0);
+    /// Ends idle containers of others until one of `own` fits, unless enough are ending already: of those that no call waits for, and of those that do
+    /// where it has a claim. Where one that comes free would not be enough, those on which it has a claim take no more calls and end with the last.
+    /// `true` if there will be room.
+    fn make_room(&self, inner: &mut Inner, own: Digest, cost: Cost, actions: &mut Vec<Action>) -> bool {
+        let Some(taker) = inner.versions.get(&own) else { return false };
+        let (mut missing, ask) = (self.ledger.free(), taker.spec.ask().standing());
+        for version in inner.versions.values() {
+            let going = version.members.values().filter(|m| m.gives_way()).count();
+            missing.memory = missing.memory.saturating_add(version.spec.memory.saturating_mul(going as u64));
+            missing.slots = missing.slots.saturating_add(super::count(going));
+        }
+        let missing = Need {
+            size: ask.memory.saturating_sub(missing.memory),
+            count: ask.slots.saturating_sub(missing.slots) as usize,
+        };
+        if missing == (Need { size: 0, count: 0 }) {
+            return true;
+        }
+        let (apps, total, now) = (inner.apps(), self.ledger.total(), Instant::now());
+        let (lasts, has) = (taker.facts(taker.waiters.len()).lasts(), taker.standing() > 0);
+        let mut taking = Taking::new(apps.holder(&taker.as_shared()), lasts, &total);
         let (mut keys, mut idle): (Vec<(Digest, u64)>, Vec<Idle>) = Default::default();
+        let mut busy = Vec::new();
         for (digest, version) in &inner.versions {
-            let ending = version.members.values().filter(|m| m.state == State::Stopping).count();
-            free.memory = free.memory.saturating_add(version.spec.memory.saturating_mul(ending as u64));
-            free.slots = free.slots.saturating_add(super::count(ending));
-            if *digest != own {
-                let stay = spoken_for(super::count(version.waiters.len()), version.per_container(), has);
-                for (seq, candidate) in version.candidates(now).into_iter().skip(stay) {
-                    keys.push((*digest, seq));
+            if *digest == own || version.members.is_empty() {
+                continue;
+            }
+            let holder = apps.holder(&version.as_shared());
+            let candidates = version.candidates(now);
+            let ones: Vec<Idle> = candidates.iter().map(|(_, idle)| *idle).collect();
+            let asked = match cost {
+                Cost::Anybodys => {
+                    let waiting = super::count(version.waiters.len());
+                    spoken_for(&ones, waiting, version.per_container(), has)
+                }
+                Cost::Larger | Cost::Nobodys => ones.len(),
+            };
+            let stay = asked - taking.of(&holder, asked);
+            for (seq, candidate) in candidates.into_iter().skip(stay) {
+                keys.push((*digest, seq));
+                idle.push(candidate);
+            }
+            // They are never idle, or one would not do when it is.
+            if version.per_container() > 1 || version.spec.memory < missing.size {
+                busy.push((*digest, holder));
+            }
+        }
+        let chosen = victims(&idle, missing).or_else(|| {
+            for (digest, holder) in busy {
+                let works = inner.versions[&digest].at_work();
+                let may = taking.of(&holder, works.len());
+                for (seq, candidate) in works.into_iter().take(may) {
+                    keys.push((digest, seq));
                     idle.push(candidate);
                 }
             }
-        }
-        let missing = Need {
-            size: need.memory.saturating_sub(free.memory),
-            count: need.slots.saturating_sub(free.slots) as usize,
-        };
-        for at in victims(&idle, missing).unwrap_or_default() {
+            victims(&idle, missing)
+        });
+        let Some(chosen) = chosen else { return false };
+        for at in chosen {
             let (digest, seq) = keys[at];
-            actions.extend(inner.stop(digest, seq, EVICT_GRACE, Ended::Evicted));
+            inner.let_go(digest, [seq], (EVICT_GRACE, Ended::Evicted), actions);
         }
+        true
     }
 
     pub(super) async fn launch(
@@ -274,7 +343,7 @@ impl Pools {
             self.pump(&mut inner, &mut actions);
             if stale {
                 // Whoever waited for it has it: the call is from before.
-                inner.let_go(digest, [seq], &mut actions);
+                inner.let_go(digest, [seq], DRAINED, &mut actions);
             }
             self.refill(&mut inner, digest, true, &mut actions);
         }
@@ -313,6 +382,6 @@ impl Version {
         self.fails();
         let cause = self.members.remove(&seq)?.cause?;
         let at = self.waiters.iter().position(|w| w.id == cause)?;
-        self.waiters.remove(at)
+        self.unqueue(at)
     }
 }

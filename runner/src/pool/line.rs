@@ -13,6 +13,7 @@ use stoker_policy::waiting::may_claim;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
+use super::version::Version;
 use super::{Action, Inner, Pools};
 use crate::container::state::State;
 use crate::container::{Container, LaunchError};
@@ -211,7 +212,7 @@ impl Pools {
         let since = Instant::now();
         let (caused, overdue, seen) = (false, false, None);
         let balancer = asker.balancer;
-        version.queue(Waiter { id, balancer, since, caused, overdue, seen, call, give });
+        version.queue(Waiter { id, balancer, since, caused, overdue, seen, call, give }, asker.waited);
         let patience = version.patience();
         inner.waiting += 1;
         self.pump(&mut inner, &mut actions);
@@ -305,7 +306,7 @@ impl Pools {
         let mut inner = self.inner();
         let Some(version) = inner.versions.get_mut(&digest) else { return };
         let Some(at) = version.waiters.iter().position(|w| w.id == id) else { return };
-        let left = version.waiters.remove(at);
+        let left = version.unqueue(at);
         inner.waiting -= 1;
         self.pump(&mut inner, &mut actions);
         drop(inner);
@@ -338,8 +339,11 @@ impl Pools {
     /// Serves whoever waits, with what there is; if nobody does, fills up what is short.
     pub(super) fn pump(self: &Arc<Self>, inner: &mut Inner, actions: &mut Vec<Action>) {
         if inner.waiting > 0 {
+            let (apps, total) = (inner.apps(), self.ledger.total());
+            let as_waiting =
+                |(digest, version): (&Digest, &Version)| Some((version.as_waiting(&apps, &total)?, *digest));
             let mut waiting: Vec<(WaitingFunction, Digest)> =
-                inner.versions.iter().filter_map(|(d, v)| Some((v.as_waiting()?, *d))).collect();
+                inner.versions.iter().filter_map(as_waiting).collect();
             waiting.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
             let mut held = false;
             for (_, digest) in waiting {
@@ -368,15 +372,16 @@ impl Pools {
         while let Some(next) = version.next() {
             let waiter = &version.waiters[next];
             if waiter.give.is_closed() {
-                version.waiters.remove(next);
+                version.unqueue(next);
                 inner.waiting -= 1;
                 continue;
             }
             let (call, caused) = (waiter.call, waiter.caused);
             let Some((seq, fresh)) = version.take(&self.ledger) else { break };
             let Some(lease) = self.lease(version, digest, seq, call, caused && fresh, fresh) else { break };
-            let Some(waiter) = version.waiters.remove(next) else { break };
-            version.served = waiter.balancer;
+            let Some(waiter) = version.unqueue(next) else { break };
+            inner.turns += 1;
+            (version.served, version.turn) = (waiter.balancer, inner.turns);
             inner.waiting -= 1;
             actions.push(Action::Give { give: waiter.give, given: Ok(lease) });
         }
@@ -399,6 +404,6 @@ impl Inner {
         }
         version.gave_up = Some(progress);
         self.waiting -= 1;
-        version.waiters.remove(at).map(|waiter| waiter.give)
+        version.unqueue(at).map(|waiter| waiter.give)
     }
 }

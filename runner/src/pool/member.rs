@@ -123,6 +123,16 @@ impl Member {
         self.connections.clear();
     }
 
+    /// It ends, or will with the calls that it has.
+    pub fn goes(&self) -> bool {
+        self.state == State::Stopping || self.doomed.is_some()
+    }
+
+    /// It goes, and what it has is for others.
+    pub fn gives_way(&self) -> bool {
+        self.state == State::Stopping || self.doomed == Some(Ended::Evicted)
+    }
+
     /// It serves, or could.
     pub fn serves(&self) -> bool {
         matches!(self.state, State::Idle | State::Busy | State::Frozen) && self.doomed.is_none()

@@ -7,6 +7,7 @@
 //! Nobody here knows what a container has read of its function's own files: who changed them says so ([`Pools::renew`]), and all that were launched before go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use stoker_core::function::{Digest, FunctionSpec};
 use stoker_runtime::reload::Changed;
@@ -89,7 +90,7 @@ impl Pools {
                 member.compared = true;
             }
         }
-        let busy = inner.let_go(digest, former.iter().map(|(seq, _)| *seq), &mut actions);
+        let busy = inner.let_go(digest, former.iter().map(|(seq, _)| *seq), DRAINED, &mut actions);
         if busy > 0 || !actions.is_empty() {
             let (function, idle) = (&former[0].1.spec.name, actions.len());
             tracing::info!(%function, idle, busy, "secrets were replaced: containers that have the former ones go");
@@ -116,7 +117,7 @@ impl Pools {
                     None => member.stale = true,
                 }
             }
-            inner.let_go(digest, there, &mut actions);
+            inner.let_go(digest, there, DRAINED, &mut actions);
             self.pump(&mut inner, &mut actions);
             self.refill(&mut inner, digest, true, &mut actions);
         }
@@ -126,12 +127,16 @@ impl Pools {
     }
 }
 
+/// How those end that nothing but what they were launched with speaks against.
+pub(super) const DRAINED: (Duration, Ended) = (STOP_GRACE, Ended::Drained);
+
 impl Inner {
-    /// Ends these where they are idle; the others take no more calls and end with the last. How many those are.
+    /// Ends these where they are idle; the others take no more calls and end with the last. How many those are. Idle ones have so long to end.
     pub(super) fn let_go(
         &mut self,
         digest: Digest,
         which: impl IntoIterator<Item = u64>,
+        (grace, why): (Duration, Ended),
         actions: &mut Vec<Action>,
     ) -> usize {
         let mut busy = 0;
@@ -139,9 +144,9 @@ impl Inner {
             let Some(version) = self.versions.get_mut(&digest) else { break };
             let Some(member) = version.members.get_mut(&seq) else { continue };
             if member.calls == 0 {
-                actions.extend(self.stop(digest, seq, STOP_GRACE, Ended::Drained));
+                actions.extend(self.stop(digest, seq, grace, why));
             } else if member.serves() {
-                member.doomed = Some(Ended::Drained);
+                member.doomed = Some(why);
                 version.ready.retain(|ready| *ready != seq);
                 busy += 1;
             }

@@ -235,6 +235,7 @@ fn puppets(fails: u32) -> Puppets {
         chooses_user: false,
         hides_root: false,
         sizes_roots: false,
+        own_kernel: false,
     };
     let (state, alive) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
     Puppets { description, fails, made: AtomicU32::new(0), state, alive }
@@ -320,6 +321,67 @@ async fn balancers_take_turns_and_none_is_kept_out() {
     let Acquired::Now(lease) = once() else { panic!("one is idle now") };
     lease.finish(true, None);
     pools.stop_all().await;
+}
+
+/// Calls that share containers, so that none is ever idle, or containers of which one alone would not do: a function of another app comes in all the same,
+/// though they have calls without a pause.
+#[tokio::test]
+async fn who_never_comes_free_gives_way_all_the_same() {
+    let total = Resources { memory: 256 << 20, cpu_millis: 4000, slots: 8 };
+    let spec = |app: &str, memory: u64, concurrency| {
+        let name = FunctionName::new(app, "f").unwrap();
+        let (memory, max_containers, idle_timeout_ms) = (memory << 20, 4, 3_600_000);
+        let mut spec = FunctionSpec { name, memory, concurrency, max_containers, ..(*specs()[0]).clone() };
+        spec.idle_timeout_ms = idle_timeout_ms;
+        Arc::new(spec)
+    };
+    let asker = Asker { balancer: 1, waited: true, ..Asker::default() };
+    for (busy, other) in [(spec("a", 64, 2), spec("b", 64, 1)), (spec("a", 64, 1), spec("b", 192, 1))] {
+        let (ledger, pools) = pools_of(puppets(0), total, Duration::from_secs(60));
+        let acquire = |spec: &Arc<FunctionSpec>| {
+            pools.acquire(spec.digest(), spec, CallId::new(), asker, Duration::from_secs(3600))
+        };
+        let mut running = Vec::new();
+        for _ in 0..4 * busy.concurrency {
+            running.push(match acquire(&busy) {
+                Acquired::Now(lease) => lease,
+                Acquired::Wait { ticket, .. } => {
+                    ticket.wait().await.unwrap_or_else(|error| panic!("it starts: {error}"))
+                }
+                Acquired::Refused(Refused { detail, .. }) => panic!("{detail}"),
+            });
+        }
+        assert_eq!(ledger.free().memory, 0);
+        let Acquired::Wait { ticket, .. } = acquire(&other) else { panic!("there is none") };
+        let given = tokio::spawn(ticket.wait());
+        let mut line = tokio::task::JoinSet::new();
+        let begun = Instant::now();
+        while !given.is_finished() {
+            assert!(begun.elapsed() < FORGOTTEN, "{}: it was kept out", busy.concurrency);
+            // Whoever comes next stands there before one ends.
+            match acquire(&busy) {
+                Acquired::Now(lease) => running.push(lease),
+                Acquired::Wait { ticket, .. } => _ = line.spawn(ticket.wait()),
+                Acquired::Refused(_) => {}
+            }
+            if !running.is_empty() {
+                running.remove(0).finish(true, None);
+            }
+            yields(3).await;
+            while let Some(given) = line.try_join_next() {
+                running.extend(given.unwrap().ok());
+            }
+        }
+        let Ok(lease) = given.await.unwrap() else { panic!("it starts") };
+        lease.finish(true, None);
+        line.abort_all();
+        while let Some(given) = line.join_next().await {
+            running.extend(given.ok().and_then(Result::ok));
+        }
+        running.drain(..).for_each(|lease| _ = lease.finish(true, None));
+        pools.stop_all().await;
+        assert_eq!(ledger.free(), total);
+    }
 }
 
 /// Nobody waits for it: what is to be kept and cannot be launched is tried once, and again after a while or for a call.
@@ -436,7 +498,7 @@ async fn calls_wait_for_the_place_of_one_that_goes() {
     let (gone, seq) = (first.container.id.clone(), first.seq);
     let mut actions = Vec::new();
     // Busy, it goes with its call; idle, at once.
-    assert_eq!(pools.inner().let_go(digest, [seq], &mut actions), 1);
+    assert_eq!(pools.inner().let_go(digest, [seq], rotate::DRAINED, &mut actions), 1);
     let Acquired::Wait { ticket: early, .. } = acquire() else { panic!("it will have room") };
     first.finish(true, None);
     let mut waits = tokio::task::JoinSet::new();

@@ -4,11 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use stoker_core::Resources;
 use stoker_core::Warmth;
 use stoker_core::function::FunctionSpec;
 use stoker_policy::eviction::{Frequency, Idle};
-use stoker_policy::launch::{Facts, Mean, WaitingFunction};
+use stoker_policy::launch::{Facts, Mean, WaitingFunction, goes_on};
+use stoker_policy::placement::key;
 use stoker_policy::prewarm::Arrivals;
+use stoker_policy::shares::{Apps, Function};
 use stoker_policy::waiting::next_in_turn;
 
 use super::fetch::Picture;
@@ -24,6 +27,8 @@ const REST: Duration = Duration::from_secs(10);
 pub struct Version {
     /// Its numbers of containers may change; the rest is what the digest stands for.
     pub spec: Arc<FunctionSpec>,
+    /// Its app, for those who share the runner by app.
+    pub app: u64,
     pub members: HashMap<u64, Member>,
     /// Ready members with room for a call; the last one was used last.
     pub ready: Vec<u64>,
@@ -31,8 +36,12 @@ pub struct Version {
     pub waiters: VecDeque<Waiter>,
     /// Since when somebody has always been in the line, or its last launch in that time; of the last line, where nobody is.
     pub standing: Instant,
+    /// When somebody was in the line last, but for who is there now.
+    pub stood: Instant,
     /// The balancer whose call was served last out of the line.
     pub served: u64,
+    /// When that was, as one of the [turns](super::Inner::turns) of the runner.
+    pub turn: u64,
     /// Calls that run.
     pub busy: u32,
     /// How many balancers want to be kept ready here.
@@ -60,13 +69,16 @@ pub struct Version {
 impl Version {
     pub fn new(spec: Arc<FunctionSpec>) -> Self {
         Self {
+            app: key(spec.name.app().as_bytes()),
             spec,
             members: HashMap::new(),
             ready: Vec::new(),
             launching: 0,
             waiters: VecDeque::new(),
             standing: Instant::now(),
+            stood: Instant::now(),
             served: 0,
+            turn: 0,
             busy: 0,
             kept: 0,
             failing: false,
@@ -103,7 +115,7 @@ impl Version {
 
     /// Those that take no call any more, and leave their place to another: they end, or will with the calls that they have.
     pub fn going(&self) -> usize {
-        self.members.values().filter(|m| m.state == State::Stopping || m.doomed.is_some()).count()
+        self.members.values().filter(|m| m.goes()).count()
     }
 
     pub fn warmth(&self) -> Warmth {
@@ -112,12 +124,19 @@ impl Version {
         Warmth { idle, busy: self.busy, waiting: count(self.waiters.len()) }
     }
 
-    /// Joins the end of the line.
-    pub fn queue(&mut self, waiter: Waiter) {
-        if self.waiters.is_empty() {
+    /// Joins the end of the line; `waited` if it stood in its balancer's before.
+    pub fn queue(&mut self, waiter: Waiter, waited: bool) {
+        let gap = waiter.since.saturating_duration_since(self.stood);
+        if self.waiters.is_empty() && !goes_on(waited, gap, self.cold.get()) {
             self.standing = waiter.since;
         }
         self.waiters.push_back(waiter);
+    }
+
+    /// Leaves the line.
+    pub fn unqueue(&mut self, at: usize) -> Option<Waiter> {
+        self.stood = Instant::now();
+        self.waiters.remove(at)
     }
 
     /// For a call behind `waiting` others.
@@ -138,9 +157,22 @@ impl Version {
     }
 
     /// How it stands beside others whose calls wait; `None` if none of its own does.
-    pub fn as_waiting(&self) -> Option<WaitingFunction> {
+    pub fn as_waiting(&self, apps: &Apps, total: &Resources) -> Option<WaitingFunction> {
         let first = self.waiters.front()?;
-        Some(WaitingFunction { since: first.since, held: self.busy + self.launching, overdue: first.overdue })
+        let (app, held) = (apps.waiting(&self.as_shared(), total), self.busy + self.launching);
+        Some(WaitingFunction { app, since: first.since, held, overdue: first.overdue })
+    }
+
+    /// What it has of the runner. Calls fill the containers that work before others.
+    pub fn as_shared(&self) -> Function {
+        Function {
+            app: self.app,
+            ask: self.spec.ask(),
+            holds: count(self.members.len() - self.members.values().filter(|m| m.goes()).count()),
+            works: self.busy.div_ceil(self.per_container()) + self.launching,
+            waits: !self.waiters.is_empty(),
+            served: self.turn,
+        }
     }
 
     /// Who of the line is served next: its balancers take turns.
@@ -220,6 +252,22 @@ impl Version {
         let surplus = self.surplus();
         all.iter_mut().rev().take(surplus).for_each(|(_, idle)| idle.kept = false);
         all
+    }
+
+    /// Those that could go when their calls have ended, with the fewest calls last.
+    pub fn at_work(&self) -> Vec<(u64, Idle)> {
+        let mut all: Vec<_> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.calls > 0 && m.serves())
+            .map(|(seq, m)| (m.calls, *seq))
+            .collect();
+        all.sort_unstable_by(|a, b| b.cmp(a));
+        let (start, size, idle, kept) =
+            (self.cold.get(), self.spec.memory, Duration::ZERO, self.surplus() == 0);
+        // What calls are in it for is worth more than any that is idle.
+        let one = |rank| Idle { frequency: f64::MAX, start, size, rank, idle, kept };
+        all.into_iter().zip(0u32..).map(|((_, seq), rank)| (seq, one(rank))).collect()
     }
 
     /// Takes a ready member for a call, if there is CPU for it, and says whether it is the first call in it.

@@ -25,13 +25,13 @@ impl Run<'_> {
         active.stamp
     }
 
-    pub(super) fn arrive(&mut self, balancer: u32) {
+    pub(super) fn arrive(&mut self, balancer: u32, function: u32) {
         let nth = self.next;
         let coming = self.trace.calls[nth];
         self.next += 1;
         let active = Active {
             nth,
-            function: coming.function,
+            function,
             arrived: self.now,
             takes: coming.takes,
             balancer,
@@ -66,12 +66,11 @@ impl Run<'_> {
         if self.scenario.placer != Placer::Stoker {
             return self.round(call);
         }
-        let function = self.keys[coming.function as usize];
+        let (ask, function) = (self.asks[function as usize], self.keys[function as usize]);
         let balancer = &self.balancers[balancer as usize];
         let unheard = balancer.unheard;
         self.calls[call as usize].unheard = unheard;
         if balancer.may_try(function) {
-            let ask = self.asks[coming.function as usize];
             let plan = Balancer::plan(Wanted { function, version: function, ask }, nth as u64);
             self.calls[call as usize].plan = Some(plan);
             self.next_try(call);
@@ -197,14 +196,21 @@ impl Run<'_> {
     pub(super) fn offered(&mut self, call: u32) {
         let active = &self.calls[call as usize];
         let (node, function, takes) = (active.node, active.function, active.takes);
-        let ask = self.asks[function as usize];
+        let (ask, app) = (self.asks[function as usize], self.apps[function as usize]);
         self.meter.idle(node, &self.nodes[node as usize], self.now);
         let runner = &mut self.nodes[node as usize];
         let life = runner.life;
         // Balancers have numbers that say nothing of their order.
         let asker = Asker { balancer: key(&active.balancer.to_le_bytes()), waited: active.place.is_some() };
-        let acquired =
-            runner.acquire(call, asker, function, ask, self.now, Duration::from_secs(3600), &self.rules);
+        let acquired = runner.acquire(
+            call,
+            asker,
+            (function, app),
+            ask,
+            self.now,
+            Duration::from_secs(3600),
+            &self.rules,
+        );
         match acquired {
             Acquired::Now(start) => {
                 self.gives_up_place(call);
@@ -425,10 +431,10 @@ impl Run<'_> {
         self.stamp(call);
         let active = &mut self.calls[call as usize];
         active.queued = false;
-        let balancer = active.balancer;
+        let (balancer, function) = (active.balancer, active.function);
         self.free.push(call);
         if self.scenario.callers > 0 {
-            self.after(0, Event::Caller { balancer });
+            self.after(0, Event::Caller { balancer, function });
         }
     }
 

@@ -12,9 +12,10 @@ use crate::trace::Micros;
 pub enum Event {
     /// The next call of the trace.
     Arrive,
-    /// The next call of one who calls again and again, at this balancer.
+    /// The next call of one who calls this function again and again, at this balancer.
     Caller {
         balancer: u32,
+        function: u32,
     },
     /// A balancer hears that its call stands in a line.
     Accepted {

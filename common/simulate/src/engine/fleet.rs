@@ -54,7 +54,8 @@ impl Run<'_> {
                     continue;
                 }
                 let ask = self.asks[function as usize];
-                self.nodes[node as usize].keep(at, function, ask, containers, self.now, &self.rules);
+                let which = (function, self.apps[function as usize]);
+                self.nodes[node as usize].keep(at, which, ask, containers, self.now, &self.rules);
             }
         }
         (0..self.nodes.len() as u32).for_each(|node| self.acts(node));

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use stoker_core::capacity::Warmth;
 use stoker_core::resources::{Ask, Resources};
 use stoker_policy::eviction::Frequency;
-use stoker_policy::launch::{Admission, Facts, Full, Mean, RunnerLoad, admit, cap, turn, width};
+use stoker_policy::launch::{Admission, Facts, Full, Mean, RunnerLoad, admit, cap, goes_on, turn, width};
 use stoker_policy::prewarm::Arrivals;
+use stoker_policy::shares::Function;
 use stoker_policy::waiting::{may_claim, next_in_turn};
 
+use self::room::Cost;
 use super::Rules;
 use crate::scenario::RunnerPolicy;
 use crate::trace::{Micros, SECOND, duration};
@@ -92,15 +94,22 @@ struct Waiter {
 }
 
 struct Pool {
+    /// Its app, for those who share the runner by app.
+    app: u64,
     ask: Ask,
     idle: Vec<Resting>,
     busy: u32,
+    /// Of those that are busy: they end with their calls.
+    going: u32,
     launching: u32,
     waiters: VecDeque<Waiter>,
     /// Since when somebody has always been in the line, or its last launch in that time.
     standing: Micros,
-    /// The balancer whose call was served last out of the line.
+    /// When somebody was in the line last, but for who is there now.
+    stood: Micros,
+    /// The balancer whose call was served last out of the line, and when that was among all that were.
     served: u64,
+    turn: u64,
     /// How many each balancer wants to be kept here.
     wanted: Vec<u32>,
     frequency: Frequency,
@@ -116,9 +125,21 @@ impl Pool {
         self.idle.is_empty() && self.busy == 0 && self.launching == 0
     }
 
-    /// Containers that are here or will be.
+    /// Containers that are here or will be, and stay.
     fn standing(&self) -> u32 {
-        self.idle.len() as u32 + self.busy + self.launching
+        self.idle.len() as u32 + self.busy + self.launching - self.going
+    }
+
+    /// What it has of the runner.
+    fn as_shared(&self) -> Function {
+        Function {
+            app: self.app,
+            ask: self.ask,
+            holds: self.standing(),
+            works: self.busy + self.launching,
+            waits: !self.waiters.is_empty(),
+            served: self.turn,
+        }
     }
 
     /// How many there shall be.
@@ -135,7 +156,7 @@ impl Pool {
         let standing = if self.waiters.is_empty() { 0 } else { now - self.standing };
         Facts {
             waiting: waiting as u32,
-            serving: self.idle.len() as u32 + self.busy,
+            serving: self.idle.len() as u32 + self.busy - self.going,
             launching: self.launching,
             mean_call: self.run.get(),
             cold: self.cold.get(),
@@ -145,11 +166,17 @@ impl Pool {
     }
 
     /// Who of the line is served next: its balancers take turns.
-    fn next(&mut self) -> Option<Waiter> {
+    fn next(&mut self, turn: u64, now: Micros) -> Option<Waiter> {
         let at = next_in_turn(self.waiters.iter().map(|waiter| waiter.balancer), self.served)?;
-        let waiter = self.waiters.remove(at)?;
-        self.served = waiter.balancer;
+        let waiter = self.unqueue(at, now)?;
+        (self.served, self.turn) = (waiter.balancer, turn);
         Some(waiter)
+    }
+
+    /// Leaves the line.
+    fn unqueue(&mut self, at: usize, now: Micros) -> Option<Waiter> {
+        self.stood = now;
+        self.waiters.remove(at)
     }
 
     /// How many calls of a balancer stand in the line.
@@ -182,6 +209,8 @@ pub struct Node {
     launching: u32,
     waiting: u32,
     moves: u64,
+    /// Calls that were served out of a line.
+    turns: u64,
     /// Of all functions.
     run: Mean,
     idle_memory: u64,
@@ -204,6 +233,7 @@ impl Node {
             launching: 0,
             waiting: 0,
             moves: 0,
+            turns: 0,
             run: Mean::default(),
             idle_memory: 0,
             idle_count: 0,
@@ -254,14 +284,14 @@ impl Node {
         &mut self,
         call: u32,
         asker: Asker,
-        function: u32,
+        (function, app): (u32, u64),
         ask: Ask,
         now: Micros,
         remaining: Duration,
         rules: &Rules,
     ) -> Acquired {
         let instant = rules.instant(now);
-        let pool = self.pool(function, ask, instant);
+        let pool = self.pool(function, app, ask, instant);
         pool.arrivals.add(instant);
         if pool.waiters.is_empty()
             && let Some(start) = self.take(function, instant, rules)
@@ -304,7 +334,9 @@ impl Node {
         let expected = expected.as_micros() as Micros;
         if pool.waiters.is_empty() {
             self.waiting_functions.push(function);
-            pool.standing = now;
+            if !goes_on(asker.waited, duration(now - pool.stood), pool.cold.get()) {
+                pool.standing = now;
+            }
         }
         let balancer = asker.balancer;
         pool.waiters.push_back(Waiter { call, balancer, since: now, expected, overdue: false, seen: None });
@@ -315,15 +347,19 @@ impl Node {
         Acquired::Wait { expected, pause: patience }
     }
 
-    fn pool(&mut self, function: u32, ask: Ask, now: Instant) -> &mut Pool {
+    fn pool(&mut self, function: u32, app: u64, ask: Ask, now: Instant) -> &mut Pool {
         self.pools.entry(function).or_insert_with(|| Pool {
+            app,
             ask,
             idle: Vec::new(),
             busy: 0,
+            going: 0,
             launching: 0,
             waiters: VecDeque::new(),
             standing: 0,
+            stood: 0,
             served: 0,
+            turn: 0,
             wanted: Vec::new(),
             frequency: Frequency::new(now),
             run: Mean::default(),
@@ -382,7 +418,14 @@ impl Node {
         self.moves += 1;
         self.running -= 1;
         self.free.cpu_millis += Self::working(rules);
-        self.rest(function, Start::Warm, now);
+        match pool.going.checked_sub(1) {
+            None => self.rest(function, Start::Warm, now),
+            Some(going) => {
+                pool.going = going;
+                let ask = pool.ask.standing();
+                self.gone(function, ask);
+            }
+        }
         self.pump(now, rules);
     }
 
@@ -420,11 +463,18 @@ impl Node {
         pool.idle.remove(at);
         pool.moves += 1;
         self.moves += 1;
-        self.free.memory += pool.ask.memory;
-        self.free.slots += 1;
-        self.idle_memory -= pool.ask.memory;
+        let ask = pool.ask.standing();
+        self.idle_memory -= ask.memory;
         self.idle_count -= 1;
+        self.gone(function, ask);
+    }
+
+    /// A container is not there any more.
+    fn gone(&mut self, function: u32, ask: Resources) {
+        self.free.memory += ask.memory;
+        self.free.slots += ask.slots;
         self.acts.push(Act::Changed { function });
+        let Some(pool) = self.pools.get(&function) else { return };
         if pool.standing() < pool.minimum() {
             self.short.insert(function);
         }
@@ -444,32 +494,40 @@ impl Node {
     pub fn prewarm(&mut self, function: u32, now: Micros, rules: &Rules) -> bool {
         let Some(pool) = self.pools.get(&function).filter(|pool| pool.bare()) else { return false };
         let allowed = self.waiting == 0 && self.launching < cap(&self.size, &pool.ask);
-        allowed && self.begin(function, Start::Ahead, now, rules)
+        allowed && self.begin(function, Start::Ahead, Cost::Nobodys, now, rules) == Begun::Launch
     }
 
-    /// Starts a launch if there is room, or if some can be made for a call.
-    fn begin(&mut self, function: u32, start: Start, now: Micros, rules: &Rules) -> bool {
-        let Some(ask) = self.pools.get(&function).map(|pool| pool.ask) else { return false };
-        let Some(cpu) = self.free.cpu_millis.checked_sub(Self::starting(rules)) else { return false };
+    /// Starts a launch if there is room, or if some can be made at the cost of who is to bear it.
+    fn begin(&mut self, function: u32, start: Start, cost: Cost, now: Micros, rules: &Rules) -> Begun {
+        let Some(ask) = self.pools.get(&function).map(|pool| pool.ask) else { return Begun::Nothing };
+        let Some(cpu) = self.free.cpu_millis.checked_sub(Self::starting(rules)) else {
+            return Begun::Nothing;
+        };
         let standing = ask.standing();
-        if self.free.memory < standing.memory || self.free.slots == 0 {
-            if start != Start::Cold {
-                return false;
-            }
-            self.make_room(function, standing, now, rules);
+        if self.free.checked_sub(standing).is_none()
+            && (cost == Cost::Nobodys || !self.make_room(function, cost, now, rules))
+        {
+            return Begun::Nothing;
         }
-        if self.free.memory < standing.memory || self.free.slots == 0 {
-            return false;
-        }
-        self.free.cpu_millis = cpu;
-        self.free.memory -= standing.memory;
-        self.free.slots -= 1;
+        // Those that end with their calls are not gone yet.
+        let Some(free) = self.free.checked_sub(standing) else { return Begun::Room };
+        self.free = Resources { cpu_millis: cpu, ..free };
         self.launching += 1;
         if let Some(pool) = self.pools.get_mut(&function) {
             pool.launching += 1;
             pool.standing = now;
         }
         self.acts.push(Act::Launch { function, start });
-        true
+        Begun::Launch
     }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begun {
+    /// It comes.
+    Launch,
+    /// Others end for it.
+    Room,
+    Nothing,
 }

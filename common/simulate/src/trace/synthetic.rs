@@ -102,7 +102,7 @@ impl Steady {
     }
 }
 
-/// One short function, for callers who make their next call when the one before is answered.
+/// Short functions, for callers who make their next call, each always of the same function, when the one before is answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Again {
     /// Calls to make.
@@ -111,6 +111,8 @@ pub struct Again {
     pub takes: Micros,
     /// What a launch takes in the middle.
     pub cold: Micros,
+    /// The functions, as `app/function`.
+    pub functions: &'static [&'static str],
     /// Repeats it.
     pub seed: u64,
 }
@@ -122,8 +124,10 @@ impl Again {
         let mut random = Random::new(self.seed, 3);
         let mut takes = || random.log_normal(self.takes as f64, 0.3).max(1.0) as Micros;
         let calls = (0..self.calls).map(|_| Call { at: 0, function: 0, takes: takes() }).collect();
-        let function = Function { name: "again/f".to_owned(), memory: 16 * MIB as u64, cold: self.cold };
-        Trace { title: "one function, again and again".to_owned(), functions: vec![function], calls, span: 0 }
+        let function =
+            |name: &&str| Function { name: (*name).to_owned(), memory: 16 * MIB as u64, cold: self.cold };
+        let functions = self.functions.iter().map(function).collect();
+        Trace { title: "short functions, again and again".to_owned(), functions, calls, span: 0 }
     }
 }
 

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use stoker_policy::launch::{Decision, WaitingFunction, cap, decide};
 
-use super::{Act, Node, Pool, Rules, Start, Waiter};
+use super::room::Cost;
+use super::{Act, Begun, Node, Rules, Start, Waiter};
 use crate::scenario::RunnerPolicy;
 use crate::trace::{Micros, SECOND};
 
@@ -39,7 +40,7 @@ impl Node {
             return (Some((pause * 2).max(expected).max(STANDSTILL)), false);
         }
         pool.gave_up = Some(all);
-        pool.waiters.remove(at);
+        pool.unqueue(at, now);
         self.waiting -= 1;
         self.fed(function);
         self.pump(now, rules);
@@ -58,7 +59,7 @@ impl Node {
     pub fn leave(&mut self, function: u32, call: u32, now: Micros, rules: &Rules) {
         let Some(pool) = self.pools.get_mut(&function) else { return };
         let Some(at) = pool.waiters.iter().position(|waiter| waiter.call == call) else { return };
-        pool.waiters.remove(at);
+        pool.unqueue(at, now);
         self.waiting -= 1;
         self.fed(function);
         self.pump(now, rules);
@@ -81,14 +82,13 @@ impl Node {
         if self.waiting == 0 || self.free.cpu_millis < Self::working(rules).min(Self::starting(rules)) {
             return;
         }
+        let apps = self.apps();
         let waiting = |function: &u32| {
             let pool = self.pools.get(function)?;
             let first = pool.waiters.front()?;
             let since = rules.instant(first.since);
-            Some((
-                WaitingFunction { since, held: pool.busy + pool.launching, overdue: first.overdue },
-                *function,
-            ))
+            let (app, held) = (apps.waiting(&pool.as_shared(), &self.size), pool.busy + pool.launching);
+            Some((WaitingFunction { app, since, held, overdue: first.overdue }, *function))
         };
         let mut order: Vec<_> = self.waiting_functions.iter().filter_map(waiting).collect();
         order.sort_unstable_by(|(a, one), (b, other)| a.order(b).then(one.cmp(other)));
@@ -102,7 +102,9 @@ impl Node {
         let instant = rules.instant(now);
         while self.pools.get(&function).is_some_and(|pool| !pool.waiters.is_empty()) {
             let Some(start) = self.take(function, instant, rules) else { break };
-            let waiter = self.pools.get_mut(&function).and_then(Pool::next);
+            self.turns += 1;
+            let turn = self.turns;
+            let waiter = self.pools.get_mut(&function).and_then(|pool| pool.next(turn, now));
             self.waiting -= 1;
             if let Some(Waiter { call, .. }) = waiter {
                 self.acts.push(Act::Give { call, start });
@@ -116,19 +118,21 @@ impl Node {
                 return false;
             };
             let facts = pool.facts(last, now);
-            let alone = self.waiting as usize == pool.waiters.len();
-            let start = match (rules.runner_policy, decide(&facts)) {
+            let launch = match (rules.runner_policy, decide(&facts)) {
                 (RunnerPolicy::Stoker, Decision::Wait) => None,
-                (RunnerPolicy::Stoker, Decision::Launch) => Some(Start::Cold),
-                (RunnerPolicy::Stoker, Decision::LaunchBeside) => alone.then_some(Start::Beside),
-                (RunnerPolicy::Plain, _) => (facts.launching <= facts.waiting).then_some(Start::Cold),
+                (RunnerPolicy::Stoker, Decision::Launch) => Some((Start::Cold, Cost::Anybodys)),
+                (RunnerPolicy::Stoker, Decision::LaunchBeside) => Some((Start::Beside, Cost::Larger)),
+                (RunnerPolicy::Plain, _) => {
+                    (facts.launching <= facts.waiting).then_some((Start::Cold, Cost::Anybodys))
+                }
             };
-            let Some(start) = start.filter(|_| !held && self.launching < cap(&self.size, &pool.ask)) else {
-                return false;
-            };
-            let overdue = facts.overdue;
-            if !self.begin(function, start, now, rules) {
-                return overdue;
+            let allowed = !held && self.launching < cap(&self.size, &pool.ask);
+            let Some((start, cost)) = launch.filter(|_| allowed) else { return false };
+            match self.begin(function, start, cost, now, rules) {
+                Begun::Launch => {}
+                // It is for this one.
+                Begun::Room => return true,
+                Begun::Nothing => return facts.overdue,
             }
         }
     }

@@ -3,7 +3,8 @@
 use stoker_core::resources::Ask;
 use stoker_policy::launch::cap;
 
-use super::{Act, Node, Rules, Start};
+use super::room::Cost;
+use super::{Act, Begun, Node, Rules, Start};
 use crate::trace::Micros;
 
 impl Node {
@@ -11,13 +12,13 @@ impl Node {
     pub fn keep(
         &mut self,
         balancer: usize,
-        function: u32,
+        (function, app): (u32, u64),
         ask: Ask,
         containers: u32,
         now: Micros,
         rules: &Rules,
     ) {
-        let pool = self.pool(function, ask, rules.instant(now));
+        let pool = self.pool(function, app, ask, rules.instant(now));
         let before = pool.minimum();
         pool.wanted.resize(pool.wanted.len().max(balancer + 1), 0);
         pool.wanted[balancer] = containers;
@@ -62,7 +63,7 @@ impl Node {
             }
             self.short.insert(function);
             let allowed = self.waiting == 0 && self.launching < cap(&self.size, &pool.ask);
-            if !allowed || !self.begin(function, Start::Kept, now, rules) {
+            if !allowed || self.begin(function, Start::Kept, Cost::Nobodys, now, rules) != Begun::Launch {
                 return;
             }
         }
